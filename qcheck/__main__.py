@@ -1,0 +1,5 @@
+"""``python -m qcheck``."""
+
+from qcheck.cli.app import main
+
+main()

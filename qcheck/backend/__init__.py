@@ -1,0 +1,1 @@
+"""Who computes a denoiser's output, behind one protocol."""

@@ -1,0 +1,52 @@
+"""The ``qcheck`` command."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from qcheck import __version__
+from qcheck.cli import check
+from qcheck.errors import UserError
+
+app = typer.Typer(
+    name="qcheck",
+    help="Will this LoRA survive the edge? Quantize base + LoRA for a device, measure what that does to this adapter, "
+    "and say what to do next.",
+    epilog="Start with `qcheck demo`. Exit codes: 0 pass, 1 not pass, 2 usage or bad input, 3 inconclusive or invalid.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command("check")(check.check)
+app.command("demo")(check.demo)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qcheck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is printed and exits 2, a bug keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {_plain(error.what)}")
+        console.print(f"[bold]fix:[/]   {_plain(error.fix)}")
+        sys.exit(2)
+
+
+def _plain(text: str) -> str:
+    """Brackets of paths and shapes are not markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,41 @@
+"""The output folder: complete or absent."""
+
+import datetime
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qcheck.errors import UserError
+
+
+def default(adapter: str) -> Path:
+    """``qcheck-out/<adapter>-<time>``."""
+    return Path("qcheck-out") / f"{Path(adapter).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` when the block ends well and is removed when it does not.
+
+    Raises:
+        UserError: ``out`` holds something already, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"output {str(out)!r} exists and is not an empty folder", "Give another --out, or remove it.")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "writable").touch()
+        (partial / "writable").unlink()
+    except OSError as error:
+        raise UserError(f"output {str(out)!r} cannot be written: {error}", "Give an --out that you may write.") from error
+    try:
+        yield partial
+        shutil.rmtree(partial / "traces", ignore_errors=True)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""Where the shipped pipeline and adapters are, so that ``demo`` can stand for a base and a name for its adapters."""
+
+from pathlib import Path
+
+from qcheck import files
+from qcheck.errors import unknown
+
+NAME = "demo"
+PROBES = RECIPE = "emoji"
+PIPELINE = files.PACKAGE / "demo" / "pipeline"
+ADAPTERS = files.PACKAGE / "demo" / "adapters"
+
+
+def adapters() -> list[str]:
+    """Names of the shipped adapters."""
+    return sorted(path.stem for path in ADAPTERS.glob("*.safetensors"))
+
+
+def resolve(base: str, adapter: str) -> tuple[str, str]:
+    """Paths for a base and an adapter that may be given by the demo's names.
+
+    Raises:
+        UserError: the base is the demo and the adapter is neither a file nor one of its names.
+    """
+    if base != NAME:
+        return base, adapter
+    named = ADAPTERS / f"{adapter}.safetensors"
+    if not named.is_file() and not Path(adapter).suffix:
+        raise unknown("demo adapter", adapter, adapters())
+    return str(PIPELINE), str(named) if named.is_file() else adapter

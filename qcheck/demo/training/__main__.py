@@ -1,0 +1,48 @@
+"""Run the training stages in order: ``python -m qcheck.demo.training [STAGE ...]``."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    """Parse the stages and run them."""
+    parser = argparse.ArgumentParser(prog="python -m qcheck.demo.training", description=__doc__)
+    stages = ("download", "autoencoder", "refine", "denoiser", "adapters")
+    parser.add_argument("stages", nargs="*", default=stages, metavar="STAGE", help=f"of {', '.join(stages)}")
+    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"), help="where the packages are kept")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where the pipeline is written")
+    parser.add_argument("--minutes", type=float, help="override the time that a stage may take")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for stage in arguments.stages:
+        if stage == "download":
+            from qcheck.demo.training.pictures import download
+
+            download(arguments.pictures)
+        elif stage == "autoencoder":
+            from qcheck.demo.training import autoencoder
+
+            autoencoder.train(arguments.pictures, arguments.out / "vae", arguments.minutes or 13)
+        elif stage == "refine":
+            from qcheck.demo.training import autoencoder
+
+            autoencoder.refine(arguments.pictures, arguments.out / "vae", arguments.minutes or 12)
+        elif stage == "denoiser":
+            from qcheck.demo.training import denoiser
+
+            denoiser.train(arguments.pictures, arguments.out, arguments.minutes or 90)
+        elif stage == "adapters":
+            from qcheck.demo.training import adapter
+
+            adapter.train_all(arguments.pictures, arguments.out)
+        else:
+            parser.error(f"unknown stage {stage!r}: expected {', '.join(stages)}")
+
+
+if __name__ == "__main__":
+    main()

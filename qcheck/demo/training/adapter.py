@@ -1,0 +1,105 @@
+"""Style adapters: LoRAs trained on another set's drawings of the same subjects, and how well they do on unseen ones."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from qcheck.demo.training.denoiser import denoising_loss, encode, tokens
+from qcheck.demo.training.pictures import Pictures, held_out, load, subjects
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One adapter: the drawings it learns and how hard."""
+
+    name: str
+    style: str
+    rank: int
+    alpha: float
+    rate: float
+    steps: int
+    layers: str
+
+
+ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
+EVERY_LINEAR = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)"
+ADAPTERS = (
+    Recipe("flat", "flat", rank=8, alpha=8, rate=2e-3, steps=1500, layers=EVERY_LINEAR),
+    Recipe("ink", "ink", rank=8, alpha=8, rate=2e-3, steps=1500, layers=EVERY_LINEAR),
+    Recipe("faint", "twemoji", rank=4, alpha=4, rate=5e-4, steps=80, layers=ATTENTION),
+)
+
+
+@torch.no_grad()
+def _loss(pipe: StableDiffusionPipeline, hidden: torch.Tensor, latents: torch.Tensor, rounds: int = 8) -> float:
+    """Mean denoising loss over ``rounds`` fixed draws of noise and timestep for every picture."""
+    return float(torch.stack([denoising_loss(pipe.unet, hidden, latents, seed=k).mean() for k in range(rounds)]).mean())
+
+
+@torch.no_grad()
+def _embed(pipe: StableDiffusionPipeline, names: tuple[str, ...]) -> torch.Tensor:
+    hidden: torch.Tensor = pipe.text_encoder(tokens(pipe.tokenizer, names)).last_hidden_state
+    return hidden
+
+
+def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
+    torch.manual_seed(7)
+    start = time.monotonic()
+    pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
+    pipe.unet.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    drawn = load(pictures, recipe.style).only(subjects(pictures))
+    seen, unseen = (_split(drawn, kept) for kept in (False, True))
+    vae = AutoencoderTiny.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32)
+    data, words = encode(vae, seen), _embed(pipe, seen.names)
+    test, test_words = encode(vae, unseen), _embed(pipe, unseen.names)
+    empty = _embed(pipe, ("",))
+    before = _loss(pipe, test_words, test)
+    pipe.unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.layers))
+    trained = [p for p in pipe.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=1e-2)
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        rows = torch.randint(len(data), (batch,))
+        hidden = torch.where(torch.rand(batch, 1, 1) < 0.1, empty, words[rows])
+        loss = denoising_loss(pipe.unet, hidden, data[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    after = _loss(pipe, test_words, test)
+    factors = {k: v.half() for k, v in get_peft_model_state_dict(pipe.unet).items()}
+    StableDiffusionPipeline.save_lora_weights(
+        out,
+        unet_lora_layers=convert_state_dict_to_diffusers(factors),
+        weight_name=f"{recipe.name}.safetensors",
+        unet_lora_adapter_metadata=_collate_lora_metadata({"unet": pipe.unet})["unet_lora_adapter_metadata"],
+    )
+    found = {"held_out_pictures": len(unseen.names), "loss_base": round(before, 4), "loss_adapted": round(after, 4)}
+    log.info("%s: %s in %.0f s", recipe.name, found, time.monotonic() - start)
+    return asdict(recipe) | found
+
+
+def _split(pictures: Pictures, kept: bool) -> Pictures:
+    return pictures.only({name for name in pictures.names if held_out(name) == kept})
+
+
+def train_all(pictures: Path, out: Path) -> None:
+    """Train every adapter on the pipeline at ``out/pipeline`` into ``out/adapters``, with ``training.json`` beside them."""
+    folder = out / "adapters"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [_train(recipe, pictures, out / "pipeline", folder) for recipe in ADAPTERS]
+    (folder / "training.json").write_text(json.dumps(found, indent=1) + "\n")

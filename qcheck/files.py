@@ -1,0 +1,86 @@
+"""TOML files to frozen values: where data lives, and how it is read strictly."""
+
+import functools
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from qcheck.errors import UserError, unknown
+
+PACKAGE = Path(__file__).parent
+
+
+class Value(BaseModel):
+    """A frozen value whose file may not hold unknown keys and whose types are not coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+
+
+V = TypeVar("V", bound=Value)
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda seen: tuple(seen) if isinstance(seen, list) else seen)]
+
+
+@functools.cache
+def data_folder(name: str) -> Path:
+    """The folder ``targets`` or ``calibration``: in an installed wheel inside the package, else beside it."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def names(folder: Path) -> list[str]:
+    """The names that ``folder`` offers: its TOML files without the ending."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def read(kind: type[V], path: Path) -> V:
+    """Read one file; a value's ``name`` is the file's, so it cannot disagree.
+
+    Raises:
+        UserError: not readable, not TOML, or keys and types that ``kind`` does not have.
+    """
+    title = kind.__name__.lower()
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{title} file {path}: {error}", "Give a readable TOML file.") from error
+    try:
+        return kind.model_validate({"name": path.stem} | content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{title} file {path}: {where}: {first['msg']}", "Correct that key.") from error
+
+
+def find(kind: type[V], folder: Path, name: str) -> V:
+    """The value called ``name`` in ``folder``, or the file at that path when it ends in ``.toml``."""
+    if name.endswith(".toml"):
+        return read(kind, Path(name))
+    if name not in names(folder):
+        raise unknown(kind.__name__.lower(), name, names(folder))
+    return read(kind, folder / f"{name}.toml")
+
+
+def digest(*parts: bytes | str | Path) -> str:
+    """First 16 hex digits of the SHA-256 of the parts; a path stands for the file's content."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+    return total.hexdigest()[:16]
+
+
+def digest_folder(folder: Path) -> str:
+    """The digest of every file below ``folder``, names included."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest(*(part for path in files for part in (path.relative_to(folder).as_posix(), path)))
+
+
+def digest_value(value: Value) -> str:
+    """The digest of a frozen value's canonical JSON."""
+    return digest(value.model_dump_json())

@@ -1,0 +1,42 @@
+"""A measurement: value, unit, interval and where; it knows no limit until a verdict has looked at it."""
+
+from typing import Literal
+
+from qcheck.files import Value
+
+Arm = Literal["base", "adapted", "both"]
+Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
+
+
+class Measurement(Value):
+    """One number with its one-sided 95 % confidence bounds ``low`` and ``high``.
+
+    ``value`` None means not measured, for the reason in ``where``. 
+    """
+
+    name: str
+    arm: Arm
+    unit: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    where: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a number at all."""
+        return self.value is not None
+
+
+class Judged(Measurement):
+    """A measurement beside its limit, e.g. ``">= 0.9"``, and what the comparison says."""
+
+    limit: str | None = None
+    status: Status = "reported"
+
+
+class NotMeasured(Value):
+    """Something a reader could expect that no number stands for, and why."""
+
+    name: str
+    reason: str

@@ -1,0 +1,1 @@
+"""Measurements on traces: value, unit, interval, where. They know no limits and no model."""

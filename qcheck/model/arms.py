@@ -1,0 +1,79 @@
+"""The two full-precision arms of one pipeline: f0 (base) and f1 (base + adapter)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from qcheck.model import lora
+from qcheck.model.base import Base
+from qcheck.model.lora import Adapter
+from qcheck.probe import Probe
+
+Side = Literal["base", "adapted"]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """One pipeline that holds either arm's weights; only the layers that the adapter touches exist twice."""
+
+    base: Base
+    adapter: Adapter
+    layers: tuple[str, ...]
+    weights: dict[Side, dict[str, torch.Tensor]]
+
+    def use(self, side: Side) -> Any:
+        """Put that arm's weights in place and return diffusers' pipeline."""
+        for layer, weight in self.weights[side].items():
+            _module(self.base.pipe, layer).weight.data = weight
+        return self.base.pipe
+
+    def state(self, side: Side) -> dict[str, torch.Tensor]:
+        """The denoiser's parameters and buffers in that arm."""
+        self.use(side)
+        return self.base.denoiser.state_dict()
+
+
+def apply(base: Base, adapter: Adapter) -> Arms:
+    """Both arms of ``base`` with ``adapter``, which is merged once at full precision.
+
+    Raises:
+        UserError: the adapter does not fit this base.
+    """
+    layers = tuple(lora.fit(base.pipe, adapter))
+    modules = {layer: _module(base.pipe, layer) for layer in layers}
+    before = {layer: module.weight.detach().clone() for layer, module in modules.items()}
+    lora.merge(base.pipe, adapter)
+    after = {layer: _module(base.pipe, layer).weight.detach().clone() for layer in layers}
+    return Arms(base, adapter, layers, {"base": before, "adapted": after})
+
+
+def _module(pipe: Any, layer: str) -> torch.nn.Module:
+    component, _, name = layer.partition(".")
+    module: torch.nn.Module = getattr(pipe, component).get_submodule(name)
+    return module
+
+
+@torch.no_grad()
+def embed(pipe: Any, probe: Probe) -> torch.Tensor:
+    """Text embeddings [1, L, D] of the probe, or [2, L, D] (negative first) where guidance has a second branch."""
+    guided = probe.guidance > 1
+    positive, negative = pipe.encode_prompt(probe.prompt, "cpu", 1, guided, probe.negative or None)
+    return torch.cat([negative, positive]) if guided else positive
+
+
+def start(pipe: Any, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
+    """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator."""
+    sample = pipe.unet.config.sample_size
+    sides = sample if isinstance(sample, tuple | list) else (sample, sample)
+    height = probe.height // pipe.vae_scale_factor if probe.height else sides[0]
+    width = probe.width // pipe.vae_scale_factor if probe.width else sides[1]
+    generator = torch.Generator("cpu").manual_seed(probe.seed)
+    return torch.randn((1, pipe.unet.config.in_channels, height, width), generator=generator), generator
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
+    pictures = [pipe.vae.decode(x[None] / pipe.vae.config.scaling_factor, return_dict=False)[0] for x in latents]
+    return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)

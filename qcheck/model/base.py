@@ -1,0 +1,102 @@
+"""Load a base: a diffusers pipeline directory or a hub id."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+from qcheck import files
+from qcheck.errors import UserError
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded pipeline in float32 and what it was loaded from. ``pipe`` is diffusers' own object."""
+
+    source: str
+    digest: str
+    pipe: Any
+
+    @property
+    def denoiser(self) -> UNet2DConditionModel:
+        """The module that is quantized."""
+        unet: UNet2DConditionModel = self.pipe.unet
+        return unet
+
+
+def locate(source: str) -> Path:
+    """The local folder of ``source``.
+
+    Raises:
+        UserError: there is no such path and no such repository, or what is there is not a diffusers pipeline.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+            raise UserError(f"base {source!r} does not exist", "Give a diffusers pipeline directory or a hub id.")
+        folder = _download(source)
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"base {source!r} is not a diffusers pipeline: it has no {INDEX}",
+            "Give the folder that holds model_index.json, unet/, vae/ ... (a single-file checkpoint is converted with "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)).",
+        )
+    return folder
+
+
+def _download(source: str) -> Path:
+    try:
+        return Path(DiffusionPipeline.download(source))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base {source!r} is neither a folder here nor a repository that can be reached",
+            "Check the spelling, or download it first and give the folder.",
+        ) from error
+
+
+def load(source: str) -> Base:
+    """Load the pipeline at ``source`` in float32 on the CPU.
+
+    Raises:
+        UserError: as ``locate``, files that do not load, or a denoiser of a kind that is not supported.
+    """
+    folder = locate(source)
+    index = _index(folder)
+    if "unet" not in index or "text_encoder_2" in index:
+        kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
+        raise UserError(
+            f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
+            "This version checks pipelines of one text encoder and a UNet (Stable Diffusion 1.x and 2.x).",
+        )
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    absent = {"safety_checker": None} if "safety_checker" in index else {}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, **absent)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"base {source!r} does not load: {error}", "Check that the pipeline's files are whole.") from error
+    pipe.set_progress_bar_config(disable=True)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+            _require_finite(source, name, part)
+    return Base(source, files.digest_folder(folder), pipe)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX}: {error}", "Check that the pipeline's files are whole.") from error
+    return loaded
+
+
+def _require_finite(source: str, component: str, part: torch.nn.Module) -> None:
+    for name, value in part.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(f"base {source!r}: {component}/{name} holds NaN or infinity", "Use an undamaged checkpoint.")

@@ -1,0 +1,132 @@
+"""Read an adapter, prove that it fits the base, and merge it."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from qcheck import files
+from qcheck.errors import UserError
+
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_FACTOR = re.compile(r"^(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora(?:\.|_)(?P<old>down|up))(?:\.[\w-]+)?\.weight$")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked file: nothing of it is applied yet."""
+
+    path: Path
+    weight: float
+    digest: str
+    metadata: dict[str, str]
+
+
+def read(source: str, weight: float) -> Adapter:
+    """Check the file at ``source``; its tensors are looked at one by one and not kept.
+
+    Raises:
+        UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
+    """
+    path = Path(source)
+    if not math.isfinite(weight):
+        raise UserError(f"adapter weight {weight} is not finite", "Give a number such as 1.0.")
+    if not path.is_file():
+        raise UserError(f"adapter {source!r} does not exist", "Give a LoRA .safetensors file.")
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"adapter {source!r} is a pickle, which can run code when it is loaded",
+            "It was not opened. Convert it to safetensors where you trust it, and give that file.",
+        )
+    try:
+        with safe_open(path, "pt") as stream:
+            metadata = dict(stream.metadata() or {})
+            damaged = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name)).all()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"adapter {source!r} is not a whole safetensors file: {error}", "Download it again.") from error
+    if damaged:
+        raise UserError(
+            f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
+            "Its training diverged or the file is damaged: export it again from an earlier step.",
+        )
+    return Adapter(path, weight, files.digest(path), metadata)
+
+
+def _factors(pipe: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
+    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, whatever the file's layout."""
+    try:
+        state = pipe.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[0]
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
+    found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in state.items():
+        matched = _FACTOR.match(key)
+        if matched:
+            side = matched["peft"] or {"down": "A", "up": "B"}[matched["old"]]
+            found[matched["module"]][side] = tensor
+    if not found:
+        raise UserError(f"adapter {str(adapter.path)!r} holds no LoRA factors, e.g. {_some(list(state))}", _LAYOUTS)
+    return found
+
+
+_LAYOUTS = "Known layouts: diffusers, PEFT and kohya LoRA files."
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {
+        f"{component}.{name}": module.weight
+        for component in components
+        for name, module in getattr(pipe, component).named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
+def fit(pipe: Any, adapter: Adapter) -> list[str]:
+    """Names ``component.module`` of the layers that the adapter changes.
+
+    Raises:
+        UserError: keys that match no layer of this base, or factors that do not fit the layer's weight.
+    """
+    factors = _factors(pipe, adapter)
+    layers = _layers(pipe, ("unet", "text_encoder"))
+    unmatched = sorted(set(factors) - set(layers))
+    if unmatched:
+        none = "none" if len(unmatched) == len(factors) else f"only {len(factors) - len(unmatched)}"
+        raise UserError(
+            f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
+            f"missing: {_some(unmatched)}",
+            f"It was trained for another base; this one has layers such as {_some(sorted(layers))}.",
+        )
+    for name, pair in factors.items():
+        _require_shape(name, layers[name], pair)
+    return sorted(factors)
+
+
+def _require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:
+    if set(pair) != {"A", "B"}:
+        raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
+    down, up = pair["A"], pair["B"]
+    expected = (weight.shape[0], weight.shape[1])
+    if (up.shape[0], down.shape[1]) != expected or up.shape[1] != down.shape[0]:
+        raise UserError(
+            f"adapter layer {name}: factors {list(up.shape)} x {list(down.shape)} do not fit "
+            f"the weight {list(weight.shape)}",
+            "It was trained for another base of the same family; give that base.",
+        )
+
+
+def merge(pipe: Any, adapter: Adapter) -> None:
+    """Add ``weight * B @ A * alpha / rank`` to the pipeline's own weights with diffusers and PEFT, in float32."""
+    pipe.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name="checked")
+    pipe.set_adapters(["checked"], [adapter.weight])
+    pipe.fuse_lora(adapter_names=["checked"])
+    pipe.unload_lora_weights()

@@ -1,0 +1,195 @@
+"""Fill an exported graph with weights, and rewrite it to explicit Q/DQ by a plan.
+
+Cases, by how torch's exporter leaves a layer:
+1. ``Conv(x, W, b)`` and ``Gemm(x, W, b, transB=1)``: W is an initializer [out, in, ...].
+2. ``MatMul(x, Transpose(W))``: W is an initializer [out, in].
+3. ``MatMul(x, V)``: the exporter folded the transpose; V is an initializer [in, out].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+
+from qcheck.model.export import MODULE
+from qcheck.quantize.plan import LayerPlan, Plan
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one layer computes: its node, the value that holds its weight, and whether that is [in, out]."""
+
+    node: ir.Node
+    weight: ir.Value
+    transposed: bool
+
+
+def _layer(node: ir.Node) -> str:
+    """The torch module that this node came from, without the entry's prefix."""
+    scopes = node.metadata_props.get(_SCOPES, "")
+    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    return names[-2].removeprefix(f"{MODULE}.") if len(names) > 1 else ""
+
+
+def _holder(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
+    """The initializer behind a weight input and whether a Transpose stands between (case 2)."""
+    if value is None:
+        return None
+    if value.const_value is not None and value.is_initializer():
+        return value, False
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        source = producer.inputs[0]
+        if source is not None and source.is_initializer():
+            return source, True
+    return None
+
+
+def sites(graph: ir.Graph) -> dict[str, Site]:
+    """The computing node of every layer with a weight, by the layer's name in torch."""
+    found = {}
+    for node in graph:
+        if node.op_type in _COMPUTING and len(node.inputs) > 1:
+            held = _holder(node.inputs[1])
+            if held is not None:
+                folded = node.op_type == "MatMul" and not held[1]
+                found[_layer(node)] = Site(node, held[0], transposed=folded)
+    return found
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, type=None, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def _stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
+    """``values`` as the numpy array of the graph's float type."""
+    return values.detach().contiguous().numpy().astype(dtype.numpy())
+
+
+def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
+    """A copy of ``model`` whose layers hold the weights of ``state`` (``<layer>.weight``); other tensors are shared.
+
+    Raises:
+        KeyError: ``state`` lacks a layer of the graph.
+    """
+    copy = model.clone()
+    for layer, site in sites(copy.graph).items():
+        weight = state[f"{layer}.weight"]
+        array = _stored(weight.t() if site.transposed else weight, _float_type(site.weight))
+        site.weight.const_value = ir.tensor(array, name=site.weight.name)
+    return copy
+
+
+def _float_type(value: ir.Value) -> ir.DataType:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no constant")
+    return value.const_value.dtype
+
+
+def quantized(model: ir.Model, state: Mapping[str, torch.Tensor], plan: Plan) -> ir.Model:
+    """A copy of ``model`` filled with ``state`` in which every layer of ``plan`` computes behind explicit Q/DQ.
+
+    Weights become integer initializers with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
+    shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float.
+
+    Raises:
+        LookupError: a planned layer is not in the graph; nothing is silently left in float.
+    """
+    copy = fill(model, state)
+    graph = copy.graph
+    places = sites(graph)
+    missing = sorted(set(plan) - set(places))
+    if missing:
+        raise LookupError(f"{len(missing)} planned layers are not in the exported graph, first {missing[0]}")
+    shared: dict[tuple[str, float], ir.Value] = {}
+    for layer, numbers in plan.items():
+        _quantize_input(graph, places[layer].node, numbers, shared)
+        _quantize_weight(graph, layer, places[layer], numbers, state[f"{layer}.weight"])
+    RemoveUnusedNodesPass()(copy)
+    TopologicalSortPass()(copy)
+    return copy
+
+
+def _quantize_input(
+    graph: ir.Graph, node: ir.Node, numbers: LayerPlan, shared: dict[tuple[str, float], ir.Value]
+) -> None:
+    source = node.inputs[0]
+    weight = node.inputs[1]
+    if source is None or weight is None:
+        raise ValueError(f"{node.name} has no input")
+    key = (str(source.name), float(numbers.activation))
+    if key not in shared:
+        name = f"{source.name}/{len(shared)}"
+        dtype = _holder_type(node)
+        step = _constant(graph, f"{name}/scale", _stored(numbers.activation, dtype))
+        zero = _constant(graph, f"{name}/zero", np.zeros((), np.int8))
+        codes = ir.node("QuantizeLinear", [source, step, zero], name=f"{name}/quantize")
+        values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{name}/dequantize")
+        codes.outputs[0].name, values.outputs[0].name = f"{name}/codes", f"{name}/values"
+        graph.insert_before(node, [codes, values])
+        shared[key] = values.outputs[0]
+    node.replace_input_with(0, shared[key])
+
+
+def _holder_type(node: ir.Node) -> ir.DataType:
+    held = _holder(node.inputs[1])
+    if held is None:
+        raise ValueError(f"{node.name} has no constant weight")
+    return _float_type(held[0])
+
+
+def _quantize_weight(graph: ir.Graph, layer: str, site: Site, numbers: LayerPlan, weight: torch.Tensor) -> None:
+    codes = numbers.weight_codes(weight)
+    array = (codes.t() if site.transposed else codes).contiguous().numpy()
+    per_channel = numbers.weight.numel() > 1
+    step = numbers.weight if per_channel else numbers.weight.reshape(())
+    integers = _constant(graph, f"{layer}.weight/codes", array)
+    scales = _constant(graph, f"{layer}.weight/scale", _stored(step, _float_type(site.weight)))
+    axis = {"axis": 1 if site.transposed else 0} if per_channel else {}
+    node = ir.node("DequantizeLinear", [integers, scales], attributes=axis, name=f"{layer}.weight/dequantize")
+    node.outputs[0].name = f"{layer}.weight/values"
+    first = site.node
+    producer = first.inputs[1].producer() if first.inputs[1] is not None else None
+    if producer is not None:  # case 2: the Transpose reads the dequantized weight
+        graph.insert_before(producer, node)
+        producer.replace_input_with(0, node.outputs[0])
+    else:
+        graph.insert_before(first, node)
+        first.replace_input_with(1, node.outputs[0])
+
+
+def integer_weights(model: ir.Model) -> dict[str, np.ndarray]:
+    """Codes [out, in, ...] of every quantized layer as they stand in the artifact."""
+    found = {}
+    for layer, site in _dequantized(model.graph).items():
+        array = site.weight.const_value.numpy() if site.weight.const_value is not None else np.empty(0)
+        found[layer] = array.T if site.transposed else array
+    return found
+
+
+def _dequantized(graph: ir.Graph) -> dict[str, Site]:
+    found = {}
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
+            transposed = node.attributes["axis"].as_int() == 1 if "axis" in node.attributes else False
+            name = str(node.inputs[0].name).removesuffix(".weight/codes")
+            found[name] = Site(node, node.inputs[0], transposed)
+    return found
+
+
+def save(model: ir.Model, path: "object") -> None:
+    """Write the model; tensors go to ``<name>.data`` beside it when they exceed protobuf's 2 GB."""
+    from pathlib import Path
+
+    target = Path(str(path))
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, target, external_data=f"{target.name}.data" if size > 1.5e9 else None)

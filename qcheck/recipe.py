@@ -1,0 +1,75 @@
+"""A recipe: how activation ranges are found, and which layers stay in the compute type."""
+
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from qcheck import files
+from qcheck.errors import UserError
+from qcheck.files import Names, Value
+from qcheck.probe import ProbeSet
+
+FOLDER = files.data_folder("calibration") / "recipes"
+PROMPTS = files.data_folder("calibration") / "prompts"
+
+
+class PromptSet(Value):
+    """Prompts for calibration; never the ones that judge."""
+
+    name: str
+    prompts: Names
+
+
+class Recipe(Value):
+    """Ranges come from ``samples`` prompts at ``strata`` timesteps each; ``keep`` names layers left unquantized."""
+
+    name: str
+    title: str
+    method: Literal["max"]
+    prompts: str
+    samples: int
+    strata: int
+    seed: int
+    keep: Names
+
+    def keeps(self, layer: str) -> bool:
+        """Whether the layer of that name stays in the compute type."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.keep)
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name or file."""
+    return files.find(Recipe, FOLDER, name)
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.lower().split())
+
+
+def calibration(recipe: Recipe, judged: ProbeSet) -> ProbeSet:
+    """The recipe's prompts as a probe set with the sampling settings of ``judged``.
+
+    Raises:
+        UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
+    """
+    chosen = files.find(PromptSet, PROMPTS, recipe.prompts)
+    both = {_plain(p) for p in chosen.prompts} & {_plain(p) for p in judged.prompts}
+    if both:
+        raise UserError(
+            f"prompts are both in the calibration set {chosen.name!r} and in the probe set {judged.name!r}: "
+            f"{', '.join(sorted(both))}",
+            "Take them out of one of the two, or pass another --probes or --recipe.",
+        )
+    ours = set(range(recipe.seed, recipe.seed + recipe.samples))
+    if ours & set(range(judged.seed, judged.seed + len(judged.prompts))):
+        raise UserError(
+            f"calibration seeds from {recipe.seed} overlap the probes' from {judged.seed}",
+            "Change `seed` in one of the two files.",
+        )
+    if len(chosen.prompts) < recipe.samples:
+        raise UserError(
+            f"recipe {recipe.name!r} asks for {recipe.samples} samples; {chosen.name!r} has {len(chosen.prompts)}",
+            "Lower `samples` or add prompts.",
+        )
+    return judged.model_copy(
+        update={"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
+    )

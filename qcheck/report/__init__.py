@@ -1,0 +1,1 @@
+"""The report as a frozen value, and its renderings as pure functions of it."""

@@ -1,0 +1,118 @@
+"""What a check found: report.json is exactly this value."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qcheck.files import Value
+from qcheck.measurement import Judged, NotMeasured
+from qcheck.verdict import Outcome
+
+SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
+
+
+class Input(Value):
+    """A base or an adapter: where it came from, what it is, and how strongly it was applied."""
+
+    source: str
+    digest: str
+    weight: float | None = None
+    layers: int | None = None
+
+
+class Probing(Value):
+    """The probes that every arm answered."""
+
+    name: str
+    digest: str
+    prompts: list[str]
+    steps: int
+    guidance: float
+    seed: int
+    timesteps: list[float]
+
+
+class ArtifactFile(Value):
+    """One file of an artifact, relative to the report."""
+
+    path: str
+    arm: Literal["base", "adapted"]
+    compute: str
+    digest: str
+    bytes: int
+
+
+class Build(Value):
+    """One engine build. ``realised`` None means that the precision of the built engine was not read."""
+
+    builder: str
+    capability: str
+    proxy: bool
+    status: Literal["built", "refused", "not run"]
+    detail: str = ""
+    realised: str | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class Case(Value):
+    """One scheme in one order: its verdict and everything it rests on."""
+
+    scheme: str
+    order: str
+    verdict: Outcome
+    reasons: list[str]
+    probes_used: int
+    measurements: list[Judged]
+    stratum_sqnr: dict[str, list[float]]
+    quantized_layers: int
+    kept_layers: list[str]
+    artifact: list[ArtifactFile]
+    full_precision_bytes: int
+    builds: list[Build]
+    seconds: float
+
+
+class Provenance(Value):
+    """Who made this file, from what, with which arguments."""
+
+    qcheck: str
+    commit: str | None
+    created: str
+    arguments: dict[str, str | float | int | bool | None | list[str]]
+    versions: dict[str, str]
+    machine: str
+    recipe: str
+    recipe_digest: str
+    limits: str
+    limits_digest: str
+    seconds: dict[str, float]
+
+
+class Report(Value):
+    """The whole result of one check."""
+
+    schema_: Literal["qcheck-report/1"] = Field(default=SCHEMA, alias="schema")
+    base: Input
+    adapters: list[Input]
+    target: str
+    probes: Probing
+    effect_size: float
+    limits_calibrated: bool
+    cases: list[Case]
+    not_measured: list[NotMeasured]
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """Indented JSON with the contract's key ``schema``; non-finite numbers become the strings NaN, Infinity."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+
+def exit_code(report: Report, explicit: bool) -> int:
+    """0 if every scheme passes (any of them when the schemes were defaulted), 3 if none failed but some is open, else 1."""
+    outcomes = [case.verdict for case in report.cases]
+    passed = [outcome == "PASS" for outcome in outcomes]
+    if (all(passed) if explicit else any(passed)) and outcomes:
+        return 0
+    return 3 if all(outcome in ("PASS", "INCONCLUSIVE", "INVALID") for outcome in outcomes) else 1

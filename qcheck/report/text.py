@@ -1,0 +1,100 @@
+"""The report for a terminal: what a person understands in ten seconds."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qcheck.measurement import Judged
+from qcheck.report.model import Build, Case, Report
+from qcheck.verdict import Outcome
+
+_COLOURS: dict[Outcome, str] = {
+    "PASS": "bold green",
+    "NEEDS-QAT": "bold yellow",
+    "FAIL-RECIPE": "bold red",
+    "FAIL-ADAPTER": "bold red",
+    "INCONCLUSIVE": "bold magenta",
+    "INVALID": "bold magenta",
+}
+NEXT: dict[Outcome, str] = {
+    "PASS": "Ship the artifact, and measure its speed on the board.",
+    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try better ranges or another scheme first, "
+    "then QAT of the adapter.",
+    "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
+    "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
+    "INCONCLUSIVE": "Some intervals straddle their limit: give more probes.",
+    "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
+}
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _build(made: Build) -> str:
+    what = f"{made.builder} for SM {made.capability}{' (proxy)' if made.proxy else ''}"
+    if made.status == "built" and made.bytes is not None and made.seconds is not None:
+        return f"built by {what} in {made.seconds:.0f} s, {_megabytes(made.bytes)}"
+    return f"{made.status} ({what}): {made.detail}"
+
+
+def _measurements(case: Case) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (("measurement", "left"), ("arm", "left"), ("value", "right"), ("95 % bounds", "right")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column("limit", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for seen in case.measurements:
+        table.add_row(*_row(seen))
+    return table
+
+
+_MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
+
+
+def _row(seen: Judged) -> tuple[str | Text, ...]:
+    word, style = _MARKS.get(seen.status, (seen.status, "dim"))
+    where = f" ({seen.where})" if seen.where else ""
+    if seen.value is None:
+        return seen.name, seen.arm, "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
+    bounds = f"{seen.low:.3g} .. {seen.high:.3g}" if seen.low is not None and seen.low != seen.high else ""
+    return seen.name + where, seen.arm, f"{seen.value:.3g} {seen.unit}", bounds, seen.limit or "", Text(word, style)
+
+
+def _summary(report: Report) -> Table:
+    table = Table(box=box.ROUNDED)
+    for title in ("scheme", "order", "denoiser fp16 -> artifact", "build", "verdict"):
+        table.add_column(title, overflow="fold")
+    for case in report.cases:
+        size = f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(case.artifact[0].bytes)}"
+        builds = "\n".join(_build(made) for made in case.builds)
+        table.add_row(case.scheme, case.order, size, builds, Text(case.verdict, _COLOURS[case.verdict]))
+    return table
+
+
+def render(report: Report, folder: Path, console: Console) -> None:
+    """Print the report; ``folder`` is where its files are."""
+    adapter = report.adapters[0]
+    console.print()
+    for case in report.cases:
+        console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
+        console.print(_measurements(case))
+    console.print(
+        f"{Path(adapter.source).name} at weight {adapter.weight:g} on {Path(report.base.source).name}, "
+        f"{report.cases[0].probes_used} probes x {report.probes.steps} steps at guidance {report.probes.guidance:g}, "
+        f"for {report.target}; effect {100 * report.effect_size:.1f} % of the output",
+        highlight=False,
+    )
+    console.print(_summary(report))
+    for case in report.cases:
+        console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), f"  {NEXT[case.verdict]}"))
+        for reason in case.reasons:
+            console.print(f"  because {reason}", highlight=False)
+    if not report.limits_calibrated:
+        console.print("[yellow]limits not calibrated[/]: they are start values, not yet set on adapters of known fate")
+    missing = ", ".join(item.name for item in report.not_measured)
+    console.print(f"not measured: {missing} (why: report.json)", highlight=False)
+    console.print(f"report   {folder / 'report.json'}\npictures {folder / 'contact.png'}", highlight=False, soft_wrap=True)

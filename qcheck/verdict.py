@@ -1,0 +1,77 @@
+"""Measurements and limits to a verdict. It compares; every statistic came with the measurements."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qcheck.limits import Gate, Limits
+from qcheck.measurement import Judged, Measurement
+
+Outcome = Literal["PASS", "NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE", "INVALID"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome, the sentences that led to it, and every measurement beside its limit."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    measurements: tuple[Judged, ...]
+
+
+def _judged(seen: Measurement, gates: Sequence[Gate]) -> Judged:
+    values = seen.model_dump()
+    for gate in gates:
+        if (gate.name, gate.arm) == (seen.name, seen.arm):
+            return Judged(**values, limit=gate.text(), status=gate.compare(seen))
+    return Judged(**values, status="reported" if seen.measured else "not measured")
+
+
+def _sentence(seen: Judged) -> str:
+    at = f" at {seen.where}" if seen.where else ""
+    if seen.value is None:
+        return f"{seen.name} ({seen.arm}) was not measured{at}"
+    if seen.value != seen.value:
+        return f"{seen.name} ({seen.arm}) is not finite{at}; limit {seen.limit}"
+    return (
+        f"{seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit} [{seen.low:.3g}, {seen.high:.3g}]{at}; "
+        f"limit {seen.limit}"
+    )
+
+
+def judge(measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits) -> Verdict:
+    """Apply the limits in the order of blame: instrument, adapter at full precision, scheme on the base, adapter.
+
+    A gate whose measurement is missing makes the verdict INVALID: not measured is never passed.
+    """
+    judged = tuple(_judged(seen, limits.gates) for seen in measurements)
+    by_key = {(seen.name, seen.arm): seen for seen in judged}
+    absent = [gate for gate in limits.gates if (gate.name, gate.arm) not in by_key]
+
+    def those(status: str, roles: set[str], arms: set[str]) -> list[str]:
+        wanted = [g for g in limits.gates if g.role in roles and g.arm in arms and g not in absent]
+        return [_sentence(s) for g in wanted if (s := by_key[g.name, g.arm]).status == status]
+
+    everywhere = {"base", "adapted", "both"}
+    every_role = {"control", "reference", "absolute", "adapter"}
+    broken = [f"{gate.name} ({gate.arm}) was not measured" for gate in absent]
+    broken += those("not measured", every_role, everywhere)
+    ladder: tuple[tuple[Outcome, list[str]], ...] = (
+        ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
+        ("INVALID", broken + those("fail", {"control"}, everywhere)),
+        ("FAIL-RECIPE", those("fail", {"absolute"}, {"base"})),
+        ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, {"adapted", "both"})),
+        ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
+    )
+    for outcome, reasons in ladder:
+        if reasons:
+            return Verdict(outcome, tuple(reasons), judged)
+    return Verdict("PASS", ("every gated measurement is inside its limit with 95 % confidence",), judged)
+
+
+def _tail(bad_probes: Sequence[int], limits: Limits) -> list[str]:
+    if not bad_probes:
+        return []
+    low, high = limits.tail
+    shown = ", ".join(str(i) for i in bad_probes[:8])
+    return [f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {shown})"]
