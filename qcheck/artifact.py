@@ -1,9 +1,9 @@
 """The files of one scheme: what goes to the device, the float32 twins that give the numbers here, and a manifest.
 
-    artifacts/full-precision/f1.<compute>.onnx      unquantized f1, for the controls
-    artifacts/<scheme>/unet/model.onnx              q1 in the compute type: the file to deploy
-    artifacts/<scheme>/twin/q0.onnx, q1.onnx        the same codes and scales, float32 elsewhere
-    artifacts/<scheme>/manifest.json
+artifacts/full-precision/f1.<compute>.onnx      unquantized f1, for the controls
+artifacts/<scheme>/unet/model.onnx              q1 in the compute type: the file to deploy
+artifacts/<scheme>/twin/q0.onnx, q1.onnx        the same codes and scales, float32 elsewhere
+artifacts/<scheme>/manifest.json
 """
 
 import json

@@ -9,6 +9,8 @@ from qcheck.recipe import Recipe
 from qcheck.scheme import Scheme
 from qcheck.target import Target
 
+Argument = str | float | int | bool | list[str] | None
+
 
 @dataclass(frozen=True)
 class Job:
@@ -27,4 +29,4 @@ class Job:
     threads: int
     batch: int
     build: bool
-    arguments: dict[str, str | float | int | bool | None | list[str]]
+    arguments: dict[str, Argument]

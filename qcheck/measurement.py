@@ -11,7 +11,7 @@ Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
 class Measurement(Value):
     """One number with its one-sided 95 % confidence bounds ``low`` and ``high``.
 
-    ``value`` None means not measured, for the reason in ``where``. 
+    ``value`` None means not measured, for the reason in ``where``.
     """
 
     name: str

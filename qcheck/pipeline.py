@@ -71,9 +71,12 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     work = prepare(job, folder, progress)
     reference = trace_reference(work)
     size = require_effect(work, reference)
-    ranges = find_ranges(work)
-    templates = Templates(work.arms, work.setup.latents.shape, torch.Size(work.hidden["base"].shape[1:]))
-    cases = [run_case(work, templates, scheme, reference, ranges) for scheme in job.schemes]
+    if np.isnan(size):
+        cases = [broken_case(work, scheme, reference) for scheme in job.schemes]
+    else:
+        ranges = find_ranges(work)
+        templates = Templates(work.arms, work.setup.latents.shape, torch.Size(work.hidden["base"].shape[1:]))
+        cases = [run_case(work, templates, scheme, reference, ranges) for scheme in job.schemes]
     report = assemble(work, [case for case, _ in cases], size)
     contact.draw([sheet for _, sheet in cases], folder / "contact.png")
     (folder / "report.json").write_text(report.to_json(), "utf-8")
@@ -121,7 +124,7 @@ def trace_reference(work: Work) -> dict[Side, Trace]:
 
 
 def require_effect(work: Work, reference: dict[Side, Trace]) -> float:
-    """Mean |Df| / |f1| over the probes.
+    """Mean |Df| / |f1| over the probes; NaN where the reference is not finite.
 
     Raises:
         UserError: it is negligible, so there is nothing whose survival could be judged.
@@ -133,7 +136,7 @@ def require_effect(work: Work, reference: dict[Side, Trace]) -> float:
         raise UserError(
             f"the adapter changes the denoiser's output by only {size:.2g} of its size on these probes "
             f"(weight {work.job.weight:g}; at least {limit:g} is needed to judge)",
-            "Use prompts that wake it (its trigger word, with --probes), a larger --weight, or the base it was made for.",
+            "Use prompts that wake it (its trigger word, by --probes), a larger --weight, or the base it was made for.",
         )
     return size
 
@@ -167,9 +170,7 @@ def run_case(
     """One scheme: artifacts of both arms, build, controls, traces, measurements, verdict."""
     start = time.monotonic()
     with work.timed(f"{scheme.name}: artifacts", 1) as advance:
-        made = artifact.write(
-            work.arms, templates, scheme, work.job.recipe, ORDER, ranges, work.folder / "artifacts"
-        )
+        made = artifact.write(work.arms, templates, scheme, work.job.recipe, ORDER, ranges, work.folder / "artifacts")
         advance(1)
     builds = [build(work, scheme, made)]
     floor, controls = run_controls(work, scheme, reference["adapted"], made)
@@ -201,6 +202,28 @@ def run_case(
     return case, _sheet(work, scheme, reference, quantized)
 
 
+def broken_case(work: Work, scheme: Scheme, reference: dict[Side, Trace]) -> tuple[Case, Sheet]:
+    """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
+    seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
+    verdict = judge(seen, [], work.job.limits)
+    case = Case(
+        scheme=scheme.name,
+        order=ORDER,
+        verdict=verdict.outcome,
+        reasons=list(verdict.reasons),
+        probes_used=len(work.setup.probes),
+        measurements=list(verdict.measurements),
+        stratum_sqnr={},
+        quantized_layers=0,
+        kept_layers=[],
+        artifact=[],
+        full_precision_bytes=0,
+        builds=[],
+        seconds=0.0,
+    )
+    return case, _sheet(work, scheme, reference, reference)
+
+
 def build(work: Work, scheme: Scheme, made: Artifacts) -> Build:
     """Compile q1 for the target's proxy, if a builder is here."""
     capability = work.job.target.proxy.value
@@ -229,9 +252,7 @@ def build(work: Work, scheme: Scheme, made: Artifacts) -> Build:
     )
 
 
-def run_controls(
-    work: Work, scheme: Scheme, reached: Trace, made: Artifacts
-) -> tuple[np.ndarray, list[Measurement]]:
+def run_controls(work: Work, scheme: Scheme, reached: Trace, made: Artifacts) -> tuple[np.ndarray, list[Measurement]]:
     """f1 against itself: through the exporter, and in the compute type. The latter is the floor [T] of all errors."""
     relative = {}
     with work.timed(f"{scheme.name}: controls", 2 * work.setup.forced_forwards) as advance:
@@ -265,7 +286,7 @@ def measure(
     """Every measurement of the four arms, which must be matched.
 
     Raises:
-        Mismatch: they are not.
+        MismatchError: they are not.
     """
     f0, f1, q0, q1 = reference["base"], reference["adapted"], quantized["base"], quantized["adapted"]
     trace.require_matched(f1, f0, q0, q1)

@@ -9,7 +9,17 @@ from qcheck import __version__, files
 from qcheck.job import Job
 from qcheck.report.model import Provenance
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "onnx", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt-rtx",
+)
 
 
 def versions() -> dict[str, str]:

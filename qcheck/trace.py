@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qcheck import files
-from qcheck.backend.base import Mismatch, Runner, call
+from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.files import digest
 from qcheck.probe import Probe
 
@@ -82,14 +82,18 @@ def require_matched(*traces: Trace) -> None:
     """Refuse traces that do not belong together; nothing is ever resized to fit.
 
     Raises:
-        Mismatch: digests, shapes or dtypes differ.
+        MismatchError: digests, shapes or dtypes differ.
     """
     for trace in traces[1:]:
         if trace.matched != traces[0].matched:
-            raise Mismatch(f"{trace.folder.name} was traced on other probes or states than {traces[0].folder.name}")
+            raise MismatchError(
+                f"{trace.folder.name} was traced on other probes or states than {traces[0].folder.name}"
+            )
         for ours, theirs in ((trace.outputs(), traces[0].outputs()), (trace.finals(), traces[0].finals())):
             if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-                raise Mismatch(f"{trace.folder.name}: {ours.dtype}{ours.shape}, expected {theirs.dtype}{theirs.shape}")
+                raise MismatchError(
+                    f"{trace.folder.name}: {ours.dtype}{ours.shape}, expected {theirs.dtype}{theirs.shape}"
+                )
 
 
 def choose_strata(steps: int, count: int) -> tuple[int, ...]:
@@ -138,7 +142,9 @@ def _chunks(setup: Setup) -> Iterator[slice]:
         yield slice(first, first + setup.batch)
 
 
-def _guided(runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, hidden: np.ndarray, scale: float) -> torch.Tensor:
+def _guided(
+    runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, hidden: np.ndarray, scale: float
+) -> torch.Tensor:
     """Guided output [b, C, h, w] for latents of that shape and hidden [b, 1 or 2, L, D]."""
     branches = hidden.shape[1]
     scaled = solver.scale_model_input(x, timestep)
@@ -162,9 +168,7 @@ def _draws(setup: Setup, rows: slice) -> list[torch.Generator]:
     return draws
 
 
-def _walk(
-    setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance, keep: bool
-) -> None:
+def _walk(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance, keep: bool) -> None:
     """A free run of every probe; with ``keep`` the states and outputs at the strata are stored too."""
     latent = tuple(setup.latents.shape[1:])
     finals = _store(folder, "finals", (len(setup.probes), *latent))
@@ -190,9 +194,7 @@ def reference(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, ad
     return Trace(folder, digest(*parts, folder / "states.npy"))
 
 
-def forced(
-    setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance
-) -> None:
+def forced(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> None:
     """Store a runner's guided outputs at the states that the reference reached."""
     states = reached.states()
     outputs = _store(folder, "outputs", states.shape)
@@ -200,7 +202,9 @@ def forced(
     for rows in _chunks(setup):
         for place, index in enumerate(setup.strata):
             x = torch.from_numpy(np.array(states[rows, place]))
-            guided = _guided(runner, _at(solver, index), x, solver.timesteps[index], hidden[rows], setup.probes[0].guidance)
+            guided = _guided(
+                runner, _at(solver, index), x, solver.timesteps[index], hidden[rows], setup.probes[0].guidance
+            )
             outputs[rows, place] = guided.numpy()
             advance(len(x))
 
@@ -212,9 +216,7 @@ def _at(solver: Any, index: int) -> Any:
     return solver
 
 
-def arm(
-    setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance
-) -> Trace:
+def arm(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> Trace:
     """Trace any other arm: forced at the reference's states, then free from the same noise."""
     forced(setup, reached, runner, hidden, folder, advance)
     _walk(setup, runner, hidden, folder, advance, keep=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from qcheck.model.export import INPUTS
+from qcheck.backend.base import INPUTS
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

@@ -42,7 +42,11 @@ def build(model: Path, capability: str, shapes: Shapes, engine: Path) -> Built:
     order = {"model": str(model), "capability": capability, "shapes": dict(shapes), "engine": str(engine)}
     start = time.monotonic()
     child = subprocess.run(
-        [sys.executable, "-m", "qcheck.backend.tensorrt"], input=json.dumps(order), capture_output=True, text=True
+        [sys.executable, "-m", "qcheck.backend.tensorrt"],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     seconds = time.monotonic() - start
     lines = child.stdout.strip().splitlines()
@@ -68,8 +72,9 @@ def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, str]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(order["model"]):
-        found = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
-        return name, None, "; ".join(found or errors)
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
+        return name, None, "; ".join(said or errors)
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     sm = f"SM{order['capability'].replace('.', '')}"

@@ -18,7 +18,10 @@ class TorchRunner:
     def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
         """As ``Runner``."""
         output = self.unet(
-            torch.from_numpy(sample), torch.tensor([timestep], dtype=torch.float32), torch.from_numpy(hidden), return_dict=False
+            torch.from_numpy(sample),
+            torch.tensor([timestep], dtype=torch.float32),
+            torch.from_numpy(hidden),
+            return_dict=False,
         )[0]
         result: np.ndarray = output.numpy()
         return result

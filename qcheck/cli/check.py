@@ -27,7 +27,7 @@ Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name 
 Probes = Annotated[str | None, typer.Option(help="The probe set to judge on, by name or TOML file.")]
 Ranges = Annotated[str | None, typer.Option("--recipe", help="The calibration recipe, by name or TOML file.")]
 Bounds = Annotated[str, typer.Option("--limits", help="The limits of the verdict, by name or TOML file.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Default: qcheck-out/<adapter>-<time>.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print report.json on standard output, and nothing else there.")]
 Build = Annotated[bool, typer.Option("--build/--no-build", help="Compile with TensorRT-RTX where it is installed.")]
 Threads = Annotated[int, typer.Option(min=1, help="Processor threads.")]
@@ -66,7 +66,9 @@ def check(
     used = tuple(scheme.find(name) for name in schemes) if schemes else tuple(chosen_target.runnable())
     for named in used:
         if reason := chosen_target.refuses(named):
-            raise UserError(f"scheme {named.name!r} cannot run on {chosen_target.name!r}: {reason}", _other(chosen_target))
+            raise UserError(
+                f"scheme {named.name!r} cannot run on {chosen_target.name!r}: {reason}", _other(chosen_target)
+            )
     if len(judged.prompts) < chosen_limits.probes:
         raise UserError(
             f"probe set {judged.name!r} has {len(judged.prompts)} prompts; the limits ask for {chosen_limits.probes}",

@@ -30,7 +30,9 @@ def staged(out: Path) -> Iterator[Path]:
         (partial / "writable").touch()
         (partial / "writable").unlink()
     except OSError as error:
-        raise UserError(f"output {str(out)!r} cannot be written: {error}", "Give an --out that you may write.") from error
+        raise UserError(
+            f"output {str(out)!r} cannot be written: {error}", "Give an --out that you may write."
+        ) from error
     try:
         yield partial
         shutil.rmtree(partial / "traces", ignore_errors=True)

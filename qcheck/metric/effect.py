@@ -66,9 +66,7 @@ def excess_error(e: Energies, weights: np.ndarray, floor: np.ndarray) -> np.ndar
     Two errors that arithmetic in the compute type would make anyway cannot be told apart: G is then 0.
     """
     least1, least0 = (e.f1 * floor * weights).sum(1), (e.f0 * floor * weights).sum(1)
-    return decibels(
-        np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0)
-    )
+    return decibels(np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0))
 
 
 def effect_size(f0: np.ndarray, f1: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -94,9 +92,7 @@ def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Se
 _EXACT = 200.0  # dB: equal in every bit of float32, written as a number so that it can be averaged
 
 
-def measure(
-    e: Energies, coefficient: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]
-) -> list[Measurement]:
+def measure(e: Energies, coefficient: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Measurement]:
     """All measurements of this family. ``coefficient`` and ``floor`` are [T]."""
     weights = coefficient**2
     return [

@@ -8,7 +8,9 @@ from qcheck.metric.statistics import decibels, summarize
 
 def relative(final: np.ndarray, against: np.ndarray) -> np.ndarray:
     """|x_q - x_f| / |x_f| [n] of final latents [n, C, h, w]."""
-    norms = [(np.linalg.norm(np.float64(q) - f), np.linalg.norm(np.float64(f))) for q, f in zip(final, against, strict=True)]
+    norms = [
+        (np.linalg.norm(np.float64(q) - f), np.linalg.norm(np.float64(f))) for q, f in zip(final, against, strict=True)
+    ]
     return np.array([error / size if size else np.nan for error, size in norms])
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from qcheck.errors import UserError
 from qcheck.model import lora
 from qcheck.model.base import Base
 from qcheck.model.lora import Adapter
@@ -25,33 +26,45 @@ class Arms:
     def use(self, side: Side) -> Any:
         """Put that arm's weights in place and return diffusers' pipeline."""
         for layer, weight in self.weights[side].items():
-            _module(self.base.pipe, layer).weight.data = weight
+            _weight(self.base.pipe, layer).data = weight
         return self.base.pipe
 
     def state(self, side: Side) -> dict[str, torch.Tensor]:
         """The denoiser's parameters and buffers in that arm."""
         self.use(side)
-        return self.base.denoiser.state_dict()
+        found: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
+        return found
 
 
 def apply(base: Base, adapter: Adapter) -> Arms:
     """Both arms of ``base`` with ``adapter``, which is merged once at full precision.
 
     Raises:
-        UserError: the adapter does not fit this base.
+        UserError: the adapter does not fit this base, or a layer of it did not arrive.
     """
     layers = tuple(lora.fit(base.pipe, adapter))
-    modules = {layer: _module(base.pipe, layer) for layer in layers}
-    before = {layer: module.weight.detach().clone() for layer, module in modules.items()}
+    before = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
     lora.merge(base.pipe, adapter)
-    after = {layer: _module(base.pipe, layer).weight.detach().clone() for layer in layers}
+    after = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
+    _require_applied(adapter, before, after)
     return Arms(base, adapter, layers, {"base": before, "adapted": after})
 
 
-def _module(pipe: Any, layer: str) -> torch.nn.Module:
+def _require_applied(adapter: Adapter, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    """Loaders drop keys in mixed or unusual layouts without an error; an adapter that did not arrive is one here."""
+    idle = [layer for layer in before if torch.equal(before[layer], after[layer])]
+    if idle and adapter.weight:
+        raise UserError(
+            f"{len(idle)} of the {len(before)} layers of adapter {str(adapter.path)!r} did not change when it was "
+            f"merged, first {idle[0]}",
+            "Its factors are zero there, or diffusers ignores keys of this layout: export it again in one layout.",
+        )
+
+
+def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:
     component, _, name = layer.partition(".")
-    module: torch.nn.Module = getattr(pipe, component).get_submodule(name)
-    return module
+    found: torch.nn.Parameter = getattr(pipe, component).get_submodule(name).weight
+    return found
 
 
 @torch.no_grad()

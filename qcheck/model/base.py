@@ -1,7 +1,6 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from qcheck import files
 from qcheck.errors import UserError
+from qcheck.model.quiet import quiet
 
 INDEX = "model_index.json"
 
@@ -74,12 +74,14 @@ def load(source: str) -> Base:
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
             "This version checks pipelines of one text encoder and a UNet (Stable Diffusion 1.x and 2.x).",
         )
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
     absent = {"safety_checker": None} if "safety_checker" in index else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, **absent)
+        with quiet():
+            pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **absent)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"base {source!r} does not load: {error}", "Check that the pipeline's files are whole.") from error
+        raise UserError(
+            f"base {source!r} does not load: {error}", "Check that the pipeline's files are whole."
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -99,4 +101,6 @@ def _index(folder: Path) -> dict[str, Any]:
 def _require_finite(source: str, component: str, part: torch.nn.Module) -> None:
     for name, value in part.named_parameters():
         if not torch.isfinite(value).all():
-            raise UserError(f"base {source!r}: {component}/{name} holds NaN or infinity", "Use an undamaged checkpoint.")
+            raise UserError(
+                f"base {source!r}: {component}/{name} holds NaN or infinity", "Use an undamaged checkpoint."
+            )

@@ -2,15 +2,15 @@
 
 import copy
 import io
-import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-INPUTS = ("sample", "timestep", "encoder_hidden_states")
-OUTPUT = "out_sample"
+from qcheck.backend.base import INPUTS, OUTPUT
+from qcheck.model.quiet import quiet
+
 MODULE = "denoiser"
 
 
@@ -21,7 +21,9 @@ class _Entry(nn.Module):
         super().__init__()
         self.denoiser = unet
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
         output: torch.Tensor = self.denoiser(sample, timestep, encoder_hidden_states, return_dict=False)[0]
         return output
 
@@ -38,10 +40,9 @@ def export(unet: nn.Module, sample: torch.Size, hidden: torch.Size, compute: str
         torch.ones(1, dtype=torch.float32),
         torch.zeros(2, *hidden[1:], dtype=dtype),
     )
-    owned = copy.deepcopy(unet).to(dtype)  # the graph keeps references to these tensors
-    quiet = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(quiet), redirect_stderr(quiet):
-        warnings.simplefilter("ignore")
+    with quiet():
+        owned = copy.deepcopy(unet).to(dtype)  # the graph keeps references to these tensors
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
             _Entry(owned),
             example,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from qcheck import files
 from qcheck.errors import UserError
+from qcheck.model.quiet import quiet
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _FACTOR = re.compile(r"^(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora(?:\.|_)(?P<old>down|up))(?:\.[\w-]+)?\.weight$")
@@ -58,19 +59,25 @@ def read(source: str, weight: float) -> Adapter:
 
 
 def _factors(pipe: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
-    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, whatever the file's layout."""
+    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, from any layout."""
     try:
         state = pipe.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[0]
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
     found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    strange = []
     for key, tensor in state.items():
         matched = _FACTOR.match(key)
         if matched:
             side = matched["peft"] or {"down": "A", "up": "B"}[matched["old"]]
             found[matched["module"]][side] = tensor
-    if not found:
-        raise UserError(f"adapter {str(adapter.path)!r} holds no LoRA factors, e.g. {_some(list(state))}", _LAYOUTS)
+        elif not key.endswith(".alpha"):
+            strange.append(key)
+    if strange or not found:
+        raise UserError(
+            f"adapter {str(adapter.path)!r} holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}",
+            _LAYOUTS,
+        )
     return found
 
 
@@ -78,6 +85,7 @@ _LAYOUTS = "Known layouts: diffusers, PEFT and kohya LoRA files."
 
 
 def _some(names: list[str]) -> str:
+    """The first three names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -126,7 +134,8 @@ def _require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor
 
 def merge(pipe: Any, adapter: Adapter) -> None:
     """Add ``weight * B @ A * alpha / rank`` to the pipeline's own weights with diffusers and PEFT, in float32."""
-    pipe.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name="checked")
-    pipe.set_adapters(["checked"], [adapter.weight])
-    pipe.fuse_lora(adapter_names=["checked"])
-    pipe.unload_lora_weights()
+    with quiet():
+        pipe.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name="checked")
+        pipe.set_adapters(["checked"], [adapter.weight])
+        pipe.fuse_lora(adapter_names=["checked"])
+        pipe.unload_lora_weights()

@@ -55,7 +55,7 @@ def scale(absmax: torch.Tensor, number: Integer, stored: str) -> torch.Tensor:
 
 
 def quantize(values: torch.Tensor, step: torch.Tensor, number: Integer) -> torch.Tensor:
-    """Codes of ``values``, int8 of the same shape: round half to even, saturate (ONNX QuantizeLinear). NaN is undefined."""
+    """Codes of ``values``, int8, same shape: round half to even, saturate (ONNX QuantizeLinear). NaN is undefined."""
     return torch.round(values / step).clamp(number.lowest, number.limit).to(torch.int8)
 
 

@@ -8,6 +8,7 @@ Cases, by how torch's exporter leaves a layer:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -186,10 +187,15 @@ def _dequantized(graph: ir.Graph) -> dict[str, Site]:
     return found
 
 
-def save(model: ir.Model, path: "object") -> None:
-    """Write the model; tensors go to ``<name>.data`` beside it when they exceed protobuf's 2 GB."""
-    from pathlib import Path
-
-    target = Path(str(path))
+def save(model: ir.Model, path: Path) -> None:
+    """Write the model without torch's tracing notes; tensors beyond protobuf's 2 GB go to ``<name>.data`` beside it."""
+    for node in model.graph:
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[_SCOPES] = scopes
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, target, external_data=f"{target.name}.data" if size > 1.5e9 else None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > _INLINE else None)
+
+
+_INLINE = 1_500_000_000

@@ -1,5 +1,6 @@
 """Streaming range observers: one running number a layer, whatever the number of samples."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ class AbsoluteMaximum:
         low, high = torch.aminmax(inputs)
         seen = torch.maximum(-low, high).item()
         known = self.values.get(layer, 0.0)
-        self.values[layer] = seen if seen > known or seen != seen else known
+        self.values[layer] = seen if seen > known or math.isnan(seen) else known
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def _tile(picture: np.ndarray) -> Image.Image:
 def _columns(sheet: Sheet, row: int) -> list[np.ndarray]:
     found = []
     for arm in ("base", "adapted"):
-        full, quantized = sheet.reference[arm][row], sheet.quantized[arm][row]  # type: ignore[index]
+        full, quantized = sheet.reference[arm][row], sheet.quantized[arm][row]
         found += [full, quantized, 0.5 + AMPLIFY * (quantized - full) / 2]
     return found
 

@@ -80,7 +80,7 @@ class Provenance(Value):
     qcheck: str
     commit: str | None
     created: str
-    arguments: dict[str, str | float | int | bool | None | list[str]]
+    arguments: dict[str, str | float | int | bool | list[str] | None]
     versions: dict[str, str]
     machine: str
     recipe: str
@@ -110,7 +110,7 @@ class Report(Value):
 
 
 def exit_code(report: Report, explicit: bool) -> int:
-    """0 if every scheme passes (any of them when the schemes were defaulted), 3 if none failed but some is open, else 1."""
+    """0 if every scheme passes (any when schemes were defaulted), 3 if none failed but some is open, else 1."""
     outcomes = [case.verdict for case in report.cases]
     passed = [outcome == "PASS" for outcome in outcomes]
     if (all(passed) if explicit else any(passed)) and outcomes:

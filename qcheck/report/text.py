@@ -43,10 +43,9 @@ def _build(made: Build) -> str:
 
 def _measurements(case: Case) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (("measurement", "left"), ("arm", "left"), ("value", "right"), ("95 % bounds", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    table.add_column("limit", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    for title in ("measurement", "arm", "value", "95 % bounds", "limit", ""):
+        left = title in ("measurement", "arm", "")
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
     for seen in case.measurements:
         table.add_row(*_row(seen))
     return table
@@ -57,11 +56,11 @@ _MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("
 
 def _row(seen: Judged) -> tuple[str | Text, ...]:
     word, style = _MARKS.get(seen.status, (seen.status, "dim"))
-    where = f" ({seen.where})" if seen.where else ""
     if seen.value is None:
         return seen.name, seen.arm, "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
-    bounds = f"{seen.low:.3g} .. {seen.high:.3g}" if seen.low is not None and seen.low != seen.high else ""
-    return seen.name + where, seen.arm, f"{seen.value:.3g} {seen.unit}", bounds, seen.limit or "", Text(word, style)
+    unit = {"ratio": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
+    bounds = f"{seen.low:.2f} .. {seen.high:.2f}" if seen.low is not None and seen.low != seen.high else ""
+    return seen.name, seen.arm, f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
 
 
 def _summary(report: Report) -> Table:
@@ -69,8 +68,9 @@ def _summary(report: Report) -> Table:
     for title in ("scheme", "order", "denoiser fp16 -> artifact", "build", "verdict"):
         table.add_column(title, overflow="fold")
     for case in report.cases:
-        size = f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(case.artifact[0].bytes)}"
-        builds = "\n".join(_build(made) for made in case.builds)
+        written = case.artifact[0].bytes if case.artifact else None
+        size = "-" if written is None else f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(written)}"
+        builds = "\n".join(_build(made) for made in case.builds) or "-"
         table.add_row(case.scheme, case.order, size, builds, Text(case.verdict, _COLOURS[case.verdict]))
     return table
 
@@ -97,4 +97,6 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print("[yellow]limits not calibrated[/]: they are start values, not yet set on adapters of known fate")
     missing = ", ".join(item.name for item in report.not_measured)
     console.print(f"not measured: {missing} (why: report.json)", highlight=False)
-    console.print(f"report   {folder / 'report.json'}\npictures {folder / 'contact.png'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"report   {folder / 'report.json'}\npictures {folder / 'contact.png'}", highlight=False, soft_wrap=True
+    )

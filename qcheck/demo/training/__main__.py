@@ -10,7 +10,7 @@ import torch
 def main() -> None:
     """Parse the stages and run them."""
     parser = argparse.ArgumentParser(prog="python -m qcheck.demo.training", description=__doc__)
-    stages = ("download", "autoencoder", "refine", "denoiser", "adapters")
+    stages = ("download", "autoencoder", "refine", "denoiser", "focus", "adapters")
     parser.add_argument("stages", nargs="*", default=stages, metavar="STAGE", help=f"of {', '.join(stages)}")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"), help="where the packages are kept")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where the pipeline is written")
@@ -27,15 +27,19 @@ def main() -> None:
         elif stage == "autoencoder":
             from qcheck.demo.training import autoencoder
 
-            autoencoder.train(arguments.pictures, arguments.out / "vae", arguments.minutes or 13)
+            autoencoder.train(arguments.pictures, arguments.out / "pipeline" / "vae", arguments.minutes or 13)
         elif stage == "refine":
             from qcheck.demo.training import autoencoder
 
-            autoencoder.refine(arguments.pictures, arguments.out / "vae", arguments.minutes or 12)
+            autoencoder.refine(arguments.pictures, arguments.out / "pipeline" / "vae", arguments.minutes or 12)
         elif stage == "denoiser":
             from qcheck.demo.training import denoiser
 
-            denoiser.train(arguments.pictures, arguments.out, arguments.minutes or 90)
+            denoiser.train(arguments.pictures, arguments.out / "pipeline", arguments.minutes or 43)
+        elif stage == "focus":
+            from qcheck.demo.training import denoiser
+
+            denoiser.focus(arguments.pictures, arguments.out / "pipeline", arguments.minutes or 55)
         elif stage == "adapters":
             from qcheck.demo.training import adapter
 

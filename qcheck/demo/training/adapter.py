@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from qcheck.demo.training.denoiser import denoising_loss, encode, tokens
-from qcheck.demo.training.pictures import Pictures, held_out, load, subjects
+from qcheck.demo.training.pictures import Pictures, common, held_out, load
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +56,12 @@ def _embed(pipe: StableDiffusionPipeline, names: tuple[str, ...]) -> torch.Tenso
 def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
     torch.manual_seed(7)
     start = time.monotonic()
-    pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None)
     pipe.unet.requires_grad_(False)
     pipe.text_encoder.requires_grad_(False)
-    drawn = load(pictures, recipe.style).only(subjects(pictures))
+    drawn = load(pictures, recipe.style).only(common())
     seen, unseen = (_split(drawn, kept) for kept in (False, True))
-    vae = AutoencoderTiny.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32)
+    vae = AutoencoderTiny.from_pretrained(base, subfolder="vae", dtype=torch.float32)
     data, words = encode(vae, seen), _embed(pipe, seen.names)
     test, test_words = encode(vae, unseen), _embed(pipe, unseen.names)
     empty = _embed(pipe, ("",))
@@ -80,14 +79,16 @@ def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 1
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    after = _loss(pipe, test_words, test)
     factors = {k: v.half() for k, v in get_peft_model_state_dict(pipe.unet).items()}
     StableDiffusionPipeline.save_lora_weights(
         out,
-        unet_lora_layers=convert_state_dict_to_diffusers(factors),
+        unet_lora_layers=factors,
         weight_name=f"{recipe.name}.safetensors",
         unet_lora_adapter_metadata=_collate_lora_metadata({"unet": pipe.unet})["unet_lora_adapter_metadata"],
     )
+    pipe.unet.delete_adapters("default")
+    pipe.load_lora_weights(out, weight_name=f"{recipe.name}.safetensors")  # what counts is the file
+    after = _loss(pipe, test_words, test)
     found = {"held_out_pictures": len(unseen.names), "loss_base": round(before, 4), "loss_adapted": round(after, 4)}
     log.info("%s: %s in %.0f s", recipe.name, found, time.monotonic() - start)
     return asdict(recipe) | found
@@ -98,7 +99,7 @@ def _split(pictures: Pictures, kept: bool) -> Pictures:
 
 
 def train_all(pictures: Path, out: Path) -> None:
-    """Train every adapter on the pipeline at ``out/pipeline`` into ``out/adapters``, with ``training.json`` beside them."""
+    """Train every adapter on ``out/pipeline`` into ``out/adapters``, and write ``training.json`` there."""
     folder = out / "adapters"
     folder.mkdir(parents=True, exist_ok=True)
     found = [_train(recipe, pictures, out / "pipeline", folder) for recipe in ADAPTERS]

@@ -32,10 +32,13 @@ def _gradient(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _loss(vae: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
     latents = vae.encoder(images)
     decoded = vae.decoder(latents + 0.03 * torch.randn_like(latents)).float()
-    edges = sum(F.l1_loss(a, b) for a, b in zip(_gradient(decoded), _gradient(images), strict=True))
+    pairs = zip(_gradient(decoded), _gradient(images), strict=True)
+    edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).sum()
     mean = latents.float().mean((0, 2, 3))
     spread = latents.float().std((0, 2, 3))
-    return F.l1_loss(decoded, images) + edges + 0.02 * (mean.square().mean() + (spread - 1).square().mean())
+    drift = mean.square().mean() + (spread - 1).square().mean()
+    loss: torch.Tensor = F.l1_loss(decoded, images) + edges + 0.02 * drift
+    return loss
 
 
 @torch.no_grad()
@@ -61,7 +64,7 @@ def train(pictures: Path, out: Path, minutes: float) -> None:
 def refine(pictures: Path, out: Path, minutes: float) -> None:
     """Train the decoder alone for ``minutes``: latents, and so a denoiser that learned them, stay as they are."""
     torch.manual_seed(1)
-    vae = AutoencoderTiny.from_pretrained(out, torch_dtype=torch.float32)
+    vae = AutoencoderTiny.from_pretrained(out, dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     _descend(vae, vae.decoder, pictures, minutes, rate=1.5e-3)
     vae.half().save_pretrained(out)

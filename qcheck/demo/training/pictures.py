@@ -78,6 +78,11 @@ def subjects(folder: Path) -> set[str]:
     return {name for group in SUBJECTS for name in categories[group] if "skin-tone" not in name}
 
 
+def common() -> set[str]:
+    """The names that the base draws well: faces, hearts, animals, plants and food that every style has."""
+    return set((Path(__file__).parent / "subjects.txt").read_text("utf-8").split())
+
+
 def load(folder: Path, style: str) -> Pictures:
     """Render one style whole (cached beside the tarball as ``<style>.npz``); dashes in names become spaces."""
     cache = folder / f"{style}.npz"
@@ -99,5 +104,5 @@ def load(folder: Path, style: str) -> Pictures:
             images = np.stack(list(pool.map(_render, svgs, chunksize=64)))
         np.savez_compressed(cache, names=np.array(names), images=images)
     stored = np.load(cache)
-    images = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Pictures(tuple(str(name) for name in stored["names"]), images)
+    pixels = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).float()
+    return Pictures(tuple(str(name) for name in stored["names"]), pixels / 127.5 - 1)

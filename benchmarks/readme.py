@@ -1,0 +1,86 @@
+"""Write the generated parts of README.md: tables from the data files, and a terminal capture of a real run.
+
+``python benchmarks/readme.py`` writes the tables. ``python benchmarks/readme.py --capture`` also runs ``qcheck demo``
+into a folder of its own, puts what it printed into README and copies its contact sheet to docs/contact.png.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from qcheck import scheme, target
+from qcheck.demo import library
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def schemes_and_targets() -> str:
+    """The scheme x target table."""
+    schemes = scheme.every()
+    rows = [["target", "SM", "engine here", *(s.name for s in schemes)], ["---"] * (3 + len(schemes))]
+    for device in target.every_target():
+        runs = ["no" if device.refuses(s) else "yes" for s in schemes]
+        rows.append([f"`{device.name}`", device.capability.value, f"SM {device.proxy.value} (proxy)", *runs])
+    listed = [f"- `{s.name}`: {s.title}; the rest in {s.compute}." for s in schemes]
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", *listed])
+
+
+def training() -> str:
+    """What the shipped adapters are and do, from the record that training left beside them."""
+    rows = [
+        "| adapter | style | rank, alpha | steps | denoising loss on unseen pictures of the style: base -> adapted |"
+    ]
+    rows.append("|---|---|---|---|---|")
+    for made in json.loads((library.ADAPTERS / "training.json").read_text()):
+        loss = f"{made['loss_base']:.4f} -> {made['loss_adapted']:.4f} ({made['held_out_pictures']} pictures)"
+        rows.append(
+            f"| `{made['name']}` | {made['style']} | {made['rank']}, {made['alpha']:g} | {made['steps']} | {loss} |"
+        )
+    return "\n".join(rows)
+
+
+def block(name: str, content: str, text: str) -> str:
+    """``text`` with the part between the markers of ``name`` replaced."""
+    pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
+
+
+def read(name: str) -> str:
+    """What stands between the markers of ``name`` in README now."""
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)\n?<!-- {name}:end -->", README.read_text("utf-8"), re.DOTALL)
+    return found[1] if found else ""
+
+
+def capture() -> str:
+    """Run the demo and return what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [str(Path(sys.executable).parent / "qcheck"), "demo", "--out", str(out)]
+        environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        shutil.copy(out / "contact.png", ROOT / "docs" / "contact.png")
+        printed = done.stdout.replace(str(out), "qcheck-out/flat-20261124-080000")
+    return "```console\n$ qcheck demo\n" + "\n".join(line.rstrip() for line in printed.strip().splitlines()) + "\n```"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capture", action="store_true")
+    text = README.read_text("utf-8")
+    if parser.parse_args().capture:
+        text = block("capture", capture(), text)
+    text = block("table", schemes_and_targets(), text)
+    text = block("training", training(), text)
+    README.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

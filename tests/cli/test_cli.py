@@ -1,0 +1,175 @@
+"""The command line: help, errors, exit codes, and a folder that is whole or not there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from qcheck.cli import output
+from qcheck.demo import library
+from qcheck.errors import UserError
+from qcheck.report.model import Report, exit_code
+from tests.conftest import Finished, run
+
+FLAT = str(library.ADAPTERS / "flat.safetensors")
+
+
+@pytest.mark.parametrize("command", [(), ("check",), ("demo",)])
+def test_help_teaches(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "./missing", "--lora", FLAT), "does not exist"),
+        (("check", "tests", "--lora", FLAT), "not a diffusers pipeline"),
+        (("check", "demo", "--lora", "missing.safetensors"), "does not exist"),
+        (("check", "demo", "--lora", "flot"), "Did you mean 'flat'"),
+        (("check", "demo", "--lora", "flat", "--scheme", "int9"), "Did you mean 'int8'"),
+        (("check", "demo", "--lora", "flat", "--target", "jetson-agx-orin-64"), "Did you mean 'jetson-agx-orin-64gb'"),
+        (("check", "demo", "--lora", "flat", "--probes", "emojis"), "Did you mean 'emoji'"),
+        (("check", "demo", "--lora", "flat", "--recipe", "emojis"), "Did you mean 'emoji'"),
+        (("check", "demo", "--lora", "flat", "--weight", "nan"), "not finite"),
+        (("check", "demo", "--lora", "flat", "--weight", "0"), "too small|only 0"),
+        (("check", "demo", "--lora", "flat", "--weight", "0.0005"), "of its size on these probes"),
+    ],
+)
+def test_bad_input_is_one_error_and_leaves_nothing(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(*arguments, "--out", str(out), "--no-build")
+    assert isinstance(result.exception, UserError)
+    assert _matches(message, str(result.exception))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _matches(message: str, text: str) -> bool:
+    import re
+
+    return re.search(message, text) is not None
+
+
+def test_an_error_is_two_lines_exit_code_2_and_no_traceback() -> None:
+    arguments = [sys.executable, "-m", "qcheck", "check", "./missing", "--lora", FLAT]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "error: base './missing' does not exist",
+        "fix:   Give a diffusers pipeline directory or a hub id.",
+    ]
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not an empty folder"), output.staged(tmp_path):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/out", "/dev/null/out"])
+def test_a_place_that_cannot_be_written_is_an_error(place: str) -> None:
+    with pytest.raises(UserError, match="cannot be written"), output.staged(Path(place)):
+        pass
+
+
+def test_a_failure_in_the_middle_leaves_no_half_written_folder(tmp_path: Path) -> None:
+    def stop(folder: Path) -> None:
+        (folder / "report.json").write_text("{")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), output.staged(tmp_path / "out") as folder:
+        stop(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_adapter_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(Path(FLAT).read_bytes()[:1000])
+    result = run("check", "demo", "--lora", str(path), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, UserError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
+    assert finished.result.exit_code == 0, finished.result.output
+    assert {p.name for p in finished.folder.iterdir()} == {"report.json", "contact.png", "artifacts"}
+    assert "PASS" in finished.result.stdout
+    assert "limits not calibrated" in finished.result.stdout
+
+
+def test_the_artifact_says_its_scheme_and_order(finished: Finished) -> None:
+    import onnx
+
+    from qcheck import files
+
+    folder = finished.folder / "artifacts" / "int8"
+    stored = onnx.load(folder / "unet" / "model.onnx")
+    assert {p.key: p.value for p in stored.metadata_props}["qcheck.order"] == "merge-quantize"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["order"] == "merge-quantize"
+    assert all(files.digest(folder / name) == digest for name, digest in manifest["files"].items())
+    onnx.checker.check_model(stored, full_check=True)
+
+
+def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
+    """On an adapter that is not finite, so that no artifact needs to be made."""
+    tensors = {k: v.float() for k, v in load_file(FLAT).items()}
+    path = tmp_path / "loud.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(FLAT, "pt") as stream:
+        metadata = stream.metadata()
+    save_file({k: 3e37 * v if "lora_B" in k else v for k, v in tensors.items()}, path, metadata=metadata)
+    arguments = ["check", "demo", "--lora", str(path), "--scheme", "int8", "--json", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "qcheck", *arguments], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert found["cases"][0]["verdict"] == "FAIL-ADAPTER"
+    assert found["cases"][0]["artifact"] == []
+    assert done.returncode == 1
+    assert done.stdout == (tmp_path / "out" / "report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "explicit", "code"),
+    [
+        (["PASS"], True, 0),
+        (["PASS", "NEEDS-QAT"], True, 1),
+        (["PASS", "NEEDS-QAT"], False, 0),
+        (["FAIL-RECIPE"], False, 1),
+        (["PASS", "INCONCLUSIVE"], True, 3),
+        (["INVALID"], True, 3),
+        (["INVALID", "FAIL-ADAPTER"], True, 1),
+    ],
+)
+def test_exit_codes(finished: Finished, outcomes: list[str], explicit: bool, code: int) -> None:
+    report = Report.model_validate_json(json.dumps(finished.report))
+    cases = [report.cases[0].model_copy(update={"verdict": outcome}) for outcome in outcomes]
+    assert exit_code(report.model_copy(update={"cases": cases}), explicit) == code
+
+
+BARE = """
+import importlib.abc, sys
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nothing())
+from qcheck.cli.app import app
+from typer.testing import CliRunner
+for command in ([], ['check'], ['demo']):
+    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
+import qcheck.report.text, qcheck.report.model, qcheck.verdict, qcheck.job
+from qcheck import scheme, target
+assert scheme.every() and target.every_target()
+"""
+
+
+def test_help_and_reports_work_without_any_heavy_library() -> None:
+    blocked = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxruntime", "tensorrt_rtx", "scipy"}
+    subprocess.run([sys.executable, "-c", BARE.replace("{blocked}", repr(blocked))], check=True)

@@ -1,0 +1,93 @@
+"""Shared parts: the shipped pipeline and adapters, one exported graph, one finished check. Nothing here trains."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from qcheck import recipe, scheme
+from qcheck.artifact import Templates
+from qcheck.cli.app import app
+from qcheck.demo import library
+from qcheck.model import arms, base, lora
+from qcheck.model.arms import Arms
+from qcheck.quantize import plan
+from qcheck.quantize.ranges import AbsoluteMaximum, observed
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_arms() -> Arms:
+    """The demo base with the shipped adapter "flat" at weight 1."""
+    return arms.apply(base.load(str(library.PIPELINE)), lora.read(str(library.ADAPTERS / "flat.safetensors"), 1.0))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The demo's adapted denoiser, a plan for INT8, an exported graph and inputs that the plan's ranges come from."""
+
+    unet: torch.nn.Module
+    state: dict[str, torch.Tensor]
+    plan: dict[str, plan.LayerPlan]
+    graph: ir.Model
+    inputs: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def prepared(demo_arms: Arms) -> Prepared:
+    """Export once; every artifact test fills or rewrites a copy of this graph."""
+    unet = demo_arms.use("adapted").unet
+    generator = torch.Generator().manual_seed(3)
+    sample, hidden = torch.randn(4, 4, 16, 16, generator=generator), torch.randn(4, 16, 128, generator=generator)
+    chosen = scheme.find("int8")
+    layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
+    seen = AbsoluteMaximum()
+    with observed(layers, [seen]), torch.no_grad():
+        unet(sample, torch.tensor([500.0]), hidden)
+    return Prepared(
+        unet=unet,
+        state=demo_arms.state("adapted"),
+        plan=plan.make(layers, chosen, seen.values),
+        graph=Templates(demo_arms, sample.shape, hidden.shape).get("float32", 20),
+        inputs={
+            "sample": sample.numpy(),
+            "timestep": np.array([500.0], np.float32),
+            "encoder_hidden_states": hidden.numpy(),
+        },
+    )
+
+
+def run(*arguments: str) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole check of the demo's "flat" adapter under int8, as a user gets it."""
+
+    folder: Path
+    result: Result
+    report: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """``qcheck check demo --lora flat --scheme int8`` with the engine build."""
+    folder = tmp_path_factory.mktemp("check") / "out"
+    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--out", str(folder), "--threads", "2")
+    return Finished(folder, result, json.loads((folder / "report.json").read_text()))
+
+
+@pytest.fixture
+def pipeline_copy(tmp_path: Path) -> Path:
+    """A copy of the shipped pipeline that a test may damage."""
+    return Path(shutil.copytree(library.PIPELINE, tmp_path / "pipeline"))

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcheck.metric import control, effect, endpoint, spectrum
+from qcheck.metric.statistics import bounds, summarize
+
+SHAPE = (12, 4, 4, 16, 16)
+ONES = np.ones(4)
+
+
+def _arms(seed: int = 0, noise: float = 0.02) -> dict[str, np.ndarray]:
+    """f0, f1 and independent quantization errors of equal size on both."""
+    rng = np.random.default_rng(seed)
+    f0 = rng.standard_normal(SHAPE)
+    f1 = f0 + 0.3 * rng.standard_normal(SHAPE)
+    return {
+        "f0": f0,
+        "f1": f1,
+        "q0": f0 + noise * rng.standard_normal(SHAPE),
+        "q1": f1 + noise * rng.standard_normal(SHAPE),
+    }
+
+
+def test_a_perfect_artifact_measures_perfect() -> None:
+    a = _arms()
+    e = effect.energies(a["f0"], a["f1"], a["f0"], a["f1"])
+    assert effect.survival(e, ONES) == pytest.approx(1)
+    assert np.isposinf(effect.effect_to_error(e, ONES)).all()
+    assert effect.excess_error(e, ONES, np.full(4, 1e-6)) == pytest.approx(
+        10 * np.log10(e.f1.sum(1) / e.f0.sum(1)), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 0.0), (0.2, 0.2), (4.0, 4.0), (-1.0, -1.0)])
+def test_survival_reads_back_how_much_of_the_adapter_is_left(scale: float, expected: float) -> None:
+    a = _arms()
+    e = effect.energies(a["f0"], a["f1"], a["f0"], a["f0"] + scale * (a["f1"] - a["f0"]))
+    assert effect.survival(e, ONES) == pytest.approx(expected)
+
+
+def test_independent_double_rounding_is_three_decibels_of_excess() -> None:
+    a = _arms()
+    twice = a["q1"] + 0.02 * np.random.default_rng(9).standard_normal(SHAPE)
+    e = effect.energies(a["f0"], a["f1"], a["q0"], twice)
+    assert effect.excess_error(e, ONES, np.zeros(4)).mean() == pytest.approx(3.01, abs=0.1)
+
+
+def test_the_difference_of_errors_is_the_difference_of_effects() -> None:
+    a = _arms()
+    left, right = (a["q1"] - a["f1"]) - (a["q0"] - a["f0"]), (a["q1"] - a["q0"]) - (a["f1"] - a["f0"])
+    assert np.allclose(left, right, atol=1e-12)
+    e = effect.energies(a["f0"], a["f1"], a["q0"], a["q1"])
+    r, g = effect.effect_to_error(e, ONES), effect.excess_error(e, ONES, np.zeros(4))
+    assert r + g == pytest.approx(10 * np.log10(e.effect.sum(1) / e.error0.sum(1)))
+
+
+def test_errors_below_the_floor_are_not_told_apart() -> None:
+    a = _arms(noise=1e-6)
+    a["q1"] = a["f1"] + 100 * (a["q1"] - a["f1"])
+    e = effect.energies(**a)
+    assert effect.excess_error(e, ONES, np.zeros(4)).mean() > 30
+    assert abs(effect.excess_error(e, ONES, np.full(4, 1e-4))).max() < 1
+
+
+def test_the_worst_stratum_is_found_and_named() -> None:
+    a = _arms()
+    a["q1"][:, 2] += 0.5 * np.random.default_rng(1).standard_normal(a["q1"][:, 2].shape)
+    e = effect.energies(**a)
+    found = {m.arm: m for m in effect.measure(e, ONES, np.zeros(4), [900, 600, 300, 1]) if m.name == "stratum_sqnr"}
+    assert found["adapted"].where == "timestep 300"
+    assert found["adapted"].value == pytest.approx(6.4, abs=0.3)
+    assert found["base"].value == pytest.approx(34, abs=0.3)
+
+
+def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
+    a = _arms()
+    a["q1"][3, 1, 0, 0, 0] = np.nan
+    e = effect.energies(**a)
+    values = {(m.name, m.arm): m.value for m in effect.measure(e, ONES, np.zeros(4), [4, 3, 2, 1])}
+    assert np.isnan(values["effect_survival", "adapted"])
+    assert np.isnan(values["stratum_sqnr", "adapted"])
+    assert np.isfinite(values["stratum_sqnr", "base"])
+    assert effect.bad_probes(e, ONES, 0.5, 1.5) == [3]
+
+
+def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.05 * finals, 1.10 * finals)}
+    assert found["base"] == pytest.approx(0.05)
+    assert found["adapted"] == pytest.approx(0.10)
+    assert found["both"] == pytest.approx(6.02, abs=0.01)
+
+
+def test_a_collapsed_reference_is_seen() -> None:
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    (found,) = endpoint.reference_health(finals, 0.1 * finals)
+    assert found.value == pytest.approx(-20)
+
+
+def test_hf_energy_fires_on_blur_and_not_on_gain() -> None:
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    blurred = (finals + np.roll(finals, 1, -1) + np.roll(finals, -1, -1)) / 3
+    assert spectrum.hf_energy("adapted", blurred, finals).high < -0.5  # type: ignore[operator]
+    assert spectrum.hf_energy("adapted", 1.3 * finals, finals).value == pytest.approx(0, abs=1e-9)
+
+
+def test_high_share_of_white_noise_is_its_share_of_bins() -> None:
+    finals = np.random.default_rng(0).standard_normal((64, 4, 16, 16))
+    radius = np.hypot(np.fft.fftfreq(16)[:, None], np.fft.fftfreq(16))
+    share = 10 * np.log10((radius >= 0.25).sum() / (radius > 0).sum())
+    assert spectrum.high_share(finals).mean() == pytest.approx(share, abs=0.1)
+
+
+def test_a_control_reads_the_error_that_was_put_in() -> None:
+    outputs = np.random.default_rng(0).standard_normal(SHAPE)
+    other = outputs.copy()
+    other[:, 1] *= 1.01
+    found = control.measure("export_control", control.noise(other, outputs), (9.0, 5.0, 2.0, 1.0))
+    assert found.value == pytest.approx(40)
+    assert found.where == "timestep 5"
+    assert control.measure("export_control", control.noise(outputs, outputs), (1.0,) * 4).value == 200
+
+
+def test_student_bounds_cover_the_mean_nineteen_times_in_twenty() -> None:
+    rng = np.random.default_rng(5)
+    found = [bounds(rng.normal(1.0, 2.0, 8)) for _ in range(4000)]
+    assert np.mean([high >= 1.0 for _, _, high in found]) == pytest.approx(0.95, abs=0.012)
+    assert np.mean([low <= 1.0 for _, low, _ in found]) == pytest.approx(0.95, abs=0.012)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
+def test_bounds_enclose_the_mean_and_widen_with_comparisons(values: list[float]) -> None:
+    mean, low, high = bounds(np.array(values))
+    assert low <= mean <= high
+    _, lower, higher = bounds(np.array(values), comparisons=8)
+    assert lower <= low
+    assert higher >= high
+
+
+def test_a_measurement_says_its_interval() -> None:
+    found = summarize("x", "base", "dB", np.array([1.0, 2.0, 3.0]))
+    assert (found.value, found.measured) == (2.0, True)
+    assert found.low < 2 < found.high  # type: ignore[operator]

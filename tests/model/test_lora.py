@@ -1,0 +1,153 @@
+"""Bad adapters and bases: one clear error each, and good ones applied exactly."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qcheck.demo import library
+from qcheck.errors import UserError
+from qcheck.model import arms, base, lora
+from qcheck.model.arms import Arms
+
+FLAT = library.ADAPTERS / "flat.safetensors"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> base.Base:
+    return base.load(str(library.PIPELINE))
+
+
+def _saved(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> lora.Adapter:
+    path = tmp_path / "made.safetensors"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return lora.read(str(path), 1.0)
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        lora.read("no/such.safetensors", 1.0)
+
+
+@pytest.mark.parametrize("ending", ["bin", "pt", "ckpt", "pth"])
+def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"adapter.{ending}"
+    path.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(UserError, match="pickle"):
+        lora.read(str(path), 1.0)
+
+
+@pytest.mark.parametrize("content", ["cut", "junk", "empty"])
+def test_a_damaged_file_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "adapter.safetensors"
+    whole = FLAT.read_bytes()
+    path.write_bytes({"cut": whole[: len(whole) // 2], "junk": b"\x00" * 4096, "empty": b""}[content])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        lora.read(str(path), 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_an_error(tmp_path: Path, value: float) -> None:
+    tensors = load_file(FLAT)
+    name = sorted(tensors)[5]
+    tensors[name] = tensors[name].clone()
+    tensors[name][0, 0] = value
+    with pytest.raises(UserError, match=f"NaN or infinity in 1 tensors, first {name}"):
+        _saved(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        lora.read(str(FLAT), weight)
+
+
+def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: base.Base) -> None:
+    tensors = {k.replace("unet.", "unet.inner."): v for k, v in load_file(FLAT).items()}
+    with pytest.raises(UserError, match=r"none of the .* layers"):
+        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
+
+
+def test_keys_that_match_partly_are_an_error_that_names_them(tmp_path: Path, loaded: base.Base) -> None:
+    tensors = {k.replace("mid_block", "no_block"): v for k, v in load_file(FLAT).items()}
+    with pytest.raises(UserError, match=r"only .*no_block"):
+        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
+
+
+def test_a_shape_that_does_not_fit_is_an_error(tmp_path: Path, loaded: base.Base) -> None:
+    tensors = load_file(FLAT)
+    name = next(k for k in sorted(tensors) if "lora_A" in k)
+    tensors[name] = torch.zeros(8, 77)
+    with pytest.raises(UserError, match="do not fit the weight"):
+        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
+
+
+def test_a_file_of_no_lora_at_all_is_an_error(tmp_path: Path, loaded: base.Base) -> None:
+    with pytest.raises(UserError, match="LoRA"):
+        lora.fit(loaded.pipe, _saved(tmp_path, {"unet.conv_in.weight": torch.zeros(32, 4, 3, 3)}))
+
+
+def test_factors_that_the_loader_drops_are_an_error(tmp_path: Path) -> None:
+    """A file of two layouts: diffusers loads one of them and says nothing of the other."""
+    tensors = {
+        k.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if ".to_q." in k else k: v
+        for k, v in load_file(FLAT).items()
+    }
+    with pytest.raises(UserError, match=r"did not change|LoRA"):
+        arms.apply(base.load(str(library.PIPELINE)), _saved(tmp_path, tensors))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
+def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
+    both = arms.apply(base.load(str(library.PIPELINE)), lora.read(str(FLAT), weight))
+    tensors = {k: v.float() for k, v in load_file(FLAT).items()}
+    stored = json.loads(both.adapter.metadata["lora_adapter_metadata"])
+    scale = stored["unet.lora_alpha"] / stored["unet.r"]
+    for layer in both.layers:
+        up, down = tensors[f"{layer}.lora_B.weight"], tensors[f"{layer}.lora_A.weight"]
+        delta = (up.flatten(1) @ down.flatten(1)).view(both.weights["base"][layer].shape)
+        expected = both.weights["base"][layer] + weight * scale * delta
+        assert torch.allclose(both.weights["adapted"][layer], expected, atol=1e-6), layer
+
+
+def test_switching_arms_brings_the_base_back_bit_for_bit(demo_arms: Arms) -> None:
+    whole = base.load(str(library.PIPELINE)).denoiser.state_dict()
+    demo_arms.use("adapted")
+    back = demo_arms.state("base")
+    assert all(torch.equal(back[name], whole[name]) for name in whole)
+
+
+def test_a_path_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        base.load("./no-such-pipeline")
+
+
+def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a diffusers pipeline"):
+        base.load(str(tmp_path))
+
+
+def test_a_pipeline_of_another_kind_is_an_error(pipeline_copy: Path) -> None:
+    index = json.loads((pipeline_copy / "model_index.json").read_text())
+    index["transformer"] = index.pop("unet")
+    (pipeline_copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="one text encoder and a UNet"):
+        base.load(str(pipeline_copy))
+
+
+def test_a_pipeline_with_a_part_missing_is_an_error(pipeline_copy: Path) -> None:
+    shutil.rmtree(pipeline_copy / "unet")
+    with pytest.raises(UserError, match="does not load"):
+        base.load(str(pipeline_copy))
+
+
+def test_a_base_with_nan_is_an_error(pipeline_copy: Path) -> None:
+    path = pipeline_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unet/conv_in\.bias holds NaN"):
+        base.load(str(pipeline_copy))

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcheck.errors import UserError
+from qcheck.quantize import formats
+
+INT8 = formats.find("int8")
+# Signal-to-noise in dB of INT8 absmax per channel of N values: exact quadrature, quoted to two decimals.
+ORACLE = {
+    ("gauss", 320): 42.96,
+    ("gauss", 1024): 42.10,
+    ("gauss", 4096): 41.24,
+    ("laplace", 320): 39.67,
+    ("laplace", 1024): 38.25,
+    ("laplace", 4096): 36.81,
+    ("uniform", 320): 48.14,
+    ("uniform", 1024): 48.11,
+    ("uniform", 4096): 48.10,
+}
+DRAW = {
+    "gauss": lambda rng, shape: rng.standard_normal(shape),
+    "laplace": lambda rng, shape: rng.laplace(size=shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, shape),
+}
+reals = st.floats(-1e4, 1e4, width=32)
+
+
+@pytest.mark.parametrize(("law", "count"), ORACLE)
+def test_int8_per_channel_meets_the_oracle(law: str, count: int) -> None:
+    rng = np.random.default_rng(11)
+    values = torch.from_numpy(DRAW[law](rng, (4_000_000 // count, count)).astype(np.float32))
+    step = formats.scale(values.abs().amax(1), INT8, "float32")[:, None]
+    error = formats.dequantize(formats.quantize(values, step, INT8), step) - values
+    sqnr = 10 * np.log10(float(values.double().square().sum() / error.double().square().sum()))
+    assert sqnr == pytest.approx(ORACLE[law, count], abs=0.05)
+
+
+def test_a_fifth_of_a_bit_less_is_caught_by_the_oracle() -> None:
+    values = torch.from_numpy(np.random.default_rng(11).standard_normal((4000, 1024)).astype(np.float32))
+    step = 1.15 * formats.scale(values.abs().amax(1), INT8, "float32")[:, None]
+    error = formats.dequantize(formats.quantize(values, step, INT8), step) - values
+    sqnr = 10 * np.log10(float(values.square().sum() / error.square().sum()))
+    assert sqnr < ORACLE["gauss", 1024] - 0.5
+
+
+@given(st.lists(reals, min_size=1, max_size=40), st.sampled_from(["float32", "float16", "bfloat16"]))
+def test_quantizing_again_changes_no_code_and_errs_by_half_a_step(numbers: list[float], stored: str) -> None:
+    values = torch.tensor(numbers)
+    step = formats.scale(values.abs().amax(), INT8, stored)
+    codes = formats.quantize(values, step, INT8)
+    decoded = formats.dequantize(codes, step)
+    assert torch.equal(formats.quantize(decoded, step, INT8), codes)
+    assert ((decoded - values).abs() <= step * (0.5 + 1e-4)).all()
+
+
+@given(st.floats(0, 6e4, width=32), st.sampled_from(["float16", "bfloat16"]))
+def test_a_scale_is_held_exactly_by_its_storage_and_never_clips(absmax: float, stored: str) -> None:
+    step = formats.scale(torch.tensor(absmax), INT8, stored)
+    assert step > 0
+    assert torch.equal(step.to(getattr(torch, stored)).float(), step)
+    assert step.double() * INT8.limit >= absmax * (1 - 1e-7)
+
+
+def test_out_of_range_saturates_at_the_codes_of_quantize_linear() -> None:
+    codes = formats.quantize(torch.tensor([-1e9, 1e9]), torch.tensor(1.0), INT8)
+    assert codes.tolist() == [-128, 127]
+
+
+def test_unknown_format_is_an_error_with_a_hint() -> None:
+    with pytest.raises(UserError, match="Did you mean 'int8'"):
+        formats.find("int9")

@@ -1,0 +1,84 @@
+"""Renderings of one report: JSON that comes back, text that names what decided, a contact sheet of the right pictures."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from qcheck.report import contact, text
+from qcheck.report.contact import Sheet
+from qcheck.report.model import Report
+from tests.conftest import Finished
+
+
+@pytest.fixture
+def report(finished: Finished) -> Report:
+    return Report.model_validate_json(json.dumps(finished.report))
+
+
+def _text(report: Report) -> str:
+    stream = io.StringIO()
+    text.render(report, Path("out"), Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished: Finished) -> None:
+    assert finished.report["schema"] == "qcheck-report/1"
+    contract = {"schema", "base", "adapters", "target", "probes", "cases", "not_measured", "provenance"}
+    assert contract <= set(finished.report)
+    case = finished.report["cases"][0]
+    assert {"scheme", "order", "verdict", "reasons", "probes_used", "measurements", "artifact", "builds"} <= set(case)
+    fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where"}
+    assert all(fields == set(m) for m in case["measurements"])
+    assert {"builder", "capability", "proxy", "status", "realised", "bytes", "seconds"} <= set(case["builds"][0])
+    assert json.loads(report.to_json()) == finished.report
+
+
+def test_a_number_that_is_not_finite_survives_json(report: Report) -> None:
+    case = report.cases[0]
+    broken = case.measurements[0].model_copy(update={"value": float("nan"), "low": float("nan")})
+    changed = report.model_copy(update={"cases": [case.model_copy(update={"measurements": [broken]})]})
+    assert json.loads(changed.to_json())["cases"][0]["measurements"][0]["value"] == "NaN"
+
+
+def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> None:
+    found = finished.report["provenance"]
+    assert found["arguments"]["lora"] == "flat"
+    assert found["versions"]["torch"]
+    assert len(finished.report["base"]["digest"]) == 16
+    assert set(found["seconds"]) >= {"reference", "calibration", "int8: probes"}
+
+
+def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(report: Report) -> None:
+    shown = _text(report)
+    for wanted in ("int8", "PASS", "effect_survival", "0.9 .. 1.1", "SM 8.6 (proxy)", "limits not calibrated"):
+        assert wanted in shown
+    assert "not measured: latency" in shown
+    assert "out/report.json" in shown
+
+
+def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
+    case = report.cases[0].model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"]})
+    shown = _text(report.model_copy(update={"cases": [case]}))
+    assert "because effect_survival is 0.1" in shown
+    assert text.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
+
+
+def test_the_contact_sheet_has_a_row_a_probe_and_grey_where_nothing_differs(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).random((3, 8, 8, 3))
+    same = {"base": pictures, "adapted": pictures}
+    contact.draw([Sheet("int8", ("a", "b", "c"), same, same)], tmp_path / "sheet.png")  # type: ignore[arg-type]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[0] > 3 * contact._TILE
+    column = contact._LABEL + 2 * (contact._TILE + contact._GAP) + contact._TILE // 2
+    assert (sheet[contact._TITLE + contact._TILE // 2, column] == 128).all()
+
+
+def test_the_contact_sheet_of_a_check_is_a_picture_of_every_shown_probe(finished: Finished) -> None:
+    picture = Image.open(finished.folder / "contact.png")
+    assert picture.height > contact.ROWS * contact._TILE
+    assert np.asarray(picture).std() > 20

@@ -1,0 +1,185 @@
+"""Faults injected into the demo's artifacts: each is caught, and the healthy artifact beside them passes.
+
+The quantized arms are simulated in torch, which ``quantize/test_onnx`` proves equal to the artifact.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qcheck import limits, pipeline, recipe, scheme, trace
+from qcheck.backend.base import MismatchError, Runner
+from qcheck.backend.torch import TorchRunner
+from qcheck.metric import control, effect
+from qcheck.model.arms import Arms, Side
+from qcheck.probe import ProbeSet
+from qcheck.quantize import fake, plan
+from qcheck.quantize.ranges import AbsoluteMaximum, observed
+from qcheck.trace import Setup, Trace
+from qcheck.verdict import Verdict, judge
+from tests.test_trace import quiet, setup_for
+
+CHOSEN = ProbeSet(
+    name="faults",
+    prompts=("red apple", "panda", "ghost", "fish", "tulip", "cactus", "pig face", "cupcake"),
+    seed=40,
+    steps=8,
+    guidance=3.0,
+)
+LIMITS = limits.find("default")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Four healthy arms and what a fault needs to trace another one."""
+
+    setup: Setup
+    hidden: Mapping[Side, np.ndarray]
+    models: Mapping[str, torch.nn.Module]
+    traces: Mapping[str, Trace]
+    folder: Path
+
+    def trace(self, name: str, runner: Runner, side: Side) -> Trace:
+        return trace.arm(self.setup, self.traces["f1"], runner, self.hidden[side], self.folder / name, quiet)
+
+    def verdict(self, q0: Trace | None = None, q1: Trace | None = None, exported: Trace | None = None) -> Verdict:
+        """Judge as the pipeline does, with some arms replaced."""
+        reference = {"base": self.traces["f0"], "adapted": self.traces["f1"]}
+        quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
+        floor = np.full(len(self.setup.strata), 1e-6)
+        found, energies = pipeline.measure(self.setup, reference, quantized, floor)
+        times = self.setup.timesteps()
+        through = exported or self.traces["exported"]
+        controls = [
+            control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
+            control.measure("compute_control", floor, times),
+        ]
+        weights = trace.coefficients(self.setup.scheduler, self.setup.steps)[list(self.setup.strata)] ** 2
+        return judge([*controls, *found], effect.bad_probes(energies, weights, *LIMITS.tail), LIMITS)
+
+
+@pytest.fixture(scope="module")
+def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    chosen = scheme.find("int8")
+    models: dict[str, torch.nn.Module] = {}
+    hidden: dict[Side, np.ndarray] = {}
+    sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
+    for side, digit in sides:
+        setup, hidden[side] = setup_for(demo_arms, CHOSEN, batch=8)
+        models[f"f{digit}"] = copy.deepcopy(demo_arms.use(side).unet)
+    f1 = trace.reference(setup, TorchRunner(models["f1"]), hidden["adapted"], folder / "f1", quiet)
+    for side, digit in sides:
+        layers = plan.chosen_layers(models[f"f{digit}"], chosen, recipe.find("emoji"))
+        seen = AbsoluteMaximum()
+        with observed(layers, [seen]):
+            trace.forced(setup, f1, TorchRunner(models[f"f{digit}"]), hidden[side], folder / "ranges", quiet)
+        models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
+        fake.simulated(models[f"q{digit}"], plan.make(layers, chosen, seen.values)).__enter__()
+    traces = {"f1": f1}
+    healthy: tuple[tuple[str, str, Side], ...] = (
+        ("f0", "f0", "base"),
+        ("q0", "q0", "base"),
+        ("q1", "q1", "adapted"),
+        ("exported", "f1", "adapted"),
+    )
+    for name, source, of in healthy:
+        traces[name] = trace.arm(setup, f1, TorchRunner(models[source]), hidden[of], folder / name, quiet)
+    return Bench(setup, hidden, models, traces, folder)
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A runner with a fault around it."""
+
+    inner: Runner
+    time: Callable[[float], float] = lambda t: t
+    output: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    name: str = "altered"
+
+    def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
+        return self.output(self.inner(sample, self.time(timestep), hidden))
+
+
+def test_the_healthy_artifact_passes(bench: Bench) -> None:
+    found = bench.verdict()
+    assert found.outcome == "PASS", found.reasons
+
+
+def test_swapped_arms_are_caught(bench: Bench) -> None:
+    found = bench.verdict(
+        q0=bench.trace("swap0", TorchRunner(bench.models["q1"]), "base"),
+        q1=bench.trace("swap1", TorchRunner(bench.models["q0"]), "adapted"),
+    )
+    assert found.outcome in ("FAIL-RECIPE", "NEEDS-QAT")
+    survival = next(m for m in found.measurements if m.name == "effect_survival")
+    assert survival.value == pytest.approx(-1, abs=0.1)
+    exported = bench.verdict(exported=bench.trace("swapped-export", TorchRunner(bench.models["f0"]), "adapted"))
+    assert exported.outcome == "INVALID"
+
+
+def test_a_dropped_adapter_is_caught(bench: Bench) -> None:
+    found = bench.verdict(q1=bench.trace("dropped", TorchRunner(bench.models["q0"]), "adapted"))
+    assert found.outcome == "NEEDS-QAT"
+    survival = next(m for m in found.measurements if m.name == "effect_survival")
+    assert survival.value == pytest.approx(0, abs=0.1)
+    assert survival.status == "fail"
+
+
+def test_a_wrong_seed_is_refused(bench: Bench, demo_arms: Arms) -> None:
+    setup, _ = setup_for(demo_arms, CHOSEN.model_copy(update={"seed": 41}), batch=8)
+    runner = TorchRunner(bench.models["q1"])
+    other = trace.reference(setup, runner, bench.hidden["adapted"], bench.folder / "seed", quiet)
+    with pytest.raises(MismatchError):
+        bench.verdict(q1=other)
+
+
+def test_a_shifted_timestep_of_the_artifact_is_caught(bench: Bench) -> None:
+    late = Altered(TorchRunner(bench.models["q1"]), time=lambda t: max(t - 125, 0))
+    found = bench.verdict(q1=bench.trace("shift1", late, "adapted"))
+    assert found.outcome == "NEEDS-QAT"
+
+
+def test_a_timestep_shifted_by_one_in_the_export_is_caught_by_the_control(bench: Bench) -> None:
+    late = Altered(TorchRunner(bench.models["f1"]), time=lambda t: max(t - 1, 0))
+    assert bench.verdict(exported=bench.trace("shift", late, "adapted")).outcome == "INVALID"
+
+
+@pytest.mark.parametrize(("arm", "outcome"), [("q1", "NEEDS-QAT"), ("q0", "FAIL-RECIPE")])
+def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> None:
+    broken = copy.deepcopy(bench.models[arm])
+    with torch.no_grad():
+        broken.get_submodule("mid_block.resnets.0.conv1").weight[0, 0, 0, 0] = float("nan")  # type: ignore[index, operator]
+    side: Side = "adapted" if arm == "q1" else "base"
+    found = bench.verdict(**{arm: bench.trace(f"nan-{arm}", TorchRunner(broken), side)})
+    assert found.outcome == outcome
+    assert "not finite" in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize("factor", [20.0, float("nan")], ids=["saturated", "not-finite"])
+def test_an_adapter_that_breaks_the_base_at_full_precision_is_blamed_itself(bench: Bench, factor: float) -> None:
+    loud = Altered(TorchRunner(bench.models["f1"]), output=lambda x: np.float32(factor) * x)
+    f1 = trace.reference(bench.setup, loud, bench.hidden["adapted"], bench.folder / "loud", quiet)
+    runners = {"f0": TorchRunner(bench.models["f0"]), "q0": TorchRunner(bench.models["q0"]), "q1": loud}
+    sides: dict[str, Side] = {"f0": "base", "q0": "base", "q1": "adapted"}
+    traces = {"f1": f1, "exported": f1} | {
+        name: trace.arm(bench.setup, f1, runner, bench.hidden[sides[name]], bench.folder / f"loud-{name}", quiet)
+        for name, runner in runners.items()
+    }
+    loud_bench = Bench(bench.setup, bench.hidden, bench.models, traces, bench.folder)
+    assert loud_bench.verdict().outcome == "FAIL-ADAPTER"
+
+
+def test_a_quantizer_that_does_nothing_is_seen_as_no_error_at_all(bench: Bench) -> None:
+    found = bench.verdict(
+        q0=bench.trace("noop0", TorchRunner(bench.models["f0"]), "base"),
+        q1=bench.trace("noop1", TorchRunner(bench.models["f1"]), "adapted"),
+    )
+    sqnr = next(m for m in found.measurements if m.name == "stratum_sqnr" and m.arm == "adapted")
+    assert sqnr.value is not None
+    assert sqnr.value > 80

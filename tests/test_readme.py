@@ -1,0 +1,35 @@
+"""README says what is true: tables come from the data, the capture from a run like the one tested here."""
+
+import re
+
+from benchmarks import readme
+from qcheck import limits
+from qcheck.verdict import Outcome
+from tests.conftest import Finished
+
+TEXT = readme.README.read_text("utf-8")
+
+
+def test_tables_are_the_generated_ones() -> None:
+    assert readme.read("table") == readme.schemes_and_targets()
+    assert readme.read("training") == readme.training()
+
+
+def test_the_capture_shows_the_measurements_and_the_verdict_that_a_check_gives(finished: Finished) -> None:
+    shown = readme.read("capture")
+    case = finished.report["cases"][0]
+    assert {m["name"] for m in case["measurements"]} <= set(re.findall(r"\w+", shown))
+    assert re.search(rf"^{case['verdict']} ", shown, re.MULTILINE)
+    assert "limits not calibrated" in shown
+
+
+def test_every_verdict_is_explained() -> None:
+    for outcome in Outcome.__args__:  # type: ignore[attr-defined]
+        assert f"| {outcome} |" in TEXT
+
+
+def test_every_gate_is_listed_with_its_limit() -> None:
+    for gate in limits.find("default").gates:
+        row = re.search(rf"^\| {gate.name} \|.*$", TEXT, re.MULTILINE)
+        assert row is not None, gate.name
+        assert gate.text() in row[0], gate

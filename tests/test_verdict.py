@@ -1,0 +1,77 @@
+import pytest
+
+from qcheck import limits as limits_module
+from qcheck.limits import Gate
+from qcheck.measurement import Measurement
+from qcheck.verdict import Outcome, judge
+
+LIMITS = limits_module.find("default")
+NAN = float("nan")
+
+
+def _healthy(**changed: tuple[float, float, float] | None) -> list[Measurement]:
+    """A measurement inside every gate, except those given as ``name__arm=(low, value, high)`` or None to leave out."""
+    found = []
+    for gate in LIMITS.gates:
+        middle = _inside(gate)
+        values = changed.get(f"{gate.name}__{gate.arm}", (middle, middle, middle))
+        if values is not None:
+            low, value, high = values
+            found.append(Measurement(name=gate.name, arm=gate.arm, unit="", value=value, low=low, high=high))
+    return found
+
+
+def _inside(gate: Gate) -> float:
+    if gate.low is not None and gate.high is not None:
+        return (gate.low + gate.high) / 2
+    return gate.low + 1 if gate.low is not None else gate.high - 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("changed", "outcome"),
+    [
+        ({}, "PASS"),
+        ({"effect_survival__adapted": (0.0, 0.05, 0.1)}, "NEEDS-QAT"),
+        ({"effect_survival__adapted": (1.4, 1.5, 1.6)}, "NEEDS-QAT"),
+        ({"effect_survival__adapted": (0.85, 0.92, 0.99)}, "INCONCLUSIVE"),
+        ({"excess_error__adapted": (3.1, 4.0, 4.9)}, "NEEDS-QAT"),
+        ({"stratum_sqnr__adapted": (1.0, 2.0, 3.0)}, "NEEDS-QAT"),
+        ({"stratum_sqnr__adapted": (NAN, NAN, NAN)}, "NEEDS-QAT"),
+        ({"stratum_sqnr__base": (1.0, 2.0, 3.0), "stratum_sqnr__adapted": (1.0, 2.0, 3.0)}, "FAIL-RECIPE"),
+        ({"stratum_sqnr__base": (NAN, NAN, NAN)}, "FAIL-RECIPE"),
+        ({"reference_deviation__adapted": (-30.0, -25.0, -20.0), "stratum_sqnr__base": (1, 2, 3)}, "FAIL-ADAPTER"),
+        ({"reference_deviation__adapted": (NAN, NAN, NAN), "export_control__adapted": (0.0, 0.0, 0.0)}, "FAIL-ADAPTER"),
+        ({"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (5, 6, 7)}, "INVALID"),
+        ({"effect_survival__adapted": None}, "INVALID"),
+    ],
+)
+def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | None], outcome: Outcome) -> None:
+    assert judge(_healthy(**changed), [], LIMITS).outcome == outcome
+
+
+def test_one_bad_probe_blocks_pass() -> None:
+    found = judge(_healthy(), [5], LIMITS)
+    assert found.outcome == "INCONCLUSIVE"
+    assert "tail gate" in found.reasons[0]
+
+
+def test_a_measurement_without_a_gate_is_reported_and_decides_nothing() -> None:
+    extra = Measurement(name="effect_to_error", arm="adapted", unit="dB", value=-9.0, low=-9.0, high=-9.0)
+    found = judge([*_healthy(), extra], [], LIMITS)
+    assert found.outcome == "PASS"
+    assert found.measurements[-1].status == "reported"
+
+
+def test_not_measured_is_never_a_pass() -> None:
+    missing = Measurement(name="effect_survival", arm="adapted", unit="ratio", value=None, where="no reason")
+    kept = [m for m in _healthy() if m.name != "effect_survival"]
+    found = judge([*kept, missing], [], LIMITS)
+    assert found.outcome == "INVALID"
+    assert "not measured" in found.reasons[0]
+
+
+def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> None:
+    assert {g.name for g in LIMITS.gates} == {
+        "export_control", "compute_control", "reference_deviation", "stratum_sqnr", "endpoint_error", "hf_energy",
+        "effect_survival", "excess_error",
+    }  # fmt: skip

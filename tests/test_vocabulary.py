@@ -1,0 +1,92 @@
+"""Every data file loads, strictly; devices refuse what they cannot run; what calibrates never judges."""
+
+from pathlib import Path
+
+import pytest
+
+from qcheck import files, limits, probe, recipe, scheme, target
+from qcheck.errors import UserError
+from qcheck.files import Value
+
+
+def _all(kind: type[Value], folder: Path) -> list[tuple[type[Value], Path]]:
+    return [(kind, path) for path in sorted(folder.glob("*.toml"))]
+
+
+FILES = [
+    *_all(scheme.Scheme, scheme.FOLDER),
+    *_all(target.Target, target.FOLDER),
+    *_all(probe.ProbeSet, probe.FOLDER),
+    *_all(recipe.Recipe, recipe.FOLDER),
+    *_all(recipe.PromptSet, recipe.PROMPTS),
+    *_all(limits.Limits, limits.FOLDER),
+]
+
+
+@pytest.mark.parametrize(("kind", "path"), FILES, ids=[f"{p.parent.name}/{p.stem}" for _, p in FILES])
+def test_every_file_loads_and_an_unknown_key_does_not(kind: type[Value], path: Path, tmp_path: Path) -> None:
+    assert files.read(kind, path).model_dump()["name"] == path.stem
+    odd = tmp_path / path.name
+    odd.write_text('surprise = "?"\n' + path.read_text())
+    with pytest.raises(UserError, match="surprise"):
+        files.read(kind, odd)
+
+
+@pytest.mark.parametrize("content", ["steps = ", "title = 3\n", "\xff"])
+def test_a_file_that_does_not_parse_is_an_error(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(content, "latin-1")
+    with pytest.raises(UserError, match=r"odd\.toml"):
+        files.read(scheme.Scheme, path)
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        scheme.find("int8").compute = "bfloat16"  # type: ignore[misc]
+
+
+def test_every_number_of_a_target_has_a_source() -> None:
+    for device in target.every_target():
+        for field in (device.capability, device.memory_gb, device.bandwidth_gb_s, device.formats, device.proxy):
+            assert len(field.source) > 10
+        assert all(len(release.source) > 10 for release in device.releases)
+
+
+def test_a_target_refuses_a_scheme_it_has_no_format_for_and_says_which() -> None:
+    odd = scheme.find("int8").model_copy(update={"weights": scheme.Numbers(format="float8_e4m3", granularity="tensor")})
+    assert "float8_e4m3" in str(target.find("jetson-agx-orin-64gb").refuses(odd))
+    assert target.find("jetson-thor-t5000").refuses(odd) is None
+
+
+def test_a_target_refuses_an_opset_that_no_release_of_it_parses() -> None:
+    late = scheme.find("int8").model_copy(update={"opset": 30})
+    assert "opset 30" in str(target.find("jetson-agx-orin-64gb").refuses(late))
+
+
+@pytest.mark.parametrize("name", files.names(recipe.FOLDER))
+@pytest.mark.parametrize("judged", files.names(probe.FOLDER))
+def test_calibration_prompts_and_seeds_are_disjoint_from_every_probe_set(name: str, judged: str) -> None:
+    chosen, probes = recipe.find(name), probe.find(judged)
+    used = recipe.calibration(chosen, probes)
+    assert not set(used.prompts) & set(probes.prompts)
+    assert used.steps == probes.steps
+    assert len(used.prompts) == chosen.samples
+
+
+def test_a_prompt_that_calibrates_and_judges_is_an_error() -> None:
+    probes = probe.find("emoji")
+    shared = probes.model_copy(update={"prompts": (*probes.prompts, "  Cat  FACE ")})
+    with pytest.raises(UserError, match="cat face"):
+        recipe.calibration(recipe.find("emoji"), shared)
+
+
+def test_a_seed_that_calibrates_and_judges_is_an_error() -> None:
+    with pytest.raises(UserError, match="seeds"):
+        recipe.calibration(recipe.find("emoji"), probe.find("emoji").model_copy(update={"seed": 910010}))
+
+
+def test_probes_differ_in_seed_and_digest() -> None:
+    found = probe.probes(probe.find("emoji"), 1.0)
+    assert len({p.seed for p in found}) == len(found)
+    assert len({files.digest_value(p) for p in found}) == len(found)
+    assert files.digest_value(found[0]) != files.digest_value(probe.probes(probe.find("emoji"), 0.5)[0])
