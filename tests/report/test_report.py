@@ -1,4 +1,4 @@
-"""Renderings of one report: JSON that comes back, text that names what decided, a contact sheet of the right pictures."""
+"""Renderings of one report: JSON that comes back, text that says what decided, the right pictures."""
 
 import io
 import json
