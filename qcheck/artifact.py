@@ -1,9 +1,10 @@
-"""The files of one scheme: what goes to the device, the float32 twins that give the numbers here, and a manifest.
+"""The files of a scheme: what goes to the device, the float32 twins that give the numbers here, and manifests.
 
-artifacts/full-precision/f1.<compute>.onnx      unquantized f1, for the controls
-artifacts/<scheme>/unet/model.onnx              q1 in the compute type: the file to deploy
-artifacts/<scheme>/twin/q0.onnx, q1.onnx        the same codes and scales, float32 elsewhere
-artifacts/<scheme>/manifest.json
+artifacts/full-precision/f1.<compute>.onnx       unquantized f1, for the controls
+artifacts/<scheme>/q0.twin.onnx                  the base, float32 outside its codes and scales
+artifacts/<scheme>/<order>/unet/model.onnx       q1 in the compute type: the file to deploy
+artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, float32 elsewhere
+artifacts/<scheme>/<order>/manifest.json
 """
 
 import json
@@ -18,6 +19,7 @@ from qcheck import __version__, files
 from qcheck.model.arms import Arms, Side
 from qcheck.model.export import export
 from qcheck.quantize import onnx, plan
+from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import LayerPlan
 from qcheck.recipe import Recipe
 from qcheck.scheme import Order, Scheme
@@ -27,73 +29,92 @@ Ranges = Mapping[Side, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Artifacts:
-    """What was written for a scheme. ``full`` maps a compute type to the unquantized f1."""
+class Content:
+    """What a quantized arm is made of: full-precision weights, the plan for them, and an unmerged adapter's factors."""
+
+    state: Mapping[str, torch.Tensor]
+    plan: Mapping[str, LayerPlan]
+    branches: Mapping[str, Factors]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The files of q1 in one order."""
 
     folder: Path
     deployed: Path
-    twins: Mapping[Side, Path]
-    full: Mapping[str, Path]
+    twin: Path
     layers: tuple[str, ...]
 
 
-class Templates:
-    """The denoiser's exported graphs, one for each compute type and opset, made when first asked for."""
+class Exporter:
+    """Fills and saves the denoiser's graph; torch exports it once for each compute type."""
 
     def __init__(self, arms: Arms, sample: torch.Size, hidden: torch.Size) -> None:
         self._arms, self._sample, self._hidden = arms, sample, hidden
-        self._made: dict[tuple[str, int], ir.Model] = {}
+        self._graphs: dict[str, ir.Model] = {}
 
-    def get(self, compute: str, opset: int) -> ir.Model:
+    def graph(self, compute: str) -> ir.Model:
         """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
-        if (compute, opset) not in self._made:
-            unet = self._arms.base.denoiser
-            self._made[compute, opset] = export(unet, self._sample, self._hidden, compute, opset)
-        return self._made[compute, opset]
+        if compute not in self._graphs:
+            self._graphs[compute] = export(self._arms.base.denoiser, self._sample, self._hidden, compute)
+        return self._graphs[compute]
+
+    def full(self, side: Side, compute: str, path: Path) -> Path:
+        """Save an unquantized arm."""
+        return _save(onnx.fill(self.graph(compute), self._arms.state(side)), path, {})
+
+    def quantized(self, content: Content, compute: str, opset: int, path: Path, facts: Mapping[str, str]) -> Path:
+        """Save a quantized arm."""
+        model = onnx.quantized(self.graph(compute), content.state, content.plan, content.branches, opset)
+        return _save(model, path, facts)
 
 
-def make_plan(arms: Arms, side: Side, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> dict[str, LayerPlan]:
-    """Scales of every quantized layer of one arm, merge-then-quantize."""
-    unet = arms.use(side).unet
-    return plan.make(plan.chosen_layers(unet, scheme, recipe), scheme, ranges[side])
-
-
-def write(
-    arms: Arms, templates: Templates, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, root: Path
-) -> Artifacts:
-    """Write every file of ``scheme`` below ``root``."""
-    folder, full = root / scheme.name, root / "full-precision"
-    plans: dict[Side, dict[str, LayerPlan]] = {
-        "base": make_plan(arms, "base", scheme, recipe, ranges),
-        "adapted": make_plan(arms, "adapted", scheme, recipe, ranges),
-    }
-    f1 = {compute: full / f"f1.{compute}.onnx" for compute in (TWIN, scheme.compute)}
-    for compute, path in f1.items():
-        if not path.exists():
-            _save(onnx.fill(templates.get(compute, scheme.opset), arms.state("adapted")), path, {})
-    facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
-    twins: dict[Side, Path] = {"base": folder / "twin" / "q0.onnx", "adapted": folder / "twin" / "q1.onnx"}
-    deployed = folder / "unet" / "model.onnx"
-    for side, twin in twins.items():
-        _save(onnx.quantized(templates.get(TWIN, scheme.opset), arms.state(side), plans[side]), twin, facts)
-    graph = onnx.quantized(templates.get(scheme.compute, scheme.opset), arms.state("adapted"), plans["adapted"])
-    _save(graph, deployed, facts)
-    made = Artifacts(folder, deployed, twins, f1, tuple(plans["adapted"]))
-    (folder / "manifest.json").write_text(json.dumps(_manifest(arms, made, scheme, recipe, facts), indent=1) + "\n")
-    return made
-
-
-def _save(model: ir.Model, path: Path, facts: Mapping[str, str]) -> None:
+def _save(model: ir.Model, path: Path, facts: Mapping[str, str]) -> Path:
     model.metadata_props.update({f"qcheck.{key}": value for key, value in facts.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
+    return path
 
 
-def _manifest(
-    arms: Arms, made: Artifacts, scheme: Scheme, recipe: Recipe, facts: Mapping[str, str]
-) -> dict[str, object]:
-    paths = [made.deployed, *made.twins.values()]
-    return {
+def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> Content:
+    """q0: the base quantized with its own ranges."""
+    state = arms.state("base")
+    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
+    return Content(state, plan.make(layers, state, scheme, ranges["base"]), {})
+
+
+def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> Content:
+    """q1 in one order, with D the adapter's change of a weight W and Q the scheme.
+
+    merge-quantize: Q(W + D). quantize-merge: Q(Q(W) + D), as loaders do that merge into a quantized base.
+    unmerged: Q(W) with D as a low-rank branch in the compute type; layers the recipe keeps are merged in float.
+    """
+    base, adapted = arms.state("base"), arms.state("adapted")
+    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
+    touched = [layer for layer in arms.denoiser_layers() if layer in layers]
+    before = plan.make(layers, base, scheme, ranges["base"])
+    state, branches = dict(adapted), {}
+    for layer in touched:
+        name = f"{layer}.weight"
+        if order == "quantize-merge":
+            state[name] = before[layer].fake_weight(base[name]) + (adapted[name] - base[name])
+        elif order == "unmerged":
+            state[name], branches[layer] = base[name], arms.factors(layer)
+    return Content(state, plan.make(layers, state, scheme, ranges["adapted"]), branches)
+
+
+def write(
+    arms: Arms, exporter: Exporter, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, root: Path
+) -> Artifact:
+    """Write q1 of ``scheme`` in ``order`` below ``root``."""
+    content = adapted_content(arms, scheme, recipe, order, ranges)
+    folder = root / scheme.name / order
+    facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
+    deployed = exporter.quantized(content, scheme.compute, scheme.opset, folder / "unet" / "model.onnx", facts)
+    twin = exporter.quantized(content, TWIN, scheme.opset, folder / "q1.twin.onnx", facts)
+    made = Artifact(folder, deployed, twin, tuple(content.plan))
+    manifest = {
         "schema": "qcheck-manifest/1",
         "qcheck": __version__,
         **facts,
@@ -109,5 +130,7 @@ def _manifest(
             "layers": len(arms.layers),
         },
         "quantized_layers": len(made.layers),
-        "files": {path.relative_to(made.folder).as_posix(): files.digest(path) for path in paths},
+        "files": {path.relative_to(folder).as_posix(): files.digest(path) for path in (deployed, twin)},
     }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    return made

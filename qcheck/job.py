@@ -6,7 +6,7 @@ from pathlib import Path
 from qcheck.limits import Limits
 from qcheck.probe import ProbeSet
 from qcheck.recipe import Recipe
-from qcheck.scheme import Scheme
+from qcheck.scheme import Order, Scheme
 from qcheck.target import Target
 
 Argument = str | float | int | bool | list[str] | None
@@ -21,6 +21,7 @@ class Job:
     weight: float
     schemes: tuple[Scheme, ...]
     explicit: bool
+    orders: tuple[Order, ...]
     target: Target
     probes: ProbeSet
     recipe: Recipe

@@ -1,36 +1,61 @@
-"""A scheme: which operators hold which number format, at which granularity, in which compute type."""
+"""A scheme: which operators hold which number format, at which granularity, in which compute type and order."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from qcheck import files
 from qcheck.files import Names, Value
 
 FOLDER = files.PACKAGE / "data" / "schemes"
-Order = Literal["merge-quantize"]
+Order = Literal["merge-quantize", "quantize-merge", "unmerged"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 class Numbers(Value):
-    """How one kind of tensor is quantized: a format of ``quantize.formats`` and what shares a scale."""
+    """How one kind of tensor is quantized: a format of ``quantize.formats`` and which values share a scale.
+
+    ``block`` values along the input axis share one at granularity "block"; it is the most, see ``block_of``.
+    """
 
     format: str
-    granularity: Literal["tensor", "channel"]
+    granularity: Literal["tensor", "channel", "block"]
+    block: int | None = None
+
+    def block_of(self, inputs: int) -> int | None:
+        """The block for a layer of ``inputs`` input features, or None if it has to stay in the compute type.
+
+        TensorRT needs blocks that divide the input axis, so a narrow or odd layer gets the largest multiple of 16 that
+        divides it and is at most ``block``.
+        """
+        most = self.block or inputs
+        return next((size for size in range(most - most % 16, 0, -16) if inputs % size == 0), None)
+
+
+class Rule(Value):
+    """Numbers for the layers whose kind is in ``operators``; without ``activations`` their inputs stay in float."""
+
+    operators: Names
+    weights: Numbers
+    activations: Numbers | None = None
 
 
 class Scheme(Value):
-    """Weights and activations of the layers whose kind is in ``operators``; the rest stays in ``compute``."""
+    """Rules by kind of layer, the first that names the kind holds; the rest stays in ``compute``."""
 
     name: str
     title: str
-    operators: Names
-    weights: Numbers
-    activations: Numbers
     compute: Literal["float16", "bfloat16"]
     opset: int
+    rules: list[Rule]
 
     @property
     def formats(self) -> frozenset[str]:
         """Every number format that a device must offer to run this scheme."""
-        return frozenset({self.weights.format, self.activations.format, self.compute})
+        numbers = [n for rule in self.rules for n in (rule.weights, rule.activations) if n is not None]
+        return frozenset({n.format for n in numbers} | {self.compute})
+
+    def rule(self, operator: str) -> Rule | None:
+        """The rule for a kind of layer."""
+        return next((rule for rule in self.rules if operator in rule.operators), None)
 
 
 def find(name: str) -> Scheme:

@@ -194,8 +194,10 @@ def reference(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, ad
     return Trace(folder, digest(*parts, folder / "states.npy"))
 
 
-def forced(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> None:
-    """Store a runner's guided outputs at the states that the reference reached."""
+def forced(
+    setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance
+) -> np.ndarray:
+    """Store and return a runner's guided outputs [n, T, C, h, w] at the states that the reference reached."""
     states = reached.states()
     outputs = _store(folder, "outputs", states.shape)
     solver = fresh(setup.scheduler, setup.steps)
@@ -207,6 +209,7 @@ def forced(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, fol
             )
             outputs[rows, place] = guided.numpy()
             advance(len(x))
+    return outputs
 
 
 def _at(solver: Any, index: int) -> Any:

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from qcheck import recipe, scheme
-from qcheck.artifact import Templates
+from qcheck.artifact import Exporter
 from qcheck.cli.app import app
 from qcheck.demo import library
 from qcheck.model import arms, base, lora
@@ -38,6 +38,8 @@ class Prepared:
     state: dict[str, torch.Tensor]
     plan: dict[str, plan.LayerPlan]
     graph: ir.Model
+    exporter: Exporter
+    ranges: dict[str, float]
     inputs: dict[str, np.ndarray]
 
 
@@ -50,13 +52,16 @@ def prepared(demo_arms: Arms) -> Prepared:
     chosen = scheme.find("int8")
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     seen = AbsoluteMaximum()
-    with observed(layers, [seen]), torch.no_grad():
+    exporter = Exporter(demo_arms, sample.shape, hidden.shape)
+    with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
         unet(sample, torch.tensor([500.0]), hidden)
     return Prepared(
         unet=unet,
         state=demo_arms.state("adapted"),
-        plan=plan.make(layers, chosen, seen.values),
-        graph=Templates(demo_arms, sample.shape, hidden.shape).get("float32", 20),
+        plan=plan.make(layers, demo_arms.state("adapted"), chosen, seen.values),
+        graph=exporter.graph("float32"),
+        exporter=exporter,
+        ranges=seen.values,
         inputs={
             "sample": sample.numpy(),
             "timestep": np.array([500.0], np.float32),

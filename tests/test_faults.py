@@ -52,14 +52,14 @@ class Bench:
         reference = {"base": self.traces["f0"], "adapted": self.traces["f1"]}
         quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
         floor = np.full(len(self.setup.strata), 1e-6)
-        found, energies = pipeline.measure(self.setup, reference, quantized, floor)
+        weights = trace.coefficients(self.setup.scheduler, self.setup.steps)[list(self.setup.strata)] ** 2
+        found, energies = pipeline.measure(self.setup, weights, reference, quantized, floor)
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
             control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
             control.measure("compute_control", floor, times),
         ]
-        weights = trace.coefficients(self.setup.scheduler, self.setup.steps)[list(self.setup.strata)] ** 2
         return judge([*controls, *found], effect.bad_probes(energies, weights, *LIMITS.tail), LIMITS)
 
 
@@ -80,7 +80,9 @@ def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         with observed(layers, [seen]):
             trace.forced(setup, f1, TorchRunner(models[f"f{digit}"]), hidden[side], folder / "ranges", quiet)
         models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
-        fake.simulated(models[f"q{digit}"], plan.make(layers, chosen, seen.values)).__enter__()
+        fake.simulated(
+            models[f"q{digit}"], plan.make(layers, models[f"f{digit}"].state_dict(), chosen, seen.values)
+        ).__enter__()
     traces = {"f1": f1}
     healthy: tuple[tuple[str, str, Side], ...] = (
         ("f0", "f0", "base"),
@@ -152,11 +154,13 @@ def test_a_timestep_shifted_by_one_in_the_export_is_caught_by_the_control(bench:
 
 @pytest.mark.parametrize(("arm", "outcome"), [("q1", "NEEDS-QAT"), ("q0", "FAIL-RECIPE")])
 def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> None:
-    broken = copy.deepcopy(bench.models[arm])
-    with torch.no_grad():
-        broken.get_submodule("mid_block.resnets.0.conv1").weight[0, 0, 0, 0] = float("nan")  # type: ignore[index, operator]
+    bias = bench.models[arm].get_submodule("mid_block.resnets.0.conv1").get_parameter("bias")
     side: Side = "adapted" if arm == "q1" else "base"
-    found = bench.verdict(**{arm: bench.trace(f"nan-{arm}", TorchRunner(broken), side)})
+    kept = bias.data.clone()
+    bias.data[0] = float("nan")
+    traced = bench.trace(f"nan-{arm}", TorchRunner(bench.models[arm]), side)
+    bias.data = kept
+    found = bench.verdict(**{arm: traced})
     assert found.outcome == outcome
     assert "not finite" in " ".join(found.reasons)
 
@@ -172,7 +176,8 @@ def test_an_adapter_that_breaks_the_base_at_full_precision_is_blamed_itself(benc
         for name, runner in runners.items()
     }
     loud_bench = Bench(bench.setup, bench.hidden, bench.models, traces, bench.folder)
-    assert loud_bench.verdict().outcome == "FAIL-ADAPTER"
+    found = loud_bench.verdict()
+    assert found.outcome == "FAIL-ADAPTER", found.measurements
 
 
 def test_a_quantizer_that_does_nothing_is_seen_as_no_error_at_all(bench: Bench) -> None:

@@ -16,12 +16,17 @@ from qcheck.job import Job
 from qcheck.progress import Silent
 from qcheck.report import text
 from qcheck.report.model import exit_code
+from qcheck.scheme import Order
 
 Lora = Annotated[str, typer.Option("--lora", help="The LoRA: a .safetensors file, or a name of the demo's adapters.")]
 Weight = Annotated[float, typer.Option(help="How strongly the adapter is applied.")]
 Schemes = Annotated[
     list[str] | None,
     typer.Option("--scheme", "-s", help="A scheme by name or TOML file; repeatable. Default: all the target can run."),
+]
+Orders = Annotated[
+    list[Order] | None,
+    typer.Option("--order", help="When the adapter is merged; repeatable. Default: merge-quantize."),
 ]
 Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
 Probes = Annotated[str | None, typer.Option(help="The probe set to judge on, by name or TOML file.")]
@@ -42,6 +47,7 @@ def check(
     lora: Lora,
     weight: Weight = 1.0,
     schemes: Schemes = None,
+    orders: Orders = None,
     device: Device = _TARGET,
     probes: Probes = None,
     ranges: Ranges = None,
@@ -83,6 +89,7 @@ def check(
         weight=weight,
         schemes=used,
         explicit=bool(schemes),
+        orders=tuple(orders or ("merge-quantize",)),
         target=chosen_target,
         probes=judged,
         recipe=chosen_recipe,
@@ -96,6 +103,7 @@ def check(
             "lora": lora,
             "weight": weight,
             "scheme": [named.name for named in used],
+            "order": [*(orders or ("merge-quantize",))],
             "target": device,
             "probes": judged.name,
             "recipe": chosen_recipe.name,
@@ -110,6 +118,8 @@ def check(
 
 def demo(
     lora: Annotated[str, typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER")] = "flat",
+    schemes: Schemes = None,
+    orders: Orders = None,
     device: Device = _TARGET,
     out: Out = None,
     as_json: Json = False,
@@ -117,7 +127,8 @@ def demo(
     threads: Threads = _CORES,
 ) -> None:
     """The same on the small trained pipeline and an adapter that ship with qcheck."""
-    check(library.NAME, lora, device=device, out=out, as_json=as_json, build=build, threads=threads)
+    chosen = schemes or [library.SCHEME]
+    check(library.NAME, lora, 1.0, chosen, orders, device, out=out, as_json=as_json, build=build, threads=threads)
 
 
 def _other(device: target.Target) -> str:

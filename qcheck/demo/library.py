@@ -7,6 +7,7 @@ from qcheck.errors import unknown
 
 NAME = "demo"
 PROBES = RECIPE = "emoji"
+SCHEME = "int8"
 PIPELINE = files.PACKAGE / "demo" / "pipeline"
 ADAPTERS = files.PACKAGE / "demo" / "adapters"
 

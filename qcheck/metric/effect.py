@@ -92,9 +92,8 @@ def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Se
 _EXACT = 200.0  # dB: equal in every bit of float32, written as a number so that it can be averaged
 
 
-def measure(e: Energies, coefficient: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Measurement]:
-    """All measurements of this family. ``coefficient`` and ``floor`` are [T]."""
-    weights = coefficient**2
+def measure(e: Energies, weights: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Measurement]:
+    """All measurements of this family. ``weights`` and ``floor`` are [T]."""
     return [
         summarize("effect_survival", "adapted", "ratio", survival(e, weights)),
         summarize("effect_to_error", "adapted", "dB", np.minimum(effect_to_error(e, weights), _EXACT)),

@@ -12,6 +12,8 @@ from qcheck.model.lora import Adapter
 from qcheck.probe import Probe
 
 Side = Literal["base", "adapted"]
+SIDES: tuple[Side, Side] = ("base", "adapted")
+DENOISER = "unet"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Arms:
     adapter: Adapter
     layers: tuple[str, ...]
     weights: dict[Side, dict[str, torch.Tensor]]
+    down: dict[str, torch.Tensor]
 
     def use(self, side: Side) -> Any:
         """Put that arm's weights in place and return diffusers' pipeline."""
@@ -35,6 +38,21 @@ class Arms:
         found: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
         return found
 
+    def denoiser_layers(self) -> list[str]:
+        """The denoiser's layers that the adapter changes, by their name in the denoiser."""
+        return [layer.removeprefix(f"{DENOISER}.") for layer in self.layers if layer.startswith(f"{DENOISER}.")]
+
+    def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
+
+        ``down`` is the file's own; ``up`` solves for the change that diffusers merged, so it holds weight and alpha.
+        """
+        name = f"{DENOISER}.{layer}"
+        change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
+        down = self.down[name].double()
+        up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
+        return down.float(), up.float().contiguous()
+
 
 def apply(base: Base, adapter: Adapter) -> Arms:
     """Both arms of ``base`` with ``adapter``, which is merged once at full precision.
@@ -42,12 +60,13 @@ def apply(base: Base, adapter: Adapter) -> Arms:
     Raises:
         UserError: the adapter does not fit this base, or a layer of it did not arrive.
     """
-    layers = tuple(lora.fit(base.pipe, adapter))
+    down = lora.fit(base.pipe, adapter)
+    layers = tuple(down)
     before = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
     lora.merge(base.pipe, adapter)
     after = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
     _require_applied(adapter, before, after)
-    return Arms(base, adapter, layers, {"base": before, "adapted": after})
+    return Arms(base, adapter, layers, {"base": before, "adapted": after}, down)
 
 
 def _require_applied(adapter: Adapter, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from qcheck.backend.base import INPUTS, OUTPUT
 from qcheck.model.quiet import quiet
 
 MODULE = "denoiser"
+OPSET = 20  # GroupNormalization of 21 is not parsed before TensorRT 10.9; at 20 it comes decomposed
 
 
 class _Entry(nn.Module):
@@ -28,7 +29,7 @@ class _Entry(nn.Module):
         return output
 
 
-def export(unet: nn.Module, sample: torch.Size, hidden: torch.Size, compute: str, opset: int) -> ir.Model:
+def export(unet: nn.Module, sample: torch.Size, hidden: torch.Size, compute: str) -> ir.Model:
     """Graph with inputs sample [batch, C, H, W], timestep [1] (float32) and encoder_hidden_states [batch, L, D].
 
     Nodes keep torch's module names in their metadata, which ``quantize.onnx`` reads.
@@ -47,7 +48,7 @@ def export(unet: nn.Module, sample: torch.Size, hidden: torch.Size, compute: str
             _Entry(owned),
             example,
             dynamo=True,
-            opset_version=opset,
+            opset_version=OPSET,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
             dynamic_shapes={"sample": {0: batch}, "timestep": None, "encoder_hidden_states": {0: batch}},

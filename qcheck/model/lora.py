@@ -98,8 +98,8 @@ def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
     }
 
 
-def fit(pipe: Any, adapter: Adapter) -> list[str]:
-    """Names ``component.module`` of the layers that the adapter changes.
+def fit(pipe: Any, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Down factors [r, in, ...] by the names ``component.module`` of the layers that the adapter changes.
 
     Raises:
         UserError: keys that match no layer of this base, or factors that do not fit the layer's weight.
@@ -116,7 +116,7 @@ def fit(pipe: Any, adapter: Adapter) -> list[str]:
         )
     for name, pair in factors.items():
         _require_shape(name, layers[name], pair)
-    return sorted(factors)
+    return {name: factors[name]["A"].float() for name in sorted(factors)}
 
 
 def _require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:

@@ -1,36 +1,53 @@
 """Simulation: a torch model that computes what the artifact computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from qcheck.quantize.plan import LayerPlan, Plan
 
+Factors = tuple[torch.Tensor, torch.Tensor]
 
-def _fake_input(layer: LayerPlan) -> "object":
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (layer.fake_activation(inputs[0]), *inputs[1:])
 
-    return hook
+def low_rank(module: nn.Module, inputs: torch.Tensor, factors: Factors) -> torch.Tensor:
+    """The unmerged adapter's part of a layer's output: up [out, r] of down [r, in, ...] of the float input."""
+    down, up = factors
+    if isinstance(module, nn.Conv2d):
+        inner = F.conv2d(inputs, down, None, module.stride, module.padding, module.dilation)
+        return F.conv2d(inner, up[:, :, None, None])
+    return F.linear(F.linear(inputs, down), up)
+
+
+def _forward(module: Any, layer: LayerPlan | None, factors: Factors | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    inner = module.forward
+
+    def forward(inputs: torch.Tensor, *_: object) -> torch.Tensor:
+        output: torch.Tensor = inner(inputs if layer is None else layer.fake_activation(inputs))
+        return output if factors is None else output + low_rank(module, inputs, factors)
+
+    return forward
 
 
 @contextmanager
-def simulated(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
-    """``model`` with every planned layer's weight and input replaced by their dequantized codes, then as it was."""
+def simulated(model: nn.Module, plan: Plan, branches: Mapping[str, Factors] | None = None) -> Iterator[nn.Module]:
+    """``model`` computing with dequantized codes and, beside them, unmerged low-rank ``branches``; then as it was."""
     kept: dict[str, torch.Tensor] = {}
-    handles = []
+    branches = branches or {}
+    names = [*plan, *(name for name in branches if name not in plan)]
     try:
-        for name, layer in plan.items():
-            module = model.get_submodule(name)
-            weight = module.get_parameter("weight")
-            kept[name] = weight.data
-            weight.data = layer.fake_weight(weight.data)
-            handles.append(module.register_forward_pre_hook(_fake_input(layer)))  # type: ignore[arg-type]
+        for name in names:
+            module: Any = model.get_submodule(name)
+            if name in plan:
+                kept[name] = module.weight.data
+                module.weight.data = plan[name].fake_weight(module.weight.data)
+            module.forward = _forward(module, plan.get(name), branches.get(name))
         yield model
     finally:
-        for handle in handles:
-            handle.remove()
+        for name in names:
+            vars(model.get_submodule(name)).pop("forward", None)
         for name, data in kept.items():
             model.get_submodule(name).get_parameter("weight").data = data

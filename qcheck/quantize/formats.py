@@ -28,7 +28,7 @@ class Integer:
         return -self.limit - 1
 
 
-FORMATS = {found.name: found for found in (Integer("int8", 8),)}
+FORMATS = {found.name: found for found in (Integer("int8", 8), Integer("int4", 4))}
 
 # Mantissa bits and the exponent of the smallest subnormal of what may hold a scale (IEEE 754; bfloat16).
 _STORED = {"float32": (23, -149), "float16": (10, -24), "bfloat16": (7, -133)}

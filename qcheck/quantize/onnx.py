@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcheck.model.export import MODULE
+from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import LayerPlan, Plan
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -96,11 +98,19 @@ def _float_type(value: ir.Value) -> ir.DataType:
     return value.const_value.dtype
 
 
-def quantized(model: ir.Model, state: Mapping[str, torch.Tensor], plan: Plan) -> ir.Model:
+def quantized(
+    model: ir.Model,
+    state: Mapping[str, torch.Tensor],
+    plan: Plan,
+    branches: Mapping[str, Factors] | None = None,
+    opset: int | None = None,
+) -> ir.Model:
     """A copy of ``model`` filled with ``state`` in which every layer of ``plan`` computes behind explicit Q/DQ.
 
     Weights become integer initializers with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
     shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float.
+    ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input.
+    ``opset`` raises the version that the file declares, for operators whose meaning it leaves unchanged.
 
     Raises:
         LookupError: a planned layer is not in the graph; nothing is silently left in float.
@@ -108,82 +118,106 @@ def quantized(model: ir.Model, state: Mapping[str, torch.Tensor], plan: Plan) ->
     copy = fill(model, state)
     graph = copy.graph
     places = sites(graph)
-    missing = sorted(set(plan) - set(places))
+    missing = sorted((set(plan) | set(branches or {})) - set(places))
     if missing:
         raise LookupError(f"{len(missing)} planned layers are not in the exported graph, first {missing[0]}")
+    for layer, factors in (branches or {}).items():
+        _add_branch(graph, layer, places[layer], factors)
     shared: dict[tuple[str, float], ir.Value] = {}
     for layer, numbers in plan.items():
-        _quantize_input(graph, places[layer].node, numbers, shared)
+        if numbers.activation is not None:
+            _quantize_input(graph, places[layer], numbers.activation, shared)
         _quantize_weight(graph, layer, places[layer], numbers, state[f"{layer}.weight"])
     RemoveUnusedNodesPass()(copy)
     TopologicalSortPass()(copy)
+    copy.graph.opset_imports[""] = max(opset or 0, copy.graph.opset_imports[""])
     return copy
 
 
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.name} has no input {index}")
+    return value
+
+
+def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> None:
+    """Make it output + up(down(input)); the layer's other readers then read the sum."""
+    node, dtype = site.node, _float_type(site.weight)
+    output, source = node.outputs[0], _input(node, 0)
+    readers = list(output.uses())
+    down, up = factors
+    convolution = node.op_type == "Conv"
+    first = _constant(graph, f"{layer}.lora_down", _stored(down if convolution else down.t(), dtype))
+    second = _constant(graph, f"{layer}.lora_up", _stored(up[:, :, None, None] if convolution else up.t(), dtype))
+    if convolution:
+        inner = ir.node("Conv", [source, first], attributes=dict(node.attributes), name=f"{layer}.lora_down/conv")
+        outer = ir.node("Conv", [inner.outputs[0], second], name=f"{layer}.lora_up/conv")
+    else:
+        inner = ir.node("MatMul", [source, first], name=f"{layer}.lora_down/matmul")
+        outer = ir.node("MatMul", [inner.outputs[0], second], name=f"{layer}.lora_up/matmul")
+    total = ir.node("Add", [output, outer.outputs[0]], name=f"{layer}.lora/add")
+    inner.outputs[0].name, outer.outputs[0].name = f"{layer}.lora_inner", f"{layer}.lora_delta"
+    total.outputs[0].name = f"{layer}.lora_sum"
+    graph.insert_after(node, [inner, outer, total])
+    for use in readers:
+        use.node.replace_input_with(use.idx, total.outputs[0])
+
+
 def _quantize_input(
-    graph: ir.Graph, node: ir.Node, numbers: LayerPlan, shared: dict[tuple[str, float], ir.Value]
+    graph: ir.Graph, site: Site, activation: torch.Tensor, shared: dict[tuple[str, float], ir.Value]
 ) -> None:
-    source = node.inputs[0]
-    weight = node.inputs[1]
-    if source is None or weight is None:
-        raise ValueError(f"{node.name} has no input")
-    key = (str(source.name), float(numbers.activation))
+    source = _input(site.node, 0)
+    key = (str(source.name), float(activation))
     if key not in shared:
         name = f"{source.name}/{len(shared)}"
-        dtype = _holder_type(node)
-        step = _constant(graph, f"{name}/scale", _stored(numbers.activation, dtype))
+        step = _constant(graph, f"{name}/scale", _stored(activation, _float_type(site.weight)))
         zero = _constant(graph, f"{name}/zero", np.zeros((), np.int8))
         codes = ir.node("QuantizeLinear", [source, step, zero], name=f"{name}/quantize")
         values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{name}/dequantize")
         codes.outputs[0].name, values.outputs[0].name = f"{name}/codes", f"{name}/values"
-        graph.insert_before(node, [codes, values])
+        graph.insert_before(site.node, [codes, values])
         shared[key] = values.outputs[0]
-    node.replace_input_with(0, shared[key])
-
-
-def _holder_type(node: ir.Node) -> ir.DataType:
-    held = _holder(node.inputs[1])
-    if held is None:
-        raise ValueError(f"{node.name} has no constant weight")
-    return _float_type(held[0])
+    site.node.replace_input_with(0, shared[key])
 
 
 def _quantize_weight(graph: ir.Graph, layer: str, site: Site, numbers: LayerPlan, weight: torch.Tensor) -> None:
-    codes = numbers.weight_codes(weight)
-    array = (codes.t() if site.transposed else codes).contiguous().numpy()
-    per_channel = numbers.weight.numel() > 1
-    step = numbers.weight if per_channel else numbers.weight.reshape(())
-    integers = _constant(graph, f"{layer}.weight/codes", array)
-    scales = _constant(graph, f"{layer}.weight/scale", _stored(step, _float_type(site.weight)))
-    axis = {"axis": 1 if site.transposed else 0} if per_channel else {}
-    node = ir.node("DequantizeLinear", [integers, scales], attributes=axis, name=f"{layer}.weight/dequantize")
-    node.outputs[0].name = f"{layer}.weight/values"
-    first = site.node
-    producer = first.inputs[1].producer() if first.inputs[1] is not None else None
+    codes, step = numbers.weight_codes(weight), numbers.weight
+    axis = {"axis": 1 if site.transposed else 0}
+    if numbers.block is not None:
+        step, axis = step.view(len(weight), -1), {"axis": 0 if site.transposed else 1, "block_size": numbers.block}
+    elif len(step) == 1:
+        step, axis = step.view(()), {}
+    if site.transposed:
+        codes, step = codes.t(), step.t() if numbers.block is not None else step
+    array = codes.contiguous().numpy().astype(_CODES[numbers.weight_format.name])
+    name = f"{layer}.weight{_TRANSPOSED if site.transposed else ''}"
+    integers = _constant(graph, f"{name}/codes", array)
+    scales = _constant(graph, f"{name}/scale", _stored(step, _float_type(site.weight)))
+    node = ir.node("DequantizeLinear", [integers, scales], attributes=axis, name=f"{name}/dequantize")
+    node.outputs[0].name = f"{name}/values"
+    producer = _input(site.node, 1).producer()
     if producer is not None:  # case 2: the Transpose reads the dequantized weight
         graph.insert_before(producer, node)
         producer.replace_input_with(0, node.outputs[0])
     else:
-        graph.insert_before(first, node)
-        first.replace_input_with(1, node.outputs[0])
+        graph.insert_before(site.node, node)
+        site.node.replace_input_with(1, node.outputs[0])
+
+
+_CODES = {"int8": np.dtype(np.int8), "int4": np.dtype(ml_dtypes.int4)}
+_TRANSPOSED = ".T"
 
 
 def integer_weights(model: ir.Model) -> dict[str, np.ndarray]:
-    """Codes [out, in, ...] of every quantized layer as they stand in the artifact."""
+    """Codes [out, in, ...] as int8 of every quantized layer as they stand in the artifact."""
     found = {}
-    for layer, site in _dequantized(model.graph).items():
-        array = site.weight.const_value.numpy() if site.weight.const_value is not None else np.empty(0)
-        found[layer] = array.T if site.transposed else array
-    return found
-
-
-def _dequantized(graph: ir.Graph) -> dict[str, Site]:
-    found = {}
-    for node in graph:
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
-            transposed = node.attributes["axis"].as_int() == 1 if "axis" in node.attributes else False
-            name = str(node.inputs[0].name).removesuffix(".weight/codes")
-            found[name] = Site(node, node.inputs[0], transposed)
+    for name, value in model.graph.initializers.items():
+        if name.endswith("/codes") and value.const_value is not None:
+            layer = name.removesuffix("/codes")
+            array = value.const_value.numpy().astype(np.int8)
+            transposed = layer.endswith(_TRANSPOSED)
+            found[layer.removesuffix(_TRANSPOSED).removesuffix(".weight")] = array.T if transposed else array
     return found
 
 

@@ -10,54 +10,71 @@ from qcheck.errors import UserError
 from qcheck.quantize import formats
 from qcheck.quantize.formats import Integer
 from qcheck.recipe import Recipe
-from qcheck.scheme import Scheme
+from qcheck.scheme import Rule, Scheme
 
 KINDS: dict[str, type[nn.Linear] | type[nn.Conv2d]] = {"Linear": nn.Linear, "Conv2d": nn.Conv2d}
 
 
+Layer = nn.Linear | nn.Conv2d
+
+
 @dataclass(frozen=True)
 class LayerPlan:
-    """Scales of one layer: ``weight`` [out] (or [1] per tensor) and the scalar of its input."""
+    """Scales of one layer.
 
-    weight: torch.Tensor
-    activation: torch.Tensor
+    ``weight`` holds one step for each group of neighbouring weights: [1] per tensor, [out] per channel,
+    [out * in / block] per block. ``activation`` is the scalar step of the layer's input, None if that stays in float.
+    """
+
     weight_format: Integer
-    activation_format: Integer
+    weight: torch.Tensor
+    block: int | None = None
+    activation_format: Integer | None = None
+    activation: torch.Tensor | None = None
 
     def weight_codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Codes [out, in, ...] of a weight of the same shape."""
-        return formats.quantize(weight, self._column(weight), self.weight_format)
+        groups = weight.reshape(len(self.weight), -1)
+        return formats.quantize(groups, self.weight[:, None], self.weight_format).view(weight.shape)
 
     def fake_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """What the artifact's weight dequantizes to."""
-        return formats.dequantize(self.weight_codes(weight), self._column(weight))
+        codes = self.weight_codes(weight).reshape(len(self.weight), -1)
+        return formats.dequantize(codes, self.weight[:, None]).view(weight.shape)
 
     def fake_activation(self, values: torch.Tensor) -> torch.Tensor:
         """What the artifact's input of this layer dequantizes to."""
+        if self.activation is None or self.activation_format is None:
+            return values
         return formats.dequantize(formats.quantize(values, self.activation, self.activation_format), self.activation)
-
-    def _column(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.weight.view(-1, *[1] * (weight.dim() - 1))
 
 
 Plan = Mapping[str, LayerPlan]
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Name and module of every layer that any scheme could quantize."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             yield name, module
 
 
-def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str, nn.Linear | nn.Conv2d]:
+def _rule(module: Layer, scheme: Scheme) -> Rule | None:
+    """The scheme's rule for a layer, None where it has none or no block divides the layer's input axis."""
+    rule = scheme.rule(next(kind for kind, found in KINDS.items() if isinstance(module, found)))
+    if rule is None or (rule.weights.granularity == "block" and rule.weights.block_of(module.weight.shape[1]) is None):
+        return None
+    return rule
+
+
+def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str, Layer]:
     """The layers that ``scheme`` quantizes and ``recipe`` does not keep out.
 
     Raises:
         UserError: none is left.
     """
-    kinds = tuple(KINDS[kind] for kind in scheme.operators)
-    found = {name: m for name, m in linear_layers(model) if isinstance(m, kinds) and not recipe.keeps(name)}
+    layers = linear_layers(model)
+    found = {name: module for name, module in layers if _rule(module, scheme) is not None and not recipe.keeps(name)}
     if not found:
         raise UserError(
             f"scheme {scheme.name!r} with recipe {recipe.name!r} leaves no layer to quantize",
@@ -67,18 +84,30 @@ def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str,
 
 
 def make(
-    layers: Mapping[str, nn.Linear | nn.Conv2d], scheme: Scheme, ranges: Mapping[str, float]
+    layers: Mapping[str, Layer],
+    weights: Mapping[str, torch.Tensor],
+    scheme: Scheme,
+    ranges: Mapping[str, float],
 ) -> dict[str, LayerPlan]:
-    """Scales for every layer from its weight's absolute maximum and the ``ranges`` of its input (absmax by layer)."""
-    weights, activations = formats.find(scheme.weights.format), formats.find(scheme.activations.format)
-    plan = {}
-    for name, module in layers.items():
-        rows = module.weight.detach().abs().flatten(1)
-        absmax = rows.amax(1) if scheme.weights.granularity == "channel" else rows.amax().view(1)
-        plan[name] = LayerPlan(
-            weight=formats.scale(absmax, weights, scheme.compute),
-            activation=formats.scale(torch.tensor(ranges[name]), activations, scheme.compute),
-            weight_format=weights,
-            activation_format=activations,
-        )
-    return plan
+    """Scales for every layer from the absolute maxima of ``weights`` (``<layer>.weight``) and of its input.
+
+    Raises:
+        ValueError: a layer that the scheme has no rule for, or blocks that do not divide its input axis.
+    """
+    return {name: _layer(module, weights[f"{name}.weight"], scheme, ranges[name]) for name, module in layers.items()}
+
+
+def _layer(module: Layer, weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan:
+    rule = _rule(module, scheme)
+    if rule is None:
+        raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
+    number = formats.find(rule.weights.format)
+    block = rule.weights.block_of(weight.shape[1]) if rule.weights.granularity == "block" else None
+    if block is not None and weight.dim() != 2:
+        raise ValueError(f"blocks are for Linear layers, not for a weight of shape {list(weight.shape)}")
+    groups = {"tensor": 1, "channel": len(weight), "block": weight.numel() // (block or 1)}[rule.weights.granularity]
+    step = formats.scale(weight.detach().abs().reshape(groups, -1).amax(1), number, scheme.compute)
+    if rule.activations is None:
+        return LayerPlan(number, step, block)
+    inputs = formats.find(rule.activations.format)
+    return LayerPlan(number, step, block, inputs, formats.scale(torch.tensor(absmax), inputs, scheme.compute))

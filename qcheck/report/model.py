@@ -69,7 +69,8 @@ class Case(Value):
     quantized_layers: int
     kept_layers: list[str]
     artifact: list[ArtifactFile]
-    full_precision_bytes: int
+    compute: str
+    full_precision_bytes: int | None
     builds: list[Build]
     seconds: float
 

@@ -65,11 +65,12 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
 
 def _summary(report: Report) -> Table:
     table = Table(box=box.ROUNDED)
-    for title in ("scheme", "order", "denoiser fp16 -> artifact", "build", "verdict"):
+    for title in ("scheme", "order", "denoiser -> artifact", "build", "verdict"):
         table.add_column(title, overflow="fold")
     for case in report.cases:
-        written = case.artifact[0].bytes if case.artifact else None
-        size = "-" if written is None else f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(written)}"
+        size = "-"
+        if case.artifact and case.full_precision_bytes is not None:
+            size = f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(case.artifact[0].bytes)}"
         builds = "\n".join(_build(made) for made in case.builds) or "-"
         table.add_row(case.scheme, case.order, size, builds, Text(case.verdict, _COLOURS[case.verdict]))
     return table

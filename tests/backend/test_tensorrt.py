@@ -20,14 +20,14 @@ needs_builder = pytest.mark.skipif(tensorrt.available() is not None, reason="ten
 def test_the_check_built_a_real_engine_for_the_targets_proxy(finished: Finished) -> None:
     (made,) = finished.report["cases"][0]["builds"]
     assert (made["status"], made["capability"], made["proxy"]) == ("built", "8.6", True)
-    engine = finished.folder / "artifacts" / "int8" / "model.sm86.engine"
+    engine = finished.folder / "artifacts" / "int8" / "merge-quantize" / "model.sm86.engine"
     assert engine.stat().st_size == made["bytes"]
     assert b"int8" in engine.read_bytes().lower()
 
 
 @needs_builder
 def test_a_capability_that_the_builder_does_not_know_is_refused_by_name(tmp_path: Path, finished: Finished) -> None:
-    model = finished.folder / "artifacts" / "int8" / "unet" / "model.onnx"
+    model = finished.folder / "artifacts" / "int8" / "merge-quantize" / "unet" / "model.onnx"
     built = tensorrt.build(model, "8.7", SHAPES, tmp_path / "engine")
     assert built.engine is None
     assert "cannot compile for SM87" in built.detail

@@ -108,7 +108,7 @@ def test_the_artifact_says_its_scheme_and_order(finished: Finished) -> None:
 
     from qcheck import files
 
-    folder = finished.folder / "artifacts" / "int8"
+    folder = finished.folder / "artifacts" / "int8" / "merge-quantize"
     stored = onnx.load(folder / "unet" / "model.onnx")
     assert {p.key: p.value for p in stored.metadata_props}["qcheck.order"] == "merge-quantize"
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -72,3 +72,22 @@ def test_out_of_range_saturates_at_the_codes_of_quantize_linear() -> None:
 def test_unknown_format_is_an_error_with_a_hint() -> None:
     with pytest.raises(UserError, match="Did you mean 'int8'"):
         formats.find("int9")
+
+
+@pytest.mark.parametrize(
+    ("law", "block", "expected"),
+    [
+        ("gauss", 32, 20.26),
+        ("gauss", 64, 19.36),
+        ("gauss", 128, 18.62),
+        ("laplace", 128, 15.90),
+        ("uniform", 64, 23.13),
+    ],
+)
+def test_int4_per_block_meets_the_oracle(law: str, block: int, expected: float) -> None:
+    number = formats.find("int4")
+    values = torch.from_numpy(DRAW[law](np.random.default_rng(2), (4_000_000 // block, block)).astype(np.float32))
+    step = formats.scale(values.abs().amax(1), number, "float32")[:, None]
+    error = formats.dequantize(formats.quantize(values, step, number), step) - values
+    sqnr = 10 * np.log10(float(values.double().square().sum() / error.double().square().sum()))
+    assert sqnr == pytest.approx(expected, abs=0.03)

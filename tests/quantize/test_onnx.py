@@ -33,8 +33,8 @@ def _quantized_sites(graph: ir.Graph) -> dict[str, ir.Node]:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             made = node.inputs[1].producer() if node.inputs[1] is not None else None
             made = made.inputs[0].producer() if made is not None and made.op_type == "Transpose" else made
-            if made is not None and made.name.endswith(".weight/dequantize"):
-                found[made.name.removesuffix(".weight/dequantize")] = node
+            if made is not None and made.op_type == "DequantizeLinear":
+                found[made.name.removesuffix("/dequantize").removesuffix(".T").removesuffix(".weight")] = node
     return found
 
 

@@ -1,0 +1,127 @@
+"""From a finished check to the values that the report is made of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qcheck import files, provenance
+from qcheck.artifact import TWIN, Artifact
+from qcheck.measurement import NotMeasured
+from qcheck.metric import effect
+from qcheck.model import arms
+from qcheck.model.arms import SIDES, Side
+from qcheck.quantize import plan
+from qcheck.report import contact
+from qcheck.report.contact import Sheet
+from qcheck.report.model import ArtifactFile, Build, Case, Input, Probing, Report
+from qcheck.scheme import Order, Scheme
+from qcheck.trace import Trace
+from qcheck.verdict import Verdict
+from qcheck.work import Work
+
+
+def case(
+    work: Work,
+    scheme: Scheme,
+    order: Order,
+    verdict: Verdict,
+    made: Artifact | None,
+    builds: list[Build],
+    energies: effect.Energies | None,
+    seconds: float,
+) -> Case:
+    """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
+    layers = made.layers if made is not None else ()
+    full = work.folder / "artifacts" / "full-precision" / f"f1.{scheme.compute}.onnx"
+    profiles = {} if energies is None else _profiles(energies)
+    return Case(
+        scheme=scheme.name,
+        order=order,
+        verdict=verdict.outcome,
+        reasons=list(verdict.reasons),
+        probes_used=len(work.setup.probes),
+        measurements=list(verdict.measurements),
+        stratum_sqnr=profiles,
+        quantized_layers=len(layers),
+        kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
+        artifact=[] if made is None else [_file(work, made.deployed, scheme.compute), _file(work, made.twin, TWIN)],
+        compute=scheme.compute,
+        full_precision_bytes=full.stat().st_size if made is not None else None,
+        builds=builds,
+        seconds=round(seconds, 1),
+    )
+
+
+def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
+    return {
+        "base": effect.stratum_profile(energies.f0, energies.error0),
+        "adapted": effect.stratum_profile(energies.f1, energies.error1),
+    }
+
+
+def _file(work: Work, path: Path, compute: str) -> ArtifactFile:
+    where = path.relative_to(work.folder).as_posix()
+    return ArtifactFile(
+        path=where, arm="adapted", compute=compute, digest=files.digest(path), bytes=path.stat().st_size
+    )
+
+
+def sheet(work: Work, title: str, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> Sheet:
+    """Decoded pictures of the first probes, before and after quantization."""
+    pipe = work.arms.use("base")
+    rows = slice(0, contact.ROWS)
+
+    def pictures(found: Trace) -> np.ndarray:
+        decoded = arms.decode(pipe, torch.from_numpy(np.array(found.finals()[rows])))
+        return decoded.permute(0, 2, 3, 1).numpy()
+
+    return Sheet(
+        scheme=title,
+        prompts=tuple(p.prompt for p in work.setup.probes[rows]),
+        reference={side: pictures(reference[side]) for side in SIDES},
+        quantized={side: pictures(quantized[side]) for side in SIDES},
+    )
+
+
+def assemble(work: Work, cases: list[Case], size: float) -> Report:
+    """The report of a finished check."""
+    job, adapter = work.job, work.arms.adapter
+    return Report(
+        base=Input(source=job.base, digest=work.arms.base.digest),
+        adapters=[
+            Input(source=job.adapter, digest=adapter.digest, weight=adapter.weight, layers=len(work.arms.layers))
+        ],
+        target=job.target.name,
+        probes=Probing(
+            name=job.probes.name,
+            digest=files.digest_value(job.probes),
+            prompts=list(job.probes.prompts),
+            steps=job.probes.steps,
+            guidance=job.probes.guidance,
+            seed=job.probes.seed,
+            timesteps=list(work.setup.timesteps()),
+        ),
+        effect_size=size,
+        limits_calibrated=job.limits.calibrated,
+        cases=cases,
+        not_measured=_not_measured(work, cases),
+        provenance=provenance.collect(job, work.seconds),
+    )
+
+
+def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
+    title = work.job.target.title
+    found = [
+        NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
+        NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
+        NotMeasured(name="realised precision", reason="this version does not read the built engine's operand types"),
+        NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
+    ]
+    return found + [
+        NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)
+        for case in cases
+        for made in case.builds
+        if made.status == "not run"
+    ]

@@ -1,0 +1,159 @@
+"""Every scheme in every order: the file holds the simulation's codes and computes what torch simulates."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcheck import artifact, recipe, scheme
+from qcheck.artifact import Content
+from qcheck.backend import tensorrt
+from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.demo import library
+from qcheck.model import arms, base, lora
+from qcheck.model.arms import Arms
+from qcheck.quantize import fake
+from qcheck.quantize import onnx as rewrite
+from qcheck.scheme import ORDERS, Numbers, Order, Scheme
+from tests.conftest import Prepared
+
+RECIPE = recipe.find("emoji")
+SCHEMES = scheme.every()
+
+
+def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> Content:
+    ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
+    return artifact.adapted_content(demo_arms, chosen, RECIPE, order, ranges)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _holding(model: torch.nn.Module, content: Content) -> Iterator[torch.nn.Module]:
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(content.state)
+    with fake.simulated(model, content.plan, content.branches) as simulated:
+        yield simulated
+    model.load_state_dict(kept)
+
+
+def _sqnr(signal: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(signal).sum() / max(np.square(signal - other).sum(), 1e-30)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("chosen", SCHEMES, ids=[s.name for s in SCHEMES])
+def test_artifact_is_the_simulation(
+    demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order, tmp_path: Path
+) -> None:
+    content = _content(demo_arms, prepared, chosen, order)
+    path = prepared.exporter.quantized(content, "float32", chosen.opset, tmp_path / "q1.onnx", {})
+    stored = rewrite.integer_weights(ir.load(path))
+    assert set(stored) == set(content.plan)
+    for layer, numbers in content.plan.items():
+        assert np.array_equal(stored[layer], numbers.weight_codes(content.state[f"{layer}.weight"]).numpy()), layer
+    x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
+    unet = demo_arms.use("adapted").unet
+    with torch.no_grad():
+        full = unet(x, t, h).sample.numpy()
+        with _holding(unet, content) as model:
+            simulated = model(x, t, h).sample.numpy()
+    ran = OnnxRunner(path, 1)(x.numpy(), 500.0, h.numpy())
+    if all(rule.activations is None for rule in chosen.rules):
+        assert _sqnr(simulated, ran) > 100  # nothing rounds but the weights: float rounding is all that differs
+    else:
+        assert _sqnr(full, ran) == pytest.approx(_sqnr(full, simulated), abs=1.0)
+    assert _sqnr(full, ran) > 20
+
+
+@pytest.mark.parametrize("chosen", SCHEMES, ids=[s.name for s in SCHEMES])
+def test_the_file_declares_its_opset_and_is_valid(
+    demo_arms: Arms, prepared: Prepared, chosen: Scheme, tmp_path: Path
+) -> None:
+    content = _content(demo_arms, prepared, chosen, "unmerged")
+    path = prepared.exporter.quantized(content, "float32", chosen.opset, tmp_path / "q1.onnx", {})
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", chosen.opset)]
+
+
+def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, prepared: Prepared) -> None:
+    chosen = scheme.find("int4-g32")
+    found = {order: _content(demo_arms, prepared, chosen, order) for order in ORDERS}
+    touched = set(demo_arms.denoiser_layers())
+    for layer in found["merge-quantize"].plan:
+        codes = {o: c.plan[layer].weight_codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
+        same = torch.equal(codes["merge-quantize"], codes["unmerged"])
+        assert same == (layer not in touched), layer
+    assert set(found["unmerged"].branches) == touched & set(found["unmerged"].plan)
+    assert not found["merge-quantize"].branches
+
+
+def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Prepared) -> None:
+    """W already sits on the grid, so a change below half a step is rounded away; W as dither would have kept it."""
+    faint = arms.apply(base.load(str(library.PIPELINE)), lora.read(str(library.ADAPTERS / "faint.safetensors"), 1.0))
+    chosen = scheme.find("int4-g128")
+    survived = {}
+    content = {order: _content(faint, prepared, chosen, order) for order in ORDERS}
+    start = artifact.base_content(faint, chosen, RECIPE, {"base": prepared.ranges, "adapted": prepared.ranges})
+    for order in ("merge-quantize", "quantize-merge"):
+        kept = whole = 0.0
+        for layer in faint.denoiser_layers():
+            wanted = faint.weights["adapted"][f"unet.{layer}"] - faint.weights["base"][f"unet.{layer}"]
+            q1 = content[order].plan[layer].fake_weight(content[order].state[f"{layer}.weight"])  # type: ignore[index]
+            q0 = start.plan[layer].fake_weight(start.state[f"{layer}.weight"])
+            kept += float(((q1 - q0) * wanted).sum())
+            whole += float(wanted.square().sum())
+        survived[order] = kept / whole
+    assert survived["merge-quantize"] == pytest.approx(1, abs=0.25)
+    assert survived["quantize-merge"] < 0.3
+
+
+def test_the_unmerged_branch_is_the_whole_adapter(demo_arms: Arms) -> None:
+    for layer in demo_arms.denoiser_layers():
+        down, up = demo_arms.factors(layer)
+        change = demo_arms.weights["adapted"][f"unet.{layer}"] - demo_arms.weights["base"][f"unet.{layer}"]
+        assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
+
+
+@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
+@pytest.mark.parametrize("order", ["merge-quantize", "unmerged"])
+def test_tensorrt_takes_the_four_bit_file_that_onnx_runtime_takes(
+    demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path
+) -> None:
+    chosen = scheme.find("int4-g128-int8")
+    content = _content(demo_arms, prepared, chosen, order)
+    path = prepared.exporter.quantized(content, "float32", chosen.opset, tmp_path / "model.onnx", {})
+    shapes = {
+        "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
+        "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
+    }
+    built = tensorrt.build(path, "8.6", shapes, tmp_path / "engine")
+    assert built.engine is not None, built.detail
+
+
+@given(st.integers(1, 4096), st.sampled_from([32, 64, 128]))
+def test_blocks_divide_the_input_axis_and_are_the_largest_multiple_of_sixteen(inputs: int, most: int) -> None:
+    block = Numbers(format="int4", granularity="block", block=most).block_of(inputs)
+    fitting = [b for b in range(16, most + 1, 16) if inputs % b == 0]
+    assert block == (max(fitting) if fitting else None)
+
+
+@pytest.mark.parametrize(("inputs", "block"), [(320, 80), (96, 96), (1280, 128), (40, None), (16, 16)])
+def test_narrow_and_odd_layers_get_the_documented_block(inputs: int, block: int | None) -> None:
+    assert Numbers(format="int4", granularity="block", block=128).block_of(inputs) == block
+
+
+def test_blocks_on_a_convolution_are_an_error(prepared: Prepared) -> None:
+    from qcheck.quantize import plan
+
+    rule = scheme.Rule(operators=("Conv2d",), weights=Numbers(format="int4", granularity="block", block=16))
+    odd = scheme.find("int4-g32").model_copy(update={"rules": [rule]})
+    layers = plan.chosen_layers(prepared.unet, odd, RECIPE)
+    with pytest.raises(ValueError, match="blocks are for Linear"):
+        plan.make(layers, prepared.state, odd, prepared.ranges)
