@@ -25,6 +25,7 @@ class Job:
     target: Target
     probes: ProbeSet
     recipe: Recipe
+    trigger: str | None
     limits: Limits
     out: Path
     threads: int

@@ -82,7 +82,7 @@ def require_effect(work: Work, reference: Traces) -> float:
 def find_ranges(work: Work) -> Ranges:
     """Input ranges of every layer for both arms, at the same states: those of f1 on the calibration prompts."""
     job = work.job
-    chosen = recipe.calibration(job.recipe, job.probes)
+    chosen = recipe.calibration(job.recipe, job.probes, job.trigger)
     setup, hidden = matched(work.arms, job, chosen, job.recipe.strata)
     folder = work.folder / "traces" / "calibration"
     layers = dict(plan.linear_layers(work.arms.base.denoiser))

@@ -1,6 +1,9 @@
 """Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
 
+from pathlib import Path
+
 from qcheck import files
+from qcheck.errors import UserError
 from qcheck.files import Names, Value
 
 FOLDER = files.PACKAGE / "data" / "probes"
@@ -35,6 +38,36 @@ class Probe(Value):
 def find(name: str) -> ProbeSet:
     """The probe set of that name or file."""
     return files.find(ProbeSet, FOLDER, name)
+
+
+def from_text(path: Path, like: ProbeSet) -> ProbeSet:
+    """A probe set of the prompts in a text file, one a line, sampled as ``like``; empty lines and ``#`` are skipped.
+
+    Raises:
+        UserError: not readable, or no prompt in it.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {str(path)!r}: {error}", "Give a UTF-8 text file, one prompt a line.") from error
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise UserError(f"prompts {str(path)!r} holds no prompt", "Write one prompt a line.")
+    return like.model_copy(update={"name": path.stem, "prompts": prompts})
+
+
+def repeated(chosen: ProbeSet, count: int) -> ProbeSet:
+    """``chosen`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
+    prompts = chosen.prompts * (count // len(chosen.prompts) + 1)
+    return chosen.model_copy(update={"prompts": prompts[:count]})
+
+
+def triggered(chosen: ProbeSet, trigger: str | None) -> ProbeSet:
+    """``chosen`` with the trigger words before every prompt that lacks them."""
+    if not trigger:
+        return chosen
+    prompts = tuple(p if trigger in p else f"{trigger}, {p}" for p in chosen.prompts)
+    return chosen.model_copy(update={"prompts": prompts})
 
 
 def probes(chosen: ProbeSet, weight: float) -> tuple[Probe, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 from qcheck import files
 from qcheck.errors import UserError
 from qcheck.files import Names, Value
-from qcheck.probe import ProbeSet
+from qcheck.probe import ProbeSet, triggered
 
 FOLDER = files.data_folder("calibration") / "recipes"
 PROMPTS = files.data_folder("calibration") / "prompts"
@@ -45,8 +45,8 @@ def _plain(prompt: str) -> str:
     return " ".join(prompt.lower().split())
 
 
-def calibration(recipe: Recipe, judged: ProbeSet) -> ProbeSet:
-    """The recipe's prompts as a probe set with the sampling settings of ``judged``.
+def calibration(recipe: Recipe, judged: ProbeSet, trigger: str | None = None) -> ProbeSet:
+    """The recipe's prompts, trigger words added, as a probe set with the sampling settings of ``judged``.
 
     Raises:
         UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
@@ -70,6 +70,5 @@ def calibration(recipe: Recipe, judged: ProbeSet) -> ProbeSet:
             f"recipe {recipe.name!r} asks for {recipe.samples} samples; {chosen.name!r} has {len(chosen.prompts)}",
             "Lower `samples` or add prompts.",
         )
-    return judged.model_copy(
-        update={"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
-    )
+    used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
+    return triggered(judged.model_copy(update=used), trigger)

@@ -91,3 +91,26 @@ def test_probes_differ_in_seed_and_digest() -> None:
     assert len({p.seed for p in found}) == len(found)
     assert len({files.digest_value(p) for p in found}) == len(found)
     assert files.digest_value(found[0]) != files.digest_value(probe.probes(probe.find("emoji"), 0.5)[0])
+
+
+def test_prompts_of_a_text_file_are_cycled_with_new_seeds_and_triggered_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("# mine\na cat\n\n  mystyle, a dog \n")
+    chosen = probe.from_text(path, probe.find("general"))
+    used = probe.triggered(probe.repeated(chosen, 5), "mystyle")
+    assert used.prompts == ("mystyle, a cat", "mystyle, a dog", "mystyle, a cat", "mystyle, a dog", "mystyle, a cat")
+    assert len({p.seed for p in probe.probes(used, 1.0)}) == 5
+    assert probe.repeated(chosen, 1).prompts == ("a cat",)
+
+
+@pytest.mark.parametrize("content", ["", "# only a comment\n"])
+def test_a_text_file_without_prompts_is_an_error(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match="holds no prompt"):
+        probe.from_text(path, probe.find("general"))
+
+
+def test_a_trigger_is_put_into_calibration_prompts_too() -> None:
+    used = recipe.calibration(recipe.find("emoji"), probe.find("emoji"), "mystyle")
+    assert all(p.startswith("mystyle, ") for p in used.prompts)

@@ -1,6 +1,7 @@
 """``qcheck check`` and ``qcheck demo``."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,45 +14,106 @@ from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Job
-from qcheck.progress import Silent
+from qcheck.probe import ProbeSet
+from qcheck.progress import Progress, Silent
 from qcheck.report import text
-from qcheck.report.model import exit_code
-from qcheck.scheme import Order
+from qcheck.report.model import Report, exit_code
+from qcheck.scheme import Order, Scheme
+from qcheck.target import Target
+
+_PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
+_CORES = os.cpu_count() or 1
+_TARGET = "jetson-agx-orin-64gb"
 
 Lora = Annotated[str, typer.Option("--lora", help="The LoRA: a .safetensors file, or a name of the demo's adapters.")]
 Weight = Annotated[float, typer.Option(help="How strongly the adapter is applied.")]
+Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
+
 Schemes = Annotated[
     list[str] | None,
-    typer.Option("--scheme", "-s", help="A scheme by name or TOML file; repeatable. Default: all the target can run."),
+    typer.Option(
+        "--scheme",
+        "-s",
+        help="A scheme by name or TOML file; repeatable. Default: all the target can run.",
+        rich_help_panel=_QUANTIZING,
+    ),
 ]
 Orders = Annotated[
     list[Order] | None,
-    typer.Option("--order", help="When the adapter is merged; repeatable. Default: merge-quantize."),
+    typer.Option(
+        "--order",
+        help="When the adapter is merged; repeatable. Default: merge-quantize.",
+        rich_help_panel=_QUANTIZING,
+    ),
 ]
-Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
-Probes = Annotated[str | None, typer.Option(help="The probe set to judge on, by name or TOML file.")]
-Ranges = Annotated[str | None, typer.Option("--recipe", help="The calibration recipe, by name or TOML file.")]
-Bounds = Annotated[str, typer.Option("--limits", help="The limits of the verdict, by name or TOML file.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print report.json on standard output, and nothing else there.")]
-Build = Annotated[bool, typer.Option("--build/--no-build", help="Compile with TensorRT-RTX where it is installed.")]
-Threads = Annotated[int, typer.Option(min=1, help="Processor threads.")]
-Batch = Annotated[int, typer.Option(min=1, help="Probes that run together; lower it when memory is short.")]
+Ranges = Annotated[
+    str | None,
+    typer.Option("--recipe", help="The calibration recipe, by name or TOML file.", rich_help_panel=_QUANTIZING),
+]
+Bounds = Annotated[
+    str,
+    typer.Option("--limits", help="The limits of the verdict, by name or TOML file.", rich_help_panel=_QUANTIZING),
+]
 
-_CORES = os.cpu_count() or 1
-_TARGET = "jetson-agx-orin-64gb"
+Probes = Annotated[
+    str | None, typer.Option(help="The probe set to judge on, by name or TOML file.", rich_help_panel=_PROBING)
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds.",
+        rich_help_panel=_PROBING,
+    ),
+]
+Trigger = Annotated[
+    str | None, typer.Option(help="Words that wake the adapter, put before every prompt.", rich_help_panel=_PROBING)
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps of a probe.", rich_help_panel=_PROBING)]
+Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", rich_help_panel=_PROBING)]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the first probe.", rich_help_panel=_PROBING)]
+Width = Annotated[int | None, typer.Option(min=8, help="Width in pixels.", rich_help_panel=_PROBING)]
+Height = Annotated[int | None, typer.Option(min=8, help="Height in pixels.", rich_help_panel=_PROBING)]
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.", rich_help_panel=_RUNNING),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print report.json on standard output, and nothing else there.", rich_help_panel=_RUNNING
+    ),
+]
+Build = Annotated[
+    bool,
+    typer.Option(
+        "--build/--no-build", help="Compile with TensorRT-RTX where it is installed.", rich_help_panel=_RUNNING
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Processor threads.", rich_help_panel=_RUNNING)]
+Batch = Annotated[
+    int,
+    typer.Option(min=1, help="Probes that run together; lower it when memory is short.", rich_help_panel=_RUNNING),
+]
 
 
 def check(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE")],
     lora: Lora,
     weight: Weight = 1.0,
+    device: Device = _TARGET,
     schemes: Schemes = None,
     orders: Orders = None,
-    device: Device = _TARGET,
-    probes: Probes = None,
     ranges: Ranges = None,
     bounds: Bounds = "default",
+    probes: Probes = None,
+    prompts: Prompts = None,
+    trigger: Trigger = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
     out: Out = None,
     as_json: Json = False,
     build: Build = True,
@@ -67,22 +129,17 @@ def check(
     """
     demo_base = base == library.NAME
     base_path, lora_path = library.resolve(base, lora)
-    judged = probe.find(probes or (library.PROBES if demo_base else "general"))
     chosen_target, chosen_limits = target.find(device), limits.find(bounds)
-    used = tuple(scheme.find(name) for name in schemes) if schemes else tuple(chosen_target.runnable())
-    for named in used:
-        if reason := chosen_target.refuses(named):
-            raise UserError(
-                f"scheme {named.name!r} cannot run on {chosen_target.name!r}: {reason}", _other(chosen_target)
-            )
-    if len(judged.prompts) < chosen_limits.probes:
-        raise UserError(
-            f"probe set {judged.name!r} has {len(judged.prompts)} prompts; the limits ask for {chosen_limits.probes}",
-            "Add prompts, or lower `probes` in a limits file of your own (--limits).",
-        )
-    judged = judged.model_copy(update={"prompts": judged.prompts[: chosen_limits.probes]})
+    if probes and prompts:
+        raise UserError(f"both --probes {probes} and --prompts {prompts} are given", "Give one of them.")
+    judged = probe.find(probes or (library.PROBES if demo_base else "general"))
+    judged = probe.from_text(prompts, judged) if prompts else judged
+    sampling = {"steps": steps, "guidance": guidance, "seed": seed, "width": width, "height": height}
+    judged = judged.model_copy(update={key: value for key, value in sampling.items() if value is not None})
+    judged = probe.triggered(probe.repeated(judged, chosen_limits.probes), trigger)
     chosen_recipe = recipe.find(ranges or (library.RECIPE if demo_base else "general"))
-    recipe.calibration(chosen_recipe, judged)
+    recipe.calibration(chosen_recipe, judged, trigger)
+    used = _schemes(schemes, chosen_target)
     job = Job(
         base=base_path,
         adapter=lora_path,
@@ -93,6 +150,7 @@ def check(
         target=chosen_target,
         probes=judged,
         recipe=chosen_recipe,
+        trigger=trigger,
         limits=chosen_limits,
         out=out or output.default(lora),
         threads=threads,
@@ -106,11 +164,13 @@ def check(
             "order": [*(orders or ("merge-quantize",))],
             "target": device,
             "probes": judged.name,
+            "trigger": trigger,
             "recipe": chosen_recipe.name,
             "limits": bounds,
             "build": build,
             "threads": threads,
             "batch": batch,
+            **_sampling(judged),
         },
     )
     _run(job, as_json)
@@ -118,9 +178,9 @@ def check(
 
 def demo(
     lora: Annotated[str, typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER")] = "flat",
+    device: Device = _TARGET,
     schemes: Schemes = None,
     orders: Orders = None,
-    device: Device = _TARGET,
     out: Out = None,
     as_json: Json = False,
     build: Build = True,
@@ -128,20 +188,52 @@ def demo(
 ) -> None:
     """The same on the small trained pipeline and an adapter that ship with qcheck."""
     chosen = schemes or [library.SCHEME]
-    check(library.NAME, lora, 1.0, chosen, orders, device, out=out, as_json=as_json, build=build, threads=threads)
+    check(library.NAME, lora, 1.0, device, chosen, orders, out=out, as_json=as_json, build=build, threads=threads)
 
 
-def _other(device: target.Target) -> str:
-    runnable = ", ".join(found.name for found in device.runnable())
-    return f"Schemes it can run: {runnable or 'none that ship with qcheck'}."
+def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
+    """The schemes to run.
+
+    Raises:
+        UserError: one of them is unknown or cannot run on the device.
+    """
+    runnable = device.runnable()
+    if not named:
+        return tuple(runnable)
+    for found in map(scheme.find, named):
+        if reason := device.refuses(found):
+            offered = ", ".join(s.name for s in runnable) or "none that ship with qcheck"
+            raise UserError(
+                f"scheme {found.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
+            )
+    return tuple(map(scheme.find, named))
+
+
+def _sampling(judged: ProbeSet) -> dict[str, str | float | int | bool | list[str] | None]:
+    return {key: getattr(judged, key) for key in ("steps", "guidance", "seed", "width", "height")}
+
+
+def _pipeline() -> Callable[[Job, Path, Progress], Report]:
+    """The check itself; it is imported only once the input is known to be good.
+
+    Raises:
+        UserError: a library of the host extra is missing.
+    """
+    try:
+        from qcheck.pipeline import check as run
+    except ModuleNotFoundError as error:
+        if (error.name or "qcheck").split(".")[0] == "qcheck":
+            raise
+        raise UserError(
+            f"this needs {error.name}, which is not installed", "Install it: pip install 'qcheck-edge[host,rtx]'"
+        ) from error
+    return run
 
 
 def _run(job: Job, as_json: bool) -> None:
     errors = Console(stderr=True)
     with output.staged(job.out) as folder:
-        from qcheck.pipeline import check as run  # heavy: only once the input is known to be good
-
-        report = run(job, folder, Silent() if as_json else Bars(errors))
+        report = _pipeline()(job, folder, Silent() if as_json else Bars(errors))
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:

@@ -77,10 +77,13 @@ def load(source: str) -> Base:
     absent = {"safety_checker": None} if "safety_checker" in index else {}
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **absent)
+            pipe = DiffusionPipeline.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **absent
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
-            f"base {source!r} does not load: {error}", "Check that the pipeline's files are whole."
+            f"base {source!r} does not load: {error}",
+            "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
         ) from error
     pipe.set_progress_bar_config(disable=True)
     for name, part in pipe.components.items():

@@ -164,6 +164,11 @@ from qcheck.cli.app import app
 from typer.testing import CliRunner
 for command in ([], ['check'], ['demo']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
+from qcheck.errors import UserError
+found = CliRunner().invoke(app, ['check', 'demo', '--lora', 'flat', '--out', 'never-made'])
+assert isinstance(found.exception, UserError) and 'qcheck-edge[host' in found.exception.fix, found
+import pathlib
+assert not pathlib.Path('never-made').exists()
 import qcheck.report.text, qcheck.report.model, qcheck.verdict, qcheck.job
 from qcheck import scheme, target
 assert scheme.every() and target.every_target()

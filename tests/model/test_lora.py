@@ -151,3 +151,11 @@ def test_a_base_with_nan_is_an_error(pipeline_copy: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"unet/conv_in\.bias holds NaN"):
         base.load(str(pipeline_copy))
+
+
+def test_a_base_whose_weights_are_pickles_is_refused(pipeline_copy: Path) -> None:
+    folder = pipeline_copy / "unet"
+    torch.save(load_file(folder / "diffusion_pytorch_model.safetensors"), folder / "diffusion_pytorch_model.bin")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="does not load"):
+        base.load(str(pipeline_copy))
