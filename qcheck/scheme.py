@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 from qcheck import files
+from qcheck.errors import unknown
 from qcheck.files import Names, Value
 
 FOLDER = files.PACKAGE / "data" / "schemes"
@@ -56,6 +57,14 @@ class Scheme(Value):
     def rule(self, operator: str) -> Rule | None:
         """The rule for a kind of layer."""
         return next((rule for rule in self.rules if operator in rule.operators), None)
+
+
+def order(name: str) -> Order:
+    """The order of that name."""
+    for known in ORDERS:
+        if known == name:
+            return known
+    raise unknown("order", name, ORDERS)
 
 
 def find(name: str) -> Scheme:

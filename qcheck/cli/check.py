@@ -18,7 +18,7 @@ from qcheck.probe import ProbeSet
 from qcheck.progress import Progress, Silent
 from qcheck.report import text
 from qcheck.report.model import Report, exit_code
-from qcheck.scheme import Order, Scheme
+from qcheck.scheme import ORDERS, Scheme
 from qcheck.target import Target
 
 _PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
@@ -39,10 +39,10 @@ Schemes = Annotated[
     ),
 ]
 Orders = Annotated[
-    list[Order] | None,
+    list[str] | None,
     typer.Option(
         "--order",
-        help="When the adapter is merged; repeatable. Default: merge-quantize.",
+        help=f"When the adapter is merged: {', '.join(ORDERS)}; repeatable. Default: {ORDERS[0]}.",
         rich_help_panel=_QUANTIZING,
     ),
 ]
@@ -140,13 +140,14 @@ def check(
     chosen_recipe = recipe.find(ranges or (library.RECIPE if demo_base else "general"))
     recipe.calibration(chosen_recipe, judged, trigger)
     used = _schemes(schemes, chosen_target)
+    used_orders = tuple(scheme.order(name) for name in orders or ORDERS[:1])
     job = Job(
         base=base_path,
         adapter=lora_path,
         weight=weight,
         schemes=used,
         explicit=bool(schemes),
-        orders=tuple(orders or ("merge-quantize",)),
+        orders=used_orders,
         target=chosen_target,
         probes=judged,
         recipe=chosen_recipe,
@@ -161,7 +162,7 @@ def check(
             "lora": lora,
             "weight": weight,
             "scheme": [named.name for named in used],
-            "order": [*(orders or ("merge-quantize",))],
+            "order": [*used_orders],
             "target": device,
             "probes": judged.name,
             "trigger": trigger,
