@@ -17,7 +17,7 @@ from tests.conftest import Finished, run
 FLAT = str(library.ADAPTERS / "flat.safetensors")
 
 
-@pytest.mark.parametrize("command", [(), ("check",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("check",), ("demo",), ("doctor",)])
 def test_help_teaches(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -161,12 +161,14 @@ import importlib.abc, sys
 class Nothing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] in {blocked}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Nothing())
 from qcheck.cli.app import app
 from typer.testing import CliRunner
-for command in ([], ['check'], ['demo']):
+for command in ([], ['check'], ['demo'], ['doctor']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
+found = CliRunner().invoke(app, ['doctor'])
+assert found.exit_code == 0 and 'missing' in found.output and 'qcheck-edge[host]' in found.output, found.output
 from qcheck.errors import UserError
 found = CliRunner().invoke(app, ['check', 'demo', '--lora', 'flat', '--out', 'never-made'])
 assert isinstance(found.exception, UserError) and 'qcheck-edge[host' in found.exception.fix, found
