@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import check, doctor
+from qcheck.cli import check, doctor, inspect
 from qcheck.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("check")(check.check)
 app.command("demo")(check.demo)
+app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 
 

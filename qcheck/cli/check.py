@@ -1,7 +1,6 @@
 """``qcheck check`` and ``qcheck demo``."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +9,13 @@ from rich.console import Console
 
 from qcheck import limits, probe, recipe, scheme, target
 from qcheck.cli import output
+from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.probe import ProbeSet
-from qcheck.progress import Progress, Silent
+from qcheck.progress import Silent
 from qcheck.report import text
 from qcheck.report.model import Report, exit_code
 from qcheck.scheme import ORDERS, Scheme
@@ -214,27 +214,10 @@ def _sampling(judged: ProbeSet) -> dict[str, str | float | int | bool | list[str
     return {key: getattr(judged, key) for key in ("steps", "guidance", "seed", "width", "height")}
 
 
-def _pipeline() -> Callable[[Job, Path, Progress], Report]:
-    """The check itself; it is imported only once the input is known to be good.
-
-    Raises:
-        UserError: a library of the host extra is missing.
-    """
-    try:
-        from qcheck.pipeline import check as run
-    except ModuleNotFoundError as error:
-        if (error.name or "qcheck").split(".")[0] == "qcheck":
-            raise
-        raise UserError(
-            f"this needs {error.name}, which is not installed", "Install it: pip install 'qcheck-edge[host,rtx]'"
-        ) from error
-    return run
-
-
 def _run(job: Job, as_json: bool) -> None:
     errors = Console(stderr=True)
     with output.staged(job.out) as folder:
-        report = _pipeline()(job, folder, Silent() if as_json else Bars(errors))
+        report: Report = host("qcheck.pipeline").check(job, folder, Silent() if as_json else Bars(errors))
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:

@@ -58,13 +58,23 @@ def read(source: str, weight: float) -> Adapter:
     return Adapter(path, weight, files.digest(path), metadata)
 
 
-def _factors(pipe: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
-    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, from any layout."""
+Factors = dict[str, dict[str, torch.Tensor]]
+
+
+def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]]:
+    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, and the file's alphas.
+
+    ``loader`` is a diffusers pipeline or its class, which converts the layout.
+
+    Raises:
+        UserError: no known layout, or tensors that are not LoRA factors.
+    """
     try:
-        state = pipe.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[0]
+        with quiet():
+            state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
-    found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    found: Factors = defaultdict(dict)
     strange = []
     for key, tensor in state.items():
         matched = _FACTOR.match(key)
@@ -78,7 +88,7 @@ def _factors(pipe: Any, adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
             f"adapter {str(adapter.path)!r} holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}",
             _LAYOUTS,
         )
-    return found
+    return dict(sorted(found.items())), {key: float(value) for key, value in (alphas or {}).items()}
 
 
 _LAYOUTS = "Known layouts: diffusers, PEFT and kohya LoRA files."
@@ -104,7 +114,7 @@ def fit(pipe: Any, adapter: Adapter) -> dict[str, torch.Tensor]:
     Raises:
         UserError: keys that match no layer of this base, or factors that do not fit the layer's weight.
     """
-    factors = _factors(pipe, adapter)
+    factors, _ = factors_of(pipe, adapter)
     layers = _layers(pipe, ("unet", "text_encoder"))
     unmatched = sorted(set(factors) - set(layers))
     if unmatched:

@@ -1,6 +1,6 @@
 """Which layer gets which scales: what simulation and artifact both carry out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,6 @@ from qcheck.quantize import formats
 from qcheck.quantize.formats import Integer
 from qcheck.recipe import Recipe
 from qcheck.scheme import Rule, Scheme
-
-KINDS: dict[str, type[nn.Linear] | type[nn.Conv2d]] = {"Linear": nn.Linear, "Conv2d": nn.Conv2d}
-
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -59,12 +56,17 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
             yield name, module
 
 
-def _rule(module: Layer, scheme: Scheme) -> Rule | None:
+def _rule(weight: torch.Tensor, scheme: Scheme) -> Rule | None:
     """The scheme's rule for a layer, None where it has none or no block divides the layer's input axis."""
-    rule = scheme.rule(next(kind for kind, found in KINDS.items() if isinstance(module, found)))
-    if rule is None or (rule.weights.granularity == "block" and rule.weights.block_of(module.weight.shape[1]) is None):
+    rule = scheme.rule("Linear" if weight.dim() == 2 else "Conv2d")
+    if rule is None or (rule.weights.granularity == "block" and rule.weights.block_of(weight.shape[1]) is None):
         return None
     return rule
+
+
+def quantizes(name: str, weight: torch.Tensor, scheme: Scheme, recipe: Recipe) -> bool:
+    """Whether the layer of that name and weight is quantized: a rule takes it and the recipe does not keep it out."""
+    return _rule(weight, scheme) is not None and not recipe.keeps(name)
 
 
 def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str, Layer]:
@@ -74,7 +76,7 @@ def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str,
         UserError: none is left.
     """
     layers = linear_layers(model)
-    found = {name: module for name, module in layers if _rule(module, scheme) is not None and not recipe.keeps(name)}
+    found = {name: module for name, module in layers if quantizes(name, module.weight, scheme, recipe)}
     if not found:
         raise UserError(
             f"scheme {scheme.name!r} with recipe {recipe.name!r} leaves no layer to quantize",
@@ -84,7 +86,7 @@ def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str,
 
 
 def make(
-    layers: Mapping[str, Layer],
+    layers: Iterable[str],
     weights: Mapping[str, torch.Tensor],
     scheme: Scheme,
     ranges: Mapping[str, float],
@@ -94,11 +96,16 @@ def make(
     Raises:
         ValueError: a layer that the scheme has no rule for, or blocks that do not divide its input axis.
     """
-    return {name: _layer(module, weights[f"{name}.weight"], scheme, ranges[name]) for name, module in layers.items()}
+    return {name: make_layer(weights[f"{name}.weight"], scheme, ranges[name]) for name in layers}
 
 
-def _layer(module: Layer, weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan:
-    rule = _rule(module, scheme)
+def make_layer(weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan:
+    """Scales of one layer from its weight [out, in, ...] and the absolute maximum of its input.
+
+    Raises:
+        ValueError: as ``make``.
+    """
+    rule = _rule(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
     number = formats.find(rule.weights.format)

@@ -17,7 +17,7 @@ from tests.conftest import Finished, run
 FLAT = str(library.ADAPTERS / "flat.safetensors")
 
 
-@pytest.mark.parametrize("command", [(), ("check",), ("demo",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("check",), ("demo",), ("inspect",), ("doctor",)])
 def test_help_teaches(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -165,7 +165,7 @@ class Nothing(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Nothing())
 from qcheck.cli.app import app
 from typer.testing import CliRunner
-for command in ([], ['check'], ['demo'], ['doctor']):
+for command in ([], ['check'], ['demo'], ['inspect'], ['doctor']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
 found = CliRunner().invoke(app, ['doctor'])
 assert found.exit_code == 0 and 'missing' in found.output and 'qcheck-edge[host]' in found.output, found.output

@@ -1,0 +1,65 @@
+"""``qcheck inspect``."""
+
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qcheck import recipe, scheme
+from qcheck.cli.lazy import host
+from qcheck.demo import library
+
+
+def inspect(
+    lora: Annotated[str, typer.Argument(help="The LoRA: a .safetensors file, or a name of the demo's.", metavar="L")],
+    base: Annotated[str | None, typer.Option(help="The base it is meant for: a pipeline folder, or `demo`.")] = None,
+    weight: Annotated[float, typer.Option(help="How strongly the adapter is applied.")] = 1.0,
+    schemes: Annotated[list[str] | None, typer.Option("--scheme", "-s", help="Default: all.")] = None,
+    ranges: Annotated[str, typer.Option("--recipe", help="Whose kept layers are left out.")] = "general",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Look at an adapter without running it: ranks, scale, and whether each scheme and order would lose it.
+
+    `qcheck inspect faint --base demo`
+    """
+    base_path, lora_path = library.resolve(base, lora) if base else (None, lora)
+    chosen = [scheme.find(name) for name in schemes] if schemes else scheme.every()
+    found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges))
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        _render(found, Console())
+
+
+def _render(found: Any, console: Console) -> None:
+    ranks = sorted({layer.rank for layer in found.layers})
+    scales = sorted({round(layer.scale, 4) for layer in found.layers})
+    console.print(f"{found.adapter}: {len(found.layers)} layers, rank {_span(ranks)}, alpha / rank {_span(scales)}")
+    if found.unmatched:
+        console.print(f"[bold red]{len(found.unmatched)} layers are not in this base[/], first {found.unmatched[0]}")
+    measured = [layer for layer in found.layers if layer.relative is not None]
+    if not measured:
+        console.print("give --base to see what it does to the weights, and which order would lose it")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="largest changes", title_justify="left")
+    for title in ("layer", "|D| / |W|", "step growth dB", "hot columns"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for layer in sorted(measured, key=lambda seen: -seen.relative)[:8]:
+        table.add_row(layer.name, f"{layer.relative:.3f}", f"{layer.step_growth:.2f}", str(layer.hot_columns))
+    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
+    for title in ("scheme", "order", "survival", "signal to noise dB", ""):
+        table.add_column(title, justify="right" if title in ("survival", "signal to noise dB") else "left")
+    for seen in found.forecasts:
+        lost = "[bold red]the order loses it[/]" if seen.survival < _LOST else ""
+        table.add_row(seen.scheme, seen.order, f"{seen.survival:.2f}", f"{seen.snr:.1f}", lost)
+    console.print(table)
+
+
+_LOST = 0.9
+
+
+def _span(values: list[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} .. {values[-1]:g}"

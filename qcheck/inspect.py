@@ -1,0 +1,189 @@
+"""An adapter without inference: what it is, what it does to the base's weights, and which order would lose it.
+
+Weights are streamed, one layer at a time. With D the adapter's change of a weight and a quantizer of step s:
+
+- merge-quantize, Q(W + D): W is as good as dither, so D arrives whole on average (survival 1) with noise of variance
+  f (1 - f) s^2 a weight, f the fraction of |d| / s.
+- quantize-merge, Q(Q(W) + D): W sits on the grid already, so d becomes s round(d / s): below half a step it is gone.
+- unmerged: D arrives as it is.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from safetensors import safe_open
+
+from qcheck.errors import UserError
+from qcheck.files import Value
+from qcheck.model import base as bases
+from qcheck.model import lora
+from qcheck.quantize import plan
+from qcheck.recipe import Recipe
+from qcheck.scheme import ORDERS, Order, Scheme
+
+_HOT = 5.0  # a column of D this many times as long as the median column
+
+
+class Forecast(Value):
+    """Expected survival of the adapter (1 intact, 0 erased) and its signal to noise in dB, over all its layers."""
+
+    scheme: str
+    order: Order
+    survival: float
+    snr: float
+    layers: int
+
+
+class LayerReport(Value):
+    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, and hot input columns of D."""
+
+    name: str
+    rank: int
+    scale: float
+    relative: float | None
+    step_growth: float | None
+    hot_columns: int | None
+
+
+class Inspection(Value):
+    """What ``qcheck inspect`` prints."""
+
+    adapter: str
+    digest: str
+    layers: list[LayerReport]
+    unmatched: list[str]
+    forecasts: list[Forecast]
+
+
+@dataclass
+class _Sums:
+    """Running inner products of one forecast: <arrived, D>, |D|^2 and noise energy."""
+
+    kept: float = 0.0
+    whole: float = 0.0
+    noise: float = 0.0
+    layers: int = 0
+
+
+def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
+    """Expected <arrived, D> and noise energy of a change of weights, by groups [g, n] with one step [g] each."""
+    ratio = change / step[:, None]
+    if order == "unmerged":
+        return float(change.square().sum()), 0.0
+    if order == "quantize-merge":
+        arrived = torch.round(ratio) * step[:, None]
+        return float((arrived * change).sum()), float((arrived - change).square().sum())
+    fraction = ratio.abs() % 1
+    return float(change.square().sum()), float((fraction * (1 - fraction) * step[:, None].square()).sum())
+
+
+def scale_of(alphas: dict[str, float], metadata: dict[str, str], module: str, rank: int) -> float:
+    """Alpha / rank of a layer: from the file's alpha key, else from PEFT's metadata, else 1 as loaders assume."""
+    if f"{module}.alpha" in alphas:
+        return alphas[f"{module}.alpha"] / rank
+    stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    component = module.split(".", maxsplit=1)[0]
+    alpha = stored.get(f"{component}.lora_alpha")
+    return 1.0 if alpha is None else float(alpha) / rank
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    """Which file below ``folder`` holds which tensor."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as stream:
+            found.update(dict.fromkeys(stream.keys(), path))
+    return found
+
+
+def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, pair in factors.items():
+        up, down = pair["B"].float().flatten(1), pair["A"].float()
+        yield name, weight * scale[name] * (up @ down.flatten(1)).view(len(up), *down.shape[1:])
+
+
+def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], recipe: Recipe) -> Inspection:
+    """Look at the adapter ``source``, against the weights of ``base`` where one is given.
+
+    Raises:
+        UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
+    """
+    adapter = lora.read(source, weight)
+    factors, alphas = lora.factors_of(StableDiffusionLoraLoaderMixin, adapter)
+    scale = {n: scale_of(alphas, adapter.metadata, n, pair["A"].shape[0]) for n, pair in factors.items()}
+    stored = {} if base is None else _denoiser_weights(base)
+    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in ORDERS}
+    layers, unmatched = [], []
+    for name, change in _changes(factors, scale, weight):
+        layer = name.removeprefix("unet.")
+        path = stored.get(f"{layer}.weight")
+        if path is None:
+            unmatched.append(name)
+            layers.append(_bare(name, factors[name], scale[name]))
+            continue
+        with safe_open(path, "pt") as stream:
+            before = stream.get_tensor(f"{layer}.weight").float()
+        layers.append(_layer(name, factors[name], scale[name], before, change.view(before.shape)))
+        for found in chosen:
+            if plan.quantizes(layer, before, found, recipe):
+                _add(sums, found, before, change.view(before.shape))
+    return Inspection(
+        adapter=source,
+        digest=adapter.digest,
+        layers=layers,
+        unmatched=unmatched if base is not None else [],
+        forecasts=[_forecast(key, total) for key, total in sums.items() if total.layers],
+    )
+
+
+def _denoiser_weights(base: str) -> dict[str, Path]:
+    found = _weights(bases.locate(base) / "unet")
+    if not found:
+        raise UserError(
+            f"base {base!r} has no unet in safetensors", "Give a pipeline with a UNet saved as safetensors."
+        )
+    return found
+
+
+def _bare(name: str, pair: dict[str, torch.Tensor], scale: float) -> LayerReport:
+    rank = pair["A"].shape[0]
+    return LayerReport(name=name, rank=rank, scale=scale, relative=None, step_growth=None, hot_columns=None)
+
+
+def _layer(
+    name: str, pair: dict[str, torch.Tensor], scale: float, before: torch.Tensor, change: torch.Tensor
+) -> LayerReport:
+    columns = change.flatten(1).norm(dim=0)
+    rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
+    return LayerReport(
+        name=name,
+        rank=pair["A"].shape[0],
+        scale=scale,
+        relative=float(change.norm() / before.norm()),
+        step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
+        hot_columns=int((columns > _HOT * columns.median()).sum()),
+    )
+
+
+def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
+    for order in ORDERS:
+        merged = before + change if order == "merge-quantize" else before
+        step = plan.make_layer(merged, found, 1.0).weight
+        kept, noise = arrival(change.reshape(len(step), -1), step, order)
+        total = sums[found.name, order]
+        total.kept += kept
+        total.noise += noise
+        total.whole += float(change.square().sum())
+        total.layers += 1
+
+
+def _forecast(key: tuple[str, Order], total: _Sums) -> Forecast:
+    whole = torch.tensor(total.whole, dtype=torch.float64)
+    snr = float(10 * torch.log10(whole / total.noise)) if total.noise else float("inf")
+    return Forecast(
+        scheme=key[0], order=key[1], survival=total.kept / max(total.whole, 1e-300), snr=snr, layers=total.layers
+    )

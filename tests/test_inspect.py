@@ -1,0 +1,113 @@
+"""The forecast from weights alone against what quantizing those weights really does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qcheck import inspect, recipe, scheme
+from qcheck.demo import library
+from qcheck.inspect import Inspection
+from qcheck.model import arms, base, lora
+from qcheck.model.arms import Arms
+from qcheck.quantize import plan
+from qcheck.scheme import ORDERS, Order, Scheme
+from tests.conftest import run
+
+RECIPE = recipe.find("general")
+NAMES = library.adapters()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest) -> tuple[Arms, Inspection]:
+    path = str(library.ADAPTERS / f"{request.param}.safetensors")
+    both = arms.apply(base.load(str(library.PIPELINE)), lora.read(path, 1.0))
+    return both, inspect.inspect(path, str(library.PIPELINE), 1.0, scheme.every(), RECIPE)
+
+
+def _quantized(weight: torch.Tensor, chosen: Scheme) -> torch.Tensor:
+    return plan.make_layer(weight, chosen, 1.0).fake_weight(weight)
+
+
+def _measured(both: Arms, chosen: Scheme, order: Order) -> tuple[float, float]:
+    kept = whole = noise = 0.0
+    for layer in both.denoiser_layers():
+        w, merged = (both.weights[side][f"unet.{layer}"] for side in ("base", "adapted"))  # type: ignore[index]
+        if plan.quantizes(layer, w, chosen, RECIPE):
+            wanted = merged - w
+            q0 = _quantized(w, chosen)
+            q1 = _quantized(merged if order == "merge-quantize" else q0 + wanted, chosen)
+            kept += float(((q1 - q0) * wanted).sum())
+            whole += float(wanted.square().sum())
+            noise += float((q1 - q0 - wanted).square().sum())
+    return kept / whole, 10 * float(torch.log10(torch.tensor(whole / noise)))
+
+
+@pytest.mark.parametrize("name", [s.name for s in scheme.every()])
+def test_the_dithered_forecast_is_what_quantizing_does(case: tuple[Arms, Inspection], name: str) -> None:
+    both, found = case
+    forecast = next(f for f in found.forecasts if (f.scheme, f.order) == (name, "merge-quantize"))
+    survival, snr = _measured(both, scheme.find(name), "merge-quantize")
+    assert forecast.snr == pytest.approx(snr, abs=1.0)
+    assert forecast.survival == pytest.approx(survival, abs=0.12)
+
+
+@pytest.mark.parametrize("name", [s.name for s in scheme.every()])
+def test_the_dead_zone_is_forecast(case: tuple[Arms, Inspection], name: str) -> None:
+    both, found = case
+    forecast = next(f for f in found.forecasts if (f.scheme, f.order) == (name, "quantize-merge"))
+    survival, _ = _measured(both, scheme.find(name), "quantize-merge")
+    assert forecast.survival == pytest.approx(survival, abs=0.12)
+
+
+def test_the_faint_adapter_is_lost_by_merging_into_four_bits() -> None:
+    found = inspect.inspect(
+        str(library.ADAPTERS / "faint.safetensors"), str(library.PIPELINE), 1.0, [scheme.find("int4-g128")], RECIPE
+    )
+    survival = {f.order: f.survival for f in found.forecasts}
+    assert survival["merge-quantize"] == survival["unmerged"] == 1.0
+    assert survival["quantize-merge"] < 0.3
+
+
+def test_dithered_arrival_is_unbiased_and_its_noise_is_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    change = 0.3 * torch.randn(8, 200_000, generator=generator)
+    phase = torch.rand(8, 200_000, generator=generator)
+    step = torch.ones(8)
+    arrived = torch.round(change + phase - 0.5) - torch.round(phase - 0.5)
+    kept, noise = inspect.arrival(change, step, "merge-quantize")
+    assert float((arrived * change).sum()) == pytest.approx(kept, rel=0.02)
+    assert float((arrived - change).square().sum()) == pytest.approx(noise, rel=0.02)
+
+
+def test_without_a_base_ranks_and_scales_are_read() -> None:
+    found = inspect.inspect(str(library.ADAPTERS / "flat.safetensors"), None, 1.0, scheme.every(), RECIPE)
+    trained = {t["name"]: t for t in json.loads((library.ADAPTERS / "training.json").read_text())}["flat"]
+    assert {layer.rank for layer in found.layers} == {trained["rank"]}
+    assert {layer.scale for layer in found.layers} == {trained["alpha"] / trained["rank"]}
+    assert found.forecasts == []
+
+
+def test_layers_that_the_base_lacks_are_listed(tmp_path: Path) -> None:
+    tensors = {
+        k.replace("mid_block", "no_block"): v for k, v in load_file(library.ADAPTERS / "flat.safetensors").items()
+    }
+    save_file(tensors, tmp_path / "odd.safetensors")
+    found = inspect.inspect(str(tmp_path / "odd.safetensors"), str(library.PIPELINE), 1.0, [], RECIPE)
+    assert found.unmatched
+    assert all("no_block" in name for name in found.unmatched)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_command_shows_every_order(order: Order) -> None:
+    shown = run("inspect", "faint", "--base", "demo", "--scheme", "int4-g128")
+    assert shown.exit_code == 0, shown.output
+    assert order in shown.stdout
+    assert "the order loses it" in shown.stdout
+
+
+def test_the_command_gives_json() -> None:
+    found = json.loads(run("inspect", "faint", "--base", "demo", "--json").stdout)
+    assert len(found["forecasts"]) == len(scheme.every()) * len(ORDERS)
