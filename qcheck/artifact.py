@@ -130,7 +130,9 @@ def write(
             "layers": len(arms.layers),
         },
         "quantized_layers": len(made.layers),
-        "files": {path.relative_to(folder).as_posix(): files.digest(path) for path in (deployed, twin)},
+        "files": {
+            path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in (deployed, twin)
+        },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     return made

@@ -20,7 +20,20 @@ class Value(BaseModel):
 
 
 V = TypeVar("V", bound=Value)
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda seen: tuple(seen) if isinstance(seen, list) else seen)]
+
+
+def as_tuple(seen: object) -> object:
+    """TOML arrays and JSON arrays are lists; frozen values hold tuples."""
+    return tuple(seen) if isinstance(seen, list) else seen
+
+
+def as_number(seen: object) -> object:
+    """JSON has no NaN or infinity; they are stored as the strings that pydantic writes."""
+    return float(seen) if seen in ("NaN", "Infinity", "-Infinity") else seen
+
+
+Number = Annotated[float, BeforeValidator(as_number)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 @functools.cache
@@ -46,6 +59,8 @@ def read(kind: type[V], path: Path) -> V:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{title} file {path}: {error}", "Give a readable TOML file.") from error
+    if "name" in content:
+        raise UserError(f"{title} file {path}: name: it is the file's own", "Take the key out, or rename the file.")
     try:
         return kind.model_validate({"name": path.stem} | content)
     except ValidationError as error:
@@ -73,6 +88,12 @@ def digest(*parts: bytes | str | Path) -> str:
         else:
             total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
     return total.hexdigest()[:16]
+
+
+def model_files(path: Path) -> list[Path]:
+    """An ONNX file and, where its tensors are stored outside, the file beside it that holds them."""
+    data = path.with_name(f"{path.name}.data")
+    return [path, data] if data.exists() else [path]
 
 
 def digest_folder(folder: Path) -> str:

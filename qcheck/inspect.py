@@ -9,6 +9,7 @@ Weights are streamed, one layer at a time. With D the adapter's change of a weig
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import safe_open
 
 from qcheck.errors import UserError
-from qcheck.files import Value
+from qcheck.files import Number, Value
 from qcheck.model import base as bases
 from qcheck.model import lora
 from qcheck.quantize import plan
@@ -34,7 +35,7 @@ class Forecast(Value):
     scheme: str
     order: Order
     survival: float
-    snr: float
+    snr: Number
     layers: int
 
 
@@ -85,10 +86,16 @@ def scale_of(alphas: dict[str, float], metadata: dict[str, str], module: str, ra
     """Alpha / rank of a layer: from the file's alpha key, else from PEFT's metadata, else 1 as loaders assume."""
     if f"{module}.alpha" in alphas:
         return alphas[f"{module}.alpha"] / rank
-    stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    try:
+        stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
     component = module.split(".", maxsplit=1)[0]
-    alpha = stored.get(f"{component}.lora_alpha")
-    return 1.0 if alpha is None else float(alpha) / rank
+    layer = module.removeprefix(f"{component}.")
+    alpha = stored.get(f"{component}.alpha_pattern", {}).get(layer, stored.get(f"{component}.lora_alpha"))
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if stored.get(f"{component}.use_rslora") else rank)
 
 
 def _weights(folder: Path) -> dict[str, Path]:
@@ -102,6 +109,8 @@ def _weights(folder: Path) -> dict[str, Path]:
 
 def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> Iterator[tuple[str, torch.Tensor]]:
     for name, pair in factors.items():
+        if set(pair) != {"A", "B"}:
+            raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
         up, down = pair["B"].float().flatten(1), pair["A"].float()
         yield name, weight * scale[name] * (up @ down.flatten(1)).view(len(up), *down.shape[1:])
 
@@ -122,11 +131,13 @@ def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], 
         layer = name.removeprefix("unet.")
         path = stored.get(f"{layer}.weight")
         if path is None:
-            unmatched.append(name)
+            if name.startswith("unet."):
+                unmatched.append(name)
             layers.append(_bare(name, factors[name], scale[name]))
             continue
         with safe_open(path, "pt") as stream:
             before = stream.get_tensor(f"{layer}.weight").float()
+        lora.require_shape(name, before, factors[name])
         layers.append(_layer(name, factors[name], scale[name], before, change.view(before.shape)))
         for found in chosen:
             if plan.quantizes(layer, before, found, recipe):

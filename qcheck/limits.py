@@ -1,11 +1,11 @@
 """Limits: which measurement of which arm must lie where, and what it means when it does not."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, model_validator
 
 from qcheck import files
-from qcheck.files import Value
+from qcheck.files import Value, as_tuple
 from qcheck.measurement import Arm, Measurement
 
 FOLDER = files.PACKAGE / "data" / "limits"
@@ -20,6 +20,12 @@ class Gate(Value):
     role: Role
     low: float | None = None
     high: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.low is None and self.high is None:
+            raise ValueError("a gate needs `low` or `high`")
+        return self
 
     def text(self) -> str:
         """The limit as a reader sees it."""
@@ -45,10 +51,17 @@ class Limits(Value):
 
     name: str
     calibrated: bool
-    probes: int
-    negligible_effect: float
-    tail: Annotated[tuple[float, float], BeforeValidator(lambda seen: tuple(seen) if isinstance(seen, list) else seen)]
-    gates: list[Gate]
+    probes: Annotated[int, Field(ge=2)]
+    negligible_effect: Annotated[float, Field(gt=0)]
+    tail: Annotated[tuple[float, float], BeforeValidator(as_tuple)]
+    gates: Annotated[list[Gate], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        keys = [(gate.name, gate.arm) for gate in self.gates]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two gates on the same measurement and arm")
+        return self
 
 
 def find(name: str) -> Limits:

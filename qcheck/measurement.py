@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from qcheck.files import Value
+from qcheck.files import Number, Value
 
 Arm = Literal["base", "adapted", "both"]
 Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
@@ -17,9 +17,9 @@ class Measurement(Value):
     name: str
     arm: Arm
     unit: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
     where: str = ""
 
     @property

@@ -68,6 +68,10 @@ def require_effect(work: Work, reference: Traces) -> float:
         UserError: it is negligible, so there is nothing whose survival could be judged.
     """
     f0, f1 = reference["base"].outputs(), reference["adapted"].outputs()
+    if not np.isfinite(reference["base"].finals()).all():
+        raise UserError(
+            "the base's own output is not finite on these probes", "Check the base in float32, and the guidance scale."
+        )
     size = float(effect.effect_size(f0, f1, work.weights).mean())
     limit = work.job.limits.negligible_effect
     if size < limit:
@@ -134,7 +138,8 @@ def run_case(work: Work, scheme: Scheme, order: Order, ground: Ground) -> tuple[
     quantized: Traces = {"base": ground.q0, "adapted": q1}
     measured, energies = measure(work.setup, work.weights, ground.reference, quantized, ground.floor)
     bad = effect.bad_probes(energies, work.weights, *work.job.limits.tail)
-    verdict = judge([*ground.controls, *measured], bad, work.job.limits)
+    refusals = [made.detail for made in builds if made.status == "refused"]
+    verdict = judge([*ground.controls, *measured], bad, work.job.limits, refusals)
     case = summary.case(work, scheme, order, verdict, made, builds, energies, time.monotonic() - start)
     return case, summary.sheet(work, title, ground.reference, quantized)
 
@@ -222,7 +227,7 @@ def measure(
     energies = effect.energies(f0.outputs(), f1.outputs(), q0.outputs(), q1.outputs())
     return [
         *effect.measure(energies, weights, floor, setup.timesteps()),
-        *endpoint.measure(f0.finals(), f1.finals(), q0.finals(), q1.finals()),
+        *endpoint.measure(f0.finals(), f1.finals(), q0.finals(), q1.finals(), float(np.sqrt(floor.max()))),
         spectrum.hf_energy("base", q0.finals(), f0.finals()),
         spectrum.hf_energy("adapted", q1.finals(), f1.finals()),
         *endpoint.reference_health(f0.finals(), f1.finals()),

@@ -1,6 +1,10 @@
 """Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
 
+import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from qcheck import files
 from qcheck.errors import UserError
@@ -13,11 +17,11 @@ class ProbeSet(Value):
     """Prompts to judge on, one probe each; sizes in pixels, None for the pipeline's own."""
 
     name: str
-    prompts: Names
+    prompts: Annotated[Names, Field(min_length=1)]
     negative: str = ""
-    seed: int
-    steps: int
-    guidance: float
+    seed: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)]
+    guidance: Annotated[float, Field(ge=0)]
     width: int | None = None
     height: int | None = None
 
@@ -66,7 +70,9 @@ def triggered(chosen: ProbeSet, trigger: str | None) -> ProbeSet:
     """``chosen`` with the trigger words before every prompt that lacks them."""
     if not trigger:
         return chosen
-    prompts = tuple(p if trigger in p else f"{trigger}, {p}" for p in chosen.prompts)
+    prompts = tuple(
+        p if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", p) else f"{trigger}, {p}" for p in chosen.prompts
+    )
     return chosen.model_copy(update={"prompts": prompts})
 
 

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from importlib import metadata
 
-from qcheck import __version__, files
+from qcheck import __version__, files, recipe
 from qcheck.job import Job
 from qcheck.report.model import Provenance
 
@@ -51,7 +51,7 @@ def collect(job: Job, seconds: dict[str, float]) -> Provenance:
         versions=versions(),
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {job.threads} threads",
         recipe=job.recipe.name,
-        recipe_digest=files.digest_value(job.recipe),
+        recipe_digest=files.digest(files.digest_value(job.recipe), *recipe.calibration(job.recipe, job.probes).prompts),
         limits=job.limits.name,
         limits_digest=files.digest_value(job.limits),
         seconds=seconds,

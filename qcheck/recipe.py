@@ -1,7 +1,9 @@
 """A recipe: how activation ranges are found, and which layers stay in the compute type."""
 
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from qcheck import files
 from qcheck.errors import UserError
@@ -26,9 +28,9 @@ class Recipe(Value):
     title: str
     method: Literal["max"]
     prompts: str
-    samples: int
-    strata: int
-    seed: int
+    samples: Annotated[int, Field(ge=1)]
+    strata: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
     keep: Names
 
     def keeps(self, layer: str) -> bool:
@@ -52,7 +54,9 @@ def calibration(recipe: Recipe, judged: ProbeSet, trigger: str | None = None) ->
         UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
     """
     chosen = files.find(PromptSet, PROMPTS, recipe.prompts)
-    both = {_plain(p) for p in chosen.prompts} & {_plain(p) for p in judged.prompts}
+    used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
+    calibrating = triggered(judged.model_copy(update=used), trigger)
+    both = {_plain(p) for p in calibrating.prompts} & {_plain(p) for p in judged.prompts}
     if both:
         raise UserError(
             f"prompts are both in the calibration set {chosen.name!r} and in the probe set {judged.name!r}: "
@@ -70,5 +74,4 @@ def calibration(recipe: Recipe, judged: ProbeSet, trigger: str | None = None) ->
             f"recipe {recipe.name!r} asks for {recipe.samples} samples; {chosen.name!r} has {len(chosen.prompts)}",
             "Lower `samples` or add prompts.",
         )
-    used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
-    return triggered(judged.model_copy(update=used), trigger)
+    return calibrating

@@ -1,10 +1,12 @@
 """A scheme: which operators hold which number format, at which granularity, in which compute type and order."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from qcheck import files
 from qcheck.errors import unknown
-from qcheck.files import Names, Value
+from qcheck.files import Value, as_tuple
 
 FOLDER = files.PACKAGE / "data" / "schemes"
 Order = Literal["merge-quantize", "quantize-merge", "unmerged"]
@@ -34,9 +36,21 @@ class Numbers(Value):
 class Rule(Value):
     """Numbers for the layers whose kind is in ``operators``; without ``activations`` their inputs stay in float."""
 
-    operators: Names
+    operators: Annotated[tuple[Literal["Linear", "Conv2d"], ...], Field(min_length=1), BeforeValidator(as_tuple)]
     weights: Numbers
     activations: Numbers | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if (self.weights.granularity == "block") != (self.weights.block is not None):
+            raise ValueError("`block` goes with granularity 'block', and only with it")
+        if self.weights.block is not None and (self.weights.block < 16 or self.weights.block % 16):
+            raise ValueError("`block` must be a multiple of 16")
+        if self.weights.granularity == "block" and set(self.operators) != {"Linear"}:
+            raise ValueError("blocks are for Linear layers: TensorRT refuses them on convolutions")
+        if self.activations is not None and self.activations.granularity != "tensor":
+            raise ValueError("activations are quantized per tensor")
+        return self
 
 
 class Scheme(Value):
@@ -44,7 +58,7 @@ class Scheme(Value):
 
     name: str
     title: str
-    compute: Literal["float16", "bfloat16"]
+    compute: Literal["float16"]
     opset: int
     rules: list[Rule]
 

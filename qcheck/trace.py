@@ -34,8 +34,24 @@ class Setup:
 
     @property
     def steps(self) -> int:
-        """Solver steps of every probe."""
+        """Solver steps that every probe asks for."""
         return self.probes[0].steps
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls of one probe; some solvers take more of them than steps."""
+        return len(fresh(self.scheduler, self.steps).timesteps)
+
+    @property
+    def matched(self) -> str:
+        """The digest of everything that an arm's outputs depend on but its weights: probes, noise and timesteps."""
+        parts = [files.digest_value(probe) for probe in self.probes]
+        return digest(*parts, self.latents.numpy().tobytes(), repr(self.timesteps()), repr(self.guidance))
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale of every probe."""
+        return self.probes[0].guidance
 
     def timesteps(self) -> tuple[float, ...]:
         """The solver's timestep at each stratum."""
@@ -50,7 +66,7 @@ class Setup:
     @property
     def free_forwards(self) -> int:
         """Denoiser calls, one per probe and step, of a free run."""
-        return len(self.probes) * self.steps
+        return len(self.probes) * self.calls
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,14 @@ def fresh(scheduler: Any, steps: int) -> Any:
     return solver
 
 
+def _scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """What the denoiser is fed; flow-matching solvers have no scaling of their own."""
+    if not hasattr(solver, "scale_model_input"):
+        return latents
+    found: torch.Tensor = solver.scale_model_input(latents, timestep)
+    return found
+
+
 def _step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor, draws: Any) -> torch.Tensor:
     extra = {"generator": draws} if "generator" in inspect.signature(solver.step).parameters else {}
     result: torch.Tensor = solver.step(output, timestep, latents, **extra, return_dict=False)[0]
@@ -120,19 +144,26 @@ def _step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tenso
 
 
 def coefficients(scheduler: Any, steps: int) -> np.ndarray:
-    """How far the final sample moves for a unit change of each step's output, [steps], the solver being linear.
+    """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
 
     The solver's impulse response: run it on zero latents with output 1 at one step and 0 elsewhere. It makes eps, v
     and flow models, and one-step and multistep solvers, comparable without knowing any of them.
     """
-    idle = _respond(scheduler, steps, np.zeros(steps))
-    return np.abs([_respond(scheduler, steps, impulse) - idle for impulse in np.eye(steps)])
+    count = len(fresh(scheduler, steps).timesteps)
+    idle = _respond(scheduler, steps, np.zeros(count))
+    responses = [_respond(scheduler, steps, _IMPULSE * unit) - idle for unit in np.eye(count)]
+    found: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
+    return found
+
+
+_IMPULSE = 1e-3  # small enough that a solver which clips the sample to [-1, 1] stays linear
 
 
 def _respond(scheduler: Any, steps: int, outputs: np.ndarray) -> float:
     solver, x = fresh(scheduler, steps), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     draws = torch.Generator().manual_seed(0)
     for output, timestep in zip(outputs, solver.timesteps, strict=True):
+        _scaled(solver, x, timestep)
         x = _step(solver, torch.full_like(x, output), timestep, x, draws)
     return float(x)
 
@@ -147,7 +178,7 @@ def _guided(
 ) -> torch.Tensor:
     """Guided output [b, C, h, w] for latents of that shape and hidden [b, 1 or 2, L, D]."""
     branches = hidden.shape[1]
-    scaled = solver.scale_model_input(x, timestep)
+    scaled = _scaled(solver, x, timestep)
     sample = torch.cat([scaled] * branches).numpy()
     raw = call(runner, sample, float(timestep), hidden.swapaxes(0, 1).reshape(-1, *hidden.shape[2:]))
     parts = torch.from_numpy(raw).chunk(branches)
@@ -178,7 +209,7 @@ def _walk(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advanc
         solver, draws = fresh(setup.scheduler, setup.steps), _draws(setup, rows)
         x = setup.latents[rows] * solver.init_noise_sigma
         for index, timestep in enumerate(solver.timesteps):
-            guided = _guided(runner, solver, x, timestep, hidden[rows], setup.probes[0].guidance)
+            guided = _guided(runner, solver, x, timestep, hidden[rows], setup.guidance)
             if states is not None and outputs is not None and index in setup.strata:
                 place = setup.strata.index(index)
                 states[rows, place], outputs[rows, place] = x.numpy(), guided.numpy()
@@ -190,8 +221,7 @@ def _walk(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advanc
 def reference(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> Trace:
     """Trace f1: its free run with states and outputs at the strata. ``hidden`` is [n, 1 or 2, L, D]."""
     _walk(setup, runner, hidden, folder, advance, keep=True)
-    parts = [files.digest_value(probe) for probe in setup.probes] + [repr(setup.timesteps())]
-    return Trace(folder, digest(*parts, folder / "states.npy"))
+    return Trace(folder, digest(setup.matched, folder / "states.npy"))
 
 
 def forced(
@@ -204,9 +234,7 @@ def forced(
     for rows in _chunks(setup):
         for place, index in enumerate(setup.strata):
             x = torch.from_numpy(np.array(states[rows, place]))
-            guided = _guided(
-                runner, _at(solver, index), x, solver.timesteps[index], hidden[rows], setup.probes[0].guidance
-            )
+            guided = _guided(runner, _at(solver, index), x, solver.timesteps[index], hidden[rows], setup.guidance)
             outputs[rows, place] = guided.numpy()
             advance(len(x))
     return outputs
@@ -223,4 +251,4 @@ def arm(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder
     """Trace any other arm: forced at the reference's states, then free from the same noise."""
     forced(setup, reached, runner, hidden, folder, advance)
     _walk(setup, runner, hidden, folder, advance, keep=False)
-    return Trace(folder, reached.matched)
+    return Trace(folder, digest(setup.matched, reached.folder / "states.npy"))

@@ -39,10 +39,13 @@ def _sentence(seen: Judged) -> str:
     )
 
 
-def judge(measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits) -> Verdict:
-    """Apply the limits in the order of blame: instrument, adapter at full precision, scheme on the base, adapter.
+def judge(
+    measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits, refusals: Sequence[str] = ()
+) -> Verdict:
+    """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
-    A gate whose measurement is missing makes the verdict INVALID: not measured is never passed.
+    ``refusals`` are what a builder for the target said when it did not take the artifact. A gate whose measurement is
+    missing makes the verdict INVALID: not measured is never passed. The adapter is not blamed while the base is open.
     """
     judged = tuple(_judged(seen, limits.gates) for seen in measurements)
     by_key = {(seen.name, seen.arm): seen for seen in judged}
@@ -56,10 +59,12 @@ def judge(measurements: Sequence[Measurement], bad_probes: Sequence[int], limits
     every_role = {"control", "reference", "absolute", "adapter"}
     broken = [f"{gate.name} ({gate.arm}) was not measured" for gate in absent]
     broken += those("not measured", every_role, everywhere)
+    base_open = those("undecided", {"absolute"}, {"base"})
     ladder: tuple[tuple[Outcome, list[str]], ...] = (
         ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
         ("INVALID", broken + those("fail", {"control"}, everywhere)),
-        ("FAIL-RECIPE", those("fail", {"absolute"}, {"base"})),
+        ("FAIL-RECIPE", [*(f"the build was refused: {r}" for r in refusals), *those("fail", {"absolute"}, {"base"})]),
+        ("INCONCLUSIVE", base_open),
         ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, {"adapted", "both"})),
         ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
     )
@@ -73,5 +78,5 @@ def _tail(bad_probes: Sequence[int], limits: Limits) -> list[str]:
     if not bad_probes:
         return []
     low, high = limits.tail
-    shown = ", ".join(str(i) for i in bad_probes[:8])
+    shown = ", ".join(str(i + 1) for i in bad_probes[:8])
     return [f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {shown})"]

@@ -85,7 +85,7 @@ def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup,
         scheduler=both.base.pipe.scheduler,
         latents=torch.cat([latents for latents, _ in started]),
         generators=tuple(generator.get_state() for _, generator in started),
-        strata=trace.choose_strata(chosen.steps, strata),
+        strata=trace.choose_strata(len(trace.fresh(both.base.pipe.scheduler, chosen.steps).timesteps), strata),
         batch=job.batch,
     )
     return setup, hidden

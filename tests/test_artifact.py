@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck import artifact, recipe, scheme
+from qcheck import artifact, files, recipe, scheme
 from qcheck.artifact import Content
 from qcheck.backend import tensorrt
 from qcheck.backend.onnxruntime import OnnxRunner
@@ -149,11 +149,25 @@ def test_narrow_and_odd_layers_get_the_documented_block(inputs: int, block: int 
     assert Numbers(format="int4", granularity="block", block=128).block_of(inputs) == block
 
 
-def test_blocks_on_a_convolution_are_an_error(prepared: Prepared) -> None:
-    from qcheck.quantize import plan
+def test_an_unmerged_branch_on_the_output_layer_is_kept(prepared: Prepared, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    down = torch.randn(2, 32, 3, 3, generator=generator)
+    factors = {"conv_out": (down, torch.randn(4, 2, generator=generator))}
+    path = tmp_path / "branch.onnx"
+    rewrite.save(rewrite.quantized(prepared.graph, prepared.state, {}, factors), path)
+    x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
+    with fake.simulated(prepared.unet, {}, factors) as model, torch.no_grad():
+        expected = model(x, t, h).sample.numpy()
+    assert _sqnr(expected, OnnxRunner(path, 1)(x.numpy(), 500.0, h.numpy())) > 100
 
-    rule = scheme.Rule(operators=("Conv2d",), weights=Numbers(format="int4", granularity="block", block=16))
-    odd = scheme.find("int4-g32").model_copy(update={"rules": [rule]})
-    layers = plan.chosen_layers(prepared.unet, odd, RECIPE)
-    with pytest.raises(ValueError, match="blocks are for Linear"):
-        plan.make(layers, prepared.state, odd, prepared.ranges)
+
+def test_tensors_stored_outside_the_file_are_counted_and_digested(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "_INLINE", 1000)
+    rewrite.save(rewrite.fill(prepared.graph, prepared.state), tmp_path / "model.onnx")
+    parts = files.model_files(tmp_path / "model.onnx")
+    assert [part.name for part in parts] == ["model.onnx", "model.onnx.data"]
+    assert sum(part.stat().st_size for part in parts) > 15e6
+    x, h = prepared.inputs["sample"], prepared.inputs["encoder_hidden_states"]
+    assert np.isfinite(OnnxRunner(tmp_path / "model.onnx", 1)(x, 500.0, h)).all()

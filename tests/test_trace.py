@@ -4,7 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from qcheck import trace
 from qcheck.backend.base import MismatchError, call
@@ -108,6 +114,44 @@ def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, 
     assert np.allclose(again.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(again.finals(), traced.finals(), atol=1e-4)
     trace.require_matched(traced, again)
+
+
+@pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_solvers_that_call_more_often_than_they_step_are_followed(
+    demo_arms: Arms, tmp_path: Path, solver: type
+) -> None:
+    setup, hidden = setup_for(demo_arms)
+    scheduler = solver.from_config(setup.scheduler.config)
+    setup = replace(setup, scheduler=scheduler)
+    setup = replace(setup, strata=trace.choose_strata(setup.calls, 4))
+    assert setup.calls > setup.steps
+    assert trace.coefficients(scheduler, setup.steps).shape == (setup.calls,)
+    runner = TorchRunner(demo_arms.use("adapted").unet)
+    units: list[int] = []
+    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", units.append)
+    assert sum(units) == setup.free_forwards
+    assert setup.strata[-2:] == (setup.calls - 2, setup.calls - 1)
+    assert np.isfinite(traced.outputs()).all()
+
+
+def test_a_solver_that_clips_is_still_read_as_linear() -> None:
+    clipped = DDIMScheduler(clip_sample=True, timestep_spacing="trailing")
+    free = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    assert trace.coefficients(clipped, 10) == pytest.approx(trace.coefficients(free, 10), rel=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}])
+def test_an_arm_traced_with_another_setup_is_refused(
+    demo_arms: Arms, tmp_path: Path, change: dict[str, object]
+) -> None:
+    setup, hidden = setup_for(demo_arms)
+    other, _ = setup_for(demo_arms, CHOSEN.model_copy(update=change))
+    runner = TorchRunner(demo_arms.use("adapted").unet)
+    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", quiet)
+    wrong = trace.arm(other, traced, runner, hidden, tmp_path / "q1", quiet)
+    with pytest.raises(MismatchError, match="other probes"):
+        trace.require_matched(traced, wrong)
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}, {"steps": 7}, {"prompts": ("panda",) * 3}])

@@ -43,10 +43,17 @@ def _inside(gate: Gate) -> float:
         ({"reference_deviation__adapted": (NAN, NAN, NAN), "export_control__adapted": (0.0, 0.0, 0.0)}, "FAIL-ADAPTER"),
         ({"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (5, 6, 7)}, "INVALID"),
         ({"effect_survival__adapted": None}, "INVALID"),
+        ({"stratum_sqnr__base": (7.0, 8.5, 10.0), "stratum_sqnr__adapted": (5.0, 6.0, 7.0)}, "INCONCLUSIVE"),
     ],
 )
 def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | None], outcome: Outcome) -> None:
     assert judge(_healthy(**changed), [], LIMITS).outcome == outcome
+
+
+def test_a_refused_build_is_never_a_pass() -> None:
+    found = judge(_healthy(), [], LIMITS, ["Conv /conv_in: unsupported type"])
+    assert found.outcome == "FAIL-RECIPE"
+    assert "unsupported type" in found.reasons[0]
 
 
 def test_one_bad_probe_blocks_pass() -> None:

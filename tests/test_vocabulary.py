@@ -81,6 +81,46 @@ def test_a_prompt_that_calibrates_and_judges_is_an_error() -> None:
         recipe.calibration(recipe.find("emoji"), shared)
 
 
+def test_a_trigger_does_not_hide_a_shared_prompt() -> None:
+    probes = probe.triggered(probe.find("emoji").model_copy(update={"prompts": ("cat face",)}), "mystyle")
+    with pytest.raises(UserError, match="mystyle, cat face"):
+        recipe.calibration(recipe.find("emoji"), probes, "mystyle")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('operators = ["linear"]\nweights = { format = "int8", granularity = "tensor" }', "operators"),
+        ('operators = []\nweights = { format = "int8", granularity = "tensor" }', "operators"),
+        ('operators = ["Linear"]\nweights = { format = "int4", granularity = "block", block = 8 }', "multiple of 16"),
+        ('operators = ["Linear"]\nweights = { format = "int4", granularity = "block" }', "block"),
+        ('operators = ["Conv2d"]\nweights = { format = "int4", granularity = "block", block = 16 }', "convolutions"),
+        (
+            'operators = ["Linear"]\nweights = { format = "int8", granularity = "channel" }\n'
+            'activations = { format = "int8", granularity = "channel" }',
+            "per tensor",
+        ),
+    ],
+)
+def test_a_scheme_that_cannot_be_carried_out_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(f'title = "x"\ncompute = "float16"\nopset = 20\n[[rules]]\n{text}\n')
+    with pytest.raises(UserError, match=message):
+        files.read(scheme.Scheme, path)
+
+
+@pytest.mark.parametrize("change", ["probes = 1", "gates = []", "tail = [0.5]", 'name = "../../x"'])
+def test_limits_that_would_gate_nothing_are_an_error(change: str, tmp_path: Path) -> None:
+    text = (limits.FOLDER / "default.toml").read_text()
+    key = change.split(" =", maxsplit=1)[0]
+    lines = [line for line in text.split("[[gates]]")[0].splitlines() if not line.startswith(f"{key} =")]
+    gates = "" if key == "gates" else "[[gates]]" + text.split("[[gates]]", 1)[1]
+    path = tmp_path / "odd.toml"
+    path.write_text("\n".join([change, *lines, gates]))
+    with pytest.raises(UserError, match=key):
+        files.read(limits.Limits, path)
+
+
 def test_a_seed_that_calibrates_and_judges_is_an_error() -> None:
     with pytest.raises(UserError, match="seeds"):
         recipe.calibration(recipe.find("emoji"), probe.find("emoji").model_copy(update={"seed": 910010}))

@@ -140,7 +140,7 @@ def check(
     chosen_recipe = recipe.find(ranges or (library.RECIPE if demo_base else "general"))
     recipe.calibration(chosen_recipe, judged, trigger)
     used = _schemes(schemes, chosen_target)
-    used_orders = tuple(scheme.order(name) for name in orders or ORDERS[:1])
+    used_orders = tuple(dict.fromkeys(scheme.order(name) for name in orders or ORDERS[:1]))
     job = Job(
         base=base_path,
         adapter=lora_path,
@@ -199,8 +199,16 @@ def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
         UserError: one of them is unknown or cannot run on the device.
     """
     runnable = device.runnable()
+    if not named and not runnable:
+        raise UserError(
+            f"{device.name!r} can run no scheme that ships with qcheck", "Give a --scheme file of your own."
+        )
     if not named:
         return tuple(runnable)
+    if len({Path(name).stem for name in named}) != len(named):
+        raise UserError(
+            f"a scheme is named twice: {', '.join(named)}", "Name each once; files need names of their own."
+        )
     for found in map(scheme.find, named):
         if reason := device.refuses(found):
             offered = ", ".join(s.name for s in runnable) or "none that ship with qcheck"

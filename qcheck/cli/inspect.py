@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qcheck import recipe, scheme
@@ -36,7 +37,9 @@ def inspect(
 def _render(found: Any, console: Console) -> None:
     ranks = sorted({layer.rank for layer in found.layers})
     scales = sorted({round(layer.scale, 4) for layer in found.layers})
-    console.print(f"{found.adapter}: {len(found.layers)} layers, rank {_span(ranks)}, alpha / rank {_span(scales)}")
+    console.print(
+        f"{escape(found.adapter)}: {len(found.layers)} layers, rank {_span(ranks)}, alpha / rank {_span(scales)}"
+    )
     if found.unmatched:
         console.print(f"[bold red]{len(found.unmatched)} layers are not in this base[/], first {found.unmatched[0]}")
     measured = [layer for layer in found.layers if layer.relative is not None]

@@ -21,6 +21,7 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         UserError: ``out`` holds something already, or cannot be written.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"output {str(out)!r} exists and is not an empty folder", "Give another --out, or remove it.")
     partial = out.with_name(f".{out.name}.partial")

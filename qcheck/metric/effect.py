@@ -79,12 +79,15 @@ def effect_size(f0: np.ndarray, f1: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Sequence[float]) -> Measurement:
-    """The stratum with the lowest SQNR; the bounds hold for all strata at once (Bonferroni)."""
+    """The lowest mean SQNR over the strata, and where.
+
+    The bounds are those of the minimum itself: every stratum's hold at once (Bonferroni), so the minimum lies between
+    the lowest lower and the lowest upper bound.
+    """
     values = np.minimum(decibels(signal, error), _EXACT)
-    found = [bounds(column, len(timesteps)) for column in values.T]
-    broken = [k for k, (mean, _, _) in enumerate(found) if not np.isfinite(mean)]
-    worst = broken[0] if broken else min(range(len(found)), key=lambda k: found[k][1])
-    mean, low, high = found[worst]
+    found = np.array([bounds(column, len(timesteps)) for column in values.T])
+    worst = int(np.argmin(np.where(np.isnan(found[:, 0]), -np.inf, found[:, 0])))
+    mean, low, high = (float(x) for x in found.min(0))
     where = f"timestep {timesteps[worst]:g}"
     return Measurement(name="stratum_sqnr", arm=arm, unit="dB", value=mean, low=low, high=high, where=where)
 

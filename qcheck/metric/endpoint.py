@@ -14,11 +14,14 @@ def relative(final: np.ndarray, against: np.ndarray) -> np.ndarray:
     return np.array([error / size if size else np.nan for error, size in norms])
 
 
-def measure(f0: np.ndarray, f1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> list[Measurement]:
-    """endpoint_error of both arms, and of the adapted beside the base arm's own in dB (both 0: 0 dB)."""
+def measure(f0: np.ndarray, f1: np.ndarray, q0: np.ndarray, q1: np.ndarray, floor: float) -> list[Measurement]:
+    """endpoint_error of both arms, and of the adapted beside the base arm's own in dB.
+
+    Errors below ``floor`` (relative, what the compute type errs by itself) count as the floor: both below is 0 dB.
+    """
     base, adapted = relative(q0, f0), relative(q1, f1)
-    tiny = np.float64(1e-6)
-    beside = 2 * decibels(np.maximum(adapted, tiny), np.maximum(base, tiny))
+    least = max(floor, 1e-6)
+    beside = 2 * decibels(np.maximum(adapted, least), np.maximum(base, least))
     return [
         summarize("endpoint_error", "base", "ratio", base),
         summarize("endpoint_error", "adapted", "ratio", adapted),

@@ -13,6 +13,7 @@ from qcheck.errors import UserError
 from qcheck.model.quiet import quiet
 
 INDEX = "model_index.json"
+_NEEDED = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load(source: str) -> Base:
     """
     folder = locate(source)
     index = _index(folder)
-    if "unet" not in index or "text_encoder_2" in index:
+    if not set(index) >= _NEEDED or "text_encoder_2" in index or "controlnet" in index:
         kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise UserError(
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
@@ -85,6 +86,13 @@ def load(source: str) -> Base:
             f"base {source!r} does not load: {error}",
             "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
         ) from error
+    config = pipe.unet.config
+    if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
+        raise UserError(
+            f"base {source!r} has a UNet of {config.in_channels} -> {config.out_channels} channels"
+            f"{' with a guidance embedding' if config.time_cond_proj_dim else ''}",
+            "This version checks plain text-to-image UNets (no inpainting, no guidance distillation).",
+        )
     pipe.set_progress_bar_config(disable=True)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):

@@ -3,11 +3,17 @@
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils.state_dict_utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from safetensors import SafetensorError, safe_open
 
 from qcheck import files
@@ -15,7 +21,7 @@ from qcheck.errors import UserError
 from qcheck.model.quiet import quiet
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-_FACTOR = re.compile(r"^(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora(?:\.|_)(?P<old>down|up))(?:\.[\w-]+)?\.weight$")
+_FACTOR = re.compile(r"^(?P<module>.+?)\.lora_(?P<side>[AB])\.weight$")
 
 
 @dataclass(frozen=True)
@@ -59,36 +65,67 @@ def read(source: str, weight: float) -> Adapter:
 
 
 Factors = dict[str, dict[str, torch.Tensor]]
+_OTHER_KINDS = {"dora_scale": "DoRA", "magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT"}
+
+
+def _require_lora(adapter: Adapter) -> None:
+    with safe_open(adapter.path, "pt") as stream:
+        for key in stream.keys():  # noqa: SIM118
+            for mark, kind in _OTHER_KINDS.items():
+                if mark in key:
+                    raise UserError(
+                        f"adapter {str(adapter.path)!r} is a {kind} ({key}); this version checks plain LoRA",
+                        "Merge it into the base and check that, or train a LoRA.",
+                    )
+
+
+def _converted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` with every component's keys in PEFT's names, as diffusers converts them when it loads."""
+    found: dict[str, torch.Tensor] = {}
+    for component in {key.split(".")[0] for key in state}:
+        part = {k.removeprefix(f"{component}."): v for k, v in state.items() if k.startswith(f"{component}.")}
+        if component == "unet":
+            part = convert_unet_state_dict_to_peft(part)
+        elif any("lora_A" not in key and "lora_B" not in key for key in part):
+            part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
+        found |= {f"{component}.{key}": value for key, value in part.items()}
+    return found
 
 
 def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]]:
-    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, and the file's alphas.
+    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, and alphas by module.
 
     ``loader`` is a diffusers pipeline or its class, which converts the layout.
 
     Raises:
-        UserError: no known layout, or tensors that are not LoRA factors.
+        UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
     """
+    _require_lora(adapter)
     try:
         with quiet():
             state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
+            state = _converted({key: value for key, value in state.items() if not key.endswith(".alpha")})
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
-    found: Factors = defaultdict(dict)
-    strange = []
-    for key, tensor in state.items():
-        matched = _FACTOR.match(key)
-        if matched:
-            side = matched["peft"] or {"down": "A", "up": "B"}[matched["old"]]
-            found[matched["module"]][side] = tensor
-        elif not key.endswith(".alpha"):
-            strange.append(key)
-    if strange or not found:
+    matches = {key: _FACTOR.match(key) for key in state}
+    strange = [key for key, matched in matches.items() if matched is None]
+    if strange or not state:
         raise UserError(
             f"adapter {str(adapter.path)!r} holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}",
             _LAYOUTS,
         )
-    return dict(sorted(found.items())), {key: float(value) for key, value in (alphas or {}).items()}
+    found: Factors = defaultdict(dict)
+    for key, matched in matches.items():
+        if matched is not None:
+            found[matched["module"]][matched["side"]] = state[key]
+    return dict(sorted(found.items())), _alphas(alphas or {})
+
+
+def _alphas(stored: dict[str, Any]) -> dict[str, float]:
+    """Alphas by PEFT module name, from kohya's keys as diffusers renames them."""
+    suffix = ".lora_A.weight"
+    renamed = _converted({key.removesuffix(".alpha"): value for key, value in stored.items()})
+    return {key.removesuffix(suffix): float(value) for key, value in renamed.items()}
 
 
 _LAYOUTS = "Known layouts: diffusers, PEFT and kohya LoRA files."
@@ -108,14 +145,20 @@ def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
     }
 
 
+def _named(name: str, layers: Mapping[str, object]) -> str:
+    """The layer's name in this base; newer text encoders have no ``text_model`` level."""
+    flat = name.replace(".text_model.", ".", 1)
+    return flat if name not in layers and flat in layers else name
+
+
 def fit(pipe: Any, adapter: Adapter) -> dict[str, torch.Tensor]:
     """Down factors [r, in, ...] by the names ``component.module`` of the layers that the adapter changes.
 
     Raises:
         UserError: keys that match no layer of this base, or factors that do not fit the layer's weight.
     """
-    factors, _ = factors_of(pipe, adapter)
     layers = _layers(pipe, ("unet", "text_encoder"))
+    factors = {_named(name, layers): pair for name, pair in factors_of(pipe, adapter)[0].items()}
     unmatched = sorted(set(factors) - set(layers))
     if unmatched:
         none = "none" if len(unmatched) == len(factors) else f"only {len(factors) - len(unmatched)}"
@@ -125,11 +168,12 @@ def fit(pipe: Any, adapter: Adapter) -> dict[str, torch.Tensor]:
             f"It was trained for another base; this one has layers such as {_some(sorted(layers))}.",
         )
     for name, pair in factors.items():
-        _require_shape(name, layers[name], pair)
+        require_shape(name, layers[name], pair)
     return {name: factors[name]["A"].float() for name in sorted(factors)}
 
 
-def _require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:
+def require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:
+    """Refuse factors that do not multiply to the shape of the layer's weight."""
     if set(pair) != {"A", "B"}:
         raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
     down, up = pair["A"], pair["B"]

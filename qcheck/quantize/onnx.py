@@ -162,6 +162,11 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
     graph.insert_after(node, [inner, outer, total])
     for use in readers:
         use.node.replace_input_with(use.idx, total.outputs[0])
+    for index, value in enumerate(graph.outputs):
+        if value is output:  # the sum takes over the graph output and its name
+            output.name, total.outputs[0].name = f"{layer}.float", output.name
+            total.outputs[0].shape, total.outputs[0].type = output.shape, output.type
+            graph.outputs[index] = total.outputs[0]
 
 
 def _quantize_input(

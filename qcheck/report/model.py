@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from qcheck.files import Value
+from qcheck.files import Number, Value
 from qcheck.measurement import Judged, NotMeasured
 from qcheck.verdict import Outcome
 
@@ -65,7 +65,7 @@ class Case(Value):
     reasons: list[str]
     probes_used: int
     measurements: list[Judged]
-    stratum_sqnr: dict[str, list[float]]
+    stratum_sqnr: dict[str, list[Number]]
     quantized_layers: int
     kept_layers: list[str]
     artifact: list[ArtifactFile]
@@ -99,7 +99,7 @@ class Report(Value):
     adapters: list[Input]
     target: str
     probes: Probing
-    effect_size: float
+    effect_size: Number
     limits_calibrated: bool
     cases: list[Case]
     not_measured: list[NotMeasured]

@@ -25,9 +25,16 @@ NEXT: dict[Outcome, str] = {
     "then QAT of the adapter.",
     "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
     "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
-    "INCONCLUSIVE": "Some intervals straddle their limit: give more probes.",
+    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise `probes` in a limits file.",
     "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
 }
+
+
+def next_step(case: Case) -> str:
+    """What to do after this verdict; an order that loses adapters is the first thing to change."""
+    if case.verdict == "NEEDS-QAT" and case.order == "quantize-merge":
+        return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
+    return NEXT[case.verdict]
 
 
 def _megabytes(size: int) -> str:
@@ -72,7 +79,9 @@ def _summary(report: Report) -> Table:
         if case.artifact and case.full_precision_bytes is not None:
             size = f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(case.artifact[0].bytes)}"
         builds = "\n".join(_build(made) for made in case.builds) or "-"
-        table.add_row(case.scheme, case.order, size, builds, Text(case.verdict, _COLOURS[case.verdict]))
+        layers = f"{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
+        cells = (case.scheme, case.order, f"{size}\n{layers}" if case.artifact else size, builds)
+        table.add_row(*map(Text, cells), Text(case.verdict, _COLOURS[case.verdict]))
     return table
 
 
@@ -83,21 +92,22 @@ def render(report: Report, folder: Path, console: Console) -> None:
     for case in report.cases:
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
-    console.print(
+    about = (
         f"{Path(adapter.source).name} at weight {adapter.weight:g} on {Path(report.base.source).name}, "
         f"{report.cases[0].probes_used} probes x {report.probes.steps} steps at guidance {report.probes.guidance:g}, "
-        f"for {report.target}; effect {100 * report.effect_size:.1f} % of the output",
-        highlight=False,
+        f"for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
     )
+    console.print(Text(about))
     console.print(_summary(report))
     for case in report.cases:
-        console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), f"  {NEXT[case.verdict]}"))
+        title = f"  {case.scheme} {case.order}: {next_step(case)}"
+        console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
         for reason in case.reasons:
-            console.print(f"  because {reason}", highlight=False)
+            console.print(Text(f"  because {reason}"))
     if not report.limits_calibrated:
         console.print("[yellow]limits not calibrated[/]: they are start values, not yet set on adapters of known fate")
     missing = ", ".join(item.name for item in report.not_measured)
-    console.print(f"not measured: {missing} (why: report.json)", highlight=False)
+    console.print(Text(f"not measured: {missing} (why: report.json)"))
     console.print(
         f"report   {folder / 'report.json'}\npictures {folder / 'contact.png'}", highlight=False, soft_wrap=True
     )

@@ -81,6 +81,15 @@ def test_a_place_that_cannot_be_written_is_an_error(place: str) -> None:
         pass
 
 
+def test_the_current_folder_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "empty"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    with output.staged(Path()) as folder:
+        (folder / "report.json").touch()
+    assert [p.name for p in (tmp_path / "empty").iterdir()] == ["report.json"]
+
+
 def test_a_failure_in_the_middle_leaves_no_half_written_folder(tmp_path: Path) -> None:
     def stop(folder: Path) -> None:
         (folder / "report.json").write_text("{")

@@ -74,6 +74,15 @@ def test_the_worst_stratum_is_found_and_named() -> None:
     assert found["base"].value == pytest.approx(34, abs=0.3)
 
 
+def test_a_stratum_that_certainly_fails_is_not_hidden_by_one_that_is_uncertain() -> None:
+    rng = np.random.default_rng(0)
+    decibels = np.stack([12 + 8 * rng.standard_normal(12), 5 + 0.3 * rng.standard_normal(12)], 1)
+    found = effect._stratum_sqnr("base", np.ones((12, 2)), 10 ** (-decibels / 10), [900.0, 1.0])
+    assert found.value == pytest.approx(5, abs=0.5)
+    assert found.where == "timestep 1"
+    assert found.high < 8  # type: ignore[operator]
+
+
 def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     a = _arms()
     a["q1"][3, 1, 0, 0, 0] = np.nan
@@ -87,10 +96,16 @@ def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
 
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.05 * finals, 1.10 * finals)}
+    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.05 * finals, 1.10 * finals, 0.0)}
     assert found["base"] == pytest.approx(0.05)
     assert found["adapted"] == pytest.approx(0.10)
     assert found["both"] == pytest.approx(6.02, abs=0.01)
+
+
+def test_endpoint_errors_below_the_floor_are_not_told_apart() -> None:
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.0001 * finals, 1.003 * finals, 0.01)}
+    assert found["both"] == 0
 
 
 def test_a_collapsed_reference_is_seen() -> None:

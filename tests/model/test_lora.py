@@ -100,6 +100,43 @@ def test_factors_that_the_loader_drops_are_an_error(tmp_path: Path) -> None:
         arms.apply(base.load(str(library.PIPELINE)), _saved(tmp_path, tensors))
 
 
+def _kohya(alpha: float | None) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for key, value in load_file(FLAT).items():
+        module, side = key.split(".lora_")
+        name = "lora_unet_" + module.removeprefix("unet.").replace(".", "_")
+        found[f"{name}.lora_{'down' if side.startswith('A') else 'up'}.weight"] = value
+        if alpha is not None:
+            found[f"{name}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+def _old_diffusers() -> dict[str, torch.Tensor]:
+    return {k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in load_file(FLAT).items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scale"),
+    [(_kohya(4.0), 0.5), (_kohya(16.0), 2.0), (_kohya(None), 1.0), (_old_diffusers(), 1.0)],
+    ids=["kohya-alpha-4", "kohya-alpha-16", "kohya-no-alpha", "old-diffusers"],
+)
+def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, torch.Tensor], scale: float) -> None:
+    both = arms.apply(base.load(str(library.PIPELINE)), _saved(tmp_path, tensors))
+    factors = {k: v.float() for k, v in load_file(FLAT).items()}
+    assert len(both.layers) == len(factors) // 2
+    for layer in both.layers:
+        delta = factors[f"{layer}.lora_B.weight"].flatten(1) @ factors[f"{layer}.lora_A.weight"].flatten(1)
+        before = both.weights["base"][layer]
+        assert torch.allclose(both.weights["adapted"][layer], before + scale * delta.view(before.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("mark", ["dora_scale", "hada_w1_a", "lokr_w1"])
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: base.Base, mark: str) -> None:
+    tensors = _kohya(4.0) | {f"lora_unet_mid_block_attentions_0_proj_in.{mark}": torch.zeros(4)}
+    with pytest.raises(UserError, match=r"DoRA|LoHa|LoKr"):
+        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
 def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
     both = arms.apply(base.load(str(library.PIPELINE)), lora.read(str(FLAT), weight))
@@ -150,6 +187,14 @@ def test_a_base_with_nan_is_an_error(pipeline_copy: Path) -> None:
     tensors["conv_in.bias"][0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"unet/conv_in\.bias holds NaN"):
+        base.load(str(pipeline_copy))
+
+
+def test_an_inpainting_base_is_an_error(pipeline_copy: Path) -> None:
+    config = json.loads((pipeline_copy / "unet" / "config.json").read_text())
+    config["in_channels"] = 9
+    (pipeline_copy / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"inpainting|does not load"):
         base.load(str(pipeline_copy))
 
 

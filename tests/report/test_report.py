@@ -43,6 +43,8 @@ def test_a_number_that_is_not_finite_survives_json(report: Report) -> None:
     broken = case.measurements[0].model_copy(update={"value": float("nan"), "low": float("nan")})
     changed = report.model_copy(update={"cases": [case.model_copy(update={"measurements": [broken]})]})
     assert json.loads(changed.to_json())["cases"][0]["measurements"][0]["value"] == "NaN"
+    back = Report.model_validate_json(changed.to_json())
+    assert np.isnan(back.cases[0].measurements[0].value)  # type: ignore[arg-type]
 
 
 def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> None:
@@ -59,6 +61,12 @@ def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(r
         assert wanted in shown
     assert "not measured: latency" in shown
     assert "out/report.json" in shown
+
+
+def test_text_of_builders_and_files_is_never_markup(report: Report) -> None:
+    build = report.cases[0].builds[0].model_copy(update={"status": "refused", "detail": "[/conv_in/Conv] [bold]odd"})
+    changed = report.model_copy(update={"cases": [report.cases[0].model_copy(update={"builds": [build]})]})
+    assert "[/conv_in/Conv]" in "".join(_text(changed).split()).replace("│", "")
 
 
 def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:

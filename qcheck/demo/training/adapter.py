@@ -35,8 +35,8 @@ class Recipe:
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
 EVERY_LINEAR = r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)"
 ADAPTERS = (
-    Recipe("flat", "flat", rank=8, alpha=8, rate=2e-3, steps=1500, layers=EVERY_LINEAR),
-    Recipe("ink", "ink", rank=8, alpha=8, rate=2e-3, steps=1500, layers=EVERY_LINEAR),
+    Recipe("flat", "flat", rank=8, alpha=8, rate=2e-3, steps=700, layers=EVERY_LINEAR),
+    Recipe("ink", "ink", rank=8, alpha=8, rate=2e-3, steps=700, layers=EVERY_LINEAR),
     Recipe("faint", "twemoji", rank=4, alpha=4, rate=5e-4, steps=80, layers=ATTENTION),
 )
 

@@ -37,7 +37,8 @@ def _loss(vae: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
     mean = latents.float().mean((0, 2, 3))
     spread = latents.float().std((0, 2, 3))
     drift = mean.square().mean() + (spread - 1).square().mean()
-    loss: torch.Tensor = F.l1_loss(decoded, images) + edges + 0.02 * drift
+    colour = F.mse_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))  # L1 alone may settle without green
+    loss: torch.Tensor = F.l1_loss(decoded, images) + edges + 10 * colour + 0.02 * drift
     return loss
 
 
