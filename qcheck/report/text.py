@@ -70,6 +70,38 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
     return seen.name, seen.arm, f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
 
 
+_COMPARED = (
+    ("survival", "effect_survival", "adapted"),
+    ("excess dB", "excess_error", "adapted"),
+    ("worst SQNR base", "stratum_sqnr", "base"),
+    ("with LoRA", "stratum_sqnr", "adapted"),
+    ("endpoint base", "endpoint_error", "base"),
+    ("with LoRA", "endpoint_error", "adapted"),
+)
+
+
+def _comparison(report: Report) -> Table:
+    """Many cases side by side: the deciding values alone, those over their limit marked."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scheme", no_wrap=True)
+    table.add_column("order", no_wrap=True)
+    for title, _, _ in _COMPARED:
+        table.add_column(title, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for case in report.cases:
+        seen = {(m.name, m.arm): m for m in case.measurements}
+        cells = [_cell(seen.get((name, arm))) for _, name, arm in _COMPARED]
+        table.add_row(case.scheme, case.order, *cells, Text(case.verdict, _COLOURS[case.verdict]))
+    return table
+
+
+def _cell(seen: Judged | None) -> Text:
+    if seen is None or seen.value is None:
+        return Text("-")
+    word, style = _MARKS.get(seen.status, ("", ""))
+    return Text(f"{seen.value:.2f}{'' if word in ('ok', '') else f' {word}'}", "" if word == "ok" else style)
+
+
 def _summary(report: Report) -> Table:
     table = Table(box=box.ROUNDED)
     for title in ("scheme", "order", "denoiser -> artifact", "build", "verdict"):
@@ -89,7 +121,9 @@ def render(report: Report, folder: Path, console: Console) -> None:
     """Print the report; ``folder`` is where its files are."""
     adapter = report.adapters[0]
     console.print()
-    for case in report.cases:
+    if len(report.cases) > 1:
+        console.print(_comparison(report))
+    for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
     about = (

@@ -129,6 +129,26 @@ def test_the_artifact_says_its_scheme_and_order(finished: Finished) -> None:
     onnx.checker.check_model(stored, full_check=True)
 
 
+def test_the_deployed_file_and_its_twin_hold_the_same_codes_and_scales(finished: Finished) -> None:
+    import numpy as np
+    import onnx_ir as ir
+
+    folder = finished.folder / "artifacts" / "int8" / "merge-quantize"
+    constants = [
+        {
+            name: value.const_value.numpy()
+            for name, value in ir.load(path).graph.initializers.items()
+            if value.const_value
+        }
+        for path in (folder / "unet" / "model.onnx", folder / "q1.twin.onnx")
+    ]
+    shared = [name for name in constants[0] if name.endswith(("/codes", "/scale"))]
+    assert len(shared) > 300
+    for name in shared:
+        assert np.array_equal(constants[0][name].astype(np.float32), constants[1][name].astype(np.float32)), name
+    assert {constants[0][name].dtype.name for name in shared} == {"int8", "float16"}
+
+
 def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
     """On an adapter that is not finite, so that no artifact needs to be made."""
     tensors = {k: v.float() for k, v in load_file(FLAT).items()}

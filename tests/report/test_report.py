@@ -69,6 +69,18 @@ def test_text_of_builders_and_files_is_never_markup(report: Report) -> None:
     assert "[/conv_in/Conv]" in "".join(_text(changed).split()).replace("│", "")
 
 
+def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> None:
+    first = report.cases[0]
+    worse = [
+        m.model_copy(update={"status": "fail", "value": 0.1}) if m.name == "effect_survival" else m
+        for m in first.measurements
+    ]
+    second = first.model_copy(update={"order": "quantize-merge", "verdict": "NEEDS-QAT", "measurements": worse})
+    shown = _text(report.model_copy(update={"cases": [first, second]}))
+    assert "0.10 OVER" in shown
+    assert "quantize-merge: Merging into a quantized base loses" in " ".join(shown.split())
+
+
 def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
     case = report.cases[0].model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"]})
     shown = _text(report.model_copy(update={"cases": [case]}))

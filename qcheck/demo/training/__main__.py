@@ -27,7 +27,7 @@ def main() -> None:
         elif stage == "autoencoder":
             from qcheck.demo.training import autoencoder
 
-            autoencoder.train(arguments.pictures, arguments.out / "pipeline" / "vae", arguments.minutes or 13)
+            autoencoder.train(arguments.pictures, arguments.out / "pipeline" / "vae", arguments.minutes or 20)
         elif stage == "refine":
             from qcheck.demo.training import autoencoder
 
