@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.measurement import Judged
+from qcheck.measurement import Arm, Judged
 from qcheck.report.model import Build, Case, Report
 from qcheck.verdict import Outcome
 
@@ -70,7 +70,7 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
     return seen.name, seen.arm, f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
 
 
-_COMPARED = (
+_COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("survival", "effect_survival", "adapted"),
     ("excess dB", "excess_error", "adapted"),
     ("worst SQNR base", "stratum_sqnr", "base"),
