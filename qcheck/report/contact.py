@@ -45,7 +45,7 @@ def draw(sheets: Sequence[Sheet], path: Path) -> None:
     canvas = Image.new("RGB", (width, sum(heights) + _GAP), "white")
     pen, top = ImageDraw.Draw(canvas), 0
     for sheet, height in zip(sheets, heights, strict=True):
-        pen.text((8, top + 14), sheet.scheme, fill="black", font_size=16)
+        pen.multiline_text((8, top + 4), sheet.scheme.replace(" ", "\n"), fill="black", font_size=14)
         for column, title in enumerate(_TITLES):
             pen.text((_LABEL + column * (_TILE + _GAP), top + 18), title, fill="black", font_size=12)
         for row, prompt in enumerate(sheet.prompts):

@@ -58,16 +58,17 @@ def _measurements(case: Case) -> Table:
     return table
 
 
+_ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
 _MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
 
 
 def _row(seen: Judged) -> tuple[str | Text, ...]:
-    word, style = _MARKS.get(seen.status, (seen.status, "dim"))
+    word, style = _MARKS.get(seen.status, ("", "dim"))
     if seen.value is None:
-        return seen.name, seen.arm, "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
+        return seen.name, _ARMS[seen.arm], "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
     unit = {"ratio": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
     bounds = f"{seen.low:.2f} .. {seen.high:.2f}" if seen.low is not None and seen.low != seen.high else ""
-    return seen.name, seen.arm, f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
+    return seen.name, _ARMS[seen.arm], f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
 
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
