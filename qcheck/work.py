@@ -64,6 +64,7 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
         UserError: bad input.
     """
     adapter = lora.read(job.adapter, job.weight)
+    base.locate(job.base)
     with progress.stage("load base and adapter", 1) as advance:
         both = arms.apply(base.load(job.base), adapter)
         advance(1)

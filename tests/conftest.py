@@ -43,8 +43,15 @@ class Prepared:
     inputs: dict[str, np.ndarray]
 
 
+@pytest.fixture
+def prepared(demo_arms: Arms, exported: Prepared) -> Prepared:
+    """The session's export, with the adapted weights in place whatever another test left there."""
+    demo_arms.use("adapted")
+    return exported
+
+
 @pytest.fixture(scope="session")
-def prepared(demo_arms: Arms) -> Prepared:
+def exported(demo_arms: Arms) -> Prepared:
     """Export once; every artifact test fills or rewrites a copy of this graph."""
     unet = demo_arms.use("adapted").unet
     generator = torch.Generator().manual_seed(3)

@@ -99,8 +99,9 @@ def _comparison(report: Report) -> Table:
 def _cell(seen: Judged | None) -> Text:
     if seen is None or seen.value is None:
         return Text("-")
-    word, style = _MARKS.get(seen.status, ("", ""))
-    return Text(f"{seen.value:.2f}{'' if word in ('ok', '') else f' {word}'}", "" if word == "ok" else style)
+    _, style = _MARKS.get(seen.status, ("", ""))
+    mark = {"fail": "*", "undecided": "?"}.get(seen.status, "")
+    return Text(f"{seen.value:.2f}{mark}", style if mark else "")
 
 
 def _summary(report: Report) -> Table:
@@ -124,6 +125,9 @@ def render(report: Report, folder: Path, console: Console) -> None:
     console.print()
     if len(report.cases) > 1:
         console.print(_comparison(report))
+        console.print(
+            Text("* over its limit, ? open: the interval straddles it; every bound and limit is in report.json")
+        )
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))

@@ -142,11 +142,13 @@ def test_the_deployed_file_and_its_twin_hold_the_same_codes_and_scales(finished:
         }
         for path in (folder / "unet" / "model.onnx", folder / "q1.twin.onnx")
     ]
-    shared = [name for name in constants[0] if name.endswith(("/codes", "/scale"))]
+    shared = [name for name in constants[0] if name.endswith(("/codes", "/scale")) and ".weight" in name]
     assert len(shared) > 300
     for name in shared:
         assert np.array_equal(constants[0][name].astype(np.float32), constants[1][name].astype(np.float32)), name
     assert {constants[0][name].dtype.name for name in shared} == {"int8", "float16"}
+    steps = [sorted(float(v) for n, v in c.items() if n.endswith("/scale") and ".weight" not in n) for c in constants]
+    assert steps[0] == steps[1]
 
 
 def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:

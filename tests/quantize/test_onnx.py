@@ -39,9 +39,9 @@ def _quantized_sites(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 @pytest.fixture(scope="module")
-def artifact(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(exported: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("artifact") / "q1.onnx"
-    rewrite.save(rewrite.quantized(prepared.graph, prepared.state, prepared.plan), path)
+    rewrite.save(rewrite.quantized(exported.graph, exported.state, exported.plan), path)
     return path
 
 
