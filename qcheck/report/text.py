@@ -73,11 +73,9 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("survival", "effect_survival", "adapted"),
-    ("excess dB", "excess_error", "adapted"),
-    ("worst SQNR base", "stratum_sqnr", "base"),
-    ("with LoRA", "stratum_sqnr", "adapted"),
-    ("endpoint base", "endpoint_error", "base"),
-    ("with LoRA", "endpoint_error", "adapted"),
+    ("excess", "excess_error", "adapted"),
+    ("SQNR", "stratum_sqnr", "adapted"),
+    ("endpoint", "endpoint_error", "adapted"),
 )
 
 
@@ -87,7 +85,7 @@ def _comparison(report: Report) -> Table:
     table.add_column("scheme", no_wrap=True)
     table.add_column("order", no_wrap=True)
     for title, _, _ in _COMPARED:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for case in report.cases:
         seen = {(m.name, m.arm): m for m in case.measurements}
