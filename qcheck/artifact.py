@@ -1,13 +1,14 @@
 """The files of a scheme: what goes to the device, the float32 twins that give the numbers here, and manifests.
 
-artifacts/full-precision/f1.<compute>.onnx       unquantized f1, for the controls
-artifacts/<scheme>/q0.twin.onnx                  the base, float32 outside its codes and scales
+Everything is made once in the cache. The files of q1 are copied into the output folder:
+
 artifacts/<scheme>/<order>/unet/model.onnx       q1 in the compute type: the file to deploy
 artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, float32 elsewhere
 artifacts/<scheme>/<order>/manifest.json
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from qcheck import __version__, files
-from qcheck.model.arms import Arms, Side
+from qcheck import __version__, cache, files
+from qcheck.cache import Cache
+from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.export import export
 from qcheck.quantize import onnx, plan
 from qcheck.quantize.fake import Factors
@@ -39,42 +41,52 @@ class Content:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The files of q1 in one order."""
+    """The files of q1 in one order, and the digest of what decides its outputs."""
 
     folder: Path
     deployed: Path
     twin: Path
     layers: tuple[str, ...]
+    digest: str
 
 
 class Exporter:
-    """Fills and saves the denoiser's graph; torch exports it once for each compute type."""
+    """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base."""
 
-    def __init__(self, arms: Arms, sample: torch.Size, hidden: torch.Size) -> None:
-        self._arms, self._sample, self._hidden = arms, sample, hidden
+    def __init__(self, arms: Arms, store: Cache, sample: torch.Size, hidden: torch.Size) -> None:
+        self._arms, self._store, self._sample, self._hidden = arms, store, sample, hidden
         self._graphs: dict[str, ir.Model] = {}
 
     def graph(self, compute: str) -> ir.Model:
         """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
         if compute not in self._graphs:
-            self._graphs[compute] = export(self._arms.base.denoiser, self._sample, self._hidden, compute)
+            base = self._arms.base
+            key = cache.key("graph", base.digest, compute, repr(self._sample[1:]), repr(self._hidden[1:]))
+
+            def make(folder: Path) -> None:
+                onnx.save(export(base.denoiser, self._sample, self._hidden, compute), folder / "graph.onnx")
+
+            found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
+            self._graphs[compute] = ir.load(found / "graph.onnx")
         return self._graphs[compute]
 
-    def full(self, side: Side, compute: str, path: Path) -> Path:
-        """Save an unquantized arm."""
-        return _save(onnx.fill(self.graph(compute), self._arms.state(side)), path, {})
+    def full(self, side: Side, compute: str) -> Path:
+        """The file of an unquantized arm."""
+        key = cache.key("full", self._arms.content(side), compute, repr(self._sample[1:]), repr(self._hidden[1:]))
+        about = f"{self._arms.base.source}, unquantized, {compute}"
+        found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
+        return found / "model.onnx"
+
+    def _full(self, side: Side, compute: str, folder: Path) -> None:
+        onnx.save(onnx.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
 
     def quantized(self, content: Content, compute: str, opset: int, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm."""
         model = onnx.quantized(self.graph(compute), content.state, content.plan, content.branches, opset)
-        return _save(model, path, facts)
-
-
-def _save(model: ir.Model, path: Path, facts: Mapping[str, str]) -> Path:
-    model.metadata_props.update({f"qcheck.{key}": value for key, value in facts.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, path)
-    return path
+        model.metadata_props.update({f"qcheck.{key}": value for key, value in facts.items()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path)
+        return path
 
 
 def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> Content:
@@ -104,16 +116,60 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     return Content(state, plan.make(layers, state, scheme, ranges["adapted"]), branches)
 
 
-def write(
-    arms: Arms, exporter: Exporter, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, root: Path
-) -> Artifact:
-    """Write q1 of ``scheme`` in ``order`` below ``root``."""
-    content = adapted_content(arms, scheme, recipe, order, ranges)
+@dataclass(frozen=True)
+class Making:
+    """What the artifacts of one scheme are made from."""
+
+    arms: Arms
+    exporter: Exporter
+    store: Cache
+    scheme: Scheme
+    recipe: Recipe
+    ranges: Ranges
+
+    def key(self, order: str) -> str:
+        """The cache key of q1 in an order, or of q0 at "base"."""
+        ranges = repr([sorted(self.ranges[side].items()) for side in SIDES])
+        values = (files.digest_value(self.scheme), files.digest_value(self.recipe))
+        return cache.key("artifact", self.arms.content("base"), self.arms.content("adapted"), *values, order, ranges)
+
+
+def write_base(making: Making) -> tuple[Path, str]:
+    """The twin of q0, and the digest of what decides its outputs."""
+    scheme = making.scheme
+
+    def make(folder: Path) -> None:
+        content = base_content(making.arms, scheme, making.recipe, making.ranges)
+        facts = {"scheme": scheme.name, "arm": "base"}
+        making.exporter.quantized(content, TWIN, scheme.opset, folder / "q0.twin.onnx", facts)
+
+    key = making.key("base")
+    folder = making.store.obtain("artifact", key, f"{making.arms.base.source}, {scheme.name}, base", make)
+    return folder / "q0.twin.onnx", key
+
+
+def write(making: Making, order: Order, root: Path) -> Artifact:
+    """q1 in ``order``, its files below ``root``."""
+    scheme = making.scheme
+    key = making.key(order)
+    about = f"{making.arms.base.source}, {scheme.name} {order}"
+    stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, folder))
     folder = root / scheme.name / order
+    shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
+    manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+    layers = tuple(manifest["quantized_layers"])
+    return Artifact(folder, folder / "unet" / "model.onnx", folder / "q1.twin.onnx", layers, key)
+
+
+_MANIFEST = "manifest.json"
+
+
+def _make(making: Making, order: Order, folder: Path) -> None:
+    arms, exporter, scheme, recipe = making.arms, making.exporter, making.scheme, making.recipe
+    content = adapted_content(arms, scheme, recipe, order, making.ranges)
     facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
     deployed = exporter.quantized(content, scheme.compute, scheme.opset, folder / "unet" / "model.onnx", facts)
     twin = exporter.quantized(content, TWIN, scheme.opset, folder / "q1.twin.onnx", facts)
-    made = Artifact(folder, deployed, twin, tuple(content.plan))
     manifest = {
         "schema": "qcheck-manifest/1",
         "qcheck": __version__,
@@ -123,16 +179,15 @@ def write(
         "scheme_digest": files.digest_value(scheme),
         "recipe_digest": files.digest_value(recipe),
         "base": {"source": arms.base.source, "digest": arms.base.digest},
-        "adapter": {
-            "source": arms.adapter.path.name,
-            "digest": arms.adapter.digest,
-            "weight": arms.adapter.weight,
-            "layers": len(arms.layers),
-        },
-        "quantized_layers": len(made.layers),
+        "adapters": [
+            {"source": used.path.name, "digest": used.digest, "weight": used.weight, "arms": of}
+            for of, chosen in (("adapted", arms.adapters), ("both", arms.common))
+            for used in chosen
+        ],
+        "changed_layers": len(arms.layers),
+        "quantized_layers": list(content.plan),
         "files": {
             path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in (deployed, twin)
         },
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    return made
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")

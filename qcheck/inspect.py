@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from qcheck.errors import UserError
 from qcheck.files import Number, Value
+from qcheck.job import Use
 from qcheck.model import base as bases
 from qcheck.model import lora
 from qcheck.quantize import plan
@@ -121,7 +122,7 @@ def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], 
     Raises:
         UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
     """
-    adapter = lora.read(source, weight)
+    adapter = lora.read(Use(source, weight))
     factors, alphas = lora.factors_of(StableDiffusionLoraLoaderMixin, adapter)
     scale = {n: scale_of(alphas, adapter.metadata, n, pair["A"].shape[0]) for n, pair in factors.items()}
     stored = {} if base is None else _denoiser_weights(base)

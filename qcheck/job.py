@@ -9,16 +9,29 @@ from qcheck.recipe import Recipe
 from qcheck.scheme import Order, Scheme
 from qcheck.target import Target
 
-Argument = str | float | int | bool | list[str] | None
+Argument = str | float | int | bool | list[str] | list[float] | None
+
+
+@dataclass(frozen=True)
+class Use:
+    """An adapter's file and how strongly it is applied."""
+
+    source: str
+    weight: float
 
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs of ``pipeline.check``. ``explicit`` says that the user named the schemes."""
+    """Inputs of ``pipeline.check``.
+
+    ``adapters`` are judged together; those in ``common`` belong to both arms. ``explicit`` says that the user named the
+    schemes. ``cache`` None keeps nothing beyond the run.
+    """
 
     base: str
-    adapter: str
-    weight: float
+    adapters: tuple[Use, ...]
+    common: tuple[Use, ...]
+    allow_unmatched: bool
     schemes: tuple[Scheme, ...]
     explicit: bool
     orders: tuple[Order, ...]
@@ -28,6 +41,7 @@ class Job:
     trigger: str | None
     limits: Limits
     out: Path
+    cache: Path | None
     threads: int
     batch: int
     build: bool

@@ -33,25 +33,25 @@ class Gate(Value):
             return f"{self.low:g} .. {self.high:g}"
         return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}"
 
-    def compare(self, seen: Measurement) -> Literal["pass", "fail", "undecided", "not measured"]:
-        """Pass if the whole interval is inside, fail if all of it is beyond one side; a non-finite value fails."""
-        if seen.value is None or seen.low is None or seen.high is None:
-            return "not measured"
-        if seen.value != seen.value or seen.low != seen.low:
-            return "fail"
+    def holds(self, seen: Measurement) -> bool:
+        """Whether the whole interval is inside; what is not finite is not."""
+        if seen.low is None or seen.high is None:
+            return False
         low = self.low if self.low is not None else -float("inf")
         high = self.high if self.high is not None else float("inf")
-        if seen.high < low or seen.low > high:
-            return "fail"
-        return "pass" if seen.low >= low and seen.high <= high else "undecided"
+        return seen.low >= low and seen.high <= high
 
 
 class Limits(Value):
-    """Everything a verdict compares with."""
+    """Everything a verdict compares with.
+
+    Probes are added until there is a verdict: ``looks`` are their numbers, ``alpha`` the one-sided error of each look.
+    """
 
     name: str
     calibrated: bool
-    probes: Annotated[int, Field(ge=2)]
+    looks: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), BeforeValidator(as_tuple)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
     negligible_effect: Annotated[float, Field(gt=0)]
     tail: Annotated[tuple[float, float], BeforeValidator(as_tuple)]
     gates: Annotated[list[Gate], Field(min_length=1)]
@@ -61,7 +61,19 @@ class Limits(Value):
         keys = [(gate.name, gate.arm) for gate in self.gates]
         if len(set(keys)) != len(keys):
             raise ValueError("two gates on the same measurement and arm")
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError("`looks` must increase")
         return self
+
+    @property
+    def ranges(self) -> dict[tuple[str, Arm], tuple[float | None, float | None]]:
+        """Lower and upper limit of every gate."""
+        return {(gate.name, gate.arm): (gate.low, gate.high) for gate in self.gates}
+
+    def at_most(self, probes: int) -> "Limits":
+        """The same with no look beyond ``probes``, which becomes the last one."""
+        looks = (*(look for look in self.looks if look < probes), probes)
+        return self.model_copy(update={"looks": looks})
 
 
 def find(name: str) -> Limits:

@@ -9,9 +9,10 @@ Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
 
 
 class Measurement(Value):
-    """One number with its one-sided 95 % confidence bounds ``low`` and ``high``.
+    """One number with its one-sided confidence bounds ``low`` and ``high`` (95 % over all looks at a growing sample).
 
-    ``value`` None means not measured, for the reason in ``where``.
+    ``p`` is the p-value of lying inside its limit, None where there is no limit or nothing was sampled. ``value`` None
+    means not measured, for the reason in ``where``.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Measurement(Value):
     value: Number | None
     low: Number | None = None
     high: Number | None = None
+    p: Number | None = None
     where: str = ""
 
     @property

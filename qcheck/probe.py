@@ -34,7 +34,7 @@ class Probe(Value):
     seed: int
     steps: int
     guidance: float
-    weight: float
+    weights: tuple[float, ...]
     width: int | None
     height: int | None
 
@@ -76,7 +76,7 @@ def triggered(chosen: ProbeSet, trigger: str | None) -> ProbeSet:
     return chosen.model_copy(update={"prompts": prompts})
 
 
-def probes(chosen: ProbeSet, weight: float) -> tuple[Probe, ...]:
+def probes(chosen: ProbeSet, weights: tuple[float, ...]) -> tuple[Probe, ...]:
     """One probe for each prompt; seeds count up, so no two probes share their noise."""
     return tuple(
         Probe(
@@ -85,7 +85,7 @@ def probes(chosen: ProbeSet, weight: float) -> tuple[Probe, ...]:
             seed=chosen.seed + index,
             steps=chosen.steps,
             guidance=chosen.guidance,
-            weight=weight,
+            weights=weights,
             width=chosen.width,
             height=chosen.height,
         )

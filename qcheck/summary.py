@@ -1,17 +1,20 @@
 """From a finished check to the values that the report is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from qcheck import files, provenance
 from qcheck.artifact import TWIN, Artifact
+from qcheck.job import Use
 from qcheck.measurement import NotMeasured
 from qcheck.metric import effect
 from qcheck.model import arms
 from qcheck.model.arms import SIDES, Side
+from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
@@ -34,21 +37,20 @@ def case(
 ) -> Case:
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
     layers = made.layers if made is not None else ()
-    full = work.folder / "artifacts" / "full-precision" / f"f1.{scheme.compute}.onnx"
     profiles = {} if energies is None else _profiles(energies)
     return Case(
         scheme=scheme.name,
         order=order,
         verdict=verdict.outcome,
         reasons=list(verdict.reasons),
-        probes_used=len(work.setup.probes),
+        probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
         quantized_layers=len(layers),
         kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
         artifact=[] if made is None else [_file(work, made.deployed, scheme.compute), _file(work, made.twin, TWIN)],
         compute=scheme.compute,
-        full_precision_bytes=_bytes(full) if made is not None else None,
+        full_precision_bytes=_bytes(work.exporter.full("adapted", scheme.compute)) if made is not None else None,
         builds=builds,
         seconds=round(seconds, 1),
     )
@@ -74,33 +76,44 @@ def _bytes(path: Path) -> int:
 def sheet(work: Work, title: str, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> Sheet:
     """Decoded pictures of the first probes, before and after quantization."""
     pipe = work.arms.use("base")
-    rows = slice(0, contact.ROWS)
+    rows = slice(0, min(contact.ROWS, len(reference["base"].paths)))
 
     def pictures(found: Trace) -> np.ndarray:
-        decoded = arms.decode(pipe, torch.from_numpy(np.array(found.finals()[rows])))
+        decoded = arms.decode(pipe, torch.from_numpy(np.stack(found.finals()[rows])))
         return decoded.permute(0, 2, 3, 1).numpy()
 
     return Sheet(
         scheme=title,
-        prompts=tuple(p.prompt for p in work.setup.probes[rows]),
+        prompts=tuple(p.prompt for p in work.probes[rows]),
         reference={side: pictures(reference[side]) for side in SIDES},
         quantized={side: pictures(quantized[side]) for side in SIDES},
     )
 
 
+def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Input]:
+    return [
+        Input(source=used.source, digest=adapter.digest, weight=used.weight, arms=of)
+        for used, adapter in zip(uses, read, strict=True)
+    ]
+
+
 def assemble(work: Work, cases: list[Case], size: float) -> Report:
     """The report of a finished check."""
-    job, adapter = work.job, work.arms.adapter
+    job = work.job
+    most = max(case.probes_used for case in cases)
     return Report(
         base=Input(source=job.base, digest=work.arms.base.digest),
         adapters=[
-            Input(source=job.adapter, digest=adapter.digest, weight=adapter.weight, layers=len(work.arms.layers))
+            *_inputs(job.adapters, work.arms.adapters, "adapted"),
+            *_inputs(job.common, work.arms.common, "both"),
         ],
+        changed_layers=len(work.arms.layers),
+        unmatched=list(work.arms.unmatched),
         target=job.target.name,
         probes=Probing(
             name=job.probes.name,
             digest=files.digest_value(job.probes),
-            prompts=list(job.probes.prompts),
+            prompts=list(job.probes.prompts[:most]),
             steps=job.probes.steps,
             guidance=job.probes.guidance,
             seed=job.probes.seed,

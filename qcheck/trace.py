@@ -1,57 +1,59 @@
 """Runner x probes -> stored outputs. f1 walks freely; every other arm is asked at f1's states, then walks freely too.
 
 Outputs are guided (the two branches of classifier-free guidance run in one batch and are combined before storing).
-Arrays live on disk; memory does not grow with probes or steps.
+Every probe of every arm is one file in the cache: memory does not grow with probes or steps, more probes cost only
+their own forwards, and what an interrupted run finished is there for the next.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from qcheck import files
+from qcheck import cache, files
 from qcheck.backend.base import MismatchError, Runner, call
+from qcheck.cache import Cache
 from qcheck.files import digest
+from qcheck.model.arms import Side
 from qcheck.probe import Probe
 
 Advance = Callable[[int], None]
+_FILE = "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What some probes start from: latents [b, C, h, w] of unit variance, their generators, and text embeddings.
+
+    ``hidden`` is [b, 1 or 2, L, D]: the negative branch first where guidance has one.
+    """
+
+    latents: torch.Tensor
+    generators: tuple[torch.Generator, ...]
+    hidden: np.ndarray
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share: probes, the solver, their first latents, and the steps at which arms are compared."""
+    """What all arms share: the solver, the steps at which arms are compared, and how a probe starts in each arm."""
 
-    probes: tuple[Probe, ...]
     scheduler: Any
-    latents: torch.Tensor
-    generators: tuple[torch.Tensor, ...]
+    steps: int
+    guidance: float
     strata: tuple[int, ...]
     batch: int
-
-    @property
-    def steps(self) -> int:
-        """Solver steps that every probe asks for."""
-        return self.probes[0].steps
+    inputs: Callable[[Side, Sequence[Probe]], Inputs]
 
     @property
     def calls(self) -> int:
         """Denoiser calls of one probe; some solvers take more of them than steps."""
         return len(fresh(self.scheduler, self.steps).timesteps)
-
-    @property
-    def matched(self) -> str:
-        """The digest of everything that an arm's outputs depend on but its weights: probes, noise and timesteps."""
-        parts = [files.digest_value(probe) for probe in self.probes]
-        return digest(*parts, self.latents.numpy().tobytes(), repr(self.timesteps()), repr(self.guidance))
-
-    @property
-    def guidance(self) -> float:
-        """Guidance scale of every probe."""
-        return self.probes[0].guidance
 
     def timesteps(self) -> tuple[float, ...]:
         """The solver's timestep at each stratum."""
@@ -59,57 +61,96 @@ class Setup:
         return tuple(float(solver.timesteps[index]) for index in self.strata)
 
     @property
-    def forced_forwards(self) -> int:
-        """Denoiser calls, one per probe and step, of a teacher-forced pass."""
-        return len(self.probes) * len(self.strata)
+    def weights(self) -> np.ndarray:
+        """Squared solver coefficient of every stratum, [T]."""
+        found: np.ndarray = coefficients(self.scheduler, self.steps)[list(self.strata)] ** 2
+        return found
 
     @property
-    def free_forwards(self) -> int:
-        """Denoiser calls, one per probe and step, of a free run."""
-        return len(self.probes) * self.calls
+    def digest(self) -> str:
+        """The digest of the solver and the strata."""
+        solver = f"{type(self.scheduler).__name__} {sorted(self.scheduler.config.items())!r}"
+        return digest(solver, repr((self.steps, self.guidance, self.strata)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An arm to trace: its side, the digest of all that its outputs depend on, and how to get a runner for it.
+
+    ``runner`` is called only when something has to be computed.
+    """
+
+    name: str
+    side: Side
+    content: str
+    runner: Callable[[], Runner]
+
+
+class Rows(Sequence[np.ndarray]):
+    """One tensor of each probe's file, read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], name: str) -> None:
+        self._paths, self._name = paths, name
+
+    def __len__(self) -> int:
+        """Probes."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Rows":
+        """The array of one probe, or some of the probes."""
+        if isinstance(index, slice):
+            return Rows(self._paths[index], self._name)
+        with safe_open(self._paths[index], "np") as stream:
+            found: np.ndarray = stream.get_tensor(self._name)
+        return found
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One arm's stored outputs. ``matched`` is the digest of the probes, timesteps and states it was evaluated at."""
+    """One arm's stored outputs, a file a probe."""
 
-    folder: Path
-    matched: str
+    name: str
+    paths: tuple[Path, ...]
 
-    def outputs(self) -> np.ndarray:
-        """Guided outputs [n, T, C, h, w] at the strata."""
-        return _open(self.folder, "outputs")
+    def outputs(self) -> Rows:
+        """Guided outputs [T, C, h, w] of each probe at the strata."""
+        return Rows(self.paths, "outputs")
 
-    def finals(self) -> np.ndarray:
-        """Final latents [n, C, h, w] of the arm's own free run."""
-        return _open(self.folder, "finals")
+    def finals(self) -> Rows:
+        """Final latents [C, h, w] of each probe's own free run."""
+        return Rows(self.paths, "final")
 
-    def states(self) -> np.ndarray:
-        """Latents [n, T, C, h, w] before the strata's steps; the reference has them."""
-        return _open(self.folder, "states")
+    def states(self) -> Rows:
+        """Latents [T, C, h, w] of each probe before the strata's steps; the reference has them."""
+        return Rows(self.paths, "states")
 
-
-def _open(folder: Path, name: str) -> np.ndarray:
-    array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r")
-    return array
+    def matched(self) -> list[str]:
+        """For each probe the digest of everything that its outputs depend on but the arm's own weights."""
+        found = []
+        for path in self.paths:
+            with safe_open(path, "np") as stream:
+                found.append(stream.metadata()["matched"])
+        return found
 
 
 def require_matched(*traces: Trace) -> None:
     """Refuse traces that do not belong together; nothing is ever resized to fit.
 
     Raises:
-        MismatchError: digests, shapes or dtypes differ.
+        MismatchError: probes, noise, timesteps or states differ, or shapes or dtypes do.
     """
+    first = traces[0]
     for trace in traces[1:]:
-        if trace.matched != traces[0].matched:
-            raise MismatchError(
-                f"{trace.folder.name} was traced on other probes or states than {traces[0].folder.name}"
-            )
-        for ours, theirs in ((trace.outputs(), traces[0].outputs()), (trace.finals(), traces[0].finals())):
-            if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-                raise MismatchError(
-                    f"{trace.folder.name}: {ours.dtype}{ours.shape}, expected {theirs.dtype}{theirs.shape}"
-                )
+        if trace.matched() != first.matched():
+            raise MismatchError(f"{trace.name} was traced on other probes or states than {first.name}")
+        for ours, theirs in ((trace.outputs(), first.outputs()), (trace.finals(), first.finals())):
+            for a, b in zip(ours, theirs, strict=True):
+                if a.shape != b.shape or a.dtype != b.dtype:
+                    raise MismatchError(f"{trace.name}: {a.dtype}{a.shape}, expected {b.dtype}{b.shape}")
 
 
 def choose_strata(steps: int, count: int) -> tuple[int, ...]:
@@ -168,11 +209,6 @@ def _respond(scheduler: Any, steps: int, outputs: np.ndarray) -> float:
     return float(x)
 
 
-def _chunks(setup: Setup) -> Iterator[slice]:
-    for first in range(0, len(setup.probes), setup.batch):
-        yield slice(first, first + setup.batch)
-
-
 def _guided(
     runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, hidden: np.ndarray, scale: float
 ) -> torch.Tensor:
@@ -185,59 +221,145 @@ def _guided(
     return parts[0] if branches == 1 else parts[0] + scale * (parts[1] - parts[0])
 
 
-def _store(folder: Path, name: str, shape: Sequence[int]) -> np.ndarray:
-    folder.mkdir(parents=True, exist_ok=True)
-    array: np.ndarray = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, tuple(shape))
-    return array
+Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
-def _draws(setup: Setup, rows: slice) -> list[torch.Generator]:
-    draws = []
-    for state in setup.generators[rows]:
-        draws.append(torch.Generator())
-        draws[-1].set_state(state)
-    return draws
+def _ignore(*_: object) -> None:
+    """Nobody looks at the way."""
 
 
-def _walk(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance, keep: bool) -> None:
-    """A free run of every probe; with ``keep`` the states and outputs at the strata are stored too."""
-    latent = tuple(setup.latents.shape[1:])
-    finals = _store(folder, "finals", (len(setup.probes), *latent))
-    kept = (len(setup.probes), len(setup.strata), *latent)
-    states, outputs = (_store(folder, name, kept) for name in ("states", "outputs")) if keep else (None, None)
-    for rows in _chunks(setup):
-        solver, draws = fresh(setup.scheduler, setup.steps), _draws(setup, rows)
-        x = setup.latents[rows] * solver.init_noise_sigma
-        for index, timestep in enumerate(solver.timesteps):
-            guided = _guided(runner, solver, x, timestep, hidden[rows], setup.guidance)
-            if states is not None and outputs is not None and index in setup.strata:
-                place = setup.strata.index(index)
-                states[rows, place], outputs[rows, place] = x.numpy(), guided.numpy()
-            x = _step(solver, guided, timestep, x, draws)
-            advance(len(x))
-        finals[rows] = x.numpy()
+def _walk(setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: Seen = _ignore) -> np.ndarray:
+    """Final latents [b, C, h, w] of a free run; ``seen`` gets place, latents and guided output at every stratum."""
+    solver = fresh(setup.scheduler, setup.steps)
+    x = start.latents * solver.init_noise_sigma
+    for index, timestep in enumerate(solver.timesteps):
+        guided = _guided(runner, solver, x, timestep, start.hidden, setup.guidance)
+        if index in setup.strata:
+            seen(setup.strata.index(index), x, guided)
+        x = _step(solver, guided, timestep, x, list(start.generators))
+        advance(len(x))
+    final: np.ndarray = x.numpy()
+    return final
 
 
-def reference(setup: Setup, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> Trace:
-    """Trace f1: its free run with states and outputs at the strata. ``hidden`` is [n, 1 or 2, L, D]."""
-    _walk(setup, runner, hidden, folder, advance, keep=True)
-    return Trace(folder, digest(setup.matched, folder / "states.npy"))
+def _ask(setup: Setup, runner: Runner, hidden: np.ndarray, states: np.ndarray, advance: Advance) -> np.ndarray:
+    """Guided outputs [b, T, C, h, w] at given states of that shape."""
+    solver, outputs = fresh(setup.scheduler, setup.steps), np.empty_like(states)
+    for place, index in enumerate(setup.strata):
+        x = torch.from_numpy(states[:, place].copy())
+        guided = _guided(runner, _at(solver, index), x, solver.timesteps[index], hidden, setup.guidance)
+        outputs[:, place] = guided.numpy()
+        advance(len(x))
+    return outputs
+
+
+def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance) -> Trace:
+    """Trace f1: its free run, with states and outputs at the strata."""
+
+    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
+        start = setup.inputs(subject.side, probes[rows])
+        shape = (len(start.latents), len(setup.strata), *start.latents.shape[1:])
+        states, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+        def keep(place: int, x: torch.Tensor, guided: torch.Tensor) -> None:
+            states[:, place], outputs[:, place] = x.numpy(), guided.numpy()
+
+        finals = _walk(setup, runner, start, advance, keep)
+        for row, final in enumerate(finals):
+            yield {"states": states[row], "outputs": outputs[row], "final": final}
+
+    keys = [cache.key("reference", setup.digest, subject.content, files.digest_value(probe)) for probe in probes]
+    return _trace(setup, subject, _Work(keys, probes, None, setup.calls), store, advance, compute)
 
 
 def forced(
-    setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance
-) -> np.ndarray:
-    """Store and return a runner's guided outputs [n, T, C, h, w] at the states that the reference reached."""
-    states = reached.states()
-    outputs = _store(folder, "outputs", states.shape)
-    solver = fresh(setup.scheduler, setup.steps)
-    for rows in _chunks(setup):
-        for place, index in enumerate(setup.strata):
-            x = torch.from_numpy(np.array(states[rows, place]))
-            guided = _guided(runner, _at(solver, index), x, solver.timesteps[index], hidden[rows], setup.guidance)
-            outputs[rows, place] = guided.numpy()
-            advance(len(x))
-    return outputs
+    setup: Setup, reached: Trace, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance
+) -> Trace:
+    """Trace an arm at the states that the reference reached, without a free run of its own."""
+
+    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
+        hidden = setup.inputs(subject.side, probes[rows]).hidden
+        for output in _ask(setup, runner, hidden, np.stack(reached.states()[rows]), advance):
+            yield {"outputs": output}
+
+    keys = [cache.key("forced", subject.content, path.parent.name) for path in reached.paths]
+    return _trace(setup, subject, _Work(keys, probes, reached, len(setup.strata)), store, advance, compute)
+
+
+def arm(
+    setup: Setup, reached: Trace, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance
+) -> Trace:
+    """Trace any other arm: at the reference's states, then free from the same noise."""
+
+    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
+        start = setup.inputs(subject.side, probes[rows])
+        outputs = _ask(setup, runner, start.hidden, np.stack(reached.states()[rows]), advance)
+        for output, final in zip(outputs, _walk(setup, runner, start, advance), strict=True):
+            yield {"outputs": output, "final": final}
+
+    keys = [cache.key("arm", subject.content, path.parent.name) for path in reached.paths]
+    calls = len(setup.strata) + setup.calls
+    return _trace(setup, subject, _Work(keys, probes, reached, calls), store, advance, compute)
+
+
+def visit(setup: Setup, reached: Trace, runner: Runner, side: Side, probes: Sequence[Probe], advance: Advance) -> None:
+    """Run an arm at the states that the reference reached for the sake of who watches its layers; nothing is kept."""
+    for rows in _batches(range(len(probes)), setup.batch):
+        hidden = setup.inputs(side, probes[rows]).hidden
+        _ask(setup, runner, hidden, np.stack(reached.states()[rows]), advance)
+
+
+def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:
+    """Denoiser calls, one per probe and step, of ``free`` walks and ``forced`` passes over ``probes``."""
+    return probes * (free * setup.calls + forced * len(setup.strata))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Cache keys of the probes, the probes, whose states they are asked at (None: their own), calls for each."""
+
+    keys: Sequence[str]
+    probes: Sequence[Probe]
+    reached: Trace | None
+    calls: int
+
+
+def _trace(
+    setup: Setup,
+    subject: Subject,
+    work: _Work,
+    store: Cache,
+    advance: Advance,
+    compute: Callable[[Runner, slice], Iterator[dict[str, np.ndarray]]],
+) -> Trace:
+    """Find the probes' files, computing those that are missing batch by batch."""
+    found = [store.find("trace", key) for key in work.keys]
+    missing = [index for index, folder in enumerate(found) if folder is None]
+    advance(work.calls * (len(found) - len(missing)))
+    runner = subject.runner() if missing else None
+    for rows in _batches(missing, setup.batch):
+        assert runner is not None  # noqa: S101  # there are rows only where something is missing
+        for index, tensors in zip(range(rows.start, rows.stop), compute(runner, rows), strict=True):
+            states = tensors["states"] if work.reached is None else work.reached.states()[index]
+            matched = _matched(setup, work.probes[index], states)
+            with store.put("trace", work.keys[index], f"{subject.name}, {work.probes[index].prompt}") as folder:
+                whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+                save_file(whole, folder / _FILE, metadata={"matched": matched})
+            found[index] = store.find("trace", work.keys[index])
+    return Trace(subject.name, tuple(folder / _FILE for folder in found if folder is not None))
+
+
+def _matched(setup: Setup, probe: Probe, states: np.ndarray) -> str:
+    return digest(files.digest_value(probe), setup.digest, np.ascontiguousarray(states).tobytes())
+
+
+def _batches(indices: Sequence[int], size: int) -> Iterator[slice]:
+    """Runs of neighbouring indices, at most ``size`` long."""
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or end - start == size or indices[end] != indices[end - 1] + 1:
+            yield slice(indices[start], indices[end - 1] + 1)
+            start = end
 
 
 def _at(solver: Any, index: int) -> Any:
@@ -245,10 +367,3 @@ def _at(solver: Any, index: int) -> Any:
     if hasattr(solver, "_step_index"):
         solver._step_index = index
     return solver
-
-
-def arm(setup: Setup, reached: Trace, runner: Runner, hidden: np.ndarray, folder: Path, advance: Advance) -> Trace:
-    """Trace any other arm: forced at the reference's states, then free from the same noise."""
-    forced(setup, reached, runner, hidden, folder, advance)
-    _walk(setup, runner, hidden, folder, advance, keep=False)
-    return Trace(folder, digest(setup.matched, reached.folder / "states.npy"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qcheck.limits import Gate, Limits
-from qcheck.measurement import Judged, Measurement
+from qcheck.measurement import Arm, Judged, Measurement, Status
 
 Outcome = Literal["PASS", "NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE", "INVALID"]
 
@@ -19,12 +19,37 @@ class Verdict:
     measurements: tuple[Judged, ...]
 
 
-def _judged(seen: Measurement, gates: Sequence[Gate]) -> Judged:
-    values = seen.model_dump()
-    for gate in gates:
-        if (gate.name, gate.arm) == (seen.name, seen.arm):
-            return Judged(**values, limit=gate.text(), status=gate.compare(seen))
-    return Judged(**values, status="reported" if seen.measured else "not measured")
+def _beyond(seen: Sequence[Measurement], limits: Limits) -> set[tuple[str, Arm]]:
+    """Sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha."""
+    sampled = sorted(((m.p, m.name, m.arm) for m in seen if m.p is not None), key=lambda item: item[0])
+    found: set[tuple[str, Arm]] = set()
+    for index, (p, name, arm) in enumerate(sampled):
+        if p > limits.alpha / (len(sampled) - index):
+            break
+        found.add((name, arm))
+    return found
+
+
+def _status(seen: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
+    if seen.value is None:
+        return "not measured"
+    if gate is None:
+        return "reported"
+    if gate.holds(seen):
+        return "pass"
+    sampled = seen.p is not None and seen.value == seen.value
+    return "undecided" if sampled and (seen.name, seen.arm) not in beyond else "fail"
+
+
+def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged, ...]:
+    beyond = _beyond(measurements, limits)
+    gates = {(gate.name, gate.arm): gate for gate in limits.gates}
+    found = []
+    for seen in measurements:
+        gate = gates.get((seen.name, seen.arm))
+        text = gate.text() if gate is not None else None
+        found.append(Judged(**seen.model_dump(), limit=text, status=_status(seen, gate, beyond)))
+    return tuple(found)
 
 
 def _sentence(seen: Judged) -> str:
@@ -47,7 +72,7 @@ def judge(
     ``refusals`` are what a builder for the target said when it did not take the artifact. A gate whose measurement is
     missing makes the verdict INVALID: not measured is never passed. The adapter is not blamed while the base is open.
     """
-    judged = tuple(_judged(seen, limits.gates) for seen in measurements)
+    judged = _judged(measurements, limits)
     by_key = {(seen.name, seen.arm): seen for seen in judged}
     absent = [gate for gate in limits.gates if (gate.name, gate.arm) not in by_key]
 
@@ -71,7 +96,7 @@ def judge(
     for outcome, reasons in ladder:
         if reasons:
             return Verdict(outcome, tuple(reasons), judged)
-    return Verdict("PASS", ("every gated measurement is inside its limit with 95 % confidence",), judged)
+    return Verdict("PASS", ("every gated measurement is inside its limit with 95 % confidence over all looks",), judged)
 
 
 def _tail(bad_probes: Sequence[int], limits: Limits) -> list[str]:

@@ -1,7 +1,7 @@
 """A check under way: the arms, what they share, where files go, and how long each stage took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,30 +11,34 @@ import torch
 
 from qcheck import probe, trace
 from qcheck.artifact import Exporter
+from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
 from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
-from qcheck.model.arms import SIDES, Arms, Side
-from qcheck.probe import ProbeSet
+from qcheck.model.arms import Arms, Side
+from qcheck.probe import Probe, ProbeSet
 from qcheck.progress import Progress
-from qcheck.trace import Setup
+from qcheck.trace import Inputs, Setup, Subject, Trace
 
-Hidden = dict[Side, np.ndarray]
 STRATA = 8
+Traces = Mapping[Side, Trace]
 
 
 @dataclass
 class Work:
-    """What every stage of one check reads."""
+    """What every stage of one check reads. ``probes`` are all that may be needed; a look takes the first of them."""
 
     job: Job
     arms: Arms
     setup: Setup
-    hidden: Hidden
+    probes: tuple[Probe, ...]
     folder: Path
+    store: Cache
     progress: Progress
     exporter: Exporter
+    references: dict[int, Traces] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     controls: dict[str, tuple[np.ndarray, list[Measurement]]] = field(default_factory=dict)
 
@@ -44,49 +48,57 @@ class Work:
         start = time.monotonic()
         with self.progress.stage(title, total) as advance:
             yield advance
-        self.seconds[title] = round(time.monotonic() - start, 2)
+        self.seconds[title] = round(self.seconds.get(title, 0.0) + time.monotonic() - start, 2)
 
-    def runner(self, side: Side) -> TorchRunner:
-        """The full-precision denoiser of an arm."""
-        return TorchRunner(self.arms.use(side).unet)
+    def full(self, side: Side) -> Subject:
+        """A full-precision arm in torch."""
+        return Subject(
+            f"f{int(side == 'adapted')}", side, self.arms.content(side), lambda: TorchRunner(self.arms.use(side).unet)
+        )
 
-    @property
-    def weights(self) -> np.ndarray:
-        """Squared solver coefficient of every stratum, [T]."""
-        found: np.ndarray = trace.coefficients(self.setup.scheduler, self.setup.steps)[list(self.setup.strata)] ** 2
-        return found
+    def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
+        """An exported arm, run by ONNX Runtime."""
+        return Subject(name, side, content, lambda: OnnxRunner(path, self.job.threads))
 
 
 def prepare(job: Job, folder: Path, progress: Progress) -> Work:
-    """Load base and adapter, and draw the probes' noise and text embeddings for both arms.
+    """Load the base and its adapters.
 
     Raises:
         UserError: bad input.
     """
-    adapter = lora.read(job.adapter, job.weight)
+    common, adapters = ([lora.read(used) for used in chosen] for chosen in (job.common, job.adapters))
     base.locate(job.base)
     with progress.stage("load base and adapter", 1) as advance:
-        both = arms.apply(base.load(job.base), adapter)
+        both = arms.apply(base.load(job.base), adapters, common, job.allow_unmatched)
         advance(1)
-    setup, hidden = matched(both, job, job.probes, STRATA)
-    exporter = Exporter(both, setup.latents.shape, torch.Size(hidden["base"].shape[1:]))
-    return Work(job, both, setup, hidden, folder, progress, exporter)
+    store = Cache(job.cache or folder / "cache")
+    setup, probes = matched(both, job, job.probes, STRATA)
+    first = setup.inputs("base", probes[:1])
+    exporter = Exporter(both, store, first.latents.shape, torch.Size(first.hidden.shape[1:]))
+    return Work(job, both, setup, probes, folder, store, progress, exporter)
 
 
-def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, Hidden]:
-    """The shared set-up of a probe set, and each arm's own embeddings [n, 1 or 2, L, D]."""
-    asked = probe.probes(chosen, job.weight)
-    started = [arms.start(both.base.pipe, p) for p in asked]
-    hidden: Hidden = {}
-    for side in SIDES:
+def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, tuple[Probe, ...]]:
+    """The shared set-up of a probe set, and its probes."""
+
+    def inputs(side: Side, asked: Sequence[Probe]) -> Inputs:
         pipe = both.use(side)
-        hidden[side] = torch.stack([arms.embed(pipe, p) for p in asked]).numpy()
+        started = [arms.start(pipe, p) for p in asked]
+        return Inputs(
+            latents=torch.cat([latents for latents, _ in started]),
+            generators=tuple(generator for _, generator in started),
+            hidden=torch.stack([arms.embed(pipe, p) for p in asked]).numpy(),
+        )
+
+    scheduler = both.base.pipe.scheduler
+    calls = len(trace.fresh(scheduler, chosen.steps).timesteps)
     setup = Setup(
-        probes=asked,
-        scheduler=both.base.pipe.scheduler,
-        latents=torch.cat([latents for latents, _ in started]),
-        generators=tuple(generator.get_state() for _, generator in started),
-        strata=trace.choose_strata(len(trace.fresh(both.base.pipe.scheduler, chosen.steps).timesteps), strata),
+        scheduler=scheduler,
+        steps=chosen.steps,
+        guidance=chosen.guidance,
+        strata=trace.choose_strata(calls, strata),
         batch=job.batch,
+        inputs=inputs,
     )
-    return setup, hidden
+    return setup, probe.probes(chosen, tuple(used.weight for used in job.adapters))

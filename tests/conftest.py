@@ -1,6 +1,7 @@
 """Shared parts: the shipped pipeline and adapters, one exported graph, one finished check. Nothing here trains."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from qcheck import recipe, scheme
+from qcheck import cache, recipe, scheme
 from qcheck.artifact import Exporter
+from qcheck.cache import Cache
 from qcheck.cli.app import app
 from qcheck.demo import library
+from qcheck.job import Use
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
@@ -27,7 +30,21 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def demo_arms() -> Arms:
     """The demo base with the shipped adapter "flat" at weight 1."""
-    return arms.apply(base.load(str(library.PIPELINE)), lora.read(str(library.ADAPTERS / "flat.safetensors"), 1.0))
+    return adapted_by("flat")
+
+
+def adapted_by(name: str) -> Arms:
+    """The demo base with one of the shipped adapters at weight 1."""
+    used = Use(str(library.ADAPTERS / f"{name}.safetensors"), 1.0)
+    return arms.apply(base.load(str(library.PIPELINE)), [lora.read(used)])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests share a cache of their own, never the user's."""
+    root = tmp_path_factory.mktemp("cache")
+    os.environ[cache.VARIABLE] = str(root)
+    return root
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ def prepared(demo_arms: Arms, exported: Prepared) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def exported(demo_arms: Arms) -> Prepared:
+def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     """Export once; every artifact test fills or rewrites a copy of this graph."""
     unet = demo_arms.use("adapted").unet
     generator = torch.Generator().manual_seed(3)
@@ -59,7 +76,7 @@ def exported(demo_arms: Arms) -> Prepared:
     chosen = scheme.find("int8")
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     seen = AbsoluteMaximum()
-    exporter = Exporter(demo_arms, sample.shape, hidden.shape)
+    exporter = Exporter(demo_arms, Cache(cache_root), sample.shape, hidden.shape)
     with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
         unet(sample, torch.tensor([500.0]), hidden)
     return Prepared(

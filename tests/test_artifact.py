@@ -16,13 +16,11 @@ from qcheck import artifact, files, recipe, scheme
 from qcheck.artifact import Content
 from qcheck.backend import tensorrt
 from qcheck.backend.onnxruntime import OnnxRunner
-from qcheck.demo import library
-from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import fake
 from qcheck.quantize import onnx as rewrite
 from qcheck.scheme import ORDERS, Numbers, Order, Scheme
-from tests.conftest import Prepared
+from tests.conftest import Prepared, adapted_by
 
 RECIPE = recipe.find("emoji")
 SCHEMES = scheme.every()
@@ -96,7 +94,7 @@ def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, pr
 
 def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Prepared) -> None:
     """W already sits on the grid, so a change below half a step is rounded away; W as dither would have kept it."""
-    faint = arms.apply(base.load(str(library.PIPELINE)), lora.read(str(library.ADAPTERS / "faint.safetensors"), 1.0))
+    faint = adapted_by("faint")
     chosen = scheme.find("int4-g128")
     survived = {}
     content = {order: _content(faint, prepared, chosen, order) for order in ORDERS}

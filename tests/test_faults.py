@@ -5,8 +5,7 @@ The quantized arms are simulated in torch, which ``quantize/test_onnx`` proves e
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,14 +14,16 @@ import torch
 from qcheck import limits, pipeline, recipe, scheme, trace
 from qcheck.backend.base import MismatchError, Runner
 from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
 from qcheck.metric import control, effect
+from qcheck.metric.statistics import measure_all
 from qcheck.model.arms import Arms, Side
-from qcheck.probe import ProbeSet
+from qcheck.probe import Probe, ProbeSet
 from qcheck.quantize import fake, plan
 from qcheck.quantize.ranges import AbsoluteMaximum, observed
 from qcheck.trace import Setup, Trace
 from qcheck.verdict import Verdict, judge
-from tests.test_trace import quiet, setup_for
+from tests.test_trace import quiet, setup_for, subject
 
 CHOSEN = ProbeSet(
     name="faults",
@@ -39,60 +40,58 @@ class Bench:
     """Four healthy arms and what a fault needs to trace another one."""
 
     setup: Setup
-    hidden: Mapping[Side, np.ndarray]
+    probes: tuple[Probe, ...]
     models: Mapping[str, torch.nn.Module]
     traces: Mapping[str, Trace]
-    folder: Path
+    store: Cache
 
     def trace(self, name: str, runner: Runner, side: Side) -> Trace:
-        return trace.arm(self.setup, self.traces["f1"], runner, self.hidden[side], self.folder / name, quiet)
+        return trace.arm(self.setup, self.traces["f1"], subject(name, runner, side), self.probes, self.store, quiet)
 
     def verdict(self, q0: Trace | None = None, q1: Trace | None = None, exported: Trace | None = None) -> Verdict:
         """Judge as the pipeline does, with some arms replaced."""
         reference = {"base": self.traces["f0"], "adapted": self.traces["f1"]}
         quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
         floor = np.full(len(self.setup.strata), 1e-6)
-        weights = trace.coefficients(self.setup.scheduler, self.setup.steps)[list(self.setup.strata)] ** 2
-        found, energies = pipeline.measure(self.setup, weights, reference, quantized, floor)
+        samples, energies = pipeline.measure(self.setup, reference, quantized, floor)
+        found = measure_all(samples, LIMITS.ranges, LIMITS.alpha)
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
             control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
             control.measure("compute_control", floor, times),
         ]
-        return judge([*controls, *found], effect.bad_probes(energies, weights, *LIMITS.tail), LIMITS)
+        return judge([*controls, *found], effect.bad_probes(energies, self.setup.weights, *LIMITS.tail), LIMITS)
 
 
 @pytest.fixture(scope="module")
 def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("bench")
-    chosen = scheme.find("int8")
+    store, chosen = Cache(tmp_path_factory.mktemp("bench")), scheme.find("int8")
+    setup, probes = setup_for(demo_arms, CHOSEN, batch=8)
     models: dict[str, torch.nn.Module] = {}
-    hidden: dict[Side, np.ndarray] = {}
     sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
     for side, digit in sides:
-        setup, hidden[side] = setup_for(demo_arms, CHOSEN, batch=8)
         models[f"f{digit}"] = copy.deepcopy(demo_arms.use(side).unet)
-    f1 = trace.reference(setup, TorchRunner(models["f1"]), hidden["adapted"], folder / "f1", quiet)
+    f1 = trace.reference(setup, subject("f1", TorchRunner(models["f1"])), probes, store, quiet)
     for side, digit in sides:
         layers = plan.chosen_layers(models[f"f{digit}"], chosen, recipe.find("emoji"))
         seen = AbsoluteMaximum()
         with observed(layers, [seen]):
-            trace.forced(setup, f1, TorchRunner(models[f"f{digit}"]), hidden[side], folder / "ranges", quiet)
+            trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
         fake.simulated(
             models[f"q{digit}"], plan.make(layers, models[f"f{digit}"].state_dict(), chosen, seen.values)
         ).__enter__()
-    traces = {"f1": f1}
     healthy: tuple[tuple[str, str, Side], ...] = (
         ("f0", "f0", "base"),
         ("q0", "q0", "base"),
         ("q1", "q1", "adapted"),
         ("exported", "f1", "adapted"),
     )
+    traces = {"f1": f1}
     for name, source, of in healthy:
-        traces[name] = trace.arm(setup, f1, TorchRunner(models[source]), hidden[of], folder / name, quiet)
-    return Bench(setup, hidden, models, traces, folder)
+        traces[name] = trace.arm(setup, f1, subject(name, TorchRunner(models[source]), of), probes, store, quiet)
+    return Bench(setup, probes, models, traces, store)
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,8 @@ def test_a_dropped_adapter_is_caught(bench: Bench) -> None:
 
 
 def test_a_wrong_seed_is_refused(bench: Bench, demo_arms: Arms) -> None:
-    setup, _ = setup_for(demo_arms, CHOSEN.model_copy(update={"seed": 41}), batch=8)
-    runner = TorchRunner(bench.models["q1"])
-    other = trace.reference(setup, runner, bench.hidden["adapted"], bench.folder / "seed", quiet)
+    setup, probes = setup_for(demo_arms, CHOSEN.model_copy(update={"seed": 41}), batch=8)
+    other = trace.reference(setup, subject("seed", TorchRunner(bench.models["q1"])), probes, bench.store, quiet)
     with pytest.raises(MismatchError):
         bench.verdict(q1=other)
 
@@ -168,14 +166,16 @@ def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> Non
 @pytest.mark.parametrize("factor", [20.0, float("nan")], ids=["saturated", "not-finite"])
 def test_an_adapter_that_breaks_the_base_at_full_precision_is_blamed_itself(bench: Bench, factor: float) -> None:
     loud = Altered(TorchRunner(bench.models["f1"]), output=lambda x: np.float32(factor) * x)
-    f1 = trace.reference(bench.setup, loud, bench.hidden["adapted"], bench.folder / "loud", quiet)
-    runners = {"f0": TorchRunner(bench.models["f0"]), "q0": TorchRunner(bench.models["q0"]), "q1": loud}
-    sides: dict[str, Side] = {"f0": "base", "q0": "base", "q1": "adapted"}
-    traces = {"f1": f1, "exported": f1} | {
-        name: trace.arm(bench.setup, f1, runner, bench.hidden[sides[name]], bench.folder / f"loud-{name}", quiet)
-        for name, runner in runners.items()
+    name = f"loud {factor}"
+    f1 = trace.reference(bench.setup, subject(name, loud), bench.probes, bench.store, quiet)
+    loud_bench = Bench(bench.setup, bench.probes, bench.models, {"f1": f1, "exported": f1}, bench.store)
+    runners: dict[str, tuple[Runner, Side]] = {
+        "f0": (TorchRunner(bench.models["f0"]), "base"),
+        "q0": (TorchRunner(bench.models["q0"]), "base"),
+        "q1": (loud, "adapted"),
     }
-    loud_bench = Bench(bench.setup, bench.hidden, bench.models, traces, bench.folder)
+    traces = {arm: loud_bench.trace(f"{name} {arm}", *runner) for arm, runner in runners.items()}
+    loud_bench = replace(loud_bench, traces=traces | loud_bench.traces)
     found = loud_bench.verdict()
     assert found.outcome == "FAIL-ADAPTER", found.measurements
 

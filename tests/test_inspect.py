@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from qcheck import inspect, recipe, scheme
 from qcheck.demo import library
 from qcheck.inspect import Inspection
-from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
 from qcheck.scheme import ORDERS, Order, Scheme
-from tests.conftest import run
+from tests.conftest import adapted_by, run
 
 RECIPE = recipe.find("general")
 NAMES = library.adapters()
@@ -23,8 +22,7 @@ NAMES = library.adapters()
 @pytest.fixture(scope="module", params=NAMES)
 def case(request: pytest.FixtureRequest) -> tuple[Arms, Inspection]:
     path = str(library.ADAPTERS / f"{request.param}.safetensors")
-    both = arms.apply(base.load(str(library.PIPELINE)), lora.read(path, 1.0))
-    return both, inspect.inspect(path, str(library.PIPELINE), 1.0, scheme.every(), RECIPE)
+    return adapted_by(request.param), inspect.inspect(path, str(library.PIPELINE), 1.0, scheme.every(), RECIPE)
 
 
 def _quantized(weight: torch.Tensor, chosen: Scheme) -> torch.Tensor:

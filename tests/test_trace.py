@@ -1,5 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +15,32 @@ from diffusers import (
 )
 
 from qcheck import trace
-from qcheck.backend.base import MismatchError, call
+from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
+from qcheck.job import Use
 from qcheck.model import arms
-from qcheck.model.arms import Arms
-from qcheck.probe import ProbeSet
-from qcheck.probe import probes as make_probes
-from qcheck.trace import Setup
+from qcheck.model.arms import Arms, Side
+from qcheck.probe import Probe, ProbeSet
+from qcheck.trace import Setup, Subject
+from qcheck.work import matched
 
 CHOSEN = ProbeSet(name="three", prompts=("red apple", "panda", "ghost"), seed=7, steps=6, guidance=3.0)
 
 
-def setup_for(demo_arms: Arms, chosen: ProbeSet = CHOSEN, batch: int = 2) -> tuple[Setup, np.ndarray]:
-    pipe = demo_arms.use("adapted")
-    asked = make_probes(chosen, 1.0)
-    started = [arms.start(pipe, p) for p in asked]
-    setup = Setup(
-        probes=asked,
-        scheduler=pipe.scheduler,
-        latents=torch.cat([latents for latents, _ in started]),
-        generators=tuple(g.get_state() for _, g in started),
-        strata=trace.choose_strata(chosen.steps, 4),
-        batch=batch,
-    )
-    return setup, torch.stack([arms.embed(pipe, p) for p in asked]).numpy()
+def setup_for(demo_arms: Arms, chosen: ProbeSet = CHOSEN, batch: int = 2) -> tuple[Setup, tuple[Probe, ...]]:
+    job: Any = SimpleNamespace(batch=batch, adapters=[Use("flat", 1.0)])
+    setup, asked = matched(demo_arms, job, chosen, 4)
+    return setup, asked
+
+
+def subject(name: str, runner: Runner, side: Side = "adapted") -> Subject:
+    """An arm whose content is its name."""
+    return Subject(name, side, name, lambda: runner)
+
+
+def full(demo_arms: Arms, side: Side = "adapted") -> Subject:
+    return Subject(side, side, side, lambda: TorchRunner(demo_arms.use(side).unet))
 
 
 def quiet(_: int) -> None:
@@ -71,16 +75,16 @@ def test_flow_coefficients_are_the_drop_of_sigma() -> None:
 
 
 def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, hidden = setup_for(demo_arms)
+    setup, asked = setup_for(demo_arms)
     pipe = demo_arms.use("adapted")
-    traced = trace.reference(setup, TorchRunner(pipe.unet), hidden, tmp_path / "f1", quiet)
-    ours = arms.decode(pipe, torch.from_numpy(np.array(traced.finals()))).permute(0, 2, 3, 1).numpy()
-    for index, asked in enumerate(setup.probes):
+    traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), quiet)
+    ours = arms.decode(pipe, torch.from_numpy(np.stack(traced.finals()))).permute(0, 2, 3, 1).numpy()
+    for index, probe in enumerate(asked):
         theirs = pipe(
-            asked.prompt,
-            num_inference_steps=asked.steps,
-            guidance_scale=asked.guidance,
-            generator=torch.Generator().manual_seed(asked.seed),
+            probe.prompt,
+            num_inference_steps=probe.steps,
+            guidance_scale=probe.guidance,
+            generator=torch.Generator().manual_seed(probe.seed),
             output_type="np",
         ).images[0]
         assert np.abs(ours[index] - theirs).max() < 1e-3
@@ -88,17 +92,17 @@ def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arm
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, hidden = setup_for(demo_arms)
+    setup, asked = setup_for(demo_arms)
     pipe = demo_arms.use("adapted")
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    traced = trace.reference(replace(setup, scheduler=euler), TorchRunner(pipe.unet), hidden, tmp_path / "f1", quiet)
+    traced = trace.reference(replace(setup, scheduler=euler), full(demo_arms), asked, Cache(tmp_path), quiet)
     kept, pipe.scheduler = pipe.scheduler, euler
     try:
         theirs = pipe(
-            setup.probes[0].prompt,
+            asked[0].prompt,
             num_inference_steps=6,
             guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(setup.probes[0].seed),
+            generator=torch.Generator().manual_seed(asked[0].seed),
             output_type="latent",
         ).images[0]
     finally:
@@ -107,11 +111,13 @@ def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_
 
 
 def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, hidden = setup_for(demo_arms, batch=3)
-    runner = TorchRunner(demo_arms.use("adapted").unet)
-    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", quiet)
-    again = trace.arm(setup, traced, runner, hidden, tmp_path / "again", quiet)
+    setup, asked = setup_for(demo_arms, batch=3)
+    store, runner = Cache(tmp_path), TorchRunner(demo_arms.use("adapted").unet)
+    traced = trace.reference(setup, full(demo_arms), asked, store, quiet)
+    again = trace.arm(setup, traced, subject("again", runner), asked, store, quiet)
+    asking = trace.forced(setup, traced, subject("forced", runner), asked, store, quiet)
     assert np.allclose(again.outputs(), traced.outputs(), atol=1e-5)
+    assert np.allclose(asking.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(again.finals(), traced.finals(), atol=1e-4)
     trace.require_matched(traced, again)
 
@@ -121,18 +127,17 @@ def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, 
 def test_solvers_that_call_more_often_than_they_step_are_followed(
     demo_arms: Arms, tmp_path: Path, solver: type
 ) -> None:
-    setup, hidden = setup_for(demo_arms)
+    setup, asked = setup_for(demo_arms)
     scheduler = solver.from_config(setup.scheduler.config)
     setup = replace(setup, scheduler=scheduler)
     setup = replace(setup, strata=trace.choose_strata(setup.calls, 4))
     assert setup.calls > setup.steps
     assert trace.coefficients(scheduler, setup.steps).shape == (setup.calls,)
-    runner = TorchRunner(demo_arms.use("adapted").unet)
     units: list[int] = []
-    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", units.append)
-    assert sum(units) == setup.free_forwards
+    traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
+    assert sum(units) == trace.forwards(setup, 1, 0, len(asked))
     assert setup.strata[-2:] == (setup.calls - 2, setup.calls - 1)
-    assert np.isfinite(traced.outputs()).all()
+    assert np.isfinite(np.stack(traced.outputs())).all()
 
 
 def test_a_solver_that_clips_is_still_read_as_linear() -> None:
@@ -141,37 +146,77 @@ def test_a_solver_that_clips_is_still_read_as_linear() -> None:
     assert trace.coefficients(clipped, 10) == pytest.approx(trace.coefficients(free, 10), rel=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}])
-def test_an_arm_traced_with_another_setup_is_refused(
-    demo_arms: Arms, tmp_path: Path, change: dict[str, object]
-) -> None:
-    setup, hidden = setup_for(demo_arms)
-    other, _ = setup_for(demo_arms, CHOSEN.model_copy(update=change))
-    runner = TorchRunner(demo_arms.use("adapted").unet)
-    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", quiet)
-    wrong = trace.arm(other, traced, runner, hidden, tmp_path / "q1", quiet)
-    with pytest.raises(MismatchError, match="other probes"):
-        trace.require_matched(traced, wrong)
-
-
 @pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}, {"steps": 7}, {"prompts": ("panda",) * 3}])
 def test_traces_of_other_probes_are_refused(demo_arms: Arms, tmp_path: Path, change: dict[str, object]) -> None:
-    runner = TorchRunner(demo_arms.use("adapted").unet)
-    found = []
-    for name, chosen in (("one", CHOSEN), ("two", CHOSEN.model_copy(update=change))):
-        setup, hidden = setup_for(demo_arms, chosen)
-        found.append(trace.reference(setup, runner, hidden, tmp_path / name, quiet))
+    store, found = Cache(tmp_path), []
+    for chosen in (CHOSEN, CHOSEN.model_copy(update=change)):
+        setup, asked = setup_for(demo_arms, chosen)
+        found.append(trace.reference(setup, full(demo_arms), asked, store, quiet))
     with pytest.raises(MismatchError, match="other probes"):
         trace.require_matched(*found)
 
 
-def test_progress_counts_every_forward(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, hidden = setup_for(demo_arms)
-    units: list[int] = []
-    runner = TorchRunner(demo_arms.use("base").unet)
-    traced = trace.reference(setup, runner, hidden, tmp_path / "f1", units.append)
-    trace.arm(setup, traced, runner, hidden, tmp_path / "f0", units.append)
-    assert sum(units) == 2 * setup.free_forwards + setup.forced_forwards
+class Counting:
+    """A runner that counts its calls and may fail after some of them."""
+
+    name = "counting"
+
+    def __init__(self, inner: Runner, last: float = float("inf")) -> None:
+        self.inner, self.last, self.rows = inner, last, 0
+
+    def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
+        if self.rows >= self.last:
+            raise KeyboardInterrupt
+        self.rows += len(sample) // 2
+        return self.inner(sample, timestep, hidden)
+
+
+def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, tmp_path: Path) -> None:
+    setup, asked = setup_for(demo_arms)
+    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.use("adapted").unet))
+    two = trace.reference(setup, subject("f1", runner), asked[:2], store, quiet)
+    assert runner.rows == trace.forwards(setup, 1, 0, 2)
+    three = trace.reference(setup, subject("f1", runner), asked, store, quiet)
+    assert runner.rows == trace.forwards(setup, 1, 0, 3)
+    assert three.paths[:2] == two.paths
+    trace.arm(setup, two, subject("q1", runner), asked[:2], store, quiet)
+    trace.arm(setup, three, subject("q1", runner), asked, store, quiet)
+    assert runner.rows == trace.forwards(setup, 2, 1, 3)
+
+
+def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: Arms, tmp_path: Path) -> None:
+    setup, asked = setup_for(demo_arms, batch=1)
+    inner = TorchRunner(demo_arms.use("adapted").unet)
+    whole = trace.reference(setup, subject("f1", inner), asked, Cache(tmp_path / "whole"), quiet)
+    store, broken = Cache(tmp_path / "cut"), Counting(inner, last=2.5 * setup.calls)
+    with pytest.raises(KeyboardInterrupt):
+        trace.reference(setup, subject("f1", broken), asked, store, quiet)
+    assert len(store.items()) == 2
+    rest = Counting(inner)
+    resumed = trace.reference(setup, subject("f1", rest), asked, store, quiet)
+    assert rest.rows == setup.calls
+    assert np.array_equal(resumed.outputs(), whole.outputs())
+    assert np.array_equal(resumed.finals(), whole.finals())
+
+
+def test_a_solver_of_another_configuration_finds_no_stored_trace(demo_arms: Arms, tmp_path: Path) -> None:
+    setup, asked = setup_for(demo_arms)
+    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.use("adapted").unet))
+    trace.reference(setup, subject("f1", runner), asked, store, quiet)
+    other = replace(setup, scheduler=DDIMScheduler.from_config(setup.scheduler.config, timestep_spacing="linspace"))
+    trace.reference(other, subject("f1", runner), asked, store, quiet)
+    trace.reference(setup, subject("another", runner), asked, store, quiet)
+    assert runner.rows == 3 * trace.forwards(setup, 1, 0, 3)
+
+
+def test_progress_counts_every_forward_and_those_that_were_stored(demo_arms: Arms, tmp_path: Path) -> None:
+    setup, asked = setup_for(demo_arms)
+    store = Cache(tmp_path)
+    for _ in range(2):
+        units: list[int] = []
+        traced = trace.reference(setup, full(demo_arms), asked, store, units.append)
+        trace.arm(setup, traced, full(demo_arms, "base"), asked, store, units.append)
+        assert sum(units) == trace.forwards(setup, 2, 1, len(asked))
 
 
 def test_a_runner_that_returns_another_shape_is_refused() -> None:

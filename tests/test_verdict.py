@@ -17,8 +17,15 @@ def _healthy(**changed: tuple[float, float, float] | None) -> list[Measurement]:
         values = changed.get(f"{gate.name}__{gate.arm}", (middle, middle, middle))
         if values is not None:
             low, value, high = values
-            found.append(Measurement(name=gate.name, arm=gate.arm, unit="", value=value, low=low, high=high))
+            p = None if gate.role == "control" else _p(gate, low, high)
+            found.append(Measurement(name=gate.name, arm=gate.arm, unit="", value=value, low=low, high=high, p=p))
     return found
+
+
+def _p(gate: Gate, low: float, high: float) -> float:
+    """Certain where the interval is clearly inside or beyond, large where it straddles."""
+    beyond = (gate.low is not None and high < gate.low) or (gate.high is not None and low > gate.high)
+    return 1e-9 if beyond else 0.5
 
 
 def _inside(gate: Gate) -> float:
@@ -48,6 +55,35 @@ def _inside(gate: Gate) -> float:
 )
 def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | None], outcome: Outcome) -> None:
     assert judge(_healthy(**changed), [], LIMITS).outcome == outcome
+
+
+def test_holm_asks_more_of_one_gate_among_many() -> None:
+    """.01 is below alpha, and beyond the limit by its own interval, but not after Holm over twelve gates."""
+    found = [
+        m.model_copy(update={"value": 4.0, "low": 3.1, "high": 4.9, "p": 0.01}) if m.name == "excess_error" else m
+        for m in _healthy()
+    ]
+    assert judge(found, [], LIMITS).outcome == "INCONCLUSIVE"
+    certain = [m.model_copy(update={"p": 0.001}) if m.name == "excess_error" else m for m in found]
+    assert judge(certain, [], LIMITS).outcome == "NEEDS-QAT"
+
+
+def test_holm_steps_down() -> None:
+    """The second smallest p-value is compared with alpha over one gate less."""
+    sampled = sum(1 for m in _healthy() if m.p is not None)
+    second = LIMITS.alpha / (sampled - 0.5)  # too large for the first step, small enough for the second
+    changed = {"excess_error": 1e-9, "endpoint_error": second}
+    found = [
+        m.model_copy(update={"value": 99.0, "low": 98.0, "high": 100.0, "p": changed[m.name]})
+        if m.name in changed and m.arm != "base" and (m.name, m.arm) != ("endpoint_error", "both")
+        else m
+        for m in _healthy()
+    ]
+    judged = {(m.name, m.arm): m.status for m in judge(found, [], LIMITS).measurements}
+    assert judged["excess_error", "adapted"] == judged["endpoint_error", "adapted"] == "fail"
+    alone = [m.model_copy(update={"p": 0.5}) if m.name == "excess_error" else m for m in found]
+    judged = {(m.name, m.arm): m.status for m in judge(alone, [], LIMITS).measurements}
+    assert judged["endpoint_error", "adapted"] == "undecided"
 
 
 def test_a_refused_build_is_never_a_pass() -> None:

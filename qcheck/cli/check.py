@@ -1,19 +1,18 @@
 """``qcheck check`` and ``qcheck demo``."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from qcheck import limits, probe, recipe, scheme, target
-from qcheck.cli import output
+from qcheck import cache, limits, probe, recipe, scheme, target
+from qcheck.cli import options, output
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError
-from qcheck.job import Job
+from qcheck.job import Argument, Job, Use
 from qcheck.probe import ProbeSet
 from qcheck.progress import Silent
 from qcheck.report import text
@@ -21,175 +20,168 @@ from qcheck.report.model import Report, exit_code
 from qcheck.scheme import ORDERS, Scheme
 from qcheck.target import Target
 
-_PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
-_CORES = os.cpu_count() or 1
-_TARGET = "jetson-agx-orin-64gb"
-
-Lora = Annotated[str, typer.Option("--lora", help="The LoRA: a .safetensors file, or a name of the demo's adapters.")]
-Weight = Annotated[float, typer.Option(help="How strongly the adapter is applied.")]
-Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
-
-Schemes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--scheme",
-        "-s",
-        help="A scheme by name or TOML file; repeatable. Default: all the target can run.",
-        rich_help_panel=_QUANTIZING,
-    ),
-]
-Orders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--order",
-        help=f"When the adapter is merged: {', '.join(ORDERS)}; repeatable. Default: {ORDERS[0]}.",
-        rich_help_panel=_QUANTIZING,
-    ),
-]
-Ranges = Annotated[
-    str | None,
-    typer.Option("--recipe", help="The calibration recipe, by name or TOML file.", rich_help_panel=_QUANTIZING),
-]
-Bounds = Annotated[
-    str,
-    typer.Option("--limits", help="The limits of the verdict, by name or TOML file.", rich_help_panel=_QUANTIZING),
-]
-
-Probes = Annotated[
-    str | None, typer.Option(help="The probe set to judge on, by name or TOML file.", rich_help_panel=_PROBING)
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds.",
-        rich_help_panel=_PROBING,
-    ),
-]
-Trigger = Annotated[
-    str | None, typer.Option(help="Words that wake the adapter, put before every prompt.", rich_help_panel=_PROBING)
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps of a probe.", rich_help_panel=_PROBING)]
-Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", rich_help_panel=_PROBING)]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the first probe.", rich_help_panel=_PROBING)]
-Width = Annotated[int | None, typer.Option(min=8, help="Width in pixels.", rich_help_panel=_PROBING)]
-Height = Annotated[int | None, typer.Option(min=8, help="Height in pixels.", rich_help_panel=_PROBING)]
-
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.", rich_help_panel=_RUNNING),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print report.json on standard output, and nothing else there.", rich_help_panel=_RUNNING
-    ),
-]
-Build = Annotated[
-    bool,
-    typer.Option(
-        "--build/--no-build", help="Compile with TensorRT-RTX where it is installed.", rich_help_panel=_RUNNING
-    ),
-]
-Threads = Annotated[int, typer.Option(min=1, help="Processor threads.", rich_help_panel=_RUNNING)]
-Batch = Annotated[
-    int,
-    typer.Option(min=1, help="Probes that run together; lower it when memory is short.", rich_help_panel=_RUNNING),
-]
-
 
 def check(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE")],
-    lora: Lora,
-    weight: Weight = 1.0,
-    device: Device = _TARGET,
-    schemes: Schemes = None,
-    orders: Orders = None,
-    ranges: Ranges = None,
-    bounds: Bounds = "default",
-    probes: Probes = None,
-    prompts: Prompts = None,
-    trigger: Trigger = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = None,
-    width: Width = None,
-    height: Height = None,
-    out: Out = None,
-    as_json: Json = False,
-    build: Build = True,
-    threads: Threads = _CORES,
-    batch: Batch = 8,
+    lora: options.Loras,
+    weight: options.Weights = None,
+    with_lora: options.Common = None,
+    allow_unmatched: options.Unmatched = False,
+    device: options.Device = options.TARGET,
+    schemes: options.Schemes = None,
+    orders: options.Orders = None,
+    ranges: options.Ranges = None,
+    bounds: options.Bounds = "default",
+    probes: options.Probes = None,
+    prompts: options.Prompts = None,
+    trigger: options.Trigger = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    most: options.Most = None,
+    out: options.Out = None,
+    as_json: options.Json = False,
+    build: options.Build = True,
+    no_cache: options.NoCache = False,
+    threads: options.Threads = options.CORES,
+    batch: options.Batch = 8,
 ) -> None:
-    """Check one LoRA on one base for a device.
+    """Check one LoRA, or a stack of them, on one base for a device.
 
     Writes real ONNX artifacts, compiles them where TensorRT-RTX is installed, runs matched probes against the
-    full-precision reference and ends in a verdict. Example:
+    full-precision reference and ends in a verdict. An interrupted run goes on where it was. Example:
 
     `qcheck check ./my-pipeline --lora style.safetensors --scheme int8 --target jetson-agx-orin-64gb`
     """
-    demo_base = base == library.NAME
-    base_path, lora_path = library.resolve(base, lora)
     chosen_target, chosen_limits = target.find(device), limits.find(bounds)
-    if probes and prompts:
-        raise UserError(f"both --probes {probes} and --prompts {prompts} are given", "Give one of them.")
-    judged = probe.find(probes or (library.PROBES if demo_base else "general"))
-    judged = probe.from_text(prompts, judged) if prompts else judged
+    if most is not None:
+        chosen_limits = chosen_limits.at_most(most)
+    demo_base = base == library.NAME
+    adapters, common = _adapters(base, lora, weight or []), _common(base, with_lora or [])
     sampling = {"steps": steps, "guidance": guidance, "seed": seed, "width": width, "height": height}
-    judged = judged.model_copy(update={key: value for key, value in sampling.items() if value is not None})
-    judged = probe.triggered(probe.repeated(judged, chosen_limits.probes), trigger)
+    judged = _judged(probes, prompts, demo_base, {k: v for k, v in sampling.items() if v is not None}, trigger)
+    judged = probe.repeated(judged, chosen_limits.looks[-1])
     chosen_recipe = recipe.find(ranges or (library.RECIPE if demo_base else "general"))
     recipe.calibration(chosen_recipe, judged, trigger)
-    used = _schemes(schemes, chosen_target)
-    used_orders = tuple(dict.fromkeys(scheme.order(name) for name in orders or ORDERS[:1]))
-    job = Job(
-        base=base_path,
-        adapter=lora_path,
-        weight=weight,
-        schemes=used,
-        explicit=bool(schemes),
-        orders=used_orders,
-        target=chosen_target,
-        probes=judged,
-        recipe=chosen_recipe,
-        trigger=trigger,
-        limits=chosen_limits,
-        out=out or output.default(lora),
-        threads=threads,
-        batch=batch,
-        build=build,
-        arguments={
-            "base": base,
-            "lora": lora,
-            "weight": weight,
-            "scheme": [named.name for named in used],
-            "order": [*used_orders],
-            "target": device,
-            "probes": judged.name,
-            "trigger": trigger,
-            "recipe": chosen_recipe.name,
-            "limits": bounds,
-            "build": build,
-            "threads": threads,
-            "batch": batch,
-            **_sampling(judged),
-        },
+    used, used_orders = _schemes(schemes, chosen_target), _orders(orders)
+    arguments: dict[str, Argument] = {
+        "base": base,
+        "lora": [*lora],
+        "weight": [adapter.weight for adapter in adapters],
+        "with_lora": [*(with_lora or [])],
+        "allow_unmatched": allow_unmatched,
+        "scheme": [named.name for named in used],
+        "order": [str(name) for name in used_orders],
+        "target": device,
+        "probes": judged.name,
+        "trigger": trigger,
+        "recipe": chosen_recipe.name,
+        "limits": bounds,
+        "max_probes": chosen_limits.looks[-1],
+        "build": build,
+        "threads": threads,
+        "batch": batch,
+        **{key: getattr(judged, key) for key in sampling},
+    }
+    _run(
+        Job(
+            base=str(library.PIPELINE) if demo_base else base,
+            adapters=adapters,
+            common=common,
+            allow_unmatched=allow_unmatched,
+            schemes=used,
+            explicit=bool(schemes),
+            orders=used_orders,
+            target=chosen_target,
+            probes=judged,
+            recipe=chosen_recipe,
+            trigger=trigger,
+            limits=chosen_limits,
+            out=out or output.default(lora[0]),
+            cache=None if no_cache else cache.location(),
+            threads=threads,
+            batch=batch,
+            build=build,
+            arguments=arguments,
+        ),
+        as_json,
     )
-    _run(job, as_json)
 
 
 def demo(
     lora: Annotated[str, typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER")] = "flat",
-    device: Device = _TARGET,
-    schemes: Schemes = None,
-    orders: Orders = None,
-    out: Out = None,
-    as_json: Json = False,
-    build: Build = True,
-    threads: Threads = _CORES,
+    device: options.Device = options.TARGET,
+    schemes: options.Schemes = None,
+    orders: options.Orders = None,
+    most: options.Most = None,
+    out: options.Out = None,
+    as_json: options.Json = False,
+    build: options.Build = True,
+    no_cache: options.NoCache = False,
+    threads: options.Threads = options.CORES,
 ) -> None:
     """The same on the small trained pipeline and an adapter that ship with qcheck."""
-    chosen = schemes or [library.SCHEME]
-    check(library.NAME, lora, 1.0, device, chosen, orders, out=out, as_json=as_json, build=build, threads=threads)
+    check(
+        library.NAME,
+        [lora],
+        device=device,
+        schemes=schemes or [library.SCHEME],
+        orders=orders,
+        most=most,
+        out=out,
+        as_json=as_json,
+        build=build,
+        no_cache=no_cache,
+        threads=threads,
+    )
+
+
+def _adapters(base: str, sources: list[str], weights: list[float]) -> tuple[Use, ...]:
+    """The adapters with their weights.
+
+    Raises:
+        UserError: weights were given, but not one for each adapter.
+    """
+    weights = weights or [1.0] * len(sources)
+    if len(weights) != len(sources):
+        raise UserError(
+            f"{len(sources)} adapters and {len(weights)} weights are given",
+            "Give one --weight for each --lora, or none.",
+        )
+    return tuple(Use(library.resolve(base, s)[1], w) for s, w in zip(sources, weights, strict=True))
+
+
+def _common(base: str, given: list[str]) -> tuple[Use, ...]:
+    """Adapters of both arms, from FILE or FILE=WEIGHT.
+
+    Raises:
+        UserError: the weight is no number.
+    """
+    found = []
+    for text_given in given:
+        source, _, weight = text_given.partition("=")
+        try:
+            found.append(Use(library.resolve(base, source)[1], float(weight or 1.0)))
+        except ValueError as error:
+            raise UserError(f"--with-lora {text_given!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
+    return tuple(found)
+
+
+def _judged(
+    named: str | None, prompts: Path | None, demo_base: bool, sampling: dict[str, float | int], trigger: str | None
+) -> ProbeSet:
+    """The probe set to judge on."""
+    if named and prompts:
+        raise UserError(f"both --probes {named} and --prompts {prompts} are given", "Give one of them.")
+    judged = probe.find(named or (library.PROBES if demo_base else "general"))
+    judged = probe.from_text(prompts, judged) if prompts else judged
+    return probe.triggered(judged.model_copy(update=sampling), trigger)
+
+
+def _orders(named: list[str] | None) -> tuple[scheme.Order, ...]:
+    return tuple(dict.fromkeys(scheme.order(name) for name in named or ORDERS[:1]))
 
 
 def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
@@ -218,14 +210,15 @@ def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
     return tuple(map(scheme.find, named))
 
 
-def _sampling(judged: ProbeSet) -> dict[str, str | float | int | bool | list[str] | None]:
-    return {key: getattr(judged, key) for key in ("steps", "guidance", "seed", "width", "height")}
-
-
 def _run(job: Job, as_json: bool) -> None:
     errors = Console(stderr=True)
-    with output.staged(job.out) as folder:
-        report: Report = host("qcheck.pipeline").check(job, folder, Silent() if as_json else Bars(errors))
+    try:
+        with output.staged(job.out) as folder:
+            report: Report = host("qcheck.pipeline").check(job, folder, Silent() if as_json else Bars(errors))
+    except KeyboardInterrupt:
+        kept = "What was finished is kept: the same command goes on from there." if job.cache else "Nothing was kept."
+        errors.print(f"[bold]interrupted.[/] {kept}")
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:

@@ -36,7 +36,7 @@ def staged(out: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        shutil.rmtree(partial / "traces", ignore_errors=True)
+        shutil.rmtree(partial / "cache", ignore_errors=True)
         if out.exists():
             out.rmdir()
         partial.rename(out)

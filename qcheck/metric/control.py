@@ -1,18 +1,19 @@
 """Controls: is the instrument sound? One arm against itself through another runner."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from qcheck.measurement import Measurement
 from qcheck.metric.statistics import decibels
 
 
-def noise(outputs: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """Relative error power |a - b|^2 / |b|^2 [T] over probes, of guided outputs [n, T, C, h, w]."""
-    error = np.zeros(outputs.shape[1])
-    signal = np.zeros(outputs.shape[1])
+def noise(outputs: Iterable[np.ndarray], against: Iterable[np.ndarray]) -> np.ndarray:
+    """Relative error power |a - b|^2 / |b|^2 [T] over probes, of guided outputs, n of [T, C, h, w]."""
+    error = signal = np.zeros(1)
     for ours, theirs in zip(outputs, against, strict=True):
-        error += np.square(np.float64(ours) - theirs).sum((1, 2, 3))
-        signal += np.square(np.float64(theirs)).sum((1, 2, 3))
+        error = error + np.square(np.float64(ours) - theirs).sum((1, 2, 3))
+        signal = signal + np.square(np.float64(theirs)).sum((1, 2, 3))
     found: np.ndarray = error / signal
     return found
 

@@ -4,13 +4,15 @@ E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0; every sum over strata is
 coefficient by which the solver moves the sample for that output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qcheck.measurement import Arm, Measurement
-from qcheck.metric.statistics import bounds, decibels, summarize
+from qcheck.measurement import Arm
+from qcheck.metric.statistics import Sample, decibels
+
+Rows = Iterable[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return found
 
 
-def energies(f0: np.ndarray, f1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> Energies:
-    """Reduce four arms of guided outputs [n, T, C, h, w] to scalars, one probe in memory at a time."""
+def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> Energies:
+    """Reduce four arms of guided outputs, n of [T, C, h, w], to scalars, one probe in memory at a time."""
     rows = []
     for arrays in zip(f0, f1, q0, q1, strict=True):
         a0, a1, b0, b1 = (np.asarray(x, np.float64) for x in arrays)
@@ -69,7 +71,7 @@ def excess_error(e: Energies, weights: np.ndarray, floor: np.ndarray) -> np.ndar
     return decibels(np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0))
 
 
-def effect_size(f0: np.ndarray, f1: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
     """|Df| / |f1| [n] over all strata, a ratio: how loudly the adapter speaks at all."""
     sizes = []
     for a0, a1 in zip(f0, f1, strict=True):
@@ -78,29 +80,21 @@ def effect_size(f0: np.ndarray, f1: np.ndarray, weights: np.ndarray) -> np.ndarr
     return np.array(sizes)
 
 
-def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Sequence[float]) -> Measurement:
-    """The lowest mean SQNR over the strata, and where.
-
-    The bounds are those of the minimum itself: every stratum's hold at once (Bonferroni), so the minimum lies between
-    the lowest lower and the lowest upper bound.
-    """
+def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Sequence[float]) -> Sample:
+    """SQNR of every probe at every stratum [n, T], dB; the lowest stratum counts."""
     values = np.minimum(decibels(signal, error), _EXACT)
-    found = np.array([bounds(column, len(timesteps)) for column in values.T])
-    worst = int(np.argmin(np.where(np.isnan(found[:, 0]), -np.inf, found[:, 0])))
-    mean, low, high = (float(x) for x in found.min(0))
-    where = f"timestep {timesteps[worst]:g}"
-    return Measurement(name="stratum_sqnr", arm=arm, unit="dB", value=mean, low=low, high=high, where=where)
+    return Sample("stratum_sqnr", arm, "dB", values, tuple(f"timestep {t:g}" for t in timesteps))
 
 
 _EXACT = 200.0  # dB: equal in every bit of float32, written as a number so that it can be averaged
 
 
-def measure(e: Energies, weights: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Measurement]:
-    """All measurements of this family. ``weights`` and ``floor`` are [T]."""
+def samples(e: Energies, weights: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Sample]:
+    """All samples of this family. ``weights`` and ``floor`` are [T]."""
     return [
-        summarize("effect_survival", "adapted", "ratio", survival(e, weights)),
-        summarize("effect_to_error", "adapted", "dB", np.minimum(effect_to_error(e, weights), _EXACT)),
-        summarize("excess_error", "adapted", "dB", excess_error(e, weights, floor)),
+        Sample("effect_survival", "adapted", "ratio", survival(e, weights)),
+        Sample("effect_to_error", "adapted", "dB", np.minimum(effect_to_error(e, weights), _EXACT)),
+        Sample("excess_error", "adapted", "dB", excess_error(e, weights, floor)),
         _stratum_sqnr("base", e.f0, e.error0, timesteps),
         _stratum_sqnr("adapted", e.f1, e.error1, timesteps),
     ]

@@ -1,15 +1,17 @@
 """Spectra of final latents: texture that quantization smooths away."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from qcheck.measurement import Arm, Measurement
-from qcheck.metric.statistics import decibels, summarize
+from qcheck.measurement import Arm
+from qcheck.metric.statistics import Sample, decibels
 
 HIGH = 0.25  # cycles per latent pixel
 
 
-def high_share(latents: np.ndarray) -> np.ndarray:
-    """Share of the power at radial frequency >= 0.25 cycles/px, in dB, [n], of latents [n, C, h, w].
+def high_share(latents: Iterable[np.ndarray]) -> np.ndarray:
+    """Share of the power at radial frequency >= 0.25 cycles/px, in dB, [n], of latents, n of [C, h, w].
 
     Hann window, mean removed, channels summed: 10 log10(sum_{r >= .25} P / sum_{r > 0} P).
     """
@@ -25,6 +27,6 @@ def high_share(latents: np.ndarray) -> np.ndarray:
     return decibels(high, whole)
 
 
-def hf_energy(arm: Arm, quantized: np.ndarray, full: np.ndarray) -> Measurement:
+def hf_energy(arm: Arm, quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> Sample:
     """Change of the high-frequency share from full precision to quantized, dB: negative = over-smoothed."""
-    return summarize("hf_energy", arm, "dB", high_share(quantized) - high_share(full))
+    return Sample("hf_energy", arm, "dB", high_share(quantized) - high_share(full))

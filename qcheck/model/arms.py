@@ -1,14 +1,17 @@
 """The two full-precision arms of one pipeline: f0 (base) and f1 (base + adapter)."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from qcheck import files
 from qcheck.errors import UserError
 from qcheck.model import lora
 from qcheck.model.base import Base
-from qcheck.model.lora import Adapter
+from qcheck.model.lora import Adapter, Fit
 from qcheck.probe import Probe
 
 Side = Literal["base", "adapted"]
@@ -18,13 +21,23 @@ DENOISER = "unet"
 
 @dataclass(frozen=True)
 class Arms:
-    """One pipeline that holds either arm's weights; only the layers that the adapter touches exist twice."""
+    """One pipeline that holds either arm's weights; only the layers that the adapters touch exist twice.
+
+    ``adapters`` are in the adapted arm alone, ``common`` ones in both; ``unmatched`` names factors that went nowhere.
+    """
 
     base: Base
-    adapter: Adapter
+    adapters: tuple[Adapter, ...]
+    common: tuple[Adapter, ...]
     layers: tuple[str, ...]
     weights: dict[Side, dict[str, torch.Tensor]]
     down: dict[str, torch.Tensor]
+    unmatched: tuple[str, ...] = ()
+
+    def content(self, side: Side) -> str:
+        """The digest of all weights of an arm."""
+        used = (*self.common, *(self.adapters if side == "adapted" else ()))
+        return files.digest(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
 
     def use(self, side: Side) -> Any:
         """Put that arm's weights in place and return diffusers' pipeline."""
@@ -45,7 +58,7 @@ class Arms:
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
 
-        ``down`` is the file's own; ``up`` solves for the change that diffusers merged, so it holds weight and alpha.
+        ``down`` stacks the files' own; ``up`` solves for the change that diffusers merged: it holds weight and alpha.
         """
         name = f"{DENOISER}.{layer}"
         change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
@@ -54,30 +67,50 @@ class Arms:
         return down.float(), up.float().contiguous()
 
 
-def apply(base: Base, adapter: Adapter) -> Arms:
-    """Both arms of ``base`` with ``adapter``, which is merged once at full precision.
+def apply(
+    base: Base, adapters: Sequence[Adapter], common: Sequence[Adapter] = (), allow_unmatched: bool = False
+) -> Arms:
+    """Both arms of ``base``: ``common`` merged into both, ``adapters`` into one of them, at full precision.
 
     Raises:
-        UserError: the adapter does not fit this base, or a layer of it did not arrive.
+        UserError: an adapter does not fit this base, or a layer of it did not arrive.
     """
-    down = lora.fit(base.pipe, adapter)
-    layers = tuple(down)
-    before = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
-    lora.merge(base.pipe, adapter)
-    after = {layer: _weight(base.pipe, layer).detach().clone() for layer in layers}
-    _require_applied(adapter, before, after)
-    return Arms(base, adapter, layers, {"base": before, "adapted": after}, down)
+    unmatched: list[str] = []
+    for adapter in common:
+        unmatched += _merge(base.pipe, adapter, allow_unmatched)[0].unmatched
+    before: dict[str, torch.Tensor] = {}
+    down: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for adapter in adapters:
+        fitted, found = _merge(base.pipe, adapter, allow_unmatched)
+        unmatched += fitted.unmatched
+        before = found | before  # the first adapter on a layer found the base's weight there
+        for layer, factor in fitted.down.items():
+            down[layer].append(factor)
+    layers = tuple(sorted(before))
+    weights: dict[Side, dict[str, torch.Tensor]] = {
+        "base": {layer: before[layer] for layer in layers},
+        "adapted": {layer: _weight(base.pipe, layer).detach().clone() for layer in layers},
+    }
+    joined = {layer: torch.cat(down[layer]) for layer in layers}
+    return Arms(base, tuple(adapters), tuple(common), layers, weights, joined, tuple(unmatched))
 
 
-def _require_applied(adapter: Adapter, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
-    """Loaders drop keys in mixed or unusual layouts without an error; an adapter that did not arrive is one here."""
-    idle = [layer for layer in before if torch.equal(before[layer], after[layer])]
+def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dict[str, torch.Tensor]]:
+    """Merge one adapter; where it went, and the weights that were there before.
+
+    Loaders drop keys in mixed or unusual layouts without an error; an adapter that did not arrive is one here.
+    """
+    fitted = lora.fit(pipe, adapter, allow_unmatched)
+    before = {layer: _weight(pipe, layer).detach().clone() for layer in fitted.down}
+    lora.merge(pipe, adapter)
+    idle = [layer for layer, weight in before.items() if torch.equal(weight, _weight(pipe, layer))]
     if idle and adapter.weight:
         raise UserError(
             f"{len(idle)} of the {len(before)} layers of adapter {str(adapter.path)!r} did not change when it was "
             f"merged, first {idle[0]}",
             "Its factors are zero there, or diffusers ignores keys of this layout: export it again in one layout.",
         )
+    return fitted, before
 
 
 def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:

@@ -1,8 +1,9 @@
 """Read an adapter, prove that it fits the base, and merge it."""
 
+import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from qcheck import files
 from qcheck.errors import UserError
+from qcheck.job import Use
 from qcheck.model.quiet import quiet
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
@@ -34,15 +36,15 @@ class Adapter:
     metadata: dict[str, str]
 
 
-def read(source: str, weight: float) -> Adapter:
-    """Check the file at ``source``; its tensors are looked at one by one and not kept.
+def read(used: Use) -> Adapter:
+    """Check the file; its tensors are looked at one by one and not kept.
 
     Raises:
         UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
     """
-    path = Path(source)
-    if not math.isfinite(weight):
-        raise UserError(f"adapter weight {weight} is not finite", "Give a number such as 1.0.")
+    source, path = used.source, Path(used.source)
+    if not math.isfinite(used.weight):
+        raise UserError(f"adapter weight {used.weight} is not finite", "Give a number such as 1.0.")
     if not path.is_file():
         raise UserError(f"adapter {source!r} does not exist", "Give a LoRA .safetensors file.")
     if path.suffix in PICKLES:
@@ -61,7 +63,28 @@ def read(source: str, weight: float) -> Adapter:
             f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
             "Its training diverged or the file is damaged: export it again from an earlier step.",
         )
-    return Adapter(path, weight, files.digest(path), metadata)
+    return Adapter(path, used.weight, files.digest(path), metadata)
+
+
+def trigger_words(adapter: Adapter) -> list[str]:
+    """Words that may wake the adapter, from what kohya's trainer and model sites write into the file.
+
+    A trigger phrase first, then the tags of the training captions, the most frequent first.
+    """
+    phrase = adapter.metadata.get("modelspec.trigger_phrase", "").strip()
+    return ([phrase] if phrase else []) + list(tag_counts(adapter))
+
+
+def tag_counts(adapter: Adapter) -> dict[str, int]:
+    """How often each tag stood in the captions that the adapter was trained on (kohya's ``ss_tag_frequency``)."""
+    try:
+        folders = json.loads(adapter.metadata.get("ss_tag_frequency", "{}"))
+    except ValueError:
+        return {}
+    counts: Counter[str] = Counter()
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        counts.update({str(tag).strip(): int(count) for tag, count in tags.items()} if isinstance(tags, dict) else {})
+    return dict(counts.most_common())
 
 
 Factors = dict[str, dict[str, torch.Tensor]]
@@ -151,25 +174,36 @@ def _named(name: str, layers: Mapping[str, object]) -> str:
     return flat if name not in layers and flat in layers else name
 
 
-def fit(pipe: Any, adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Down factors [r, in, ...] by the names ``component.module`` of the layers that the adapter changes.
+@dataclass(frozen=True)
+class Fit:
+    """Down factors [r, in, ...] by the layers ``component.module`` that an adapter changes, and what it has besides."""
+
+    down: dict[str, torch.Tensor]
+    unmatched: tuple[str, ...]
+
+
+def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
+    """Where the adapter's factors go in this base.
 
     Raises:
-        UserError: keys that match no layer of this base, or factors that do not fit the layer's weight.
+        UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
+            do not fit the layer's weight.
     """
     layers = _layers(pipe, ("unet", "text_encoder"))
     factors = {_named(name, layers): pair for name, pair in factors_of(pipe, adapter)[0].items()}
     unmatched = sorted(set(factors) - set(layers))
-    if unmatched:
+    if len(unmatched) == len(factors) or (unmatched and not allow_unmatched):
         none = "none" if len(unmatched) == len(factors) else f"only {len(factors) - len(unmatched)}"
+        advice = "" if none == "none" else " --allow-unmatched checks what does match, and lists the rest."
         raise UserError(
             f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
             f"missing: {_some(unmatched)}",
-            f"It was trained for another base; this one has layers such as {_some(sorted(layers))}.",
+            f"It was trained for another base; this one has layers such as {_some(sorted(layers))}.{advice}",
         )
-    for name, pair in factors.items():
-        require_shape(name, layers[name], pair)
-    return {name: factors[name]["A"].float() for name in sorted(factors)}
+    matching = sorted(set(factors) - set(unmatched))
+    for name in matching:
+        require_shape(name, layers[name], factors[name])
+    return Fit({name: factors[name]["A"].float() for name in matching}, tuple(unmatched))
 
 
 def require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:

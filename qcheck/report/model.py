@@ -12,16 +12,16 @@ SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
 
 
 class Input(Value):
-    """A base or an adapter: where it came from, what it is, and how strongly it was applied."""
+    """A base or an adapter: where it came from, what it is, how strongly it was applied and in which arms."""
 
     source: str
     digest: str
     weight: float | None = None
-    layers: int | None = None
+    arms: Literal["adapted", "both"] | None = None
 
 
 class Probing(Value):
-    """The probes that every arm answered."""
+    """The probes that every arm answered; a case that was decided early saw the first ``probes_used`` of them."""
 
     name: str
     digest: str
@@ -81,7 +81,7 @@ class Provenance(Value):
     qcheck: str
     commit: str | None
     created: str
-    arguments: dict[str, str | float | int | bool | list[str] | None]
+    arguments: dict[str, str | float | int | bool | list[str] | list[float] | None]
     versions: dict[str, str]
     machine: str
     recipe: str
@@ -97,6 +97,8 @@ class Report(Value):
     schema_: Literal["qcheck-report/1"] = Field(default=SCHEMA, alias="schema")
     base: Input
     adapters: list[Input]
+    changed_layers: int
+    unmatched: list[str]
     target: str
     probes: Probing
     effect_size: Number

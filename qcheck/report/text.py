@@ -25,7 +25,7 @@ NEXT: dict[Outcome, str] = {
     "then QAT of the adapter.",
     "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
     "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
-    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise `probes` in a limits file.",
+    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise --max-probes beyond the last look.",
     "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
 }
 
@@ -117,9 +117,27 @@ def _summary(report: Report) -> Table:
     return table
 
 
+def _about(report: Report) -> str:
+    named = " + ".join(
+        f"{Path(used.source).name} at weight {used.weight:g}{' in both arms' if used.arms == 'both' else ''}"
+        for used in report.adapters
+    )
+    counts = sorted({case.probes_used for case in report.cases})
+    probes = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    found = (
+        f"{named} on {Path(report.base.source).name}, {probes} probes x {report.probes.steps} steps at guidance "
+        f"{report.probes.guidance:g}, for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
+    )
+    if report.unmatched:
+        found += (
+            f"\n{len(report.unmatched)} layers of the file are not in this base and were left out, as "
+            f"--allow-unmatched asks: {', '.join(report.unmatched[:3])}{', ...' if len(report.unmatched) > 3 else ''}"
+        )
+    return found
+
+
 def render(report: Report, folder: Path, console: Console) -> None:
     """Print the report; ``folder`` is where its files are."""
-    adapter = report.adapters[0]
     console.print()
     if len(report.cases) > 1:
         console.print(_comparison(report))
@@ -129,12 +147,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
-    about = (
-        f"{Path(adapter.source).name} at weight {adapter.weight:g} on {Path(report.base.source).name}, "
-        f"{report.cases[0].probes_used} probes x {report.probes.steps} steps at guidance {report.probes.guidance:g}, "
-        f"for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
-    )
-    console.print(Text(about))
+    console.print(Text(_about(report)))
     console.print(_summary(report))
     for case in report.cases:
         title = f"  {case.scheme} {case.order}: {next_step(case)}"

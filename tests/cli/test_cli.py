@@ -17,7 +17,9 @@ from tests.conftest import Finished, run
 FLAT = str(library.ADAPTERS / "flat.safetensors")
 
 
-@pytest.mark.parametrize("command", [(), ("check",), ("demo",), ("inspect",), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("check",), ("demo",), ("inspect",), ("doctor",), ("cache",), ("cache", "prune")]
+)
 def test_help_teaches(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -38,6 +40,8 @@ def test_help_teaches(command: tuple[str, ...]) -> None:
         (("check", "demo", "--lora", "flat", "--order", "merge-quantise"), "Did you mean 'merge-quantize'"),
         (("check", "demo", "--lora", "flat", "--scheme", "int8", "--prompts", "none.txt"), r"none\.txt"),
         (("check", "demo", "--lora", "flat", "--probes", "emoji", "--prompts", "x"), "both --probes"),
+        (("check", "demo", "--lora", "flat", "--weight", "1", "--weight", "2"), "1 adapters and 2 weights"),
+        (("check", "demo", "--lora", "flat", "--with-lora", "ink=much"), "'much' is no number"),
         (("check", "demo", "--lora", "flat", "--weight", "nan"), "not finite"),
         (("check", "demo", "--lora", "flat", "--weight", "0"), "too small|only 0"),
         (("check", "demo", "--lora", "flat", "--weight", "0.0005"), "of its size on these probes"),

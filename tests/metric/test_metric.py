@@ -3,11 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcheck.measurement import Measurement
 from qcheck.metric import control, effect, endpoint, spectrum
-from qcheck.metric.statistics import bounds, summarize
+from qcheck.metric.statistics import Sample, bounds, measure
 
 SHAPE = (12, 4, 4, 16, 16)
 ONES = np.ones(4)
+
+
+def _measured(samples: list[Sample]) -> list[Measurement]:
+    return [measure(sample, None, 0.05) for sample in samples]
 
 
 def _arms(seed: int = 0, noise: float = 0.02) -> dict[str, np.ndarray]:
@@ -68,7 +73,11 @@ def test_the_worst_stratum_is_found_and_named() -> None:
     a = _arms()
     a["q1"][:, 2] += 0.5 * np.random.default_rng(1).standard_normal(a["q1"][:, 2].shape)
     e = effect.energies(**a)
-    found = {m.arm: m for m in effect.measure(e, ONES, np.zeros(4), [900, 600, 300, 1]) if m.name == "stratum_sqnr"}
+    found = {
+        m.arm: m
+        for m in _measured(effect.samples(e, ONES, np.zeros(4), [900, 600, 300, 1]))
+        if m.name == "stratum_sqnr"
+    }
     assert found["adapted"].where == "timestep 300"
     assert found["adapted"].value == pytest.approx(6.4, abs=0.3)
     assert found["base"].value == pytest.approx(34, abs=0.3)
@@ -77,17 +86,19 @@ def test_the_worst_stratum_is_found_and_named() -> None:
 def test_a_stratum_that_certainly_fails_is_not_hidden_by_one_that_is_uncertain() -> None:
     rng = np.random.default_rng(0)
     decibels = np.stack([12 + 8 * rng.standard_normal(12), 5 + 0.3 * rng.standard_normal(12)], 1)
-    found = effect._stratum_sqnr("base", np.ones((12, 2)), 10 ** (-decibels / 10), [900.0, 1.0])
+    sample = effect._stratum_sqnr("base", np.ones((12, 2)), 10 ** (-decibels / 10), [900.0, 1.0])
+    found = measure(sample, (8.0, None), 0.05)
     assert found.value == pytest.approx(5, abs=0.5)
     assert found.where == "timestep 1"
     assert found.high < 8  # type: ignore[operator]
+    assert found.p < 1e-6  # type: ignore[operator]
 
 
 def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     a = _arms()
     a["q1"][3, 1, 0, 0, 0] = np.nan
     e = effect.energies(**a)
-    values = {(m.name, m.arm): m.value for m in effect.measure(e, ONES, np.zeros(4), [4, 3, 2, 1])}
+    values = {(m.name, m.arm): m.value for m in _measured(effect.samples(e, ONES, np.zeros(4), [4, 3, 2, 1]))}
     assert np.isnan(values["effect_survival", "adapted"])
     assert np.isnan(values["stratum_sqnr", "adapted"])
     assert np.isfinite(values["stratum_sqnr", "base"])
@@ -96,7 +107,7 @@ def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
 
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.05 * finals, 1.10 * finals, 0.0)}
+    found = {m.arm: m.value for m in _measured(endpoint.samples(finals, finals, 1.05 * finals, 1.10 * finals, 0.0))}
     assert found["base"] == pytest.approx(0.05)
     assert found["adapted"] == pytest.approx(0.10)
     assert found["both"] == pytest.approx(6.02, abs=0.01)
@@ -104,21 +115,21 @@ def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
 
 def test_endpoint_errors_below_the_floor_are_not_told_apart() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    found = {m.arm: m.value for m in endpoint.measure(finals, finals, 1.0001 * finals, 1.003 * finals, 0.01)}
+    found = {m.arm: m.value for m in _measured(endpoint.samples(finals, finals, 1.0001 * finals, 1.003 * finals, 0.01))}
     assert found["both"] == 0
 
 
 def test_a_collapsed_reference_is_seen() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    (found,) = endpoint.reference_health(finals, 0.1 * finals)
+    (found,) = _measured(endpoint.reference_health(finals, 0.1 * finals))
     assert found.value == pytest.approx(-20)
 
 
 def test_hf_energy_fires_on_blur_and_not_on_gain() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
     blurred = (finals + np.roll(finals, 1, -1) + np.roll(finals, -1, -1)) / 3
-    assert spectrum.hf_energy("adapted", blurred, finals).high < -0.5  # type: ignore[operator]
-    assert spectrum.hf_energy("adapted", 1.3 * finals, finals).value == pytest.approx(0, abs=1e-9)
+    assert _measured([spectrum.hf_energy("adapted", blurred, finals)])[0].high < -0.5  # type: ignore[operator]
+    assert _measured([spectrum.hf_energy("adapted", 1.3 * finals, finals)])[0].value == pytest.approx(0, abs=1e-9)
 
 
 def test_high_share_of_white_noise_is_its_share_of_bins() -> None:
@@ -140,22 +151,37 @@ def test_a_control_reads_the_error_that_was_put_in() -> None:
 
 def test_student_bounds_cover_the_mean_nineteen_times_in_twenty() -> None:
     rng = np.random.default_rng(5)
-    found = [bounds(rng.normal(1.0, 2.0, 8)) for _ in range(4000)]
+    found = [bounds(rng.normal(1.0, 2.0, 8), 0.05) for _ in range(4000)]
     assert np.mean([high >= 1.0 for _, _, high in found]) == pytest.approx(0.95, abs=0.012)
     assert np.mean([low <= 1.0 for _, low, _ in found]) == pytest.approx(0.95, abs=0.012)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
-def test_bounds_enclose_the_mean_and_widen_with_comparisons(values: list[float]) -> None:
-    mean, low, high = bounds(np.array(values))
+def test_bounds_enclose_the_mean_and_widen_with_confidence(values: list[float]) -> None:
+    mean, low, high = bounds(np.array(values), 0.05)
     assert low <= mean <= high
-    _, lower, higher = bounds(np.array(values), comparisons=8)
+    _, lower, higher = bounds(np.array(values), 0.05 / 8)
     assert lower <= low
     assert higher >= high
 
 
-def test_a_measurement_says_its_interval() -> None:
-    found = summarize("x", "base", "dB", np.array([1.0, 2.0, 3.0]))
-    assert (found.value, found.measured) == (2.0, True)
-    assert found.low < 2 < found.high  # type: ignore[operator]
+@settings(max_examples=100)
+@given(st.lists(st.floats(-100, 100), min_size=3, max_size=12), st.floats(-100, 100), st.floats(0.001, 0.4))
+def test_the_p_value_is_below_alpha_exactly_where_the_bound_is_beyond_the_limit(
+    values: list[float], limit: float, alpha: float
+) -> None:
+    array = np.array(values)
+    found = measure(Sample("x", "base", "dB", array), (None, limit), alpha)
+    mean, low, _ = bounds(array, alpha)
+    if abs(low - limit) > 1e-6 * (1 + abs(mean)) and array.std() > 1e-3:
+        assert (found.p <= alpha) == (low > limit)  # type: ignore[operator]
+
+
+def test_a_value_that_is_not_finite_or_never_varies_has_a_certain_p_value() -> None:
+    odd = Sample("x", "base", "dB", np.array([1.0, np.nan, 1.0]))
+    still = Sample("x", "base", "dB", np.ones(4))
+    assert measure(odd, (None, 5.0), 0.05).p == 0
+    assert measure(still, (None, 5.0), 0.05).p == 1
+    assert measure(still, (2.0, None), 0.05).p == 0
+    assert measure(still, None, 0.05).p is None

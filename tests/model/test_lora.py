@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from qcheck.demo import library
 from qcheck.errors import UserError
+from qcheck.job import Use
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 
@@ -24,12 +25,12 @@ def loaded() -> base.Base:
 def _saved(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> lora.Adapter:
     path = tmp_path / "made.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-    return lora.read(str(path), 1.0)
+    return lora.read(Use(str(path), 1.0))
 
 
 def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(UserError, match="does not exist"):
-        lora.read("no/such.safetensors", 1.0)
+        lora.read(Use("no/such.safetensors", 1.0))
 
 
 @pytest.mark.parametrize("ending", ["bin", "pt", "ckpt", "pth"])
@@ -37,7 +38,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, ending: str) -> No
     path = tmp_path / f"adapter.{ending}"
     path.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(UserError, match="pickle"):
-        lora.read(str(path), 1.0)
+        lora.read(Use(str(path), 1.0))
 
 
 @pytest.mark.parametrize("content", ["cut", "junk", "empty"])
@@ -46,7 +47,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, content: str) -> None:
     whole = FLAT.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "junk": b"\x00" * 4096, "empty": b""}[content])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        lora.read(str(path), 1.0)
+        lora.read(Use(str(path), 1.0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -62,7 +63,7 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path, value: float) -
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
     with pytest.raises(UserError, match="not finite"):
-        lora.read(str(FLAT), weight)
+        lora.read(Use(str(FLAT), weight))
 
 
 def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: base.Base) -> None:
@@ -97,7 +98,7 @@ def test_factors_that_the_loader_drops_are_an_error(tmp_path: Path) -> None:
         for k, v in load_file(FLAT).items()
     }
     with pytest.raises(UserError, match=r"did not change|LoRA"):
-        arms.apply(base.load(str(library.PIPELINE)), _saved(tmp_path, tensors))
+        arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
 
 
 def _kohya(alpha: float | None) -> dict[str, torch.Tensor]:
@@ -121,7 +122,7 @@ def _old_diffusers() -> dict[str, torch.Tensor]:
     ids=["kohya-alpha-4", "kohya-alpha-16", "kohya-no-alpha", "old-diffusers"],
 )
 def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, torch.Tensor], scale: float) -> None:
-    both = arms.apply(base.load(str(library.PIPELINE)), _saved(tmp_path, tensors))
+    both = arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
     factors = {k: v.float() for k, v in load_file(FLAT).items()}
     assert len(both.layers) == len(factors) // 2
     for layer in both.layers:
@@ -139,9 +140,9 @@ def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: base
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
 def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
-    both = arms.apply(base.load(str(library.PIPELINE)), lora.read(str(FLAT), weight))
+    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(FLAT), weight))])
     tensors = {k: v.float() for k, v in load_file(FLAT).items()}
-    stored = json.loads(both.adapter.metadata["lora_adapter_metadata"])
+    stored = json.loads(both.adapters[0].metadata["lora_adapter_metadata"])
     scale = stored["unet.lora_alpha"] / stored["unet.r"]
     for layer in both.layers:
         up, down = tensors[f"{layer}.lora_B.weight"], tensors[f"{layer}.lora_A.weight"]
@@ -204,3 +205,64 @@ def test_a_base_whose_weights_are_pickles_is_refused(pipeline_copy: Path) -> Non
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="does not load"):
         base.load(str(pipeline_copy))
+
+
+def _change(both: arms.Arms, layer: str) -> torch.Tensor:
+    return both.weights["adapted"][layer] - both.weights["base"][layer]
+
+
+def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
+    def applied(names: list[tuple[str, float]], common: list[tuple[str, float]] | None = None) -> arms.Arms:
+        read = [
+            [lora.read(Use(str(library.ADAPTERS / f"{name}.safetensors"), weight)) for name, weight in chosen]
+            for chosen in (names, common or [])
+        ]
+        return arms.apply(base.load(str(library.PIPELINE)), *read)
+
+    flat, ink = applied([("flat", 1.0)]), applied([("ink", -0.5)])
+    both = applied([("flat", 1.0), ("ink", -0.5)])
+    stacked = applied([("flat", 1.0)], [("ink", -0.5)])
+    assert set(both.layers) == set(flat.layers) | set(ink.layers)
+    for layer in flat.layers:
+        wanted = _change(flat, layer) + (_change(ink, layer) if layer in ink.layers else 0)
+        assert torch.allclose(_change(both, layer), wanted, atol=1e-6)
+        assert torch.allclose(_change(stacked, layer), _change(flat, layer), atol=1e-6)
+        if layer in ink.layers:
+            assert torch.allclose(stacked.weights["base"][layer], ink.weights["adapted"][layer], atol=1e-6)
+    for layer in both.denoiser_layers():
+        down, up = both.factors(layer)
+        change = _change(both, f"unet.{layer}")
+        assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
+    contents = {one.content(side) for one in (flat, both, stacked) for side in arms.SIDES}
+    assert len(contents) == 5  # only the plain base is in two of them
+
+
+def test_a_partly_matching_adapter_is_an_error_unless_allowed_and_then_the_rest_is_listed(tmp_path: Path) -> None:
+    tensors = {k.replace("mid_block", "no_block"): v for k, v in load_file(FLAT).items()}
+    partial = _saved(tmp_path, tensors)
+    loaded = base.load(str(library.PIPELINE))
+    with pytest.raises(UserError, match=r"(?s)only .* exist in this base.*allow-unmatched"):
+        arms.apply(loaded, [partial])
+    both = arms.apply(loaded, [partial], allow_unmatched=True)
+    assert both.unmatched
+    assert all("no_block" in name for name in both.unmatched)
+    assert not any("mid_block" in layer for layer in both.layers)
+    alien = _saved(tmp_path, {k.replace("unet.", "unet.other."): v for k, v in load_file(FLAT).items()})
+    with pytest.raises(UserError, match="none of the"):
+        arms.apply(base.load(str(library.PIPELINE)), [alien], allow_unmatched=True)
+
+
+def test_trigger_words_come_from_what_trainers_write_into_the_file(tmp_path: Path) -> None:
+    tags = {"10_style": {"flat emoji": 40, "1girl": 3}, "5_more": {"flat emoji": 2, "sky": 9}}
+    metadata = {"ss_tag_frequency": json.dumps(tags), "modelspec.trigger_phrase": "flt style"}
+    save_file(load_file(FLAT), tmp_path / "kohya.safetensors", metadata=metadata)
+    adapter = lora.read(Use(str(tmp_path / "kohya.safetensors"), 1.0))
+    assert lora.trigger_words(adapter) == ["flt style", "flat emoji", "sky", "1girl"]
+    assert lora.tag_counts(adapter) == {"flat emoji": 42, "sky": 9, "1girl": 3}
+    assert lora.trigger_words(lora.read(Use(str(FLAT), 1.0))) == []
+
+
+@pytest.mark.parametrize("written", ["no json", "[1, 2]", '{"a": 3}'])
+def test_odd_metadata_offers_no_words(written: str, tmp_path: Path) -> None:
+    save_file(load_file(FLAT), tmp_path / "odd.safetensors", metadata={"ss_tag_frequency": written})
+    assert lora.trigger_words(lora.read(Use(str(tmp_path / "odd.safetensors"), 1.0))) == []

@@ -28,11 +28,22 @@ def _text(report: Report) -> str:
 
 def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished: Finished) -> None:
     assert finished.report["schema"] == "qcheck-report/1"
-    contract = {"schema", "base", "adapters", "target", "probes", "cases", "not_measured", "provenance"}
+    contract = {
+        "schema",
+        "base",
+        "adapters",
+        "changed_layers",
+        "unmatched",
+        "target",
+        "probes",
+        "cases",
+        "not_measured",
+        "provenance",
+    }
     assert contract <= set(finished.report)
     case = finished.report["cases"][0]
     assert {"scheme", "order", "verdict", "reasons", "probes_used", "measurements", "artifact", "builds"} <= set(case)
-    fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where"}
+    fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where", "p"}
     assert all(fields == set(m) for m in case["measurements"])
     assert {"builder", "capability", "proxy", "status", "realised", "bytes", "seconds"} <= set(case["builds"][0])
     assert json.loads(report.to_json()) == finished.report
@@ -49,10 +60,10 @@ def test_a_number_that_is_not_finite_survives_json(report: Report) -> None:
 
 def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> None:
     found = finished.report["provenance"]
-    assert found["arguments"]["lora"] == "flat"
+    assert found["arguments"]["lora"] == ["flat"]
     assert found["versions"]["torch"]
     assert len(finished.report["base"]["digest"]) == 16
-    assert set(found["seconds"]) >= {"reference", "calibration", "int8: base probes"}
+    assert set(found["seconds"]) >= {"reference, 8 probes", "calibration", "q0 int8, 8 probes"}
 
 
 def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(report: Report) -> None:

@@ -1,0 +1,118 @@
+"""What was computed once: folders found by the digest of everything they depend on, complete or absent.
+
+A run that was interrupted leaves the finished entries; the same command finds them and goes on from there.
+"""
+
+import functools
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcheck import files, provenance
+
+VARIABLE = "QCHECK_CACHE"
+ENTRY = "entry"  # how an entry's folder is told from the shelves above it
+
+
+def location() -> Path:
+    """``$QCHECK_CACHE``, else ``qcheck`` in the user's cache folder."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcheck"
+
+
+@functools.cache
+def code() -> str:
+    """The digest of qcheck's own code and of the libraries it computes with: either changed, nothing is reused."""
+    sources = sorted(files.PACKAGE.rglob("*.py"))
+    return files.digest(*sources, repr(sorted(provenance.versions().items())))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stored entry: its kind, what it holds in words, size, and the time of its last use (seconds, Unix)."""
+
+    kind: str
+    about: str
+    path: Path
+    bytes: int
+    used: float
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Entries below ``root``, one folder each: ``<kind>/<key>/``."""
+
+    root: Path
+
+    def find(self, kind: str, key: str) -> Path | None:
+        """The entry's folder, or None; finding it counts as using it."""
+        folder = self._place(kind, key)
+        try:
+            os.utime(folder / ENTRY)
+        except FileNotFoundError:
+            return None
+        return folder
+
+    @contextmanager
+    def put(self, kind: str, key: str, about: str) -> Iterator[Path]:
+        """A folder to write into, which becomes the entry when the block ends well."""
+        place = self._place(kind, key)
+        partial = place.with_name(f".{key}.{uuid.uuid4().hex}")
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            (partial / ENTRY).write_text(about, "utf-8")
+            if place.exists():  # another run was quicker, or the entry lacks its mark
+                shutil.rmtree(place)
+            partial.rename(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def obtain(self, kind: str, key: str, about: str, make: Callable[[Path], object]) -> Path:
+        """The entry's folder; where it is absent ``make`` fills it first."""
+        found = self.find(kind, key)
+        if found is None:
+            with self.put(kind, key, about) as folder:
+                make(folder)
+            found = self._place(kind, key)
+        return found
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.root / kind / key
+
+    def items(self) -> list[Item]:
+        """Every entry, the least recently used first."""
+        found = []
+        for mark in self.root.glob(f"*/*/{ENTRY}"):
+            folder = mark.parent
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            found.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
+        return sorted(found, key=lambda item: item.used)
+
+    def prune(self, keep_days: float, keep_bytes: float) -> list[Item]:
+        """Remove what was last used before ``keep_days`` days, then the oldest until ``keep_bytes`` are left.
+
+        Half-written entries of runs that were killed go too, once they are a day old.
+        """
+        now, items = time.time(), self.items()
+        total, removed = sum(item.bytes for item in items), []
+        for item in items:
+            if now - item.used >= keep_days * 86400 or total > keep_bytes:
+                shutil.rmtree(item.path)
+                removed.append(item)
+                total -= item.bytes
+        for partial in self.root.glob("*/.*"):
+            if now - partial.stat().st_mtime > 86400:
+                shutil.rmtree(partial, ignore_errors=True)
+        return removed
+
+
+def key(*parts: bytes | str | Path) -> str:
+    """The key of what is computed from ``parts`` by this code."""
+    return files.digest(code(), *parts)

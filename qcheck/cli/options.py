@@ -1,0 +1,109 @@
+"""The options of ``qcheck check``, each once."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcheck.scheme import ORDERS
+
+_PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
+CORES = os.cpu_count() or 1
+TARGET = "jetson-agx-orin-64gb"
+
+Loras = Annotated[
+    list[str],
+    typer.Option(
+        "--lora", help="The LoRA: a .safetensors file, or a name of the demo's adapters. Repeat it to check a stack."
+    ),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option("--weight", help="How strongly the adapter is applied; repeat it for several. Default: 1."),
+]
+Common = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with-lora",
+        help="A LoRA that belongs to base and adapted alike, such as a step-distillation one: FILE or FILE=WEIGHT.",
+    ),
+]
+Unmatched = Annotated[
+    bool, typer.Option("--allow-unmatched", help="Check an adapter of which some layers are not in this base.")
+]
+Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
+
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        "-s",
+        help="A scheme by name or TOML file; repeatable. Default: all the target can run.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
+Orders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--order",
+        help=f"When the adapter is merged: {', '.join(ORDERS)}; repeatable. Default: {ORDERS[0]}.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
+Ranges = Annotated[
+    str | None,
+    typer.Option("--recipe", help="The calibration recipe, by name or TOML file.", rich_help_panel=_QUANTIZING),
+]
+Bounds = Annotated[
+    str,
+    typer.Option("--limits", help="The limits of the verdict, by name or TOML file.", rich_help_panel=_QUANTIZING),
+]
+
+Probes = Annotated[
+    str | None, typer.Option(help="The probe set to judge on, by name or TOML file.", rich_help_panel=_PROBING)
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds.",
+        rich_help_panel=_PROBING,
+    ),
+]
+Trigger = Annotated[
+    str | None, typer.Option(help="Words that wake the adapter, put before every prompt.", rich_help_panel=_PROBING)
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps of a probe.", rich_help_panel=_PROBING)]
+Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", rich_help_panel=_PROBING)]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the first probe.", rich_help_panel=_PROBING)]
+Width = Annotated[int | None, typer.Option(min=8, help="Width in pixels.", rich_help_panel=_PROBING)]
+Height = Annotated[int | None, typer.Option(min=8, help="Height in pixels.", rich_help_panel=_PROBING)]
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.", rich_help_panel=_RUNNING),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print report.json on standard output, and nothing else there.", rich_help_panel=_RUNNING
+    ),
+]
+Build = Annotated[
+    bool,
+    typer.Option(
+        "--build/--no-build", help="Compile with TensorRT-RTX where it is installed.", rich_help_panel=_RUNNING
+    ),
+]
+Most = Annotated[
+    int | None, typer.Option("--max-probes", min=2, help="Stop adding probes here.", rich_help_panel=_PROBING)
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Neither use nor keep anything of earlier runs.", rich_help_panel=_RUNNING),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Processor threads.", rich_help_panel=_RUNNING)]
+Batch = Annotated[
+    int,
+    typer.Option(min=1, help="Probes that run together; lower it when memory is short.", rich_help_panel=_RUNNING),
+]
