@@ -23,10 +23,13 @@ from qcheck.files import Number, Value
 from qcheck.job import Use
 from qcheck.model import base as bases
 from qcheck.model import lora
+from qcheck.progress import Progress, Silent
 from qcheck.quantize import plan
 from qcheck.recipe import Recipe
 from qcheck.scheme import ORDERS, Order, Scheme
 
+_WORDS = 20
+_TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions looked at, and the cosine below which one is new
 _HOT = 5.0  # a column of D this many times as long as the median column
 
 
@@ -41,7 +44,7 @@ class Forecast(Value):
 
 
 class LayerReport(Value):
-    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, and hot input columns of D."""
+    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, hot input columns of D, intruders."""
 
     name: str
     rank: int
@@ -49,6 +52,7 @@ class LayerReport(Value):
     relative: float | None
     step_growth: float | None
     hot_columns: int | None
+    intruders: int | None
 
 
 class Inspection(Value):
@@ -56,6 +60,8 @@ class Inspection(Value):
 
     adapter: str
     digest: str
+    triggers: list[str]
+    tags: dict[str, int]
     layers: list[LayerReport]
     unmatched: list[str]
     forecasts: list[Forecast]
@@ -99,6 +105,16 @@ def scale_of(alphas: dict[str, float], metadata: dict[str, str], module: str, ra
     return float(alpha) / (math.sqrt(rank) if stored.get(f"{component}.use_rslora") else rank)
 
 
+Changes = Iterator[tuple[str, torch.Tensor]]
+
+
+def _watched(changes: Changes, total: int, progress: Progress) -> Changes:
+    with progress.stage("layers", total) as advance:
+        for change in changes:
+            yield change
+            advance(1)
+
+
 def _weights(folder: Path) -> dict[str, Path]:
     """Which file below ``folder`` holds which tensor."""
     found = {}
@@ -108,7 +124,7 @@ def _weights(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> Iterator[tuple[str, torch.Tensor]]:
+def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> Changes:
     for name, pair in factors.items():
         if set(pair) != {"A", "B"}:
             raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
@@ -116,7 +132,31 @@ def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> I
         yield name, weight * scale[name] * (up @ down.flatten(1)).view(len(up), *down.shape[1:])
 
 
-def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], recipe: Recipe) -> Inspection:
+def _left(weight: torch.Tensor) -> torch.Tensor:
+    """Left singular vectors [out, k] of a weight [out, n], the strongest first, k = min(out, n)."""
+    wide = weight.shape[0] <= weight.shape[1]
+    vectors = torch.linalg.eigh(weight @ weight.t() if wide else weight.t() @ weight).eigenvectors.flip(1)
+    return vectors if wide else torch.nn.functional.normalize(weight @ vectors, dim=0)
+
+
+def intruders(before: torch.Tensor, merged: torch.Tensor) -> int:
+    """Intruder dimensions: how many of the ten strongest left singular vectors of W + D are near none of W's.
+
+    Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many mean that the adapter does not
+    adjust what the base does but adds strong directions of its own, as a wild alpha / rank does.
+    """
+    cosines = (_left(before).t() @ _left(merged)[:, :_TOP]).abs().amax(0)
+    return int((cosines < _SAME).sum())
+
+
+def inspect(
+    source: str,
+    base: str | None,
+    weight: float,
+    chosen: list[Scheme],
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> Inspection:
     """Look at the adapter ``source``, against the weights of ``base`` where one is given.
 
     Raises:
@@ -128,7 +168,7 @@ def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], 
     stored = {} if base is None else _denoiser_weights(base)
     sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in ORDERS}
     layers, unmatched = [], []
-    for name, change in _changes(factors, scale, weight):
+    for name, change in _watched(_changes(factors, scale, weight), len(factors), progress or Silent()):
         layer = name.removeprefix("unet.")
         path = stored.get(f"{layer}.weight")
         if path is None:
@@ -146,6 +186,8 @@ def inspect(source: str, base: str | None, weight: float, chosen: list[Scheme], 
     return Inspection(
         adapter=source,
         digest=adapter.digest,
+        triggers=lora.trigger_words(adapter)[:_WORDS],
+        tags=dict(list(lora.tag_counts(adapter).items())[:_WORDS]),
         layers=layers,
         unmatched=unmatched if base is not None else [],
         forecasts=[_forecast(key, total) for key, total in sums.items() if total.layers],
@@ -163,7 +205,9 @@ def _denoiser_weights(base: str) -> dict[str, Path]:
 
 def _bare(name: str, pair: dict[str, torch.Tensor], scale: float) -> LayerReport:
     rank = pair["A"].shape[0]
-    return LayerReport(name=name, rank=rank, scale=scale, relative=None, step_growth=None, hot_columns=None)
+    return LayerReport(
+        name=name, rank=rank, scale=scale, relative=None, step_growth=None, hot_columns=None, intruders=None
+    )
 
 
 def _layer(
@@ -178,6 +222,7 @@ def _layer(
         relative=float(change.norm() / before.norm()),
         step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
         hot_columns=int((columns > _HOT * columns.median()).sum()),
+        intruders=intruders(before.flatten(1), (before + change).flatten(1)),
     )
 
 

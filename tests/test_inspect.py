@@ -109,3 +109,24 @@ def test_the_command_shows_every_order(order: Order) -> None:
 def test_the_command_gives_json() -> None:
     found = json.loads(run("inspect", "faint", "--base", "demo", "--json").stdout)
     assert len(found["forecasts"]) == len(scheme.every()) * len(ORDERS)
+
+
+def test_intruders_are_strong_new_directions_and_not_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.linspace(3.0, 0.1, 64)
+    left, right = (torch.linalg.qr(torch.randn(96, 64, generator=generator)).Q for _ in range(2))
+    before = left @ torch.diag(spectrum) @ right.t()
+    new = torch.nn.functional.normalize(torch.randn(96, 4, generator=generator), dim=0)
+    loud = 20 * new @ torch.nn.functional.normalize(torch.randn(96, 4, generator=generator), dim=0).t()
+    assert inspect.intruders(before, before) == 0
+    assert inspect.intruders(before, before + 1e-3 * torch.randn(96, 96, generator=generator)) == 0
+    assert inspect.intruders(before, before + loud) >= 3
+    assert inspect.intruders(before.t()[:, :50], (before + loud).t()[:, :50]) >= 3
+
+
+def test_trigger_words_of_the_file_are_offered(tmp_path: Path) -> None:
+    tags = json.dumps({"10_style": {"flat emoji": 40}})
+    save_file(load_file(library.ADAPTERS / "flat.safetensors"), tmp_path / "k.safetensors", {"ss_tag_frequency": tags})
+    shown = run("inspect", str(tmp_path / "k.safetensors"), "--base", "demo", "--scheme", "int8")
+    assert "flat emoji (40)" in shown.stdout
+    assert "--trigger" in shown.stdout

@@ -127,10 +127,10 @@ def test_a_seed_that_calibrates_and_judges_is_an_error() -> None:
 
 
 def test_probes_differ_in_seed_and_digest() -> None:
-    found = probe.probes(probe.find("emoji"), 1.0)
+    found = probe.probes(probe.find("emoji"), (1.0,))
     assert len({p.seed for p in found}) == len(found)
     assert len({files.digest_value(p) for p in found}) == len(found)
-    assert files.digest_value(found[0]) != files.digest_value(probe.probes(probe.find("emoji"), 0.5)[0])
+    assert files.digest_value(found[0]) != files.digest_value(probe.probes(probe.find("emoji"), (0.5,))[0])
 
 
 def test_prompts_of_a_text_file_are_cycled_with_new_seeds_and_triggered_once(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_prompts_of_a_text_file_are_cycled_with_new_seeds_and_triggered_once(tmp
     chosen = probe.from_text(path, probe.find("general"))
     used = probe.triggered(probe.repeated(chosen, 5), "mystyle")
     assert used.prompts == ("mystyle, a cat", "mystyle, a dog", "mystyle, a cat", "mystyle, a dog", "mystyle, a cat")
-    assert len({p.seed for p in probe.probes(used, 1.0)}) == 5
+    assert len({p.seed for p in probe.probes(used, (1.0,))}) == 5
     assert probe.repeated(chosen, 1).prompts == ("a cat",)
 
 

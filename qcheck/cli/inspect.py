@@ -10,7 +10,9 @@ from rich.table import Table
 
 from qcheck import recipe, scheme
 from qcheck.cli.lazy import host
+from qcheck.cli.progress import Bars
 from qcheck.demo import library
+from qcheck.progress import Silent
 
 
 def inspect(
@@ -27,7 +29,8 @@ def inspect(
     """
     base_path, lora_path = library.resolve(base, lora) if base else (None, lora)
     chosen = [scheme.find(name) for name in schemes] if schemes else scheme.every()
-    found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges))
+    bars = Silent() if as_json else Bars(Console(stderr=True))
+    found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:
@@ -40,6 +43,9 @@ def _render(found: Any, console: Console) -> None:
     console.print(
         f"{escape(found.adapter)}: {len(found.layers)} layers, rank {_span(ranks)}, alpha / rank {_span(scales)}"
     )
+    if found.triggers:
+        words = ", ".join(f"{word} ({found.tags[word]})" if word in found.tags else word for word in found.triggers[:8])
+        console.print(f"trigger words in the file (how often): {escape(words)}; pass one to check by --trigger")
     if found.unmatched:
         console.print(f"[bold red]{len(found.unmatched)} layers are not in this base[/], first {found.unmatched[0]}")
     measured = [layer for layer in found.layers if layer.relative is not None]
@@ -47,10 +53,16 @@ def _render(found: Any, console: Console) -> None:
         console.print("give --base to see what it does to the weights, and which order would lose it")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="largest changes", title_justify="left")
-    for title in ("layer", "|D| / |W|", "step growth dB", "hot columns"):
+    for title in ("layer", "|D| / |W|", "step growth dB", "hot columns", "intruders"):
         table.add_column(title, justify="left" if title == "layer" else "right")
     for layer in sorted(measured, key=lambda seen: -seen.relative)[:8]:
-        table.add_row(layer.name, f"{layer.relative:.3f}", f"{layer.step_growth:.2f}", str(layer.hot_columns))
+        table.add_row(
+            layer.name,
+            f"{layer.relative:.3f}",
+            f"{layer.step_growth:.2f}",
+            str(layer.hot_columns),
+            str(layer.intruders),
+        )
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
     for title in ("scheme", "order", "survival", "signal to noise dB", ""):

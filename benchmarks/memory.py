@@ -1,0 +1,168 @@
+"""Resident memory: flat over probes and steps, and small when an adapter is inspected on a large base.
+
+``python benchmarks/memory.py traces`` traces all four arms of the demo for 8 and 256 probes and for 10 and 50 steps,
+each in a process of its own, and prints how far the resident memory went above where it stood before the first probe.
+``python benchmarks/memory.py inspect`` writes a random 2.6 B-parameter UNet (SDXL's configuration, fp16, sharded; 5 GB
+in a temporary folder) with a rank-64 adapter on its attention and prints the peak while it is inspected.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+_TRACES = [(8, 10), (256, 10), (8, 50)]
+
+
+def _resident() -> float:
+    """Resident memory now, MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def trace_once(probes: int, steps: int) -> None:
+    """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) and print the growth of memory in MB."""
+    from qcheck import artifact, cache, limits, pipeline, probe, recipe, scheme, target, work
+    from qcheck.demo import library
+    from qcheck.job import Job, Use
+    from qcheck.progress import Silent
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            base=str(library.PIPELINE),
+            adapters=(Use(str(library.ADAPTERS / "flat.safetensors"), 1.0),),
+            common=(),
+            allow_unmatched=False,
+            schemes=(scheme.find("int8"),),
+            explicit=True,
+            orders=("merge-quantize",),
+            target=target.find("jetson-agx-orin-64gb"),
+            probes=probe.repeated(probe.find("emoji").model_copy(update={"steps": steps}), probes),
+            recipe=recipe.find("emoji"),
+            trigger=None,
+            limits=limits.find("default").model_copy(update={"looks": (probes,)}),
+            out=Path(folder),
+            cache=cache.location(),
+            threads=1,
+            batch=8,
+            build=False,
+            arguments={},
+        )
+        started = work.prepare(job, Path(folder), Silent())
+        making = artifact.Making(
+            started.arms, started.exporter, started.store, job.schemes[0], job.recipe, pipeline.find_ranges(started)
+        )
+        path, content = artifact.write_base(making)
+        made = artifact.write(making, "merge-quantize", Path(folder))
+        arms = [
+            started.stored("q0", "base", path, content),
+            started.stored("q1", "adapted", made.twin, made.digest),
+        ]
+        first = pipeline.trace_reference(started, 2)
+        for subject in arms:  # sessions and their arenas exist from here on
+            pipeline.trace_artifact(started, subject, first["adapted"])
+        before, peak, done = _resident(), _resident(), threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.is_set():
+                peak = max(peak, _resident())
+                time.sleep(0.02)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        reference = pipeline.trace_reference(started, probes)
+        traced = [pipeline.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
+        pipeline.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, making_floor(started))
+        done.set()
+        watcher.join()
+        print(json.dumps({"probes": probes, "steps": steps, "before_mb": before, "peak_mb": peak}))
+
+
+def making_floor(started: object) -> object:
+    """A floor of the right length; its values do not matter for memory."""
+    import numpy as np
+
+    return np.zeros(len(started.setup.strata))  # type: ignore[attr-defined]
+
+
+def traces() -> None:
+    """Run the three sizes and print the differences."""
+    found = {}
+    for probes, steps in _TRACES:
+        command = [sys.executable, __file__, "once", str(probes), str(steps)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[probes, steps] = json.loads(done.stdout.splitlines()[-1])
+        print(found[probes, steps], flush=True)
+    small = found[8, 10]["peak_mb"]
+    print(f"8 -> 256 probes: {found[256, 10]['peak_mb'] - small:+.1f} MB")
+    print(f"10 -> 50 steps:  {found[8, 50]['peak_mb'] - small:+.1f} MB")
+
+
+def inspect_large() -> None:
+    """Write the base and the adapter, and inspect them in a child process."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    with init_empty_weights():
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            cross_attention_dim=2048,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+        )
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "unet").mkdir()
+        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+        shard: dict[str, torch.Tensor] = {}
+        lora: dict[str, torch.Tensor] = {}
+        total = number = 0
+        for key, value in unet.state_dict().items():
+            shard[key] = (torch.randn(value.shape, generator=generator) * 0.02).half()
+            total += value.numel()
+            layer = key.removesuffix(".weight")
+            if "attn" in key and key.endswith("weight") and value.dim() == 2:
+                lora[f"unet.{layer}.lora_A.weight"] = torch.randn(64, value.shape[1], generator=generator).half() * 0.02
+                lora[f"unet.{layer}.lora_B.weight"] = torch.randn(value.shape[0], 64, generator=generator).half() * 0.02
+            if sum(v.nbytes for v in shard.values()) > 1e9:
+                save_file(shard, folder / "unet" / f"part-{number}.safetensors")
+                shard, number = {}, number + 1
+        save_file(shard, folder / "unet" / f"part-{number}.safetensors")
+        save_file(lora, folder / "lora.safetensors")
+        print(f"{total / 1e9:.2f} B parameters in {number + 1} shards, {len(lora) // 2} adapter layers", flush=True)
+        command = [sys.executable, "-m", "qcheck", "inspect", str(folder / "lora.safetensors"), "--base", str(folder)]
+        start = time.monotonic()
+        subprocess.run([*command, "--json"], check=True, capture_output=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"peak resident memory {peak:.0f} MB, {time.monotonic() - start:.0f} s")
+
+
+def main() -> None:
+    """Choose one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["traces", "inspect", "once"])
+    parser.add_argument("numbers", nargs="*", type=int)
+    asked = parser.parse_args()
+    if asked.what == "once":
+        trace_once(*asked.numbers)
+    elif asked.what == "traces":
+        traces()
+    else:
+        inspect_large()
+
+
+if __name__ == "__main__":
+    main()
