@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from qcheck import files
+from qcheck.errors import UserError
 from qcheck.files import Value, as_tuple
 from qcheck.measurement import Arm, Measurement
 
@@ -71,7 +72,16 @@ class Limits(Value):
         return {(gate.name, gate.arm): (gate.low, gate.high) for gate in self.gates}
 
     def at_most(self, probes: int) -> "Limits":
-        """The same with no look beyond ``probes``, which becomes the last one."""
+        """The same with no look beyond ``probes``, which becomes the last one.
+
+        Raises:
+            UserError: more probes than the last look: ``alpha`` would not hold the error of so many looks.
+        """
+        if probes > self.looks[-1]:
+            raise UserError(
+                f"{probes} probes are beyond the last look of limits {self.name!r}, {self.looks[-1]}",
+                "Give a --limits file with more `looks` and an `alpha` for them.",
+            )
         looks = (*(look for look in self.looks if look < probes), probes)
         return self.model_copy(update={"looks": looks})
 

@@ -25,7 +25,7 @@ NEXT: dict[Outcome, str] = {
     "then QAT of the adapter.",
     "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
     "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
-    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise --max-probes beyond the last look.",
+    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise `looks` in a limits file.",
     "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
 }
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -42,6 +43,7 @@ def test_help_teaches(command: tuple[str, ...]) -> None:
         (("check", "demo", "--lora", "flat", "--probes", "emoji", "--prompts", "x"), "both --probes"),
         (("check", "demo", "--lora", "flat", "--weight", "1", "--weight", "2"), "1 adapters and 2 weights"),
         (("check", "demo", "--lora", "flat", "--with-lora", "ink=much"), "'much' is no number"),
+        (("check", "demo", "--lora", "flat", "--max-probes", "65"), "beyond the last look"),
         (("check", "demo", "--lora", "flat", "--weight", "nan"), "not finite"),
         (("check", "demo", "--lora", "flat", "--weight", "0"), "too small|only 0"),
         (("check", "demo", "--lora", "flat", "--weight", "0.0005"), "of its size on these probes"),
@@ -218,3 +220,43 @@ assert scheme.every() and target.every_target()
 def test_help_and_reports_work_without_any_heavy_library() -> None:
     blocked = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxruntime", "tensorrt_rtx", "scipy"}
     subprocess.run([sys.executable, "-c", BARE.replace("{blocked}", repr(blocked))], check=True)
+
+
+def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of q1's probes: nothing of the output stays, everything finished is found again."""
+    from qcheck import cache, trace
+
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    calls, last = [0], [10**9]
+    original = trace.call
+
+    def counted(*arguments: Any) -> Any:
+        if calls[0] >= last[0]:
+            raise KeyboardInterrupt
+        calls[0] += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(trace, "call", counted)
+    command = ("check", "demo", "--lora", "flat", "--scheme", "int4-g32", "--steps", "3", "--max-probes", "4")
+    command = (*command, "--batch", "1", "--no-build", "--threads", "1")
+    whole = run(*command, "--no-cache", "--out", str(tmp_path / "whole"))
+    needed = calls[0]
+    calls[0], last[0] = 0, needed - 10
+    stopped = run(*command, "--out", str(tmp_path / "out"))
+    assert stopped.exit_code == 130
+    assert "goes on from there" in " ".join(stopped.output.split())
+    assert not (tmp_path / "out").exists()
+    calls[0], last[0] = 0, 10**9
+    resumed = run(*command, "--out", str(tmp_path / "out"))
+    assert 0 < calls[0] <= 10 + 6  # what was left, and at most the probe that was under way
+    calls[0] = 0
+    again = run(*command, "--out", str(tmp_path / "again"))
+    assert calls[0] == 0
+    measured = [
+        json.loads((tmp_path / name / "report.json").read_text())["cases"][0]["measurements"]
+        for name in ("whole", "out", "again")
+    ]
+    assert measured[0] == measured[1] == measured[2]
+    assert whole.exit_code == resumed.exit_code == again.exit_code
