@@ -1,7 +1,7 @@
 """Resident memory: flat over probes and steps, and small when an adapter is inspected on a large base.
 
-``python benchmarks/memory.py traces`` traces all four arms of the demo for 8 and 256 probes and for 10 and 50 steps,
-each in a process of its own, and prints how far the resident memory went above where it stood before the first probe.
+``python benchmarks/memory.py traces`` traces all four arms of the demo for 8 and then 256 probes of 10 steps in one
+process, and for 8 probes of 50 steps in another, and prints the peaks of the resident memory.
 ``python benchmarks/memory.py inspect`` writes a random 2.6 B-parameter UNet (SDXL's configuration, fp16, sharded; 5 GB
 in a temporary folder) with a rank-64 adapter on its attention and prints the peak while it is inspected.
 """
@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-_TRACES = [(8, 10), (256, 10), (8, 50)]
+_TRACES = [(10, 8, 256), (50, 8)]  # steps, then numbers of probes
 
 
 def _resident() -> float:
@@ -25,9 +25,11 @@ def _resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def trace_once(probes: int, steps: int) -> None:
-    """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) and print the growth of memory in MB."""
-    from qcheck import artifact, cache, limits, pipeline, probe, recipe, scheme, target, work
+def trace_once(steps: int, *counts: int) -> None:
+    """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) on more and more probes; print the peak of each number in MB."""
+    import numpy as np
+
+    from qcheck import artifact, limits, pipeline, probe, recipe, scheme, target, work
     from qcheck.demo import library
     from qcheck.job import Job, Use
     from qcheck.progress import Silent
@@ -42,12 +44,12 @@ def trace_once(probes: int, steps: int) -> None:
             explicit=True,
             orders=("merge-quantize",),
             target=target.find("jetson-agx-orin-64gb"),
-            probes=probe.repeated(probe.find("emoji").model_copy(update={"steps": steps}), probes),
+            probes=probe.repeated(probe.find("emoji").model_copy(update={"steps": steps}), max(counts)),
             recipe=recipe.find("emoji"),
             trigger=None,
-            limits=limits.find("default").model_copy(update={"looks": (probes,)}),
+            limits=limits.find("default").model_copy(update={"looks": counts}),
             out=Path(folder),
-            cache=cache.location(),
+            cache=Path(folder) / "cache",
             threads=1,
             batch=8,
             build=False,
@@ -63,45 +65,38 @@ def trace_once(probes: int, steps: int) -> None:
             started.stored("q0", "base", path, content),
             started.stored("q1", "adapted", made.twin, made.digest),
         ]
-        first = pipeline.trace_reference(started, 2)
-        for subject in arms:  # sessions and their arenas exist from here on
-            pipeline.trace_artifact(started, subject, first["adapted"])
-        before, peak, done = _resident(), _resident(), threading.Event()
+        for count in counts:
+            peak, done = _resident(), threading.Event()
 
-        def watch() -> None:
-            nonlocal peak
-            while not done.is_set():
-                peak = max(peak, _resident())
-                time.sleep(0.02)
+            def watch(done: threading.Event = done) -> None:
+                nonlocal peak
+                while not done.is_set():
+                    peak = max(peak, _resident())
+                    time.sleep(0.02)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        reference = pipeline.trace_reference(started, probes)
-        traced = [pipeline.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
-        pipeline.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, making_floor(started))
-        done.set()
-        watcher.join()
-        print(json.dumps({"probes": probes, "steps": steps, "before_mb": before, "peak_mb": peak}))
-
-
-def making_floor(started: object) -> object:
-    """A floor of the right length; its values do not matter for memory."""
-    import numpy as np
-
-    return np.zeros(len(started.setup.strata))  # type: ignore[attr-defined]
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            reference = pipeline.trace_reference(started, count)
+            traced = [pipeline.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
+            floor = np.zeros(len(started.setup.strata))
+            pipeline.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, floor)
+            done.set()
+            watcher.join()
+            print(json.dumps({"probes": count, "steps": steps, "peak_mb": round(peak, 1)}))
 
 
 def traces() -> None:
     """Run the three sizes and print the differences."""
-    found = {}
-    for probes, steps in _TRACES:
-        command = [sys.executable, __file__, "once", str(probes), str(steps)]
+    found: dict[tuple[int, int], float] = {}
+    for numbers in _TRACES:
+        command = [sys.executable, __file__, "once", *map(str, numbers)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[probes, steps] = json.loads(done.stdout.splitlines()[-1])
-        print(found[probes, steps], flush=True)
-    small = found[8, 10]["peak_mb"]
-    print(f"8 -> 256 probes: {found[256, 10]['peak_mb'] - small:+.1f} MB")
-    print(f"10 -> 50 steps:  {found[8, 50]['peak_mb'] - small:+.1f} MB")
+        for line in done.stdout.splitlines():
+            print(line, flush=True)
+            seen = json.loads(line)
+            found[seen["probes"], seen["steps"]] = seen["peak_mb"]
+    print(f"8 -> 256 probes: {found[256, 10] - found[8, 10]:+.1f} MB")
+    print(f"10 -> 50 steps:  {found[8, 50] - found[8, 10]:+.1f} MB")
 
 
 def inspect_large() -> None:

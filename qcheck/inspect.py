@@ -1,6 +1,6 @@
 """An adapter without inference: what it is, what it does to the base's weights, and which order would lose it.
 
-Weights are streamed, one layer at a time. With D the adapter's change of a weight and a quantizer of step s:
+Weights are streamed, one layer at a time. With D the adapter's change of a weight and s the quantizer's step there:
 
 - merge-quantize, Q(W + D): W is as good as dither, so D arrives whole on average (survival 1) with noise of variance
   f (1 - f) s^2 a weight, f the fraction of |d| / s.
@@ -78,15 +78,15 @@ class _Sums:
 
 
 def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
-    """Expected <arrived, D> and noise energy of a change of weights, by groups [g, n] with one step [g] each."""
-    ratio = change / step[:, None]
+    """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
+    ratio = change / step
     if order == "unmerged":
         return float(change.square().sum()), 0.0
     if order == "quantize-merge":
-        arrived = torch.round(ratio) * step[:, None]
+        arrived = torch.round(ratio) * step
         return float((arrived * change).sum()), float((arrived - change).square().sum())
     fraction = ratio.abs() % 1
-    return float(change.square().sum()), float((fraction * (1 - fraction) * step[:, None].square()).sum())
+    return float(change.square().sum()), float((fraction * (1 - fraction) * step.square()).sum())
 
 
 def scale_of(alphas: dict[str, float], metadata: dict[str, str], module: str, rank: int) -> float:
@@ -229,8 +229,7 @@ def _layer(
 def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
     for order in ORDERS:
         merged = before + change if order == "merge-quantize" else before
-        step = plan.make_layer(merged, found, 1.0).weight
-        kept, noise = arrival(change.reshape(len(step), -1), step, order)
+        kept, noise = arrival(change, plan.make_layer(merged, found, 1.0).spacing(merged), order)
         total = sums[found.name, order]
         total.kept += kept
         total.noise += noise

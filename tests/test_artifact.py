@@ -24,6 +24,10 @@ from tests.conftest import Prepared, adapted_by
 
 RECIPE = recipe.find("emoji")
 SCHEMES = scheme.every()
+SHAPES = {
+    "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
+    "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
+}
 
 
 def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> Content:
@@ -51,7 +55,7 @@ def test_artifact_is_the_simulation(
 ) -> None:
     content = _content(demo_arms, prepared, chosen, order)
     path = prepared.exporter.quantized(content, "float32", chosen.opset, tmp_path / "q1.onnx", {})
-    stored = rewrite.integer_weights(ir.load(path))
+    stored = rewrite.stored_codes(ir.load(path))
     assert set(stored) == set(content.plan)
     for layer, numbers in content.plan.items():
         assert np.array_equal(stored[layer], numbers.weight_codes(content.state[f"{layer}.weight"]).numpy()), layer
@@ -127,12 +131,20 @@ def test_tensorrt_takes_the_four_bit_file_that_onnx_runtime_takes(
     chosen = scheme.find("int4-g128-int8")
     content = _content(demo_arms, prepared, chosen, order)
     path = prepared.exporter.quantized(content, "float32", chosen.opset, tmp_path / "model.onnx", {})
-    shapes = {
-        "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
-        "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
-    }
-    built = tensorrt.build(path, "8.6", shapes, tmp_path / "engine")
+    built = tensorrt.build(path, "8.6", SHAPES, tmp_path / "engine")
     assert built.engine is not None, built.detail
+
+
+@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
+@pytest.mark.parametrize(("capability", "taken"), [("12.0", True), ("8.6", False)])
+def test_tensorrt_takes_fp8_where_the_device_has_it_and_refuses_it_elsewhere(
+    demo_arms: Arms, prepared: Prepared, capability: str, taken: bool, tmp_path: Path
+) -> None:
+    content = _content(demo_arms, prepared, scheme.find("fp8"), "merge-quantize")
+    path = prepared.exporter.quantized(content, "float32", 20, tmp_path / "model.onnx", {})
+    built = tensorrt.build(path, capability, SHAPES, tmp_path / "engine")
+    assert (built.engine is not None) == taken, built.detail
+    assert taken or "fp8" in built.detail.lower()
 
 
 @given(st.integers(1, 4096), st.sampled_from([32, 64, 128]))

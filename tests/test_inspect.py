@@ -73,7 +73,7 @@ def test_dithered_arrival_is_unbiased_and_its_noise_is_the_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     change = 0.3 * torch.randn(8, 200_000, generator=generator)
     phase = torch.rand(8, 200_000, generator=generator)
-    step = torch.ones(8)
+    step = torch.ones(8, 1)
     arrived = torch.round(change + phase - 0.5) - torch.round(phase - 0.5)
     kept, noise = inspect.arrival(change, step, "merge-quantize")
     assert float((arrived * change).sum()) == pytest.approx(kept, rel=0.02)

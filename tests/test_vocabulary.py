@@ -53,10 +53,9 @@ def test_every_number_of_a_target_has_a_source() -> None:
 
 
 def test_a_target_refuses_a_scheme_it_has_no_format_for_and_says_which() -> None:
-    rule = scheme.Rule(operators=("Linear",), weights=scheme.Numbers(format="float8_e4m3", granularity="tensor"))
-    odd = scheme.find("int8").model_copy(update={"rules": [rule]})
-    assert "float8_e4m3" in str(target.find("jetson-agx-orin-64gb").refuses(odd))
-    assert target.find("jetson-thor-t5000").refuses(odd) is None
+    for name in ("fp8", "fp8-linear"):
+        assert "float8_e4m3" in str(target.find("jetson-agx-orin-64gb").refuses(scheme.find(name)))
+        assert target.find("jetson-thor-t5000").refuses(scheme.find(name)) is None
 
 
 def test_a_target_refuses_an_opset_that_no_release_of_it_parses() -> None:

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcheck.model.export import MODULE
 from qcheck.quantize.fake import Factors
+from qcheck.quantize.formats import Format
 from qcheck.quantize.plan import LayerPlan, Plan
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -107,7 +108,7 @@ def quantized(
 ) -> ir.Model:
     """A copy of ``model`` filled with ``state`` in which every layer of ``plan`` computes behind explicit Q/DQ.
 
-    Weights become integer initializers with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
+    Weights become initializers of codes with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
     shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float.
     ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input.
     ``opset`` raises the version that the file declares, for operators whose meaning it leaves unchanged.
@@ -123,10 +124,10 @@ def quantized(
         raise LookupError(f"{len(missing)} planned layers are not in the exported graph, first {missing[0]}")
     for layer, factors in (branches or {}).items():
         _add_branch(graph, layer, places[layer], factors)
-    shared: dict[tuple[str, float], ir.Value] = {}
+    shared: dict[tuple[str, str, float], ir.Value] = {}
     for layer, numbers in plan.items():
-        if numbers.activation is not None:
-            _quantize_input(graph, places[layer], numbers.activation, shared)
+        if numbers.activation is not None and numbers.activation_format is not None:
+            _quantize_input(graph, places[layer], numbers.activation, numbers.activation_format, shared)
         _quantize_weight(graph, layer, places[layer], numbers, state[f"{layer}.weight"])
     RemoveUnusedNodesPass()(copy)
     TopologicalSortPass()(copy)
@@ -170,14 +171,18 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
 
 
 def _quantize_input(
-    graph: ir.Graph, site: Site, activation: torch.Tensor, shared: dict[tuple[str, float], ir.Value]
+    graph: ir.Graph,
+    site: Site,
+    activation: torch.Tensor,
+    number: Format,
+    shared: dict[tuple[str, str, float], ir.Value],
 ) -> None:
     source = _input(site.node, 0)
-    key = (str(source.name), float(activation))
+    key = (str(source.name), number.name, float(activation))
     if key not in shared:
         name = f"{source.name}/{len(shared)}"
         step = _constant(graph, f"{name}/scale", _stored(activation, _float_type(site.weight)))
-        zero = _constant(graph, f"{name}/zero", np.zeros((), np.int8))
+        zero = _constant(graph, f"{name}/zero", np.zeros((), _CODES[number.name]))
         codes = ir.node("QuantizeLinear", [source, step, zero], name=f"{name}/quantize")
         values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{name}/dequantize")
         codes.outputs[0].name, values.outputs[0].name = f"{name}/codes", f"{name}/values"
@@ -210,17 +215,21 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, numbers: LayerPlan
         site.node.replace_input_with(1, node.outputs[0])
 
 
-_CODES = {"int8": np.dtype(np.int8), "int4": np.dtype(ml_dtypes.int4)}
+_CODES = {
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(ml_dtypes.int4),
+    "float8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
 _TRANSPOSED = ".T"
 
 
-def integer_weights(model: ir.Model) -> dict[str, np.ndarray]:
-    """Codes [out, in, ...] as int8 of every quantized layer as they stand in the artifact."""
+def stored_codes(model: ir.Model) -> dict[str, np.ndarray]:
+    """Codes [out, in, ...] of every quantized layer as they stand in the artifact, as float32."""
     found = {}
     for name, value in model.graph.initializers.items():
         if name.endswith("/codes") and value.const_value is not None:
             layer = name.removesuffix("/codes")
-            array = value.const_value.numpy().astype(np.int8)
+            array = value.const_value.numpy().astype(np.float32)
             transposed = layer.endswith(_TRANSPOSED)
             found[layer.removesuffix(_TRANSPOSED).removesuffix(".weight")] = array.T if transposed else array
     return found

@@ -8,7 +8,7 @@ from torch import nn
 
 from qcheck.errors import UserError
 from qcheck.quantize import formats
-from qcheck.quantize.formats import Integer
+from qcheck.quantize.formats import Format
 from qcheck.recipe import Recipe
 from qcheck.scheme import Rule, Scheme
 
@@ -23,10 +23,10 @@ class LayerPlan:
     [out * in / block] per block. ``activation`` is the scalar step of the layer's input, None if that stays in float.
     """
 
-    weight_format: Integer
+    weight_format: Format
     weight: torch.Tensor
     block: int | None = None
-    activation_format: Integer | None = None
+    activation_format: Format | None = None
     activation: torch.Tensor | None = None
 
     def weight_codes(self, weight: torch.Tensor) -> torch.Tensor:
@@ -38,6 +38,11 @@ class LayerPlan:
         """What the artifact's weight dequantizes to."""
         codes = self.weight_codes(weight).reshape(len(self.weight), -1)
         return formats.dequantize(codes, self.weight[:, None]).view(weight.shape)
+
+    def spacing(self, weight: torch.Tensor) -> torch.Tensor:
+        """Distance of neighbouring representable weights at each weight, same shape."""
+        groups = weight.reshape(len(self.weight), -1)
+        return (self.weight_format.spacing(groups / self.weight[:, None]) * self.weight[:, None]).view(weight.shape)
 
     def fake_activation(self, values: torch.Tensor) -> torch.Tensor:
         """What the artifact's input of this layer dequantizes to."""

@@ -91,3 +91,38 @@ def test_int4_per_block_meets_the_oracle(law: str, block: int, expected: float) 
     error = formats.dequantize(formats.quantize(values, step, number), step) - values
     sqnr = 10 * np.log10(float(values.double().square().sum() / error.double().square().sum()))
     assert sqnr == pytest.approx(expected, abs=0.03)
+
+
+FP8 = formats.find("float8_e4m3")
+
+
+def test_fp8_holds_exactly_the_values_of_e4m3() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    every = every[every.isfinite()]
+    assert torch.equal(formats.quantize(every, torch.tensor(1.0), FP8), every)
+    assert float(every.max()) == FP8.limit
+
+
+@given(st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=40))
+def test_fp8_rounds_as_the_hardware_type_does_and_saturates(numbers: list[float]) -> None:
+    values = torch.tensor(numbers)
+    expected = values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    assert torch.equal(formats.quantize(values, torch.tensor(1.0), FP8), expected)
+
+
+@pytest.mark.parametrize(("law", "expected"), [("gauss", 31.56), ("laplace", 31.65), ("uniform", 31.88)])
+def test_fp8_per_channel_meets_the_oracle(law: str, expected: float) -> None:
+    values = torch.from_numpy(DRAW[law](np.random.default_rng(2), (4000, 1024)).astype(np.float32))
+    step = formats.scale(values.abs().amax(1), FP8, "float32")[:, None]
+    error = formats.dequantize(formats.quantize(values, step, FP8), step) - values
+    sqnr = 10 * np.log10(float(values.double().square().sum() / error.double().square().sum()))
+    assert sqnr == pytest.approx(expected, abs=0.03)
+
+
+@given(st.lists(st.floats(-448, 448, width=32), min_size=1, max_size=40), st.sampled_from(sorted(formats.FORMATS)))
+def test_no_value_in_range_is_further_than_half_a_spacing_from_its_code(numbers: list[float], name: str) -> None:
+    number = formats.find(name)
+    values = torch.tensor(numbers).clamp(-number.limit, number.limit)
+    codes = formats.quantize(values, torch.tensor(1.0), number).float()
+    assert ((codes - values).abs() <= number.spacing(values) * (0.5 + 1e-6)).all()
+    assert torch.equal(formats.quantize(codes, torch.tensor(1.0), number).float(), codes)

@@ -51,7 +51,7 @@ def test_every_layer_of_torch_has_its_place_in_the_graph(prepared: Prepared) -> 
 
 
 def test_integer_codes_of_all_weights_equal_the_simulation(prepared: Prepared, artifact: Path) -> None:
-    stored = rewrite.integer_weights(ir.load(artifact))
+    stored = rewrite.stored_codes(ir.load(artifact))
     assert set(stored) == set(prepared.plan)
     for layer, numbers in prepared.plan.items():
         assert np.array_equal(stored[layer], numbers.weight_codes(prepared.state[f"{layer}.weight"]).numpy()), layer
@@ -132,7 +132,7 @@ def test_artifact_is_standard_onnx_with_zero_points_of_zero(artifact: Path, prep
 
 
 def test_layers_kept_by_the_recipe_stay_in_float(artifact: Path) -> None:
-    stored = rewrite.integer_weights(ir.load(artifact))
+    stored = rewrite.stored_codes(ir.load(artifact))
     assert not {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} & set(stored)
 
 
