@@ -178,9 +178,9 @@ def _make(making: Making, order: Order, folder: Path) -> None:
         "opset": scheme.opset,
         "scheme_digest": files.digest_value(scheme),
         "recipe_digest": files.digest_value(recipe),
-        "base": {"source": arms.base.source, "digest": arms.base.digest},
+        "base": {"digest": arms.base.digest},
         "adapters": [
-            {"source": used.path.name, "digest": used.digest, "weight": used.weight, "arms": of}
+            {"digest": used.digest, "weight": used.weight, "arms": of}
             for of, chosen in (("adapted", arms.adapters), ("both", arms.common))
             for used in chosen
         ],

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,9 @@ ENTRY = "entry"  # how an entry's folder is told from the shelves above it
 
 
 def location() -> Path:
-    """``$QCHECK_CACHE``, else ``qcheck`` in the user's cache folder."""
+    """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched."""
     if chosen := os.environ.get(VARIABLE):
-        return Path(chosen)
+        return Path(chosen) / "qcheck"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcheck"
 
 
@@ -30,7 +30,8 @@ def location() -> Path:
 def code() -> str:
     """The digest of qcheck's own code and of the libraries it computes with: either changed, nothing is reused."""
     sources = sorted(files.PACKAGE.rglob("*.py"))
-    return files.digest(*sources, repr(sorted(provenance.versions().items())))
+    named = [part for path in sources for part in (path.relative_to(files.PACKAGE).as_posix(), path)]
+    return files.digest(*named, repr(sorted(provenance.versions().items())))
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,17 @@ class Cache:
 
     @contextmanager
     def put(self, kind: str, key: str, about: str) -> Iterator[Path]:
-        """A folder to write into, which becomes the entry when the block ends well."""
+        """A folder to write into, which becomes the entry when the block ends well and no other run was quicker."""
         place = self._place(kind, key)
-        partial = place.with_name(f".{key}.{uuid.uuid4().hex}")
+        partial = _aside(place)
         partial.mkdir(parents=True)
         try:
             yield partial
             (partial / ENTRY).write_text(about, "utf-8")
-            if place.exists():  # another run was quicker, or the entry lacks its mark
-                shutil.rmtree(place)
-            partial.rename(place)
+            with suppress(OSError):  # the other run's entry is as good, and may be in use
+                partial.rename(place)
+            if self.find(kind, key) is None:
+                raise OSError(f"{place} could not be written")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -91,8 +93,9 @@ class Cache:
         found = []
         for mark in self.root.glob(f"*/*/{ENTRY}"):
             folder = mark.parent
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            found.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
+            with suppress(FileNotFoundError):  # removed by another run meanwhile
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                found.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
         return sorted(found, key=lambda item: item.used)
 
     def prune(self, keep_days: float, keep_bytes: float) -> list[Item]:
@@ -104,13 +107,27 @@ class Cache:
         total, removed = sum(item.bytes for item in items), []
         for item in items:
             if now - item.used >= keep_days * 86400 or total > keep_bytes:
-                shutil.rmtree(item.path)
+                _remove(item.path)
                 removed.append(item)
                 total -= item.bytes
         for partial in self.root.glob("*/.*"):
-            if now - partial.stat().st_mtime > 86400:
-                shutil.rmtree(partial, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if now - partial.stat().st_mtime > 86400:
+                    shutil.rmtree(partial, ignore_errors=True)
         return removed
+
+
+def _aside(place: Path) -> Path:
+    """A hidden name beside an entry, for what is not yet or no longer one."""
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+
+
+def _remove(place: Path) -> None:
+    """Out of sight in one step, then gone: an interrupted removal leaves no half entry."""
+    gone = _aside(place)
+    with suppress(FileNotFoundError):
+        place.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def key(*parts: bytes | str | Path) -> str:

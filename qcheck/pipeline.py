@@ -63,6 +63,11 @@ def trace_reference(work: Work, count: int) -> Traces:
         with work.timed(f"reference, {count} probes", trace.forwards(setup, 2, 1, count)) as advance:
             f1 = trace.reference(setup, work.full("adapted"), probes, work.store, advance)
             f0 = trace.arm(setup, f1, work.full("base"), probes, work.store, advance)
+        if not all(np.isfinite(final).all() for final in f0.finals()):
+            raise UserError(
+                "the base's own output is not finite on these probes",
+                "Check the base in float32, and the guidance scale.",
+            )
         work.references[count] = {"base": f0, "adapted": f1}
     return work.references[count]
 
@@ -74,10 +79,6 @@ def require_effect(work: Work, reference: Traces) -> float:
         UserError: it is negligible, so there is nothing whose survival could be judged.
     """
     f0, f1 = reference["base"], reference["adapted"]
-    if not all(np.isfinite(final).all() for final in f0.finals()):
-        raise UserError(
-            "the base's own output is not finite on these probes", "Check the base in float32, and the guidance scale."
-        )
     size = float(effect.effect_size(f0.outputs(), f1.outputs(), work.setup.weights).mean())
     limit = work.job.limits.negligible_effect
     if size < limit:
@@ -117,6 +118,11 @@ def _observe(work: Work, chosen: ProbeSet) -> dict[Side, dict[str, float]]:
             with observed(layers, [seen]):
                 trace.visit(setup, reached, work.full(side).runner(), side, probes, advance)
             found[side] = seen.values
+        if odd := [layer for layer, most in found["adapted"].items() if not np.isfinite(most)]:
+            raise UserError(
+                f"layer {odd[0]} receives values that are not finite on the calibration prompts, at full precision",
+                "The adapter or the base breaks on them: lower --weight or --guidance, or take another --recipe.",
+            )
     return found
 
 
@@ -208,7 +214,8 @@ def build(work: Work, title: str, made: Artifact) -> Build:
     stored = work.store.find("engine", key)
     if stored is not None:
         shutil.copy2(stored / engine.name, engine)
-        return Build.model_validate_json((stored / "build.json").read_text("utf-8"))
+        known = Build.model_validate_json((stored / "build.json").read_text("utf-8"))
+        return known.model_copy(update={"proxy": proxy})
     with work.timed(f"{title}: build for SM {capability}", 1) as advance:
         built = tensorrt.build(made.deployed, capability, shapes, engine)
         advance(1)

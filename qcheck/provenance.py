@@ -19,6 +19,12 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "tensorrt-rtx",
+    "onnxscript",
+    "ml-dtypes",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
 )
 
 

@@ -346,7 +346,10 @@ def _trace(
                 whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
                 save_file(whole, folder / _FILE, metadata={"matched": matched})
             found[index] = store.find("trace", work.keys[index])
-    return Trace(subject.name, tuple(folder / _FILE for folder in found if folder is not None))
+    paths = tuple(folder / _FILE for folder in found if folder is not None)
+    if len(paths) != len(work.keys):
+        raise FileNotFoundError(f"{subject.name}: stored probes vanished while they were being used")
+    return Trace(subject.name, paths)
 
 
 def _matched(setup: Setup, probe: Probe, states: np.ndarray) -> str:

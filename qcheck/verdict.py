@@ -70,7 +70,8 @@ def judge(
     """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
     ``refusals`` are what a builder for the target said when it did not take the artifact. A gate whose measurement is
-    missing makes the verdict INVALID: not measured is never passed. The adapter is not blamed while the base is open.
+    missing makes the verdict INVALID: not measured is never passed. The adapter's quantization is not blamed while
+    the base or the full-precision adapter is open.
     """
     judged = _judged(measurements, limits)
     by_key = {(seen.name, seen.arm): seen for seen in judged}
@@ -84,13 +85,13 @@ def judge(
     every_role = {"control", "reference", "absolute", "adapter"}
     broken = [f"{gate.name} ({gate.arm}) was not measured" for gate in absent]
     broken += those("not measured", every_role, everywhere)
-    base_open = those("undecided", {"absolute"}, {"base"})
+    first_open = those("undecided", {"absolute"}, {"base"}) + those("undecided", {"reference"}, everywhere)
     ladder: tuple[tuple[Outcome, list[str]], ...] = (
         ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
         ("INVALID", broken + those("fail", {"control"}, everywhere)),
         ("FAIL-RECIPE", [*(f"the build was refused: {r}" for r in refusals), *those("fail", {"absolute"}, {"base"})]),
-        ("INCONCLUSIVE", base_open),
-        ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, {"adapted", "both"})),
+        ("INCONCLUSIVE", first_open),
+        ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, everywhere)),
         ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
     )
     for outcome, reasons in ladder:

@@ -50,6 +50,7 @@ def _inside(gate: Gate) -> float:
         ({"reference_deviation__adapted": (NAN, NAN, NAN), "export_control__adapted": (0.0, 0.0, 0.0)}, "FAIL-ADAPTER"),
         ({"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (5, 6, 7)}, "INVALID"),
         ({"effect_survival__adapted": None}, "INVALID"),
+        ({"reference_deviation__adapted": (-9.0, -7.5, -6.0), "excess_error__adapted": (5, 6, 7)}, "INCONCLUSIVE"),
         ({"stratum_sqnr__base": (7.0, 8.5, 10.0), "stratum_sqnr__adapted": (5.0, 6.0, 7.0)}, "INCONCLUSIVE"),
     ],
 )
@@ -118,3 +119,11 @@ def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> 
         "export_control", "compute_control", "reference_deviation", "stratum_sqnr", "endpoint_error", "hf_energy",
         "effect_survival", "excess_error",
     }  # fmt: skip
+
+
+def test_a_gate_of_any_role_and_arm_that_fails_never_passes() -> None:
+    for arm in ("base", "adapted", "both"):
+        for role in ("control", "reference", "absolute", "adapter"):
+            gate = Gate(name="x", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
+            seen = Measurement(name="x", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
+            assert judge([seen], [], LIMITS.model_copy(update={"gates": [gate]})).outcome != "PASS", (arm, role)

@@ -161,7 +161,8 @@ def _common(base: str, given: list[str]) -> tuple[Use, ...]:
     """
     found = []
     for text_given in given:
-        source, _, weight = text_given.partition("=")
+        whole = Path(text_given).is_file()
+        source, _, weight = (text_given, "", "") if whole else text_given.partition("=")
         try:
             found.append(Use(library.resolve(base, source)[1], float(weight or 1.0)))
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,8 @@ def staged(out: Path) -> Iterator[Path]:
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"output {str(out)!r} exists and is not an empty folder", "Give another --out, or remove it.")
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "writable").touch()
         (partial / "writable").unlink()

@@ -46,7 +46,8 @@ def _error(values: np.ndarray) -> float:
 def beyond(values: np.ndarray, limit: Range) -> float:
     """p-value of "the mean of ``values`` [n] is inside ``limit``": small when it lies beyond either side.
 
-    The smaller of two one-sided t-tests; where the mean is on a side's border the other side adds next to nothing.
+    The smaller of two one-sided t-tests; the other side adds next to nothing while the interval is narrower than the
+    limits, and an interval that is not never passes.
     0 where a value is not finite.
     """
     if not np.isfinite(values).all():

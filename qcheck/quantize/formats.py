@@ -51,7 +51,7 @@ class Float:
 
     def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
         """Distance of neighbouring codes at values in units of the scale."""
-        exponent = torch.frexp(ratio).exponent - 1  # exact, unlike a logarithm
+        exponent = torch.where(ratio == 0, self.smallest, torch.frexp(ratio).exponent - 1)
         return torch.exp2((exponent.clamp(min=self.smallest) - self.mantissa).to(ratio.dtype))
 
     def nearest(self, ratio: torch.Tensor) -> torch.Tensor:

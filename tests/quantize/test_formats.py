@@ -96,6 +96,12 @@ def test_int4_per_block_meets_the_oracle(law: str, block: int, expected: float) 
 FP8 = formats.find("float8_e4m3")
 
 
+def test_fp8_spacing_is_the_distance_to_the_next_value() -> None:
+    """At 0 and in the lowest binades it is the subnormal's, 2^-9."""
+    found = FP8.spacing(torch.tensor([0.0, 2**-9, 2**-6, 1.0, -1.9, 300.0]))
+    assert found.tolist() == [2**-9, 2**-9, 2**-9, 2**-3, 2**-3, 32.0]
+
+
 def test_fp8_holds_exactly_the_values_of_e4m3() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     every = every[every.isfinite()]
