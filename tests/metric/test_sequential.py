@@ -33,7 +33,7 @@ def _runs(distance: float, count: int, chosen: Limits = LIMITS, gates: int = 1) 
 
 
 def test_at_the_boundary_each_wrong_decision_is_made_once_in_twenty() -> None:
-    """On the limit itself both decisions are wrong; measured .049 and .051 over 20,000 runs of each."""
+    """On the limit itself both decisions are wrong."""
     found, _ = _runs(0.0, 3000)
     assert found["PASS"] == pytest.approx(0.05, abs=0.013)
     assert found["NEEDS-QAT"] == pytest.approx(0.05, abs=0.013)
