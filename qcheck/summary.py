@@ -79,8 +79,11 @@ def sheet(work: Work, title: str, reference: Mapping[Side, Trace], quantized: Ma
     rows = slice(0, min(contact.ROWS, len(reference["base"].paths)))
 
     def pictures(found: Trace) -> np.ndarray:
-        decoded = arms.decode(pipe, torch.from_numpy(np.stack(found.finals()[rows])))
-        return decoded.permute(0, 2, 3, 1).numpy()
+        shown = found.paths[rows]
+        if shown not in work.pictures:
+            decoded = arms.decode(pipe, torch.from_numpy(np.stack(found.finals()[rows])))
+            work.pictures[shown] = decoded.permute(0, 2, 3, 1).numpy()
+        return work.pictures[shown]
 
     return Sheet(
         scheme=title,

@@ -1,5 +1,6 @@
 """A check under way: the arms, what they share, where files go, and how long each stage took."""
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from qcheck.cache import Cache
 from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
-from qcheck.model.arms import Arms, Side
+from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.probe import Probe, ProbeSet
 from qcheck.progress import Progress
 from qcheck.trace import Inputs, Setup, Subject, Trace
@@ -41,6 +42,7 @@ class Work:
     references: dict[int, Traces] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     controls: dict[str, tuple[np.ndarray, list[Measurement]]] = field(default_factory=dict)
+    pictures: dict[tuple[Path, ...], np.ndarray] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, title: str, total: int) -> Iterator[trace.Advance]:
@@ -82,13 +84,16 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
 def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, tuple[Probe, ...]]:
     """The shared set-up of a probe set, and its probes."""
 
+    @functools.lru_cache(maxsize=len(SIDES) * job.batch)
+    def hidden(side: Side, asked: Probe) -> torch.Tensor:
+        return arms.embed(both.use(side), asked)
+
     def inputs(side: Side, asked: Sequence[Probe]) -> Inputs:
-        pipe = both.use(side)
-        started = [arms.start(pipe, p) for p in asked]
+        started = [arms.start(both.base.pipe, p) for p in asked]
         return Inputs(
             latents=torch.cat([latents for latents, _ in started]),
             generators=tuple(generator for _, generator in started),
-            hidden=torch.stack([arms.embed(pipe, p) for p in asked]).numpy(),
+            hidden=torch.stack([hidden(side, p) for p in asked]).numpy(),
         )
 
     scheduler = both.base.pipe.scheduler
