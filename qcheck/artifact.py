@@ -3,7 +3,7 @@
 Everything is made once in the cache. The files of q1 are copied into the output folder:
 
 artifacts/<scheme>/<order>/unet/model.onnx       q1 in the compute type: the file to deploy
-artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, float32 elsewhere
+artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, or their values; float32 elsewhere
 artifacts/<scheme>/<order>/manifest.json
 """
 
@@ -80,9 +80,19 @@ class Exporter:
     def _full(self, side: Side, compute: str, folder: Path) -> None:
         onnx.save(onnx.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
 
-    def quantized(self, content: Content, compute: str, opset: int, path: Path, facts: Mapping[str, str]) -> Path:
-        """Save a quantized arm."""
-        model = onnx.quantized(self.graph(compute), content.state, content.plan, content.branches, opset)
+    def deployed(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+        """Save a quantized arm as the device gets it."""
+        graph = self.graph(scheme.compute)
+        model = onnx.quantized(graph, content.state, content.plan, content.branches, scheme.opset)
+        return self._save(model, path, facts)
+
+    def twin(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+        """Save a quantized arm as ONNX Runtime can run it here: the same codes and scales, or what they stand for."""
+        graph, decoded = self.graph(TWIN), scheme.decoded
+        model = onnx.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
+        return self._save(model, path, facts)
+
+    def _save(self, model: ir.Model, path: Path, facts: Mapping[str, str]) -> Path:
         model.metadata_props.update({f"qcheck.{key}": value for key, value in facts.items()})
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, path)
@@ -110,7 +120,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     for layer in touched:
         name = f"{layer}.weight"
         if order == "quantize-merge":
-            state[name] = before[layer].fake_weight(base[name]) + (adapted[name] - base[name])
+            state[name] = before[layer].weight.fake(base[name]) + (adapted[name] - base[name])
         elif order == "unmerged":
             state[name], branches[layer] = base[name], arms.factors(layer)
     return Content(state, plan.make(layers, state, scheme, ranges["adapted"]), branches)
@@ -141,7 +151,7 @@ def write_base(making: Making) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         content = base_content(making.arms, scheme, making.recipe, making.ranges)
         facts = {"scheme": scheme.name, "arm": "base"}
-        making.exporter.quantized(content, TWIN, scheme.opset, folder / "q0.twin.onnx", facts)
+        making.exporter.twin(content, scheme, folder / "q0.twin.onnx", facts)
 
     key = making.key("base")
     folder = making.store.obtain("artifact", key, f"{making.arms.base.source}, {scheme.name}, base", make)
@@ -168,14 +178,16 @@ def _make(making: Making, order: Order, folder: Path) -> None:
     arms, exporter, scheme, recipe = making.arms, making.exporter, making.scheme, making.recipe
     content = adapted_content(arms, scheme, recipe, order, making.ranges)
     facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
-    deployed = exporter.quantized(content, scheme.compute, scheme.opset, folder / "unet" / "model.onnx", facts)
-    twin = exporter.quantized(content, TWIN, scheme.opset, folder / "q1.twin.onnx", facts)
+    deployed = exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts)
+    twin = exporter.twin(content, scheme, folder / "q1.twin.onnx", facts)
     manifest = {
         "schema": "qcheck-manifest/1",
         "qcheck": __version__,
         **facts,
         "compute": scheme.compute,
         "opset": scheme.opset,
+        "runs": list(scheme.runs),
+        "twin": "decoded" if scheme.decoded else "same codes",
         "scheme_digest": files.digest_value(scheme),
         "recipe_digest": files.digest_value(recipe),
         "base": {"digest": arms.base.digest},

@@ -229,7 +229,7 @@ def _layer(
 def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
     for order in ORDERS:
         merged = before + change if order == "merge-quantize" else before
-        kept, noise = arrival(change, plan.make_layer(merged, found, 1.0).spacing(merged), order)
+        kept, noise = arrival(change, plan.make_layer(merged, found, 1.0).weight.spacing(merged), order)
         total = sums[found.name, order]
         total.kept += kept
         total.noise += noise

@@ -10,18 +10,23 @@ from qcheck.files import Value, as_tuple
 
 FOLDER = files.PACKAGE / "data" / "schemes"
 Order = Literal["merge-quantize", "quantize-merge", "unmerged"]
+Granularity = Literal["none", "tensor", "channel", "block", "run"]
+Runtime = Literal["tensorrt", "onnxruntime", "bitsandbytes"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 class Numbers(Value):
     """How one kind of tensor is quantized: a format of ``quantize.formats`` and which values share a scale.
 
-    ``block`` values along the input axis share one at granularity "block"; it is the most, see ``block_of``.
+    At "block" ``block`` values along the input axis share one (the most, see ``block_of``), at "run" as many of the
+    flattened weight; "none" is a bare cast. ``scales`` is the format that holds the scales of blocks, themselves in
+    units of one scale a tensor; without it they are stored in the compute type.
     """
 
     format: str
-    granularity: Literal["tensor", "channel", "block"]
+    granularity: Granularity
     block: int | None = None
+    scales: str | None = None
 
     def block_of(self, inputs: int) -> int | None:
         """The block for a layer of ``inputs`` input features, or None if it has to stay in the compute type.
@@ -42,31 +47,52 @@ class Rule(Value):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if (self.weights.granularity == "block") != (self.weights.block is not None):
-            raise ValueError("`block` goes with granularity 'block', and only with it")
-        if self.weights.block is not None and (self.weights.block < 16 or self.weights.block % 16):
-            raise ValueError("`block` must be a multiple of 16")
-        if self.weights.granularity == "block" and set(self.operators) != {"Linear"}:
+        for numbers in (self.weights, self.activations):
+            if numbers is not None:
+                _check_blocks(numbers)
+        if "block" in {n.granularity for n in (self.weights, self.activations) if n} and self.operators != ("Linear",):
             raise ValueError("blocks are for Linear layers: TensorRT refuses them on convolutions")
-        if self.activations is not None and self.activations.granularity != "tensor":
-            raise ValueError("activations are quantized per tensor")
+        if self.activations is not None:
+            found = (self.activations.granularity, self.activations.scales is not None)
+            if found not in {("tensor", False), ("block", True)}:
+                raise ValueError("activations are quantized per tensor, or dynamically per block with `scales`")
         return self
 
 
+def _check_blocks(numbers: Numbers) -> None:
+    grouped = numbers.granularity in {"block", "run"}
+    if grouped != (numbers.block is not None):
+        raise ValueError("`block` goes with granularity 'block' or 'run', and only with them")
+    if numbers.block is not None and (numbers.block < 16 or numbers.block % 16):
+        raise ValueError("`block` must be a multiple of 16")
+    if numbers.scales is not None and numbers.granularity != "block":
+        raise ValueError("`scales` goes with granularity 'block'")
+
+
 class Scheme(Value):
-    """Rules by kind of layer, the first that names the kind holds; the rest stays in ``compute``."""
+    """Rules by kind of layer, the first that names the kind holds; the rest stays in ``compute``.
+
+    ``runs`` names what executes the scheme's files as they are. Where ONNX Runtime is not among them, numbers come from
+    a decoded twin: dequantized weights as float32 constants.
+    """
 
     name: str
     title: str
-    compute: Literal["float16"]
+    compute: Literal["float16", "bfloat16", "float32"]
     opset: int
+    runs: Annotated[tuple[Runtime, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     rules: list[Rule]
 
     @property
     def formats(self) -> frozenset[str]:
-        """Every number format that a device must offer to run this scheme."""
+        """Every number format that the scheme's layers hold or compute in."""
         numbers = [n for rule in self.rules for n in (rule.weights, rule.activations) if n is not None]
         return frozenset({n.format for n in numbers} | {self.compute})
+
+    @property
+    def decoded(self) -> bool:
+        """Whether ONNX Runtime cannot run the scheme's own file."""
+        return "onnxruntime" not in self.runs
 
     def rule(self, operator: str) -> Rule | None:
         """The rule for a kind of layer."""

@@ -58,7 +58,7 @@ def test_artifact_is_the_simulation(
     stored = rewrite.stored_codes(ir.load(path))
     assert set(stored) == set(content.plan)
     for layer, numbers in content.plan.items():
-        assert np.array_equal(stored[layer], numbers.weight_codes(content.state[f"{layer}.weight"]).numpy()), layer
+        assert np.array_equal(stored[layer], numbers.weight.codes(content.state[f"{layer}.weight"]).numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
     unet = demo_arms.use("adapted").unet
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, pr
     found = {order: _content(demo_arms, prepared, chosen, order) for order in ORDERS}
     touched = set(demo_arms.denoiser_layers())
     for layer in found["merge-quantize"].plan:
-        codes = {o: c.plan[layer].weight_codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
+        codes = {o: c.plan[layer].weight.codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
         same = torch.equal(codes["merge-quantize"], codes["unmerged"])
         assert same == (layer not in touched), layer
     assert set(found["unmerged"].branches) == touched & set(found["unmerged"].plan)
@@ -107,8 +107,8 @@ def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Pr
         kept = whole = 0.0
         for layer in faint.denoiser_layers():
             wanted = faint.weights["adapted"][f"unet.{layer}"] - faint.weights["base"][f"unet.{layer}"]
-            q1 = content[order].plan[layer].fake_weight(content[order].state[f"{layer}.weight"])  # type: ignore[index]
-            q0 = start.plan[layer].fake_weight(start.state[f"{layer}.weight"])
+            q1 = content[order].plan[layer].weight.fake(content[order].state[f"{layer}.weight"])  # type: ignore[index]
+            q0 = start.plan[layer].weight.fake(start.state[f"{layer}.weight"])
             kept += float(((q1 - q0) * wanted).sum())
             whole += float(wanted.square().sum())
         survived[order] = kept / whole

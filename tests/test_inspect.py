@@ -26,7 +26,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Arms, Inspection]:
 
 
 def _quantized(weight: torch.Tensor, chosen: Scheme) -> torch.Tensor:
-    return plan.make_layer(weight, chosen, 1.0).fake_weight(weight)
+    return plan.make_layer(weight, chosen, 1.0).weight.fake(weight)
 
 
 def _measured(both: Arms, chosen: Scheme, order: Order) -> tuple[float, float]:

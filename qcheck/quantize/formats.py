@@ -38,16 +38,28 @@ class Integer:
 
 @dataclass(frozen=True)
 class Float:
-    """A signed floating-point format without infinities; scale = absmax / largest value.
+    """A signed binary floating-point format; scale = absmax / largest value.
 
-    ``mantissa`` is the number of stored bits, ``smallest`` the exponent of the lowest normal binade, ``limit`` the
-    largest value (OCP 8-bit floating point: E4M3 has 3, -6 and 448).
+    ``exponent`` and ``mantissa`` are its bits, ``reserved`` how many of the topmost codes of a sign are infinity or NaN
+    (IEEE 754 formats reserve the whole binade, OCP E4M3 one code, OCP E2M1 none).
     """
 
     name: str
+    exponent: int
     mantissa: int
-    smallest: int
-    limit: float
+    reserved: int
+
+    @property
+    def smallest(self) -> int:
+        """Exponent of the lowest normal binade; below it values are evenly spaced."""
+        return int(2 - 2 ** (self.exponent - 1))
+
+    @property
+    def limit(self) -> float:
+        """The largest value."""
+        top = 2 ** (self.exponent + self.mantissa) - 1 - self.reserved
+        exponent, fraction = divmod(top, 2**self.mantissa)
+        return float((1 + fraction / 2**self.mantissa) * 2.0 ** (exponent - 1 + self.smallest))
 
     def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
         """Distance of neighbouring codes at values in units of the scale."""
@@ -61,13 +73,68 @@ class Float:
         return torch.round(inside / spacing) * spacing
 
 
-Format = Integer | Float
-FORMATS: dict[str, Format] = {
-    found.name: found for found in (Integer("int8", 8), Integer("int4", 4), Float("float8_e4m3", 3, -6, 448.0))
-}
+@dataclass(frozen=True)
+class Table:
+    """A format that lists its values, rising; scale = absmax / the last of them."""
 
-# Mantissa bits and the exponent of the smallest subnormal of what may hold a scale (IEEE 754; bfloat16).
-_STORED = {"float32": (23, -149), "float16": (10, -24), "bfloat16": (7, -133)}
+    name: str
+    levels: tuple[float, ...]
+
+    @property
+    def limit(self) -> float:
+        """The largest value."""
+        return self.levels[-1]
+
+    def indices(self, ratio: torch.Tensor) -> torch.Tensor:
+        """The place in ``levels`` of the value nearest to each ratio, int64; the lower of two as near."""
+        levels = torch.tensor(self.levels, dtype=ratio.dtype)
+        return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
+
+    def nearest(self, ratio: torch.Tensor) -> torch.Tensor:
+        """Codes as the values they stand for."""
+        return torch.tensor(self.levels, dtype=ratio.dtype)[self.indices(ratio)]
+
+    def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
+        """Distance of the two neighbouring values that enclose each ratio."""
+        levels = torch.tensor(self.levels, dtype=ratio.dtype)
+        below = torch.bucketize(ratio.contiguous(), levels[1:-1], right=True)
+        return (levels[1:] - levels[:-1])[below]
+
+
+# Quantiles of the normal distribution, as bitsandbytes holds them (QLoRA, arXiv 2305.14314, appendix E).
+_NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+Format = Integer | Float | Table
+FORMATS: dict[str, Format] = {
+    found.name: found
+    for found in (
+        Integer("int8", 8),
+        Integer("int4", 4),
+        Float("float8_e4m3", 4, 3, reserved=1),
+        Float("float4_e2m1", 2, 1, reserved=0),
+        Table("nf4", _NF4),
+        Float("float16", 5, 10, reserved=2**10),
+        Float("bfloat16", 8, 7, reserved=2**7),
+        Float("float32", 8, 23, reserved=2**23),
+    )
+}
 
 
 def find(name: str) -> Format:
@@ -77,22 +144,47 @@ def find(name: str) -> Format:
     return FORMATS[name]
 
 
+def floating(name: str) -> Float:
+    """The floating-point format of that name, which may hold a scale."""
+    found = find(name)
+    if not isinstance(found, Float):
+        raise unknown("floating-point format", name, [n for n, f in FORMATS.items() if isinstance(f, Float)])
+    return found
+
+
 def scale(absmax: torch.Tensor, number: Format, stored: str) -> torch.Tensor:
     """The step that puts ``absmax`` on the largest code: same shape, float32, > 0.
 
-    Rounded *up* to a value that ``stored`` ("float32", "float16", "bfloat16") holds exactly: an artifact and its
-    float32 twin then share one scale, and nothing in range is clipped. An all-zero group gets the smallest step.
+    Rounded *up* to a value that the float format ``stored`` holds exactly: an artifact and its float32 twin then share
+    one scale, and nothing in range is clipped. An all-zero group gets the smallest step.
     """
-    mantissa, smallest = _STORED[stored]
+    holder = floating(stored)
+    smallest = holder.smallest - holder.mantissa  # exponent of the least subnormal
     exact = absmax.double() / number.limit
     exponent = torch.frexp(exact).exponent.double() - 1
-    spacing = torch.exp2((exponent - mantissa).clamp(min=smallest))
+    spacing = torch.exp2((exponent - holder.mantissa).clamp(min=smallest))
     return (torch.ceil(exact / spacing) * spacing).clamp(min=2.0**smallest).float()
 
 
+def scale_of_scales(absmax: torch.Tensor, number: Format, holder: Float) -> torch.Tensor:
+    """The float32 factor, scalar, that lets ``holder`` store the steps of every block whose maxima ``absmax`` holds.
+
+    NVFP4: the tensor's maximum over 6 times 448.
+    """
+    return (absmax.max().float() / (number.limit * holder.limit)).clamp(min=2.0**-126)
+
+
+def block_scale(absmax: torch.Tensor, number: Format, holder: Float, factor: torch.Tensor) -> torch.Tensor:
+    """Steps of blocks in units of ``factor``, as ``holder`` stores them: rounded to nearest, so a maximum may clip."""
+    return holder.nearest(absmax.float() / number.limit / factor)
+
+
 def quantize(values: torch.Tensor, step: torch.Tensor, number: Format) -> torch.Tensor:
-    """Codes of ``values``, same shape: round half to even, saturate (ONNX QuantizeLinear). NaN is undefined."""
-    return number.nearest(values / step)
+    """Codes of ``values``, same shape: to the nearest, saturating (ONNX QuantizeLinear); 0 where ``step`` is 0.
+
+    NaN is undefined.
+    """
+    return number.nearest(torch.where(step == 0, 0, values / step))
 
 
 def dequantize(codes: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

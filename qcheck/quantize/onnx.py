@@ -18,8 +18,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcheck.model.export import MODULE
 from qcheck.quantize.fake import Factors
-from qcheck.quantize.formats import Format
-from qcheck.quantize.plan import LayerPlan, Plan
+from qcheck.quantize.formats import Float, Format, Table
+from qcheck.quantize.plan import Dynamic, Grid, Plan, Static
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
@@ -105,11 +105,14 @@ def quantized(
     plan: Plan,
     branches: Mapping[str, Factors] | None = None,
     opset: int | None = None,
+    decoded: bool = False,
 ) -> ir.Model:
     """A copy of ``model`` filled with ``state`` in which every layer of ``plan`` computes behind explicit Q/DQ.
 
     Weights become initializers of codes with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
-    shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float.
+    shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float. NF4 becomes
+    ONNX Runtime's MatMulBnb4, dynamic NVFP4 inputs TensorRT's TRT_FP4DynamicQuantize.
+    ``decoded`` writes what the codes stand for instead, in operators that ONNX Runtime has on every machine.
     ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input.
     ``opset`` raises the version that the file declares, for operators whose meaning it leaves unchanged.
 
@@ -126,12 +129,13 @@ def quantized(
         _add_branch(graph, layer, places[layer], factors)
     shared: dict[tuple[str, str, float], ir.Value] = {}
     for layer, numbers in plan.items():
-        if numbers.activation is not None and numbers.activation_format is not None:
-            _quantize_input(graph, places[layer], numbers.activation, numbers.activation_format, shared)
-        _quantize_weight(graph, layer, places[layer], numbers, state[f"{layer}.weight"])
+        if numbers.input is not None:
+            _quantize_input(graph, places[layer], numbers.input, shared, decoded)
+        _quantize_weight(graph, layer, places[layer], numbers.weight, state[f"{layer}.weight"], decoded)
     RemoveUnusedNodesPass()(copy)
     TopologicalSortPass()(copy)
-    copy.graph.opset_imports[""] = max(opset or 0, copy.graph.opset_imports[""])
+    copy.graph.opset_imports[""] = max(0 if decoded else opset or 0, copy.graph.opset_imports[""])
+    copy.graph.opset_imports.update({node.domain: 1 for node in copy.graph if node.domain})
     return copy
 
 
@@ -173,52 +177,176 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
 def _quantize_input(
     graph: ir.Graph,
     site: Site,
-    activation: torch.Tensor,
-    number: Format,
+    numbers: Static | Dynamic,
     shared: dict[tuple[str, str, float], ir.Value],
+    decoded: bool,
 ) -> None:
-    source = _input(site.node, 0)
-    key = (str(source.name), number.name, float(activation))
+    source, dtype = _input(site.node, 0), _float_type(site.weight)
+    unit = numbers.step if isinstance(numbers, Static) else numbers.factor
+    key = (str(source.name), numbers.number.name, float(unit))
     if key not in shared:
-        name = f"{source.name}/{len(shared)}"
-        step = _constant(graph, f"{name}/scale", _stored(activation, _float_type(site.weight)))
-        zero = _constant(graph, f"{name}/zero", np.zeros((), _CODES[number.name]))
-        codes = ir.node("QuantizeLinear", [source, step, zero], name=f"{name}/quantize")
-        values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{name}/dequantize")
-        codes.outputs[0].name, values.outputs[0].name = f"{name}/codes", f"{name}/values"
-        graph.insert_before(site.node, [codes, values])
-        shared[key] = values.outputs[0]
+        tape = _Tape(graph, f"{source.name}/{len(shared)}", dtype)
+        if isinstance(numbers, Static):
+            step = tape.constant("scale", _stored(unit, dtype))
+            zero = tape.constant("zero", np.zeros((), _CODES[numbers.number.name]))
+            codes = tape.add("QuantizeLinear", [source, step, zero], "quantize", "codes")
+            shared[key] = tape.add("DequantizeLinear", [codes, step, zero], "dequantize", "values")
+        else:
+            shared[key] = (_computed_blocks if decoded else _dynamic_blocks)(tape, source, numbers)
+        graph.insert_before(site.node, tape.nodes)
     site.node.replace_input_with(0, shared[key])
 
 
-def _quantize_weight(graph: ir.Graph, layer: str, site: Site, numbers: LayerPlan, weight: torch.Tensor) -> None:
-    codes, step = numbers.weight_codes(weight), numbers.weight
-    axis = {"axis": 1 if site.transposed else 0}
-    if numbers.block is not None:
-        step, axis = step.view(len(weight), -1), {"axis": 0 if site.transposed else 1, "block_size": numbers.block}
+class _Tape:
+    """Nodes and constants under one name, in the order in which they compute."""
+
+    def __init__(self, graph: ir.Graph, name: str, dtype: ir.DataType) -> None:
+        self.graph, self.name, self.dtype, self.nodes = graph, name, dtype, list[ir.Node]()
+
+    def constant(self, part: str, array: np.ndarray) -> ir.Value:
+        return _constant(self.graph, f"{self.name}/{part}", array)
+
+    def add(
+        self, operator: str, inputs: list[ir.Value], part: str, output: str = "", **attributes: int | list[int]
+    ) -> ir.Value:
+        node = ir.node(operator, inputs, attributes=attributes, name=f"{self.name}/{part}")
+        node.outputs[0].name = f"{self.name}/{output or f'{part}_out'}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def steps(self, codes: ir.Value, factor: ir.Value) -> ir.Value:
+        """Steps in the compute type from their codes and the float32 factor."""
+        steps = self.add("DequantizeLinear", [codes, factor], "steps")
+        return steps if self.dtype == ir.DataType.FLOAT else self.add("Cast", [steps], "cast", to=int(self.dtype))
+
+
+def _dynamic_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Value:
+    """TensorRT's own operator; it gives E2M1 codes and E4M3 steps of blocks along the last axis."""
+    factor = tape.constant("scale", numbers.factor.numpy())
+    quantize = ir.node(
+        "TRT_FP4DynamicQuantize",
+        [source, factor],
+        domain="trt",
+        attributes={"axis": -1, "block_size": numbers.block, "scale_type": int(_holder_type(numbers.holder))},
+        num_outputs=2,
+        name=f"{tape.name}/quantize",
+    )
+    codes, steps = quantize.outputs
+    codes.name, steps.name = f"{tape.name}/codes", f"{tape.name}/steps_codes"
+    codes.dtype, steps.dtype = ir.DataType.FLOAT4E2M1, _holder_type(numbers.holder)
+    tape.nodes.append(quantize)
+    values = [codes, tape.steps(steps, factor)]
+    return tape.add("DequantizeLinear", values, "dequantize", "values", axis=-1, block_size=numbers.block)
+
+
+def _holder_type(holder: Format) -> ir.DataType:
+    return ir.DataType.from_numpy(_CODES[holder.name])
+
+
+def _computed_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Value:
+    """The same arithmetic in standard operators, the expressions of ``formats.block_scale`` and ``Float.nearest``."""
+
+    def number(part: str, value: float) -> ir.Value:
+        return tape.constant(part, np.array(value, np.float32))
+
+    element, holder = numbers.number, numbers.holder
+    last = source.shape[-1] if source.shape is not None else None
+    if not isinstance(last, int) or not isinstance(element, Float):
+        raise TypeError(f"{source.name}: blocks need a known last axis and a floating-point format")
+    kept = [0] * (len(source.shape or ()) - 1)  # 0: that axis stays as it is
+    split = tape.constant("split", np.array([*kept, last // numbers.block, numbers.block], np.int64))
+    joined = tape.constant("join", np.array([*kept, last], np.int64))
+    factor = number("factor", float(numbers.factor))
+    blocks = tape.add("Reshape", [source, split], "blocks")
+    axis = tape.constant("axis", np.array([-1], np.int64))
+    absmax = tape.add("ReduceMax", [tape.add("Abs", [blocks], "abs"), axis], "absmax", keepdims=1)
+    wanted = tape.add("Div", [tape.add("Div", [absmax, number("limit", element.limit)], "unit"), factor], "wanted")
+    capped = tape.add("Min", [wanted, number("holder_limit", holder.limit)], "capped")
+    stored = tape.add("Cast", [capped], "stored", to=int(_holder_type(holder)))
+    step = tape.add("Mul", [tape.add("Cast", [stored], "steps_codes_float", to=int(ir.DataType.FLOAT)), factor], "step")
+    empty = tape.add("Equal", [step, number("zero", 0.0)], "empty")
+    divisor = tape.add("Where", [empty, number("one", 1.0), step], "divisor")
+    ratio = tape.add("Div", [blocks, divisor], "ratio")
+    inside = tape.add("Clip", [ratio, number("lowest", -element.limit), number("highest", element.limit)], "inside")
+    spacing = number("spacing0", 2.0 ** (element.smallest - element.mantissa))
+    size = tape.add("Abs", [inside], "size")
+    exponent = element.smallest + 1
+    while 2.0**exponent <= element.limit:
+        above = tape.add("GreaterOrEqual", [size, number(f"binade{exponent}", 2.0**exponent)], f"above{exponent}")
+        wider = number(f"spacing{exponent}", 2.0 ** (exponent - element.mantissa))
+        spacing = tape.add("Where", [above, wider, spacing], f"choose{exponent}")
+        exponent += 1
+    rounded = tape.add("Round", [tape.add("Div", [inside, spacing], "grid")], "rounded")
+    codes = tape.add("Mul", [rounded, spacing], "codes")
+    return tape.add("Reshape", [tape.add("Mul", [codes, step], "scaled"), joined], "values_blocks", "values")
+
+
+def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight: torch.Tensor, decoded: bool) -> None:
+    """Codes and a DequantizeLinear in the weight's place; constants where that is what the format is or has to be."""
+    if decoded or grid.granularity == "none":
+        values = grid.fake(weight)
+        array = _stored(values.t() if site.transposed else values, _float_type(site.weight))
+        site.weight.const_value = ir.tensor(array, name=site.weight.name)
+        return
+    if isinstance(grid.number, Table):
+        _look_up(graph, layer, site, grid, grid.number, weight)
+        return
+    tape = _Tape(graph, f"{layer}.weight{_TRANSPOSED if site.transposed else ''}", _float_type(site.weight))
+    codes, turn = grid.codes(weight), site.transposed
+    array = (codes.t() if turn else codes).contiguous().numpy().astype(_CODES[grid.number.name])
+    integers = tape.constant("codes", array)
+    axis = {"axis": 1 if turn else 0}
+    step = grid.step if grid.held is None else grid.held.codes
+    if grid.block is not None:
+        step, axis = step.view(len(weight), -1), {"axis": 0 if turn else 1, "block_size": grid.block}
+        step = step.t() if turn else step
     elif len(step) == 1:
         step, axis = step.view(()), {}
-    if site.transposed:
-        codes, step = codes.t(), step.t() if numbers.block is not None else step
-    array = codes.contiguous().numpy().astype(_CODES[numbers.weight_format.name])
-    name = f"{layer}.weight{_TRANSPOSED if site.transposed else ''}"
-    integers = _constant(graph, f"{name}/codes", array)
-    scales = _constant(graph, f"{name}/scale", _stored(step, _float_type(site.weight)))
-    node = ir.node("DequantizeLinear", [integers, scales], attributes=axis, name=f"{name}/dequantize")
-    node.outputs[0].name = f"{name}/values"
+    if grid.held is None:
+        scales = tape.constant("scale", _stored(step, tape.dtype))
+    else:
+        held = tape.constant("scale_codes", step.contiguous().numpy().astype(_CODES[grid.held.number.name]))
+        scales = tape.steps(held, tape.constant("scale_factor", grid.held.factor.numpy()))
+    values_out = tape.add("DequantizeLinear", [integers, scales], "dequantize", "values", **axis)
     producer = _input(site.node, 1).producer()
     if producer is not None:  # case 2: the Transpose reads the dequantized weight
-        graph.insert_before(producer, node)
-        producer.replace_input_with(0, node.outputs[0])
+        graph.insert_before(producer, tape.nodes)
+        producer.replace_input_with(0, values_out)
     else:
-        graph.insert_before(site.node, node)
-        site.node.replace_input_with(1, node.outputs[0])
+        graph.insert_before(site.node, tape.nodes)
+        site.node.replace_input_with(1, values_out)
+
+
+def _look_up(graph: ir.Graph, layer: str, site: Site, grid: Grid, table: Table, weight: torch.Tensor) -> None:
+    """ONNX Runtime's MatMulBnb4 in the layer's place: places in the table, two a byte, the first in the high half."""
+    outputs, inputs = weight.shape
+    tape = _Tape(graph, f"{layer}.weight", _float_type(site.weight))
+    places = table.indices(weight.reshape(len(grid.step), -1) / grid.step[:, None]).flatten().to(torch.uint8)
+    packed = tape.constant("places", (places[::2] * 16 + places[1::2]).numpy())
+    absmax = tape.constant("absmax", _stored(grid.step, tape.dtype))
+    node = ir.node(
+        "MatMulBnb4",
+        [_input(site.node, 0), packed, absmax],
+        domain="com.microsoft",
+        attributes={"K": inputs, "N": outputs, "block_size": grid.block or 0, "quant_type": 1},
+        name=f"{tape.name}/matmul",
+    )
+    node.outputs[0].name = f"{tape.name}/product"
+    tape.nodes.append(node)
+    result, product = site.node.outputs[0], node.outputs[0]
+    product.type, product.shape = result.type, result.shape
+    if site.node.op_type == "Gemm" and len(site.node.inputs) > 2:
+        product = tape.add("Add", [product, _input(site.node, 2)], "bias", "sum")
+    graph.insert_before(site.node, tape.nodes)
+    for use in list(result.uses()):
+        use.node.replace_input_with(use.idx, product)
 
 
 _CODES = {
     "int8": np.dtype(np.int8),
     "int4": np.dtype(ml_dtypes.int4),
     "float8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float4_e2m1": np.dtype(ml_dtypes.float4_e2m1fn),
 }
 _TRANSPOSED = ".T"
 

@@ -8,47 +8,88 @@ from torch import nn
 
 from qcheck.errors import UserError
 from qcheck.quantize import formats
-from qcheck.quantize.formats import Format
+from qcheck.quantize.formats import Float, Format
 from qcheck.recipe import Recipe
-from qcheck.scheme import Rule, Scheme
+from qcheck.scheme import Granularity, Numbers, Rule, Scheme
 
 Layer = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """Scales of one layer.
+class Held:
+    """Steps as a floating-point format stores them, [groups], in units of one float32 ``factor``."""
 
-    ``weight`` holds one step for each group of neighbouring weights: [1] per tensor, [out] per channel,
-    [out * in / block] per block. ``activation`` is the scalar step of the layer's input, None if that stays in float.
+    number: Float
+    codes: torch.Tensor
+    factor: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the codes of one weight lie: one step for each group of neighbouring weights.
+
+    ``step`` is float32, what a code is multiplied with: [1] per tensor or for a bare cast ("none", where it is 1),
+    [out] per channel, [out * in / block] per block of the input axis, [numel / block] per run of the flattened weight.
     """
 
-    weight_format: Format
-    weight: torch.Tensor
+    number: Format
+    granularity: Granularity
+    step: torch.Tensor
     block: int | None = None
-    activation_format: Format | None = None
-    activation: torch.Tensor | None = None
+    held: Held | None = None
 
-    def weight_codes(self, weight: torch.Tensor) -> torch.Tensor:
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Codes [out, in, ...] of a weight of the same shape."""
-        groups = weight.reshape(len(self.weight), -1)
-        return formats.quantize(groups, self.weight[:, None], self.weight_format).view(weight.shape)
+        groups = weight.reshape(len(self.step), -1)
+        return formats.quantize(groups, self.step[:, None], self.number).view(weight.shape)
 
-    def fake_weight(self, weight: torch.Tensor) -> torch.Tensor:
+    def fake(self, weight: torch.Tensor) -> torch.Tensor:
         """What the artifact's weight dequantizes to."""
-        codes = self.weight_codes(weight).reshape(len(self.weight), -1)
-        return formats.dequantize(codes, self.weight[:, None]).view(weight.shape)
+        codes = self.codes(weight).reshape(len(self.step), -1)
+        return formats.dequantize(codes, self.step[:, None]).view(weight.shape)
 
     def spacing(self, weight: torch.Tensor) -> torch.Tensor:
         """Distance of neighbouring representable weights at each weight, same shape."""
-        groups = weight.reshape(len(self.weight), -1)
-        return (self.weight_format.spacing(groups / self.weight[:, None]) * self.weight[:, None]).view(weight.shape)
+        groups = weight.reshape(len(self.step), -1)
+        step = self.step[:, None]
+        return (self.number.spacing(torch.where(step == 0, 0, groups / step)) * step).view(weight.shape)
 
-    def fake_activation(self, values: torch.Tensor) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class Static:
+    """An input on one fixed step, a float32 scalar."""
+
+    number: Format
+    step: torch.Tensor
+
+    def fake(self, values: torch.Tensor) -> torch.Tensor:
         """What the artifact's input of this layer dequantizes to."""
-        if self.activation is None or self.activation_format is None:
-            return values
-        return formats.dequantize(formats.quantize(values, self.activation, self.activation_format), self.activation)
+        return formats.dequantize(formats.quantize(values, self.step, self.number), self.step)
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """An input whose blocks of the last axis get their steps while it runs, stored by ``holder`` times ``factor``."""
+
+    number: Format
+    holder: Float
+    factor: torch.Tensor
+    block: int
+
+    def fake(self, values: torch.Tensor) -> torch.Tensor:
+        """What the artifact's input of this layer dequantizes to."""
+        blocks = values.reshape(*values.shape[:-1], -1, self.block)
+        absmax = blocks.abs().amax(-1, keepdim=True)
+        step = formats.block_scale(absmax, self.number, self.holder, self.factor) * self.factor
+        return formats.dequantize(formats.quantize(blocks, step, self.number), step).flatten(-2)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Numbers of one layer; ``input`` None leaves the layer's input in float."""
+
+    weight: Grid
+    input: Static | Dynamic | None = None
 
 
 Plan = Mapping[str, LayerPlan]
@@ -62,11 +103,20 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 
 def _rule(weight: torch.Tensor, scheme: Scheme) -> Rule | None:
-    """The scheme's rule for a layer, None where it has none or no block divides the layer's input axis."""
+    """The scheme's rule for a layer, None where it has none or no block fits the layer."""
     rule = scheme.rule("Linear" if weight.dim() == 2 else "Conv2d")
-    if rule is None or (rule.weights.granularity == "block" and rule.weights.block_of(weight.shape[1]) is None):
+    if rule is None or any(_misfits(numbers, weight) for numbers in (rule.weights, rule.activations)):
         return None
     return rule
+
+
+def _misfits(numbers: Numbers | None, weight: torch.Tensor) -> bool:
+    """Whether blocks do not divide the layer's input axis, or runs the flattened weight."""
+    if numbers is None or numbers.block is None:
+        return False
+    if numbers.granularity == "run":
+        return weight.numel() % numbers.block != 0
+    return numbers.block_of(weight.shape[1]) is None
 
 
 def quantizes(name: str, weight: torch.Tensor, scheme: Scheme, recipe: Recipe) -> bool:
@@ -113,13 +163,33 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan
     rule = _rule(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
-    number = formats.find(rule.weights.format)
-    block = rule.weights.block_of(weight.shape[1]) if rule.weights.granularity == "block" else None
-    if block is not None and weight.dim() != 2:
+    return LayerPlan(_grid(weight.detach(), rule.weights, scheme.compute), _input(rule.activations, absmax, scheme))
+
+
+def _grid(weight: torch.Tensor, numbers: Numbers, stored: str) -> Grid:
+    number = formats.find(numbers.format)
+    if numbers.granularity == "none":
+        return Grid(number, "none", torch.ones(1))
+    block = numbers.block_of(weight.shape[1]) if numbers.granularity == "block" else numbers.block
+    if numbers.granularity == "block" and weight.dim() != 2:
         raise ValueError(f"blocks are for Linear layers, not for a weight of shape {list(weight.shape)}")
-    groups = {"tensor": 1, "channel": len(weight), "block": weight.numel() // (block or 1)}[rule.weights.granularity]
-    step = formats.scale(weight.detach().abs().reshape(groups, -1).amax(1), number, scheme.compute)
-    if rule.activations is None:
-        return LayerPlan(number, step, block)
-    inputs = formats.find(rule.activations.format)
-    return LayerPlan(number, step, block, inputs, formats.scale(torch.tensor(absmax), inputs, scheme.compute))
+    groups = {"tensor": 1, "channel": len(weight)}.get(numbers.granularity, weight.numel() // (block or 1))
+    absmax = weight.abs().reshape(groups, -1).amax(1)
+    if numbers.scales is None:
+        return Grid(number, numbers.granularity, formats.scale(absmax, number, stored), block)
+    holder = formats.floating(numbers.scales)
+    factor = formats.scale_of_scales(absmax, number, holder)
+    held = Held(holder, formats.block_scale(absmax, number, holder, factor), factor)
+    step = formats.floating(stored).nearest(held.codes * factor)
+    return Grid(number, numbers.granularity, step, block, held)
+
+
+def _input(numbers: Numbers | None, absmax: float, scheme: Scheme) -> Static | Dynamic | None:
+    if numbers is None:
+        return None
+    number = formats.find(numbers.format)
+    if numbers.scales is None or numbers.block is None:
+        return Static(number, formats.scale(torch.tensor(absmax), number, scheme.compute))
+    holder = formats.floating(numbers.scales)
+    factor = formats.scale_of_scales(torch.tensor([absmax]), number, holder)
+    return Dynamic(number, holder, factor, numbers.block)
