@@ -9,9 +9,10 @@ artifacts/<scheme>/<order>/manifest.json
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -30,8 +31,7 @@ TWIN = "float32"
 Ranges = Mapping[Side, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What a quantized arm is made of: full-precision weights, the plan for them, and an unmerged adapter's factors."""
 
     state: Mapping[str, torch.Tensor]
@@ -40,14 +40,22 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A quantized arm as it runs here: an ONNX file, or without one the content to load; ``digest`` decides outputs."""
+
+    digest: str
+    path: Path | None
+    content: Callable[[], Content]
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """The files of q1 in one order, and the digest of what decides its outputs."""
+    """q1 in one order: how it runs here and, where the scheme is an ONNX file, the one for the device."""
 
     folder: Path
-    deployed: Path
-    twin: Path
+    runs: Quantized
+    deployed: Path | None
     layers: tuple[str, ...]
-    digest: str
 
 
 class Exporter:
@@ -144,42 +152,49 @@ class Making:
         return cache.key("artifact", self.arms.content("base"), self.arms.content("adapted"), *values, order, ranges)
 
 
-def write_base(making: Making) -> tuple[Path, str]:
-    """The twin of q0, and the digest of what decides its outputs."""
-    scheme = making.scheme
+def write_base(making: Making) -> Quantized:
+    """q0: the twin's file where the scheme has one."""
+    scheme, key = making.scheme, making.key("base")
+
+    def content() -> Content:
+        return base_content(making.arms, scheme, making.recipe, making.ranges)
 
     def make(folder: Path) -> None:
-        content = base_content(making.arms, scheme, making.recipe, making.ranges)
-        facts = {"scheme": scheme.name, "arm": "base"}
-        making.exporter.twin(content, scheme, folder / "q0.twin.onnx", facts)
+        making.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})
 
-    key = making.key("base")
+    if not scheme.exported:
+        return Quantized(key, None, content)
     folder = making.store.obtain("artifact", key, f"{making.arms.base.source}, {scheme.name}, base", make)
-    return folder / "q0.twin.onnx", key
+    return Quantized(key, folder / "q0.twin.onnx", content)
 
 
 def write(making: Making, order: Order, root: Path) -> Artifact:
-    """q1 in ``order``, its files below ``root``."""
-    scheme = making.scheme
-    key = making.key(order)
+    """q1 in ``order``, its files below ``root``; only a manifest where PyTorch quantizes while it loads."""
+    scheme, key = making.scheme, making.key(order)
+
+    def content() -> Content:
+        return adapted_content(making.arms, scheme, making.recipe, order, making.ranges)
+
     about = f"{making.arms.base.source}, {scheme.name} {order}"
-    stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, folder))
+    stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, content(), folder))
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
-    manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-    layers = tuple(manifest["quantized_layers"])
-    return Artifact(folder, folder / "unet" / "model.onnx", folder / "q1.twin.onnx", layers, key)
+    layers = tuple(json.loads((folder / _MANIFEST).read_text("utf-8"))["quantized_layers"])
+    if not scheme.exported:
+        return Artifact(folder, Quantized(key, None, content), None, layers)
+    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / "unet" / "model.onnx", layers)
 
 
 _MANIFEST = "manifest.json"
 
 
-def _make(making: Making, order: Order, folder: Path) -> None:
+def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
     arms, exporter, scheme, recipe = making.arms, making.exporter, making.scheme, making.recipe
-    content = adapted_content(arms, scheme, recipe, order, making.ranges)
     facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
-    deployed = exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts)
-    twin = exporter.twin(content, scheme, folder / "q1.twin.onnx", facts)
+    written: list[Path] = []
+    if scheme.exported:
+        written.append(exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts))
+        written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
     manifest = {
         "schema": "qcheck-manifest/1",
         "qcheck": __version__,
@@ -198,8 +213,6 @@ def _make(making: Making, order: Order, folder: Path) -> None:
         ],
         "changed_layers": len(arms.layers),
         "quantized_layers": list(content.plan),
-        "files": {
-            path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in (deployed, twin)
-        },
+        "files": {path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in written},
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")

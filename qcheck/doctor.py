@@ -29,6 +29,8 @@ _PARTS = {
     "peft": (("peft",), "merging adapters", "host"),
     "onnx_ir": (("onnx-ir",), "writing artifacts", "host"),
     "onnxruntime": (("onnxruntime-gpu", "onnxruntime"), "running artifacts", "host"),
+    "bitsandbytes": (("bitsandbytes",), "running the bnb-* schemes", "host"),
+    "modelopt": (("nvidia-modelopt",), "SmoothQuant and AWQ", "modelopt"),
     "tensorrt_rtx": (("tensorrt-rtx", "tensorrt_rtx"), "building engines without a GPU", "rtx"),
     "tensorrt": (("tensorrt",), "building and running engines on a device", "tensorrt"),
 }

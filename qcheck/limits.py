@@ -14,11 +14,12 @@ Role = Literal["control", "reference", "absolute", "adapter"]
 
 
 class Gate(Value):
-    """The allowed range of one measurement; an open side is None."""
+    """The allowed range of one measurement; an open side is None. ``compute`` names the only type it is for."""
 
     name: str
     arm: Arm
     role: Role
+    compute: str | None = None
     low: float | None = None
     high: float | None = None
 
@@ -59,8 +60,8 @@ class Limits(Value):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        keys = [(gate.name, gate.arm) for gate in self.gates]
-        if len(set(keys)) != len(keys):
+        keys = [(gate.name, gate.arm, gate.compute) for gate in self.gates]
+        if len(set(keys)) != len(keys) or any((*key[:2], None) in keys for key in keys if key[2]):
             raise ValueError("two gates on the same measurement and arm")
         if list(self.looks) != sorted(set(self.looks)):
             raise ValueError("`looks` must increase")
@@ -70,6 +71,10 @@ class Limits(Value):
     def ranges(self) -> dict[tuple[str, Arm], tuple[float | None, float | None]]:
         """Lower and upper limit of every gate."""
         return {(gate.name, gate.arm): (gate.low, gate.high) for gate in self.gates}
+
+    def computing(self, compute: str) -> "Limits":
+        """The limits of a scheme that computes in that type."""
+        return self.model_copy(update={"gates": [g for g in self.gates if g.compute in {None, compute}]})
 
     def at_most(self, probes: int) -> "Limits":
         """The same with no look beyond ``probes``, which becomes the last one.

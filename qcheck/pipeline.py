@@ -17,6 +17,7 @@ from qcheck.artifact import TWIN, Artifact, Making, Ranges
 from qcheck.backend import tensorrt
 from qcheck.errors import UserError
 from qcheck.job import Job
+from qcheck.limits import Limits
 from qcheck.measurement import Measurement
 from qcheck.metric import control, effect, endpoint, spectrum
 from qcheck.metric.statistics import Sample, measure_all
@@ -144,10 +145,10 @@ def run_scheme(work: Work, scheme: Scheme, ranges: Ranges) -> list[tuple[Case, S
     """q0 once, then q1 in every order."""
     making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, ranges)
     with work.timed(f"{scheme.name}: base artifact", 1) as advance:
-        path, content = artifact.write_base(making)
+        base = artifact.write_base(making)
         advance(1)
     floor, controls = run_controls(work, scheme)
-    q0 = work.stored(f"q0 {scheme.name}", "base", path, content)
+    q0 = work.quantized(f"q0 {scheme.name}", "base", base)
     ground = Ground(making, q0, {}, floor, controls)
     return [run_case(work, order, ground) for order in work.job.orders]
 
@@ -155,13 +156,13 @@ def run_scheme(work: Work, scheme: Scheme, ranges: Ranges) -> list[tuple[Case, S
 def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
     """One scheme in one order: artifact, build, then looks at more and more probes until there is a verdict."""
     start, scheme = time.monotonic(), ground.making.scheme
-    title = f"{scheme.name} {order}"
+    title, limits = f"{scheme.name} {order}", work.job.limits.computing(scheme.compute)
     with work.timed(f"{title}: artifact", 1) as advance:
         made = artifact.write(ground.making, order, work.folder / "artifacts")
         advance(1)
-    builds = [build(work, title, made)]
-    q1 = work.stored(f"q1 {title}", "adapted", made.twin, made.digest)
-    for count in work.job.limits.looks:
+    builds = [build(work, title, scheme, made)]
+    q1 = work.quantized(f"q1 {title}", "adapted", made.runs)
+    for count in limits.looks:
         reference = trace_reference(work, count)
         if count not in ground.bases:
             ground.bases[count] = trace_artifact(work, ground.q0, reference["adapted"])
@@ -170,7 +171,7 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
             "adapted": trace_artifact(work, q1, reference["adapted"]),
         }
         samples, energies = measure(work.setup, reference, quantized, ground.floor)
-        verdict = decide(work, ground.controls, samples, energies, builds)
+        verdict = decide(limits, work.setup.weights, ground.controls, samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
     case = summary.case(work, scheme, order, verdict, made, builds, energies, time.monotonic() - start)
@@ -178,38 +179,46 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
 
 
 def decide(
-    work: Work, controls: list[Measurement], samples: list[Sample], energies: effect.Energies, builds: list[Build]
+    limits: Limits,
+    weights: np.ndarray,
+    controls: list[Measurement],
+    samples: list[Sample],
+    energies: effect.Energies,
+    builds: list[Build],
 ) -> Verdict:
-    """The verdict on the probes so far."""
-    limits = work.job.limits
+    """The verdict on the probes so far; ``weights`` [T] are those of the strata."""
     measured = measure_all(samples, limits.ranges, limits.alpha)
-    bad = effect.bad_probes(energies, work.setup.weights, *limits.tail)
+    bad = effect.bad_probes(energies, weights, *limits.tail)
     return judge([*controls, *measured], bad, limits, [made.detail for made in builds if made.status == "refused"])
 
 
 def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> tuple[Case, Sheet]:
     """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
-    limits = work.job.limits
+    limits = work.job.limits.computing(scheme.compute)
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.case(work, scheme, order, verdict, None, [], None, 0.0)
     return case, summary.sheet(work, f"{scheme.name} {order}", reference, reference)
 
 
-def build(work: Work, title: str, made: Artifact) -> Build:
+def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
     """Compile q1 for the target's proxy, if a builder is here; an engine of the same artifact is reused."""
     capability = work.job.target.proxy.value
     proxy = capability != work.job.target.capability.value
     reason = "switched off by --no-build" if not work.job.build else tensorrt.available()
-    if reason is not None:
-        return Build(builder=tensorrt.MODULE, capability=capability, proxy=proxy, status="not run", detail=reason)
+    if "tensorrt" not in scheme.runs:
+        reason = f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
+    if reason is not None or made.deployed is None:
+        return Build(
+            builder=tensorrt.MODULE, capability=capability, proxy=proxy, status="not run", detail=reason or "no file"
+        )
     first = work.setup.inputs("base", work.probes[:1])
     sample, hidden = list(first.latents.shape[1:]), list(first.hidden.shape[2:])
     shapes = {
         "sample": ([1, *sample], [2, *sample], [2, *sample]),
         "encoder_hidden_states": ([1, *hidden], [2, *hidden], [2, *hidden]),
     }
-    key = cache.key("engine", made.digest, capability, repr(shapes))
+    key = cache.key("engine", made.runs.digest, capability, repr(shapes))
     engine = made.folder / f"model.sm{capability.replace('.', '')}.engine"
     stored = work.store.find("engine", key)
     if stored is not None:
@@ -253,12 +262,11 @@ def run_controls(work: Work, scheme: Scheme) -> tuple[np.ndarray, list[Measureme
 
 
 def _control(work: Work, compute: str) -> np.ndarray:
-    """Relative error power [T] of the exported f1 in ``compute``, run by ONNX Runtime on the first look's probes."""
+    """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
     probes = work.probes[: work.job.limits.looks[0]]
     reached = trace_reference(work, len(probes))["adapted"]
     with work.timed(f"control {compute}", trace.forwards(work.setup, 0, 1, len(probes))) as advance:
-        path = work.exporter.full("adapted", compute)
-        subject = work.stored(f"f1 in {compute}", "adapted", path, files.digest(*files.model_files(path)))
+        subject = work.computing("adapted", compute)
         traced = trace.forced(work.setup, reached, subject, probes, work.store, advance)
     return control.noise(traced.outputs(), reached.outputs())
 

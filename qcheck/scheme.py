@@ -12,6 +12,7 @@ FOLDER = files.PACKAGE / "data" / "schemes"
 Order = Literal["merge-quantize", "quantize-merge", "unmerged"]
 Granularity = Literal["none", "tensor", "channel", "block", "run"]
 Runtime = Literal["tensorrt", "onnxruntime", "bitsandbytes"]
+RanAs = Literal["artifact", "decoded twin", "bitsandbytes"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
@@ -90,9 +91,24 @@ class Scheme(Value):
         return frozenset({n.format for n in numbers} | {self.compute})
 
     @property
+    def exported(self) -> bool:
+        """Whether the scheme is an ONNX file; otherwise PyTorch quantizes while it loads."""
+        return "tensorrt" in self.runs or "onnxruntime" in self.runs
+
+    @property
+    def ran_as(self) -> RanAs:
+        """What gives the numbers on this machine."""
+        return "bitsandbytes" if not self.exported else "decoded twin" if self.decoded else "artifact"
+
+    @property
     def decoded(self) -> bool:
         """Whether ONNX Runtime cannot run the scheme's own file."""
         return "onnxruntime" not in self.runs
+
+    @property
+    def control(self) -> bool:
+        """Whether nothing is quantized: weights are only cast."""
+        return all(rule.weights.granularity == "none" for rule in self.rules)
 
     def rule(self, operator: str) -> Rule | None:
         """The rule for a kind of layer."""

@@ -48,9 +48,11 @@ def case(
         stratum_sqnr=profiles,
         quantized_layers=len(layers),
         kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
-        artifact=[] if made is None else [_file(work, made.deployed, scheme.compute), _file(work, made.twin, TWIN)],
+        artifact=_files(work, scheme, made) if made is not None else [],
+        ran_as=scheme.ran_as,
+        control=scheme.control,
         compute=scheme.compute,
-        full_precision_bytes=_bytes(work.exporter.full("adapted", scheme.compute)) if made is not None else None,
+        full_precision_bytes=_full_bytes(work, scheme) if made is not None and scheme.exported else None,
         builds=builds,
         seconds=round(seconds, 1),
     )
@@ -63,10 +65,20 @@ def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
     }
 
 
+def _files(work: Work, scheme: Scheme, made: Artifact) -> list[ArtifactFile]:
+    found = ((made.deployed, scheme.compute), (made.runs.path, TWIN))
+    return [_file(work, path, compute) for path, compute in found if path is not None]
+
+
 def _file(work: Work, path: Path, compute: str) -> ArtifactFile:
     where = path.relative_to(work.folder).as_posix()
     content = files.digest(*files.model_files(path))
     return ArtifactFile(path=where, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
+
+
+def _full_bytes(work: Work, scheme: Scheme) -> int:
+    """The unquantized file in the type that the scheme computes in."""
+    return _bytes(work.exporter.full("adapted", scheme.compute))
 
 
 def _bytes(path: Path) -> int:

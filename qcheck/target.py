@@ -41,6 +41,8 @@ class Target(Value):
 
     def refuses(self, scheme: Scheme) -> str | None:
         """Why this device cannot run ``scheme``, or None if it can."""
+        if "tensorrt" not in scheme.runs:
+            return None  # PyTorch or ONNX Runtime decodes the format in software
         missing = sorted(scheme.formats - set(self.formats.value))
         if missing:
             offered = ", ".join(self.formats.value)
@@ -50,8 +52,12 @@ class Target(Value):
         return None
 
     def runnable(self) -> list[Scheme]:
-        """The shipped schemes that this device can run."""
+        """The shipped schemes that this device can run, whatever runs them."""
         return [scheme for scheme in every() if self.refuses(scheme) is None]
+
+    def deployable(self) -> list[Scheme]:
+        """Those of them that quantize and that TensorRT runs: what a check takes where none is named."""
+        return [scheme for scheme in self.runnable() if "tensorrt" in scheme.runs and not scheme.control]
 
 
 def find(name: str) -> Target:

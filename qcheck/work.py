@@ -1,5 +1,6 @@
 """A check under way: the arms, what they share, where files go, and how long each stage took."""
 
+import copy
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qcheck import probe, trace
-from qcheck.artifact import Exporter
-from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck import files, probe, trace
+from qcheck.artifact import Exporter, Quantized
+from qcheck.backend.onnxruntime import COMPUTES, OnnxRunner
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
 from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import SIDES, Arms, Side
+from qcheck.model.quiet import quiet
 from qcheck.probe import Probe, ProbeSet
 from qcheck.progress import Progress
 from qcheck.trace import Inputs, Setup, Subject, Trace
@@ -61,6 +63,33 @@ class Work:
     def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
         """An exported arm, run by ONNX Runtime."""
         return Subject(name, side, content, lambda: OnnxRunner(path, self.job.threads))
+
+    def computing(self, side: Side, compute: str) -> Subject:
+        """An unquantized arm in another compute type: its exported file, or torch where ONNX Runtime has no kernels."""
+        name = f"f{int(side == 'adapted')} in {compute}"
+        if compute in COMPUTES:
+            path = self.exporter.full(side, compute)
+            return self.stored(name, side, path, files.digest(*files.model_files(path)))
+        return Subject(name, side, files.digest(self.arms.content(side), compute), lambda: self._cast(side, compute))
+
+    def _cast(self, side: Side, compute: str) -> TorchRunner:
+        dtype: torch.dtype = getattr(torch, compute)
+        with quiet():
+            owned = copy.deepcopy(self.arms.use(side).unet).to(dtype)
+        return TorchRunner(owned, f"torch {compute}", dtype)
+
+    def quantized(self, name: str, side: Side, made: Quantized) -> Subject:
+        """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
+        if made.path is not None:
+            return self.stored(name, side, made.path, made.digest)
+        return Subject(name, side, made.digest, lambda: self._loaded(made))
+
+    def _loaded(self, made: Quantized) -> TorchRunner:
+        from qcheck.quantize import bitsandbytes  # an extra that only its schemes need
+
+        content = made.content()
+        unet = self.arms.use("base").unet
+        return TorchRunner(bitsandbytes.converted(unet, *content), bitsandbytes.NAME)
 
 
 def prepare(job: Job, folder: Path, progress: Progress) -> Work:

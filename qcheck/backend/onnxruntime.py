@@ -7,6 +7,7 @@ import onnxruntime
 
 from qcheck.backend.base import INPUTS
 
+COMPUTES = ("float32", "float16")  # compute types for which its CPU provider has a whole denoiser's operators
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 

@@ -1,4 +1,4 @@
-"""The full-precision reference: the denoiser in torch."""
+"""The denoiser in torch: the full-precision reference, other compute types, and layers that a library quantized."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,16 @@ class TorchRunner:
 
     unet: nn.Module
     name: str = "torch float32"
+    dtype: torch.dtype = torch.float32
 
     @torch.no_grad()
     def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
-        """As ``Runner``."""
+        """As ``Runner``; inputs are cast to the module's dtype and its output back."""
         output = self.unet(
-            torch.from_numpy(sample),
+            torch.from_numpy(sample).to(self.dtype),
             torch.tensor([timestep], dtype=torch.float32),
-            torch.from_numpy(hidden),
+            torch.from_numpy(hidden).to(self.dtype),
             return_dict=False,
         )[0]
-        result: np.ndarray = output.numpy()
+        result: np.ndarray = output.float().numpy()
         return result

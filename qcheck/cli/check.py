@@ -9,6 +9,7 @@ from rich.console import Console
 from qcheck import cache, limits, probe, recipe, scheme, target
 from qcheck.cli import options, output
 from qcheck.cli.lazy import host
+from qcheck.cli.options import ALL
 from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError
@@ -65,7 +66,8 @@ def check(
     judged = probe.repeated(judged, chosen_limits.looks[-1])
     chosen_recipe = recipe.find(ranges or (library.RECIPE if demo_base else "general"))
     recipe.calibration(chosen_recipe, judged, trigger)
-    used, used_orders = _schemes(schemes, chosen_target), _orders(orders)
+    used = _schemes(schemes, chosen_target)
+    used_orders = _orders(orders or ([*ORDERS] if schemes == [ALL] else None))
     arguments: dict[str, Argument] = {
         "base": base,
         "lora": [*lora],
@@ -92,7 +94,7 @@ def check(
             common=common,
             allow_unmatched=allow_unmatched,
             schemes=used,
-            explicit=bool(schemes),
+            explicit=bool(schemes) and schemes != [ALL],
             orders=used_orders,
             target=chosen_target,
             probes=judged,
@@ -192,23 +194,26 @@ def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
         UserError: one of them is unknown or cannot run on the device.
     """
     runnable = device.runnable()
-    if not named and not runnable:
+    found = device.deployable() if not named else runnable if named == [ALL] else None
+    if found is not None and not found:
         raise UserError(
             f"{device.name!r} can run no scheme that ships with qcheck", "Give a --scheme file of your own."
         )
-    if not named:
-        return tuple(runnable)
+    if found is not None:
+        return tuple(found)
+    assert named is not None  # noqa: S101  # the cases without names are above
     if len({Path(name).stem for name in named}) != len(named):
         raise UserError(
             f"a scheme is named twice: {', '.join(named)}", "Name each once; files need names of their own."
         )
-    for found in map(scheme.find, named):
-        if reason := device.refuses(found):
+    chosen = tuple(map(scheme.find, named))
+    for one in chosen:
+        if reason := device.refuses(one):
             offered = ", ".join(s.name for s in runnable) or "none that ship with qcheck"
             raise UserError(
-                f"scheme {found.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
+                f"scheme {one.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
             )
-    return tuple(map(scheme.find, named))
+    return chosen
 
 
 def _run(job: Job, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from qcheck.scheme import ORDERS
 _PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
 CORES = os.cpu_count() or 1
 TARGET = "jetson-agx-orin-64gb"
+ALL = "all"
 
 Loras = Annotated[
     list[str],
@@ -39,7 +40,8 @@ Schemes = Annotated[
     typer.Option(
         "--scheme",
         "-s",
-        help="A scheme by name or TOML file; repeatable. Default: all the target can run.",
+        help="A scheme by name or TOML file; repeatable. Default: all that quantize and that TensorRT runs on the "
+        f"target. `{ALL}`: those, the unquantized controls and what PyTorch or ONNX Runtime runs there, in all orders.",
         rich_help_panel=_QUANTIZING,
     ),
 ]

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOUD = ("diffusers", "transformers", "torch.onnx", "onnxscript", "huggingface_hub", "peft")
+_LOUD = ("diffusers", "transformers", "torch.onnx", "onnxscript", "huggingface_hub", "peft", "bitsandbytes")
 
 
 @contextmanager

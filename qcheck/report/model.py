@@ -6,6 +6,7 @@ from pydantic import Field
 
 from qcheck.files import Number, Value
 from qcheck.measurement import Judged, NotMeasured
+from qcheck.scheme import RanAs
 from qcheck.verdict import Outcome
 
 SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
@@ -70,6 +71,8 @@ class Case(Value):
     kept_layers: list[str]
     artifact: list[ArtifactFile]
     compute: str
+    ran_as: RanAs
+    control: bool
     full_precision_bytes: int | None
     builds: list[Build]
     seconds: float
@@ -113,8 +116,11 @@ class Report(Value):
 
 
 def exit_code(report: Report, explicit: bool) -> int:
-    """0 if every scheme passes (any when schemes were defaulted), 3 if none failed but some is open, else 1."""
-    outcomes = [case.verdict for case in report.cases]
+    """0 if every scheme passes (any when schemes were defaulted), 3 if none failed but some is open, else 1.
+
+    Unquantized controls count only where they were named.
+    """
+    outcomes = [case.verdict for case in report.cases if explicit or not case.control]
     passed = [outcome == "PASS" for outcome in outcomes]
     if (all(passed) if explicit else any(passed)) and outcomes:
         return 0

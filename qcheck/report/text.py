@@ -128,6 +128,12 @@ def _about(report: Report) -> str:
         f"{named} on {Path(report.base.source).name}, {probes} probes x {report.probes.steps} steps at guidance "
         f"{report.probes.guidance:g}, for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
     )
+    decoded = dict.fromkeys(case.scheme for case in report.cases if case.ran_as == "decoded twin")
+    if decoded:
+        found += (
+            f"\nONNX Runtime has no kernels for {', '.join(decoded)}: the numbers come from the values that the "
+            "artifact's codes stand for"
+        )
     if report.unmatched:
         found += (
             f"\n{len(report.unmatched)} layers of the file are not in this base and were left out, as "
