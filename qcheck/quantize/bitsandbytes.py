@@ -87,4 +87,4 @@ def _attach(layer: nn.Module, factors: Factors) -> None:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return output + low_rank(layer, inputs[0], factors)
 
-    layer.register_forward_hook(add)  # type: ignore[arg-type]
+    layer.register_forward_hook(add)

@@ -351,18 +351,6 @@ _CODES = {
 _TRANSPOSED = ".T"
 
 
-def stored_codes(model: ir.Model) -> dict[str, np.ndarray]:
-    """Codes [out, in, ...] of every quantized layer as they stand in the artifact, as float32."""
-    found = {}
-    for name, value in model.graph.initializers.items():
-        if name.endswith("/codes") and value.const_value is not None:
-            layer = name.removesuffix("/codes")
-            array = value.const_value.numpy().astype(np.float32)
-            transposed = layer.endswith(_TRANSPOSED)
-            found[layer.removesuffix(_TRANSPOSED).removesuffix(".weight")] = array.T if transposed else array
-    return found
-
-
 def save(model: ir.Model, path: Path) -> None:
     """Write the model without torch's tracing notes; tensors beyond protobuf's 2 GB go to ``<name>.data`` beside it."""
     for node in model.graph:

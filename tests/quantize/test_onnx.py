@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from qcheck.backend.onnxruntime import OnnxRunner
-from qcheck.quantize import fake, formats
+from qcheck.quantize import fake, formats, plan
 from qcheck.quantize import onnx as rewrite
+from tests import stored
 from tests.conftest import Prepared
 
 
@@ -51,10 +52,10 @@ def test_every_layer_of_torch_has_its_place_in_the_graph(prepared: Prepared) -> 
 
 
 def test_integer_codes_of_all_weights_equal_the_simulation(prepared: Prepared, artifact: Path) -> None:
-    stored = rewrite.stored_codes(ir.load(artifact))
-    assert set(stored) == set(prepared.plan)
+    found = stored.codes(onnx.load(artifact))
+    assert set(found) == set(prepared.plan)
     for layer, numbers in prepared.plan.items():
-        assert np.array_equal(stored[layer], numbers.weight.codes(prepared.state[f"{layer}.weight"]).numpy()), layer
+        assert np.array_equal(found[layer], numbers.weight.codes(prepared.state[f"{layer}.weight"]).numpy()), layer
 
 
 def test_every_layer_computes_what_the_simulation_computes_on_the_same_input(
@@ -82,7 +83,8 @@ def test_every_layer_computes_what_the_simulation_computes_on_the_same_input(
     for layer, (source, codes, output, kind) in watched.items():
         module, numbers = prepared.unet.get_submodule(layer), prepared.plan[layer]
         x = torch.from_numpy(seen[str(source.name)])
-        ours = formats.quantize(x, numbers.activation, numbers.activation_format)
+        assert isinstance(numbers.input, plan.Static)
+        ours = formats.quantize(x, numbers.input.step, numbers.input.number)
         assert np.array_equal(ours.numpy(), seen[str(codes.name)]), layer
         with fake.simulated(module, {"": numbers}), torch.no_grad():
             expected = module(x) - (module.bias if kind == "MatMul" and module.bias is not None else 0)
@@ -132,11 +134,11 @@ def test_artifact_is_standard_onnx_with_zero_points_of_zero(artifact: Path, prep
 
 
 def test_layers_kept_by_the_recipe_stay_in_float(artifact: Path) -> None:
-    stored = rewrite.stored_codes(ir.load(artifact))
-    assert not {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} & set(stored)
+    found = stored.codes(onnx.load(artifact))
+    assert not {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} & set(found)
 
 
 def test_a_planned_layer_that_the_graph_lacks_is_an_error(prepared: Prepared) -> None:
-    plan = dict(prepared.plan) | {"no.such.layer": next(iter(prepared.plan.values()))}
+    planned = dict(prepared.plan) | {"no.such.layer": next(iter(prepared.plan.values()))}
     with pytest.raises(LookupError, match=r"no\.such\.layer"):
-        rewrite.quantized(prepared.graph, prepared.state, plan)
+        rewrite.quantized(prepared.graph, prepared.state, planned)
