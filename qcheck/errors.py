@@ -16,6 +16,6 @@ class UserError(Exception):
 def unknown(kind: str, seen: str, known: Iterable[str]) -> UserError:
     """The error for a ``kind`` (scheme, target, ...) named ``seen`` that is not among ``known``."""
     names = sorted(known)
-    close = difflib.get_close_matches(seen, names, n=1, cutoff=0.4)
+    close = [name for name in names if name.startswith(seen)] or difflib.get_close_matches(seen, names, 1, cutoff=0.4)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return UserError(f"unknown {kind} {seen!r}", f"{hint}Known: {', '.join(names)}.")

@@ -79,7 +79,7 @@ class _Sums:
 
 def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
     """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
-    ratio = change / step
+    ratio = change / step.clamp(min=1e-30)  # a block of zeros has no step
     if order == "unmerged":
         return float(change.square().sum()), 0.0
     if order == "quantize-merge":
@@ -183,6 +183,11 @@ def inspect(
         for found in chosen:
             if plan.quantizes(layer, before, found, recipe):
                 _add(sums, found, before, change.view(before.shape))
+    if base is not None and len(unmatched) == len(layers):
+        raise UserError(
+            f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
+            "Give the base it was trained on.",
+        )
     return Inspection(
         adapter=source,
         digest=adapter.digest,

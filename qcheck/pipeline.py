@@ -3,9 +3,9 @@
 Probes are added look by look until each case has a verdict; the cache makes every step cost what is new in it.
 """
 
-import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from qcheck.model import lora
 from qcheck.model.arms import SIDES, Side
 from qcheck.probe import ProbeSet
 from qcheck.progress import Progress
-from qcheck.quantize import plan
-from qcheck.quantize.ranges import AbsoluteMaximum, observed
+from qcheck.quantize import plan, ranges
+from qcheck.quantize.ranges import Histogram, Seen, observed
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Case, Report
@@ -47,8 +47,8 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):
-        ranges = find_ranges(work)
-        found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme, ranges)]
+        seen = find_ranges(work)
+        found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme, seen)]
     else:
         found = [broken_case(work, scheme, order, reference) for scheme in job.schemes for order in job.orders]
     report = summary.assemble(work, [case for case, _ in found], size)
@@ -89,37 +89,37 @@ def require_effect(work: Work, reference: Traces) -> float:
         raise UserError(
             f"the adapter changes the denoiser's output by only {size:.2g} of its size on these probes "
             f"(weight {used}; at least {limit:g} is needed to judge)",
-            f"Use prompts that wake it (its trigger word: {named}), a larger --weight, or the base it was made for.",
+            f"Use a larger --weight, prompts that wake it (its trigger word: {named}), or the base it was made for.",
         )
     return size
 
 
-def find_ranges(work: Work) -> Ranges:
-    """Input ranges of every layer for both arms, at the same states: those of f1 on the calibration prompts."""
+def find_ranges(work: Work) -> Mapping[Side, Mapping[str, Seen]]:
+    """Inputs of every layer for both arms, at the same states: those of f1 on the calibration prompts.
+
+    One pass, whatever the method that reads ranges from it.
+    """
     job, arms = work.job, work.arms
     chosen = recipe.calibration(job.recipe, job.probes, job.trigger)
     contents = (arms.content("base"), arms.content("adapted"))
-    key = cache.key("ranges", *contents, files.digest_value(job.recipe), files.digest_value(chosen))
-    about = f"{arms.base.source}, recipe {job.recipe.name}"
-    folder = work.store.obtain(
-        "ranges", key, about, lambda place: (place / "ranges.json").write_text(json.dumps(_observe(work, chosen)))
-    )
-    found: dict[Side, dict[str, float]] = json.loads((folder / "ranges.json").read_text())
-    return found
+    key = cache.key("ranges", *contents, repr(job.recipe.strata), files.digest_value(chosen))
+    about = f"{arms.base.source}, prompts {chosen.name}"
+    folder = work.store.obtain("ranges", key, about, lambda place: ranges.save(_observe(work, chosen), place))
+    return {side: ranges.load(folder, side) for side in SIDES}
 
 
-def _observe(work: Work, chosen: ProbeSet) -> dict[Side, dict[str, float]]:
+def _observe(work: Work, chosen: ProbeSet) -> dict[Side, dict[str, Seen]]:
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
     layers = dict(plan.linear_layers(work.arms.base.denoiser))
-    found: dict[Side, dict[str, float]] = {}
+    found: dict[Side, dict[str, Seen]] = {}
     with work.timed("calibration", trace.forwards(setup, 1, 2, len(probes))) as advance:
         reached = trace.reference(setup, work.full("adapted"), probes, work.store, advance)
         for side in SIDES:
-            seen = AbsoluteMaximum()
+            seen = Histogram()
             with observed(layers, [seen]):
                 trace.visit(setup, reached, work.full(side).runner(), side, probes, advance)
-            found[side] = seen.values
-        if odd := [layer for layer, most in found["adapted"].items() if not np.isfinite(most)]:
+            found[side] = seen.seen()
+        if odd := [layer for layer, inputs in found["adapted"].items() if not np.isfinite(inputs.absmax)]:
             raise UserError(
                 f"layer {odd[0]} receives values that are not finite on the calibration prompts, at full precision",
                 "The adapter or the base breaks on them: lower --weight or --guidance, or take another --recipe.",
@@ -141,9 +141,11 @@ class Ground:
     controls: list[Measurement]
 
 
-def run_scheme(work: Work, scheme: Scheme, ranges: Ranges) -> list[tuple[Case, Sheet]]:
+def run_scheme(work: Work, scheme: Scheme, seen: Mapping[Side, Mapping[str, Seen]]) -> list[tuple[Case, Sheet]]:
     """q0 once, then q1 in every order."""
-    making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, ranges)
+    numbers = plan.input_formats(work.arms.base.denoiser, scheme)
+    cut: Ranges = {side: ranges.clips(seen[side], numbers, work.job.recipe) for side in SIDES}
+    making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, cut)
     with work.timed(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(making)
         advance(1)
@@ -175,7 +177,7 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
         if verdict.outcome != "INCONCLUSIVE":
             break
     case = summary.case(work, scheme, order, verdict, made, builds, energies, time.monotonic() - start)
-    return case, summary.sheet(work, title, reference, quantized)
+    return case, summary.sheet(work, title, verdict, reference, quantized)
 
 
 def decide(
@@ -198,7 +200,7 @@ def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> 
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.case(work, scheme, order, verdict, None, [], None, 0.0)
-    return case, summary.sheet(work, f"{scheme.name} {order}", reference, reference)
+    return case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference)
 
 
 def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:

@@ -1,7 +1,7 @@
 """A recipe: how activation ranges are found, and which layers stay in the compute type."""
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ FOLDER = files.data_folder("calibration") / "recipes"
 PROMPTS = files.data_folder("calibration") / "prompts"
 
 
+Method = Literal["max", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
 class PromptSet(Value):
     """Prompts for calibration; never the ones that judge."""
 
@@ -22,11 +26,15 @@ class PromptSet(Value):
 
 
 class Recipe(Value):
-    """Ranges come from ``samples`` prompts at ``strata`` timesteps each; ``keep`` names layers left unquantized."""
+    """Ranges come from ``samples`` prompts at ``strata`` timesteps each; ``keep`` names layers left unquantized.
+
+    ``method`` says where an input's range is cut (``quantize.ranges``); ``percentile`` is for the method of that name.
+    """
 
     name: str
     title: str
-    method: Literal["max"]
+    method: Method
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     prompts: str
     samples: Annotated[int, Field(ge=1)]
     strata: Annotated[int, Field(ge=1)]

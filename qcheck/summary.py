@@ -19,6 +19,7 @@ from qcheck.quantize import plan
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
 from qcheck.report.model import ArtifactFile, Build, Case, Input, Probing, Report
+from qcheck.report.steps import next_step
 from qcheck.scheme import Order, Scheme
 from qcheck.trace import Trace
 from qcheck.verdict import Verdict
@@ -38,17 +39,21 @@ def case(
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
     layers = made.layers if made is not None else ()
     profiles = {} if energies is None else _profiles(energies)
+    artifact = _files(work, scheme, made) if made is not None else []
+    deployed = artifact[0].path if artifact and "tensorrt" in scheme.runs else None
     return Case(
         scheme=scheme.name,
         order=order,
         verdict=verdict.outcome,
         reasons=list(verdict.reasons),
+        next=next_step(verdict.outcome, order, deployed, builds),
+        warnings=work.job.target.warns(scheme),
         probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
         quantized_layers=len(layers),
         kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
-        artifact=_files(work, scheme, made) if made is not None else [],
+        artifact=artifact,
         ran_as=scheme.ran_as,
         control=scheme.control,
         compute=scheme.compute,
@@ -85,7 +90,9 @@ def _bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in files.model_files(path))
 
 
-def sheet(work: Work, title: str, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> Sheet:
+def sheet(
+    work: Work, title: str, verdict: Verdict, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]
+) -> Sheet:
     """Decoded pictures of the first probes, before and after quantization."""
     pipe = work.arms.use("base")
     rows = slice(0, min(contact.ROWS, len(reference["base"].paths)))
@@ -98,11 +105,16 @@ def sheet(work: Work, title: str, reference: Mapping[Side, Trace], quantized: Ma
         return work.pictures[shown]
 
     return Sheet(
-        scheme=title,
+        scheme=_caption(title, verdict),
         prompts=tuple(p.prompt for p in work.probes[rows]),
         reference={side: pictures(reference[side]) for side in SIDES},
         quantized={side: pictures(quantized[side]) for side in SIDES},
     )
+
+
+def _caption(title: str, verdict: Verdict) -> str:
+    kept = [m.value for m in verdict.measurements if m.name == "effect_survival" and m.value is not None]
+    return f"{title} {verdict.outcome}" + (f" survival {kept[0]:.2f}" if kept else "")
 
 
 def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Input]:

@@ -51,6 +51,17 @@ class Target(Value):
             return f"{self.title}: no TensorRT release there parses opset {scheme.opset}"
         return None
 
+    def warns(self, scheme: Scheme) -> list[str]:
+        """What to know before ``scheme`` goes to this device: releases whose parser is not documented to take it."""
+        if "tensorrt" not in scheme.runs:
+            return []
+        return [
+            f"{release.name} (TensorRT {release.tensorrt}) documents opset {release.opset} at most, this file declares "
+            f"{scheme.opset}: not verified there"
+            for release in self.releases
+            if release.opset < scheme.opset
+        ]
+
     def runnable(self) -> list[Scheme]:
         """The shipped schemes that this device can run, whatever runs them."""
         return [scheme for scheme in every() if self.refuses(scheme) is None]

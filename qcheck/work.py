@@ -98,8 +98,8 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
     Raises:
         UserError: bad input.
     """
-    common, adapters = ([lora.read(used) for used in chosen] for chosen in (job.common, job.adapters))
     base.locate(job.base)
+    common, adapters = ([lora.read(used) for used in chosen] for chosen in (job.common, job.adapters))
     with progress.stage("load base and adapter", 1) as advance:
         both = arms.apply(base.load(job.base), adapters, common, job.allow_unmatched)
         advance(1)

@@ -22,7 +22,7 @@ from qcheck.job import Use
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
-from qcheck.quantize.ranges import AbsoluteMaximum, observed
+from qcheck.quantize.ranges import Histogram, observed
 
 torch.set_num_threads(1)
 
@@ -75,17 +75,18 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     sample, hidden = torch.randn(4, 4, 16, 16, generator=generator), torch.randn(4, 16, 128, generator=generator)
     chosen = scheme.find("int8")
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
-    seen = AbsoluteMaximum()
+    seen = Histogram()
     exporter = Exporter(demo_arms, Cache(cache_root), sample.shape, hidden.shape)
     with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
         unet(sample, torch.tensor([500.0]), hidden)
+    ranges = {layer: found.absmax for layer, found in seen.seen().items()}
     return Prepared(
         unet=unet,
         state=demo_arms.state("adapted"),
-        plan=plan.make(layers, demo_arms.state("adapted"), chosen, seen.values),
+        plan=plan.make(layers, demo_arms.state("adapted"), chosen, ranges),
         graph=exporter.graph("float32"),
         exporter=exporter,
-        ranges=seen.values,
+        ranges=ranges,
         inputs={
             "sample": sample.numpy(),
             "timestep": np.array([500.0], np.float32),

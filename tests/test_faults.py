@@ -20,7 +20,7 @@ from qcheck.metric.statistics import measure_all
 from qcheck.model.arms import Arms, Side
 from qcheck.probe import Probe, ProbeSet
 from qcheck.quantize import fake, plan
-from qcheck.quantize.ranges import AbsoluteMaximum, observed
+from qcheck.quantize.ranges import Histogram, observed
 from qcheck.trace import Setup, Trace
 from qcheck.verdict import Verdict, judge
 from tests.test_trace import quiet, setup_for, subject
@@ -75,13 +75,13 @@ def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     f1 = trace.reference(setup, subject("f1", TorchRunner(models["f1"])), probes, store, quiet)
     for side, digit in sides:
         layers = plan.chosen_layers(models[f"f{digit}"], chosen, recipe.find("emoji"))
-        seen = AbsoluteMaximum()
+        seen = Histogram()
         with observed(layers, [seen]):
             trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
-        fake.simulated(
-            models[f"q{digit}"], plan.make(layers, models[f"f{digit}"].state_dict(), chosen, seen.values)
-        ).__enter__()
+        ranges = {layer: inputs.absmax for layer, inputs in seen.seen().items()}
+        numbers = plan.make(layers, models[f"f{digit}"].state_dict(), chosen, ranges)
+        fake.simulated(models[f"q{digit}"], numbers).__enter__()
     healthy: tuple[tuple[str, str, Side], ...] = (
         ("f0", "f0", "base"),
         ("q0", "q0", "base"),

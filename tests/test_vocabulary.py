@@ -153,3 +153,17 @@ def test_a_text_file_without_prompts_is_an_error(content: str, tmp_path: Path) -
 def test_a_trigger_is_put_into_calibration_prompts_too() -> None:
     used = recipe.calibration(recipe.find("emoji"), probe.find("emoji"), "mystyle")
     assert all(p.startswith("mystyle, ") for p in used.prompts)
+
+
+def test_a_release_that_is_not_documented_to_parse_a_file_is_a_warning_not_a_pass_in_silence() -> None:
+    orin = target.find("jetson-agx-orin-64gb")
+    assert "JetPack 6.2" in orin.warns(scheme.find("int4-g128"))[0]
+    assert orin.warns(scheme.find("int8")) == []
+    assert orin.warns(scheme.find("nf4-g64")) == []
+
+
+def test_controls_and_what_tensorrt_does_not_run_are_no_default() -> None:
+    names = {found.name for found in target.find("jetson-thor-t5000").deployable()}
+    assert {"int8", "fp8", "nvfp4", "int4-g128"} <= names
+    assert not {"fp16", "bf16", "nf4-g64", "bnb-nf4", "bnb-int8"} & names
+    assert {"fp16", "bnb-nf4"} <= {found.name for found in target.find("jetson-thor-t5000").runnable()}

@@ -14,7 +14,8 @@ app = typer.Typer(
     name="qcheck",
     help="Will this LoRA survive the edge? Quantize base + LoRA for a device, measure what that does to this adapter, "
     "and say what to do next.",
-    epilog="Start with `qcheck demo`. Exit codes: 0 pass, 1 not pass, 2 usage or bad input, 3 inconclusive or invalid.",
+    epilog="Start with `qcheck demo`. Exit codes: 0 pass, 1 not pass, 2 usage or bad input, 3 inconclusive or invalid, "
+    "130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

@@ -115,7 +115,9 @@ def check(
 def demo(
     lora: Annotated[str, typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER")] = "flat",
     device: options.Device = options.TARGET,
-    schemes: options.Schemes = None,
+    schemes: Annotated[
+        list[str] | None, typer.Option("--scheme", "-s", help=f"As for check, repeatable. Default: {library.SCHEME}.")
+    ] = None,
     orders: options.Orders = None,
     most: options.Most = None,
     out: options.Out = None,

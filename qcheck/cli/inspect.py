@@ -27,7 +27,7 @@ def inspect(
 
     `qcheck inspect faint --base demo`
     """
-    base_path, lora_path = library.resolve(base, lora) if base else (None, lora)
+    base_path, lora_path = library.resolve(base, lora)
     chosen = [scheme.find(name) for name in schemes] if schemes else scheme.every()
     bars = Silent() if as_json else Bars(Console(stderr=True))
     found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
@@ -57,7 +57,7 @@ def _render(found: Any, console: Console) -> None:
         table.add_column(title, justify="left" if title == "layer" else "right")
     for layer in sorted(measured, key=lambda seen: -seen.relative)[:8]:
         table.add_row(
-            layer.name,
+            layer.name if len(layer.name) <= _NAME else f"...{layer.name[3 - _NAME :]}",
             f"{layer.relative:.3f}",
             f"{layer.step_growth:.2f}",
             str(layer.hot_columns),
@@ -65,15 +65,20 @@ def _render(found: Any, console: Console) -> None:
         )
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
-    for title in ("scheme", "order", "survival", "signal to noise dB", ""):
-        table.add_column(title, justify="right" if title in ("survival", "signal to noise dB") else "left")
+    for title in ("scheme", "order", "survival", "noise: signal over it, dB", ""):
+        table.add_column(title, justify="right" if title in ("survival", "noise: signal over it, dB") else "left")
     for seen in found.forecasts:
         lost = "[bold red]the order loses it[/]" if seen.survival < _LOST else ""
         table.add_row(seen.scheme, seen.order, f"{seen.survival:.2f}", f"{seen.snr:.1f}", lost)
     console.print(table)
+    console.print(
+        "survival decides: the share of the adapter that arrives on average. Noise that merging adds is spread over "
+        "all weights and mostly cancels in a layer's output; `qcheck check` measures what is left."
+    )
 
 
 _LOST = 0.9
+_NAME = 44
 
 
 def _span(values: list[float]) -> str:

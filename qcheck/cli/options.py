@@ -21,7 +21,9 @@ Loras = Annotated[
 ]
 Weights = Annotated[
     list[float] | None,
-    typer.Option("--weight", help="How strongly the adapter is applied; repeat it for several. Default: 1."),
+    typer.Option(
+        "--weight", help="How strongly the adapter is applied. Default: 1. With several --lora give one for each."
+    ),
 ]
 Common = Annotated[
     list[str] | None,

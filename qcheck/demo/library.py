@@ -17,15 +17,14 @@ def adapters() -> list[str]:
     return sorted(path.stem for path in ADAPTERS.glob("*.safetensors"))
 
 
-def resolve(base: str, adapter: str) -> tuple[str, str]:
+def resolve(base: str | None, adapter: str) -> tuple[str | None, str]:
     """Paths for a base and an adapter that may be given by the demo's names.
 
     Raises:
         UserError: the base is the demo and the adapter is neither a file nor one of its names.
     """
-    if base != NAME:
-        return base, adapter
     named = ADAPTERS / f"{adapter}.safetensors"
-    if not named.is_file() and not Path(adapter).suffix:
+    found = str(named) if named.is_file() and not Path(adapter).exists() else adapter
+    if base == NAME and found == adapter and not Path(adapter).suffix:
         raise unknown("demo adapter", adapter, adapters())
-    return str(PIPELINE), str(named) if named.is_file() else adapter
+    return str(PIPELINE) if base == NAME else base, found

@@ -128,7 +128,17 @@ def embed(pipe: Any, probe: Probe) -> torch.Tensor:
 
 
 def start(pipe: Any, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
-    """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator."""
+    """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator.
+
+    Raises:
+        UserError: a width or height that the autoencoder cannot decode to.
+    """
+    for name, side in (("width", probe.width), ("height", probe.height)):
+        if side and side % pipe.vae_scale_factor:
+            raise UserError(
+                f"--{name} {side} is no multiple of {pipe.vae_scale_factor}, the autoencoder's factor",
+                f"Take {side - side % pipe.vae_scale_factor or pipe.vae_scale_factor}.",
+            )
     sample = pipe.unet.config.sample_size
     sides = sample if isinstance(sample, tuple | list) else (sample, sample)
     height = probe.height // pipe.vae_scale_factor if probe.height else sides[0]

@@ -57,7 +57,10 @@ def read(used: Use) -> Adapter:
             metadata = dict(stream.metadata() or {})
             damaged = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name)).all()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter {source!r} is not a whole safetensors file: {error}", "Download it again.") from error
+        raise UserError(
+            f"adapter {source!r} is not a whole safetensors file: {error}",
+            "Give a LoRA .safetensors file; if it is one, download it again.",
+        ) from error
     if damaged:
         raise UserError(
             f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 
 _LOUD = ("diffusers", "transformers", "torch.onnx", "onnxscript", "huggingface_hub", "peft", "bitsandbytes")
 
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # it warns while peft imports it, of kernels it can do without
+
 
 @contextmanager
 def quiet() -> Iterator[None]:

@@ -140,6 +140,16 @@ def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str,
     return found
 
 
+def input_formats(model: nn.Module, scheme: Scheme) -> dict[str, Format]:
+    """The format of every layer's input on a fixed step, where ``scheme`` has one."""
+    found = {}
+    for name, module in linear_layers(model):
+        rule = _rule(module.weight, scheme)
+        if rule is not None and rule.activations is not None and rule.activations.scales is None:
+            found[name] = formats.find(rule.activations.format)
+    return found
+
+
 def make(
     layers: Iterable[str],
     weights: Mapping[str, torch.Tensor],
@@ -154,8 +164,8 @@ def make(
     return {name: make_layer(weights[f"{name}.weight"], scheme, ranges[name]) for name in layers}
 
 
-def make_layer(weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan:
-    """Scales of one layer from its weight [out, in, ...] and the absolute maximum of its input.
+def make_layer(weight: torch.Tensor, scheme: Scheme, most: float) -> LayerPlan:
+    """Scales of one layer from its weight [out, in, ...] and where its input's range is cut, ``most``.
 
     Raises:
         ValueError: as ``make``.
@@ -163,33 +173,39 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, absmax: float) -> LayerPlan
     rule = _rule(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
-    return LayerPlan(_grid(weight.detach(), rule.weights, scheme.compute), _input(rule.activations, absmax, scheme))
+    return LayerPlan(_grid(weight, rule.weights, scheme.compute), _input(rule.activations, most, scheme))
+
+
+def absmax(weight: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    """The largest absolute weight of every group that shares a step, [groups]."""
+    block = numbers.block_of(weight.shape[1]) if numbers.granularity == "block" else numbers.block
+    groups = {"tensor": 1, "channel": len(weight)}.get(numbers.granularity, weight.numel() // (block or 1))
+    return weight.detach().abs().reshape(groups, -1).amax(1)
 
 
 def _grid(weight: torch.Tensor, numbers: Numbers, stored: str) -> Grid:
     number = formats.find(numbers.format)
     if numbers.granularity == "none":
         return Grid(number, "none", torch.ones(1))
-    block = numbers.block_of(weight.shape[1]) if numbers.granularity == "block" else numbers.block
     if numbers.granularity == "block" and weight.dim() != 2:
         raise ValueError(f"blocks are for Linear layers, not for a weight of shape {list(weight.shape)}")
-    groups = {"tensor": 1, "channel": len(weight)}.get(numbers.granularity, weight.numel() // (block or 1))
-    absmax = weight.abs().reshape(groups, -1).amax(1)
+    most = absmax(weight, numbers)
+    block = None if numbers.block is None else weight.numel() // len(most)
     if numbers.scales is None:
-        return Grid(number, numbers.granularity, formats.scale(absmax, number, stored), block)
+        return Grid(number, numbers.granularity, formats.scale(most, number, stored), block)
     holder = formats.floating(numbers.scales)
-    factor = formats.scale_of_scales(absmax, number, holder)
-    held = Held(holder, formats.block_scale(absmax, number, holder, factor), factor)
+    factor = formats.scale_of_scales(most, number, holder)
+    held = Held(holder, formats.block_scale(most, number, holder, factor), factor)
     step = formats.floating(stored).nearest(held.codes * factor)
     return Grid(number, numbers.granularity, step, block, held)
 
 
-def _input(numbers: Numbers | None, absmax: float, scheme: Scheme) -> Static | Dynamic | None:
+def _input(numbers: Numbers | None, most: float, scheme: Scheme) -> Static | Dynamic | None:
     if numbers is None:
         return None
     number = formats.find(numbers.format)
     if numbers.scales is None or numbers.block is None:
-        return Static(number, formats.scale(torch.tensor(absmax), number, scheme.compute))
+        return Static(number, formats.scale(torch.tensor(most), number, scheme.compute))
     holder = formats.floating(numbers.scales)
-    factor = formats.scale_of_scales(torch.tensor([absmax]), number, holder)
+    factor = formats.scale_of_scales(torch.tensor([most]), number, holder)
     return Dynamic(number, holder, factor, numbers.block)

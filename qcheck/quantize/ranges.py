@@ -1,36 +1,157 @@
-"""Streaming range observers: one running number a layer, whatever the number of samples."""
+"""Where an input's range is cut: one streaming pass sees every layer, then any method reads its clip from the counts.
 
+Memory is one histogram a layer, whatever the number of samples.
+"""
+
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from scipy.special import rel_entr
 from torch import nn
 
+from qcheck.errors import UserError
+from qcheck.quantize import formats
+from qcheck.quantize.formats import Format, Integer
+from qcheck.recipe import Method, Recipe
 
-class AbsoluteMaximum:
-    """The largest absolute input of each observed layer so far."""
+Name = TypeVar("Name", bound=str)
+BINS = 2048
+_SAMPLED = 8192  # values of one input that are counted, drawn at random; the maximum is over all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of one layer's inputs: the absolute maximum, and ``counts`` [BINS] of |x| from 0 to ``top``."""
+
+    absmax: float
+    counts: np.ndarray
+    top: float
+
+    def clip(self, method: Method, number: Format, percentile: float) -> float:
+        """The absolute value that goes on the largest code.
+
+        Raises:
+            UserError: "entropy" for a format that is no integer.
+        """
+        if method == "max" or not self.counts.any() or not math.isfinite(self.absmax):
+            return self.absmax
+        return min(self._cut(method, number, percentile), self.absmax)
+
+    def _cut(self, method: Method, number: Format, percentile: float) -> float:
+        width = self.top / BINS
+        if method == "percentile":
+            below = np.cumsum(self.counts) / self.counts.sum()
+            return float((np.searchsorted(below, percentile / 100) + 1) * width)
+        if method == "mse":
+            return self._least_squares(number, width)
+        if not isinstance(number, Integer):
+            raise UserError(
+                f"ranges by entropy are defined for integers, not for {number.name}",
+                'Use method = "mse", "percentile" or "max" in the recipe.',
+            )
+        return _least_divergence(self.counts, number.limit + 1) * width
+
+    def _least_squares(self, number: Format, width: float) -> float:
+        """Of 200 clips the one whose codes lose the least energy of the counted values."""
+        centres = torch.from_numpy((np.arange(BINS) + 0.5) * width)
+        clips = torch.linspace(0.05, 1.0, 200, dtype=torch.float64) * self.absmax
+        steps = (clips / number.limit)[:, None]
+        values = centres.expand(len(clips), BINS)
+        errors = formats.dequantize(formats.quantize(values, steps, number), steps) - values
+        lost = errors.square() @ torch.from_numpy(self.counts)
+        return float(clips[int(lost.argmin())])
+
+
+def _least_divergence(counts: np.ndarray, levels: int) -> int:
+    """Bins to keep so that ``levels`` levels of them diverge least (Kullback-Leibler) from the clipped counts.
+
+    Migacz, 8-bit inference with TensorRT (GTC 2017): what is cut is added to the last bin of the reference, and each
+    level's count is spread over its bins that were not empty.
+    """
+    best, least = len(counts), math.inf
+    for kept in range(levels, len(counts) + 1, levels // 16):
+        reference = counts[:kept].copy()
+        filled = reference > 0
+        edges = (np.arange(levels) * kept) // levels
+        totals = np.add.reduceat(reference, edges)
+        members = np.add.reduceat(filled.astype(np.float64), edges)
+        spread = np.repeat(totals / np.maximum(members, 1), np.diff(np.append(edges, kept))) * filled
+        reference[-1] += counts[kept:].sum()
+        p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
+        divergence = float(rel_entr(p, q).sum())  # infinite where all of the cut falls into an empty last bin
+        if divergence < least:
+            best, least = kept, divergence
+    return best
+
+
+class Histogram:
+    """Running counts of each observed layer's absolute inputs.
+
+    A value beyond the top doubles it, and neighbouring bins are joined: counts stay exact, the bins become wider.
+    """
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+        self._absmax: dict[str, float] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+        self._top: dict[str, float] = {}
+        self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
+        self._draws = torch.Generator().manual_seed(0)
 
     def see(self, layer: str, inputs: torch.Tensor) -> None:
-        """Take one batch of inputs of ``layer`` into account; NaN and infinity stick."""
-        low, high = torch.aminmax(inputs)
-        seen = torch.maximum(-low, high).item()
-        known = self.values.get(layer, 0.0)
-        self.values[layer] = seen if seen > known or math.isnan(seen) else known
+        """Take one batch of inputs of ``layer`` into account; NaN and infinity stick in the maximum."""
+        most, sample = self._look(inputs)
+        known = self._absmax.get(layer, 0.0)
+        self._absmax[layer] = most if most > known or math.isnan(most) else known
+        if not math.isfinite(most) or most == 0:
+            return
+        top = self._top.setdefault(layer, most)
+        counts = self._counts.setdefault(layer, torch.zeros(BINS, dtype=torch.float64))
+        while top < most:
+            top *= 2
+            counts[: BINS // 2], counts[BINS // 2 :] = counts.view(-1, 2).sum(1), 0
+        self._top[layer] = top
+        places = (sample * (BINS / top)).to(torch.int32).clamp_(max=BINS - 1)
+        counts += torch.bincount(places, minlength=BINS)
+
+    def _look(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Maximum and sampled values of |inputs|; layers that read the same tensor share the look."""
+        if self._last is None or self._last[0] is not inputs:
+            low, high = torch.aminmax(inputs)
+            sample = inputs.flatten()
+            if len(sample) > _SAMPLED:
+                sample = sample[torch.randint(len(sample), (_SAMPLED,), generator=self._draws)]
+            sample = sample.abs()
+            self._last = (inputs, torch.maximum(-low, high).item(), sample)
+        return self._last[1], self._last[2]
+
+    def seen(self) -> dict[str, Seen]:
+        """What was seen, by layer."""
+        self._last = None
+        empty = torch.zeros(BINS, dtype=torch.float64)
+        return {
+            layer: Seen(most, self._counts.get(layer, empty).numpy().copy(), self._top.get(layer, 0.0))
+            for layer, most in self._absmax.items()
+        }
 
 
 @contextmanager
-def observed(layers: Mapping[str, nn.Module], observers: Iterable[AbsoluteMaximum]) -> Iterator[None]:
+def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) -> Iterator[None]:
     """While open, every forward of ``layers`` is seen by all ``observers``."""
     watching = tuple(observers)
 
     def hook(name: str) -> "object":
         def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             for observer in watching:
-                observer.see(name, inputs[0].detach())
+                observer.see(name, inputs[0])
 
         return see
 
@@ -40,3 +161,26 @@ def observed(layers: Mapping[str, nn.Module], observers: Iterable[AbsoluteMaximu
     finally:
         for handle in handles:
             handle.remove()
+
+
+def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, float]:
+    """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
+    return {
+        layer: inputs.clip(recipe.method, numbers[layer], recipe.percentile) if layer in numbers else inputs.absmax
+        for layer, inputs in seen.items()
+    }
+
+
+def save(found: Mapping[Name, Mapping[str, Seen]], folder: Path) -> None:
+    """Write what was seen, a file for each of ``found``."""
+    for name, layers in found.items():
+        numbers = {layer: {"absmax": inputs.absmax, "top": inputs.top} for layer, inputs in layers.items()}
+        counts = {layer: inputs.counts for layer, inputs in layers.items()}
+        save_file(counts, folder / f"{name}.safetensors", metadata={"seen": json.dumps(numbers)})
+
+
+def load(folder: Path, name: str) -> dict[str, Seen]:
+    """What was saved under ``name``."""
+    with safe_open(folder / f"{name}.safetensors", "np") as stream:
+        numbers = json.loads(stream.metadata()["seen"])
+        return {layer: Seen(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}

@@ -45,9 +45,9 @@ def draw(sheets: Sequence[Sheet], path: Path) -> None:
     canvas = Image.new("RGB", (width, sum(heights) + _GAP), "white")
     pen, top = ImageDraw.Draw(canvas), 0
     for sheet, height in zip(sheets, heights, strict=True):
-        pen.multiline_text((8, top + 4), sheet.scheme.replace(" ", "\n"), fill="black", font_size=14)
+        pen.text((8, top + 2), sheet.scheme, fill="black", font_size=13)
         for column, title in enumerate(_TITLES):
-            pen.text((_LABEL + column * (_TILE + _GAP), top + 18), title, fill="black", font_size=12)
+            pen.text((_LABEL + column * (_TILE + _GAP), top + 22), title, fill="black", font_size=12)
         for row, prompt in enumerate(sheet.prompts):
             y = top + _TITLE + row * (_TILE + _GAP)
             pen.multiline_text((8, y + 34), _wrap(prompt), fill="black", font_size=12)

@@ -64,6 +64,8 @@ class Case(Value):
     order: str
     verdict: Outcome
     reasons: list[str]
+    next: str
+    warnings: list[str]
     probes_used: int
     measurements: list[Judged]
     stratum_sqnr: dict[str, list[Number]]

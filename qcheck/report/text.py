@@ -19,22 +19,6 @@ _COLOURS: dict[Outcome, str] = {
     "INCONCLUSIVE": "bold magenta",
     "INVALID": "bold magenta",
 }
-NEXT: dict[Outcome, str] = {
-    "PASS": "Ship the artifact, and measure its speed on the board.",
-    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try better ranges or another scheme first, "
-    "then QAT of the adapter.",
-    "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
-    "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
-    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: raise `looks` in a limits file.",
-    "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
-}
-
-
-def next_step(case: Case) -> str:
-    """What to do after this verdict; an order that loses adapters is the first thing to change."""
-    if case.verdict == "NEEDS-QAT" and case.order == "quantize-merge":
-        return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
-    return NEXT[case.verdict]
 
 
 def _megabytes(size: int) -> str:
@@ -73,8 +57,8 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("survival", "effect_survival", "adapted"),
-    ("excess", "excess_error", "adapted"),
-    ("SQNR", "stratum_sqnr", "adapted"),
+    ("excess dB", "excess_error", "adapted"),
+    ("worst SQNR dB", "stratum_sqnr", "adapted"),
     ("endpoint", "endpoint_error", "adapted"),
 )
 
@@ -148,7 +132,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     if len(report.cases) > 1:
         console.print(_comparison(report))
         console.print(
-            Text("* over its limit, ? open: the interval straddles it; every bound and limit is in report.json")
+            Text("* outside its limit, ? open: the interval straddles it; every bound and limit is in report.json")
         )
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
@@ -156,10 +140,12 @@ def render(report: Report, folder: Path, console: Console) -> None:
     console.print(Text(_about(report)))
     console.print(_summary(report))
     for case in report.cases:
-        title = f"  {case.scheme} {case.order}: {next_step(case)}"
+        title = f"  {case.scheme} {case.order}: {case.next}"
         console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
+        for warning in case.warnings:
+            console.print(Text.assemble(("  warning ", "yellow"), warning))
     if not report.limits_calibrated:
         console.print("[yellow]limits not calibrated[/]: they are start values, not yet set on adapters of known fate")
     missing = ", ".join(item.name for item in report.not_measured)

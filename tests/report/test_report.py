@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from qcheck.report import contact, text
+from qcheck.report import contact, steps, text
 from qcheck.report.contact import Sheet
-from qcheck.report.model import Report
+from qcheck.report.model import Build, Report
 from tests.conftest import Finished
 
 
@@ -97,7 +97,7 @@ def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
     case = report.cases[0].model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"]})
     shown = _text(report.model_copy(update={"cases": [case]}))
     assert "because effect_survival is 0.1" in shown
-    assert text.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
+    assert steps.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
 
 
 def test_the_contact_sheet_has_a_row_a_probe_and_grey_where_nothing_differs(tmp_path: Path) -> None:
@@ -114,3 +114,15 @@ def test_the_contact_sheet_of_a_check_is_a_picture_of_every_shown_probe(finished
     picture = Image.open(finished.folder / "contact.png")
     assert picture.height > contact.ROWS * contact._TILE
     assert np.asarray(picture).std() > 20
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("built", "Ship artifacts/x.onnx"), ("not run", "nothing has compiled artifacts/x.onnx")]
+)
+def test_what_nobody_compiled_is_not_shipped(status: str, words: str) -> None:
+    made = Build.model_validate({"builder": "b", "capability": "8.6", "proxy": True, "status": status})
+    assert words in steps.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
+
+
+def test_the_order_that_loses_the_adapter_is_the_first_thing_to_change() -> None:
+    assert "merge-quantize or unmerged" in steps.next_step("NEEDS-QAT", "quantize-merge", None, [])

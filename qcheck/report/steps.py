@@ -1,0 +1,31 @@
+"""What to do after a verdict, in words."""
+
+from collections.abc import Sequence
+
+from qcheck.report.model import Build
+from qcheck.verdict import Outcome
+
+NEXT: dict[Outcome, str] = {
+    "PASS": "Ship it, and measure its speed on the board.",
+    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try better ranges or another scheme first, "
+    "then QAT of the adapter.",
+    "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
+    "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
+    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: allow more probes by --max-probes, beyond "
+    "the last of `looks` by a limits file.",
+    "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
+}
+
+
+def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequence[Build]) -> str:
+    """What to do next; ``deployed`` is the file for the device, None where PyTorch quantizes while it loads.
+
+    An order that loses adapters is the first thing to change, and what nobody compiled is not shipped.
+    """
+    if outcome == "NEEDS-QAT" and order == "quantize-merge":
+        return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
+    if outcome == "PASS" and deployed is not None:
+        if any(made.status == "built" for made in builds):
+            return f"Ship {deployed}, and measure its speed on the board."
+        return f"The numbers pass, but nothing has compiled {deployed} for the device yet: build it before you ship it."
+    return NEXT[outcome]
