@@ -9,7 +9,7 @@ artifacts/<scheme>/<order>/manifest.json
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +23,12 @@ from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.export import export
 from qcheck.quantize import onnx, plan
 from qcheck.quantize.fake import Factors
-from qcheck.quantize.plan import LayerPlan
+from qcheck.quantize.plan import Input, LayerPlan
 from qcheck.recipe import Recipe
 from qcheck.scheme import Order, Scheme
 
 TWIN = "float32"
-Ranges = Mapping[Side, Mapping[str, float]]
+Ranges = Mapping[Side, Mapping[str, Input]]
 
 
 class Content(NamedTuple):
@@ -128,7 +128,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     for layer in touched:
         name = f"{layer}.weight"
         if order == "quantize-merge":
-            state[name] = before[layer].weight.fake(base[name]) + (adapted[name] - base[name])
+            state[name] = before[layer].fake(base[name]) + (adapted[name] - base[name])
         elif order == "unmerged":
             state[name], branches[layer] = base[name], arms.factors(layer)
     return Content(state, plan.make(layers, state, scheme, ranges["adapted"]), branches)
@@ -147,9 +147,15 @@ class Making:
 
     def key(self, order: str) -> str:
         """The cache key of q1 in an order, or of q0 at "base"."""
-        ranges = repr([sorted(self.ranges[side].items()) for side in SIDES])
+        ranges = files.digest(*(part for side in SIDES for part in _parts(self.ranges[side])))
         values = (files.digest_value(self.scheme), files.digest_value(self.recipe))
         return cache.key("artifact", self.arms.content("base"), self.arms.content("adapted"), *values, order, ranges)
+
+
+def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
+    for layer, found in sorted(inputs.items()):
+        yield f"{layer} {found.cut!r}"
+        yield b"" if found.smooth is None else found.smooth.numpy().tobytes()
 
 
 def write_base(making: Making) -> Quantized:

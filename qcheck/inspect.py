@@ -5,6 +5,7 @@ Weights are streamed, one layer at a time. With D the adapter's change of a weig
 - merge-quantize, Q(W + D): W is as good as dither, so D arrives whole on average (survival 1) with noise of variance
   f (1 - f) s^2 a weight, f the fraction of |d| / s.
 - quantize-merge, Q(Q(W) + D): W sits on the grid already, so d becomes s round(d / s): below half a step it is gone.
+  The same holds for merge-quantize where the base was stored in the scheme's own format, as 16-bit bases are.
 - unmerged: D arrives as it is.
 """
 
@@ -79,7 +80,8 @@ class _Sums:
 
 def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
     """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
-    ratio = change / step.clamp(min=1e-30)  # a block of zeros has no step
+    step = step.clamp(min=1e-30)  # where nothing rounds, or all is zero
+    ratio = change / step
     if order == "unmerged":
         return float(change.square().sum()), 0.0
     if order == "quantize-merge":
@@ -231,10 +233,16 @@ def _layer(
     )
 
 
+def _grid(weight: torch.Tensor, found: Scheme) -> plan.Grid:
+    return plan.make_layer(weight, found, plan.Input(1.0)).weight
+
+
 def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
     for order in ORDERS:
+        on_grid = order == "merge-quantize" and torch.equal(_grid(before, found).fake(before), before)
+        met: Order = "quantize-merge" if on_grid else order
         merged = before + change if order == "merge-quantize" else before
-        kept, noise = arrival(change, plan.make_layer(merged, found, 1.0).weight.spacing(merged), order)
+        kept, noise = arrival(change, _grid(merged, found).spacing(merged), met)
         total = sums[found.name, order]
         total.kept += kept
         total.noise += noise

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from qcheck import artifact, cache, files, recipe, summary, trace
 from qcheck.artifact import TWIN, Artifact, Making, Ranges
 from qcheck.backend import tensorrt
+from qcheck.backend.torch import TorchRunner
 from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.limits import Limits
@@ -26,11 +28,12 @@ from qcheck.model.arms import SIDES, Side
 from qcheck.probe import ProbeSet
 from qcheck.progress import Progress
 from qcheck.quantize import plan, ranges
+from qcheck.quantize.plan import Input
 from qcheck.quantize.ranges import Histogram, Seen, observed
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Case, Report
-from qcheck.scheme import Order, Scheme
+from qcheck.scheme import Order, Scheme, Smoothing
 from qcheck.trace import Setup, Subject, Trace
 from qcheck.verdict import Verdict, judge
 from qcheck.work import Traces, Work, matched, prepare
@@ -127,6 +130,37 @@ def _observe(work: Work, chosen: ProbeSet) -> dict[Side, dict[str, Seen]]:
     return found
 
 
+def find_factors(work: Work, scheme: Scheme, side: Side) -> dict[str, Input]:
+    """Factors of SmoothQuant or AWQ for an arm, on the states that ranges come from; none where the scheme has none."""
+    smoothing, job = scheme.smoothing, work.job
+    if smoothing is None:
+        return {}
+    chosen = recipe.calibration(job.recipe, job.probes, job.trigger)
+    values = (files.digest_value(scheme), files.digest_value(job.recipe), files.digest_value(chosen))
+    key = cache.key("factors", work.arms.content("base"), work.arms.content("adapted"), side, *values)
+    about = f"{work.arms.base.source}, {scheme.name}, {side}"
+    folder = work.store.obtain(
+        "factors", key, about, lambda place: ranges.save_inputs(_smooth(work, scheme, smoothing, side, chosen), place)
+    )
+    return ranges.load_inputs(folder)
+
+
+def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, side: Side, chosen: ProbeSet) -> dict[str, Input]:
+    from qcheck.quantize import modelopt  # an extra that only its schemes need
+
+    setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
+    reached = trace.reference(setup, work.full("adapted"), probes, work.store, lambda _: None)
+    unet = work.arms.use(side).unet
+    with work.timed(
+        f"{scheme.name}: {smoothing.method} of {side}", trace.forwards(setup, 0, 1, len(probes))
+    ) as advance:
+
+        def run(model: nn.Module) -> None:
+            trace.visit(setup, reached, TorchRunner(model), side, probes, advance)
+
+        return modelopt.smoothed(unet, plan.chosen_layers(unet, scheme, work.job.recipe), smoothing, run)
+
+
 @dataclass(frozen=True)
 class Ground:
     """What every order of a scheme is made from and compared with. ``floor`` is the compute type's own error, [T].
@@ -144,7 +178,9 @@ class Ground:
 def run_scheme(work: Work, scheme: Scheme, seen: Mapping[Side, Mapping[str, Seen]]) -> list[tuple[Case, Sheet]]:
     """q0 once, then q1 in every order."""
     numbers = plan.input_formats(work.arms.base.denoiser, scheme)
-    cut: Ranges = {side: ranges.clips(seen[side], numbers, work.job.recipe) for side in SIDES}
+    cut: Ranges = {
+        side: ranges.clips(seen[side], numbers, work.job.recipe) | find_factors(work, scheme, side) for side in SIDES
+    }
     making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, cut)
     with work.timed(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(making)

@@ -70,6 +70,16 @@ def _check_blocks(numbers: Numbers) -> None:
         raise ValueError("`scales` goes with granularity 'block'")
 
 
+class Smoothing(Value):
+    """An algorithm that shifts difficulty between a Linear layer's input and its weight, by a factor a feature.
+
+    It is computed by NVIDIA ModelOpt; ``alpha`` is SmoothQuant's migration strength, AWQ searches its own.
+    """
+
+    method: Literal["smoothquant", "awq_lite"]
+    alpha: float | None = None
+
+
 class Scheme(Value):
     """Rules by kind of layer, the first that names the kind holds; the rest stays in ``compute``.
 
@@ -83,12 +93,18 @@ class Scheme(Value):
     opset: int
     runs: Annotated[tuple[Runtime, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     rules: list[Rule]
+    smoothing: Smoothing | None = None
 
     @property
     def formats(self) -> frozenset[str]:
         """Every number format that the scheme's layers hold or compute in."""
         numbers = [n for rule in self.rules for n in (rule.weights, rule.activations) if n is not None]
         return frozenset({n.format for n in numbers} | {self.compute})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Modules beyond the usual ones without which the scheme cannot be made or run here."""
+        return (*(("modelopt",) if self.smoothing else ()), *(() if self.exported else ("bitsandbytes",)))
 
     @property
     def exported(self) -> bool:

@@ -56,7 +56,7 @@ class Prepared:
     plan: dict[str, plan.LayerPlan]
     graph: ir.Model
     exporter: Exporter
-    ranges: dict[str, float]
+    ranges: dict[str, plan.Input]
     inputs: dict[str, np.ndarray]
 
 
@@ -79,7 +79,7 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     exporter = Exporter(demo_arms, Cache(cache_root), sample.shape, hidden.shape)
     with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
         unet(sample, torch.tensor([500.0]), hidden)
-    ranges = {layer: found.absmax for layer, found in seen.seen().items()}
+    ranges = {layer: plan.Input(found.absmax) for layer, found in seen.seen().items()}
     return Prepared(
         unet=unet,
         state=demo_arms.state("adapted"),

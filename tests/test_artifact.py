@@ -59,7 +59,7 @@ def test_artifact_is_the_simulation(
     found = stored.constants(onnx.load(path)) if plain else stored.codes(onnx.load(path))
     for layer, numbers in content.plan.items():
         weight = content.state[f"{layer}.weight"]
-        expected = numbers.weight.fake(weight) if plain else numbers.weight.codes(weight)
+        expected = numbers.fake_stored(weight) if plain else numbers.codes(weight)
         assert np.array_equal(found[layer], expected.numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
     unet = demo_arms.use("adapted").unet
@@ -124,7 +124,7 @@ def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, pr
     found = {order: _content(demo_arms, prepared, chosen, order) for order in ORDERS}
     touched = set(demo_arms.denoiser_layers())
     for layer in found["merge-quantize"].plan:
-        codes = {o: c.plan[layer].weight.codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
+        codes = {o: c.plan[layer].codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
         same = torch.equal(codes["merge-quantize"], codes["unmerged"])
         assert same == (layer not in touched), layer
     assert set(found["unmerged"].branches) == touched & set(found["unmerged"].plan)
@@ -142,8 +142,8 @@ def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Pr
         kept = whole = 0.0
         for layer in faint.denoiser_layers():
             wanted = faint.weights["adapted"][f"unet.{layer}"] - faint.weights["base"][f"unet.{layer}"]
-            q1 = content[order].plan[layer].weight.fake(content[order].state[f"{layer}.weight"])  # type: ignore[index]
-            q0 = start.plan[layer].weight.fake(start.state[f"{layer}.weight"])
+            q1 = content[order].plan[layer].fake(content[order].state[f"{layer}.weight"])  # type: ignore[index]
+            q0 = start.plan[layer].fake(start.state[f"{layer}.weight"])
             kept += float(((q1 - q0) * wanted).sum())
             whole += float(wanted.square().sum())
         survived[order] = kept / whole

@@ -79,7 +79,7 @@ def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         with observed(layers, [seen]):
             trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
-        ranges = {layer: inputs.absmax for layer, inputs in seen.seen().items()}
+        ranges = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
         numbers = plan.make(layers, models[f"f{digit}"].state_dict(), chosen, ranges)
         fake.simulated(models[f"q{digit}"], numbers).__enter__()
     healthy: tuple[tuple[str, str, Side], ...] = (

