@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from onnxruntime import quantization as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
@@ -115,14 +116,15 @@ def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show:
     state, kept, found = both.state("adapted"), recipe.find("emoji"), seen.seen()
     for name in ("int8", "fp8"):
         chosen = scheme.find(name)
-        layers = plan.chosen_layers(unet, chosen, kept)
-        for method in recipe.METHODS:
-            if method == "entropy" and name == "fp8":
-                continue
-            cut = ranges.clips(found, plan.input_formats(unet, chosen), kept.model_copy(update={"method": method}))
+        methods = [method for method in recipe.METHODS if not (method == "entropy" and name == "fp8")]
+        cases = [(method, kept.keep) for method in methods]
+        for method, left_out in [*cases, ("max", ())]:
+            used = kept.model_copy(update={"method": method, "keep": left_out})
+            layers = plan.chosen_layers(unet, chosen, used)
+            cut = ranges.clips(found, plan.input_formats(unet, chosen), used)
             content = Content(state, plan.make(layers, state, chosen, cut), {})
-            path = exporter.twin(content, chosen, work / f"{name}-{method}.onnx", {})
-            show(f"qcheck {name}, {method}", seconds, OnnxRunner(path, 2))
+            path = exporter.twin(content, chosen, work / f"{name}-{method}-{len(left_out)}.onnx", {})
+            show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, 2))
 
 
 def modelopt(unet: Any, rows: Rows, show: Callable[..., None]) -> None:

@@ -23,13 +23,22 @@ README = ROOT / "README.md"
 
 def schemes_and_targets() -> str:
     """The scheme x target table."""
-    schemes = scheme.every()
-    rows = [["target", "SM", "engine here", *(s.name for s in schemes)], ["---"] * (3 + len(schemes))]
-    for device in target.every_target():
-        runs = ["no" if device.refuses(s) else "yes" for s in schemes]
-        rows.append([f"`{device.name}`", device.capability.value, f"SM {device.proxy.value} (proxy)", *runs])
-    listed = [f"- `{s.name}`: {s.title}; the rest in {s.compute}." for s in schemes]
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", *listed])
+    devices = target.every_target()
+    titles = [f"{d.name}, SM {d.capability.value} (built for SM {d.proxy.value})" for d in devices]
+    rows = [["scheme", "what it is; the rest is in", *titles], ["---"] * (2 + len(devices))]
+    for found in scheme.every():
+        about = f"{found.title}; {found.compute}"
+        rows.append([f"`{found.name}`", about, *(_runs(device, found) for device in devices)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _runs(device: target.Target, found: scheme.Scheme) -> str:
+    if device.refuses(found):
+        return "no"
+    if "tensorrt" not in found.runs:
+        return {"onnxruntime": "by ONNX Runtime", "bitsandbytes": "by PyTorch"}[found.runs[0]]
+    late = [release.name for release in device.releases if release.opset < found.opset]
+    return f"yes; not verified on {' and '.join(late)}" if late else "yes"
 
 
 def training() -> str:

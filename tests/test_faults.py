@@ -32,7 +32,7 @@ CHOSEN = ProbeSet(
     steps=8,
     guidance=3.0,
 )
-LIMITS = limits.find("default")
+LIMITS = limits.find("default").computing("float16")
 
 
 @dataclass(frozen=True)
