@@ -111,7 +111,8 @@ def test_the_command_shows_every_order(order: Order) -> None:
 
 def test_the_command_gives_json() -> None:
     found = json.loads(run("inspect", "faint", "--base", "demo", "--json").stdout)
-    assert len(found["forecasts"]) == len(scheme.every()) * len(ORDERS)
+    assert {forecast["scheme"] for forecast in found["forecasts"]} == set(FORECAST)
+    assert len(found["forecasts"]) == len(FORECAST) * len(ORDERS)
 
 
 def test_intruders_are_strong_new_directions_and_not_noise() -> None:

@@ -86,7 +86,10 @@ def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> No
         m.model_copy(update={"status": "fail", "value": 0.1}) if m.name == "effect_survival" else m
         for m in first.measurements
     ]
-    second = first.model_copy(update={"order": "quantize-merge", "verdict": "NEEDS-QAT", "measurements": worse})
+    lost = steps.next_step("NEEDS-QAT", "quantize-merge", None, [])
+    second = first.model_copy(
+        update={"order": "quantize-merge", "verdict": "NEEDS-QAT", "next": lost, "measurements": worse}
+    )
     shown = _text(report.model_copy(update={"cases": [first, second]}))
     assert "0.10*" in shown
     assert "* outside its limit" in shown
@@ -94,7 +97,8 @@ def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> No
 
 
 def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
-    case = report.cases[0].model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"]})
+    told = {"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"], "next": steps.NEXT["NEEDS-QAT"]}
+    case = report.cases[0].model_copy(update=told)
     shown = _text(report.model_copy(update={"cases": [case]}))
     assert "because effect_survival is 0.1" in shown
     assert steps.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
