@@ -2,11 +2,14 @@
 
 ``python benchmarks/overhead.py`` checks the demo's adapters under int8 and int4-g128 in all orders without engine
 builds: the first from an empty cache, the others with the exported graphs already there, and the last once more with
-everything there. The forwards are timed inside each run, around every call of a denoiser.
+everything there. Bare forwards are what the same calls cost without qcheck: each file in one plain ONNX Runtime session
+with the same threads and batch, timed right after the run and multiplied by its calls; torch calls as they were timed.
+Beside it the time really spent in calls, which is less because ``OnnxRunner`` shares rows among threads.
 """
 
+import argparse
 import os
-import sys
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from qcheck import cache, trace
-from qcheck.backend.base import Runner
+from qcheck.backend.base import INPUTS, Runner
+from qcheck.backend.onnxruntime import OnnxRunner, session
 from qcheck.demo import library
 from qcheck.scheme import ORDERS
 
@@ -23,18 +27,40 @@ _ADAPTERS = ("faint", "flat", "ink", "ink")
 
 
 class Clock:
-    """Seconds and rows spent in denoiser calls."""
+    """Seconds spent in denoiser calls, and what the calls would cost bare."""
 
     def __init__(self) -> None:
-        self.seconds, self.calls, self._call = 0.0, 0, trace.call
+        self.seconds, self.torch, self.calls, self._call = 0.0, 0.0, 0, trace.call
+        self.files: dict[Path, list[tuple[np.ndarray, Any]]] = {}
 
     def __call__(self, runner: Runner, sample: np.ndarray, *rest: Any) -> np.ndarray:
         """As ``backend.base.call``, timed."""
         start = time.perf_counter()
         output = self._call(runner, sample, *rest)
-        self.seconds += time.perf_counter() - start
+        spent = time.perf_counter() - start
+        self.seconds += spent
         self.calls += 1
+        if isinstance(runner, OnnxRunner):
+            self.files.setdefault(runner.path, []).append((sample, rest))
+        else:
+            self.torch += spent
         return output
+
+    def bare(self, threads: int, out: Path) -> float:
+        """Seconds of the same calls, a plain session a file: the median of seven of them times their number."""
+        total = self.torch
+        for path, calls in self.files.items():
+            staged = next((part for part in path.parents if part.suffix == ".partial"), None)
+            running = session(path if staged is None else out / path.relative_to(staged), threads)
+            dtype = np.float16 if "float16" in running.get_inputs()[0].type else np.float32
+            spent = []
+            for sample, (timestep, hidden) in [calls[0], *calls[:7]]:
+                values = (sample.astype(dtype), np.array([timestep], np.float32), hidden.astype(dtype))
+                start = time.perf_counter()
+                running.run(None, dict(zip(INPUTS, values, strict=True)))
+                spent.append(time.perf_counter() - start)
+            total += len(calls) * statistics.median(spent[1:])
+        return total
 
 
 def main() -> None:
@@ -43,24 +69,34 @@ def main() -> None:
 
     from qcheck.cli.app import app
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ[cache.VARIABLE] = str(Path(folder) / "cache")
         orders = [part for order in ORDERS for part in ("--order", order)]
         for index, adapter in enumerate(_ADAPTERS):
             clock = Clock()
             trace.call = clock  # type: ignore[assignment]
-            start = time.perf_counter()
+            start, out = time.perf_counter(), Path(folder) / f"out{index}"
             command = ["check", library.NAME, "--lora", adapter, "--scheme", "int8", "--scheme", "int4-g128", *orders]
             found = CliRunner().invoke(
-                app, [*command, *sys.argv[1:], "--no-build", "--out", str(Path(folder) / f"out{index}")]
+                app,
+                [*command, "--threads", str(options.threads), "--no-build", "--out", str(out)],
             )
             total = time.perf_counter() - start
             trace.call = clock._call
             if "measure" not in found.output and "scheme" not in found.output:
                 raise SystemExit(found.output or repr(found.exception))
             verdicts = [line for line in found.output.splitlines() if line.startswith((" int8 ", " int4"))]
-            ratio = f"{total / clock.seconds:.2f} x" if clock.seconds else "no forwards"
-            print(f"{adapter}: {total:.1f} s, forwards {clock.seconds:.1f} s in {clock.calls} calls: {ratio}")
+            if clock.calls:
+                bare = clock.bare(options.threads, out)
+                print(
+                    f"{adapter}: {total:.1f} s = {total / bare:.2f} x the {bare:.1f} s of {clock.calls} bare forwards"
+                )
+                print(f"  in calls: {clock.seconds:.1f} s")
+            else:
+                print(f"{adapter}: {total:.1f} s, no forwards")
             print("\n".join(verdicts), flush=True)
 
 

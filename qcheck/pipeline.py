@@ -145,10 +145,14 @@ def find_factors(work: Work, scheme: Scheme, side: Side) -> dict[str, Input]:
     return ranges.load_inputs(folder)
 
 
+_SEARCHED = 4  # of the calibration prompts every fourth: AWQ costs some twenty forwards of each state that it sees
+
+
 def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, side: Side, chosen: ProbeSet) -> dict[str, Input]:
     from qcheck.quantize import modelopt  # an extra that only its schemes need
 
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
+    probes = probes[: max(1, len(probes) // _SEARCHED)]
     reached = trace.reference(setup, work.full("adapted"), probes, work.store, lambda _: None)
     unet = work.arms.use(side).unet
     with work.timed(

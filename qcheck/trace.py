@@ -8,6 +8,7 @@ their own forwards, and what an interrupted run finished is there for the next.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -50,7 +51,7 @@ class Setup:
     batch: int
     inputs: Callable[[Side, Sequence[Probe]], Inputs]
 
-    @property
+    @cached_property
     def calls(self) -> int:
         """Denoiser calls of one probe; some solvers take more of them than steps."""
         return len(fresh(self.scheduler, self.steps).timesteps)
@@ -60,13 +61,13 @@ class Setup:
         solver = fresh(self.scheduler, self.steps)
         return tuple(float(solver.timesteps[index]) for index in self.strata)
 
-    @property
+    @cached_property
     def weights(self) -> np.ndarray:
         """Squared solver coefficient of every stratum, [T]."""
         found: np.ndarray = coefficients(self.scheduler, self.steps)[list(self.strata)] ** 2
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The digest of the solver and the strata."""
         solver = f"{type(self.scheduler).__name__} {sorted(self.scheduler.config.items())!r}"

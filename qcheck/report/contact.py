@@ -54,7 +54,7 @@ def draw(sheets: Sequence[Sheet], path: Path) -> None:
             for column, picture in enumerate(_columns(sheet, row)):
                 canvas.paste(_tile(picture), (_LABEL + column * (_TILE + _GAP), y))
         top += height
-    canvas.save(path)
+    canvas.save(path, compress_level=3)
 
 
 def _wrap(prompt: str, width: int = 20) -> str:
