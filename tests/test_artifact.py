@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import bitsandbytes as bnb
 import numpy as np
 import onnx
 import pytest
@@ -117,6 +118,24 @@ def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
         ran = bitsandbytes.converted(unet, *content)(x, t, h).sample.numpy()
     # NF4 is weight only: float rounding. LLM.int8 quantizes its inputs too: far above what the weights lose.
     assert _sqnr(simulated, ran) > (100 if chosen.name == "bnb-nf4" else 45)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nf4_is_packed_byte_for_byte_as_bitsandbytes_packs(
+    demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path
+) -> None:
+    """Every Linear layer of the file, those with 32 inputs (runs cross rows) among them."""
+    chosen = scheme.find("nf4-g64")
+    content = _content(demo_arms, prepared, chosen, order)
+    model = onnx.load(prepared.exporter.deployed(content, chosen, tmp_path / "q1.onnx", {}))
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulBnb4"]
+    assert len(nodes) == len(content.plan)
+    for node in nodes:
+        weight = content.state[f"{node.name.removesuffix('/matmul')}"]
+        packed, state = bnb.functional.quantize_4bit(weight.detach(), blocksize=64, quant_type="nf4")
+        assert np.array_equal(arrays[node.input[1]], packed.flatten().numpy()), node.name
+        assert np.array_equal(arrays[node.input[2]], state.absmax.numpy()), node.name
 
 
 def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, prepared: Prepared) -> None:
