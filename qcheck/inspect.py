@@ -165,6 +165,7 @@ def inspect(
         UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
     """
     adapter = lora.read(Use(source, weight))
+    lora.require_plain(adapter)
     factors, alphas = lora.factors_of(StableDiffusionLoraLoaderMixin, adapter)
     scale = {n: scale_of(alphas, adapter.metadata, n, pair["A"].shape[0]) for n, pair in factors.items()}
     stored = {} if base is None else _denoiser_weights(base)

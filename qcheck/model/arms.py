@@ -17,6 +17,7 @@ from qcheck.probe import Probe
 Side = Literal["base", "adapted"]
 SIDES: tuple[Side, Side] = ("base", "adapted")
 DENOISER = "unet"
+_EXACT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,20 @@ class Arms:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
 
         ``down`` stacks the files' own; ``up`` solves for the change that diffusers merged: it holds weight and alpha.
+
+        Raises:
+            UserError: the change is not of that rank, as DoRA's is not.
         """
         name = f"{DENOISER}.{layer}"
         change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
         down = self.down[name].double()
         up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
+        left = (up @ down.flatten(1) - change).norm()
+        if left > _EXACT * change.norm():
+            raise UserError(
+                f"the adapter's change of {layer} is no product of its factors (DoRA rescales whole weights)",
+                "It cannot run unmerged: leave --order unmerged out.",
+            )
         return down.float(), up.float().contiguous()
 
 

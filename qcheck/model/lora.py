@@ -91,7 +91,8 @@ def tag_counts(adapter: Adapter) -> dict[str, int]:
 
 
 Factors = dict[str, dict[str, torch.Tensor]]
-_OTHER_KINDS = {"dora_scale": "DoRA", "magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT"}
+_OTHER_KINDS = {"dora_scale": "DoRA in kohya's layout", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT"}
+_MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout, which diffusers merges
 
 
 def _require_lora(adapter: Adapter) -> None:
@@ -100,9 +101,19 @@ def _require_lora(adapter: Adapter) -> None:
             for mark, kind in _OTHER_KINDS.items():
                 if mark in key:
                     raise UserError(
-                        f"adapter {str(adapter.path)!r} is a {kind} ({key}); this version checks plain LoRA",
+                        f"adapter {str(adapter.path)!r} is a {kind} ({key}); this version checks LoRA and PEFT's DoRA",
                         "Merge it into the base and check that, or train a LoRA.",
                     )
+
+
+def require_plain(adapter: Adapter) -> None:
+    """Refuse DoRA where a change of weights has to be the product of two factors."""
+    with safe_open(adapter.path, "pt") as stream:
+        if any(_MAGNITUDE in key for key in stream.keys()):  # noqa: SIM118
+            raise UserError(
+                f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
+                "qcheck check measures it.",
+            )
 
 
 def _converted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,7 +141,8 @@ def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]
     try:
         with quiet():
             state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
-            state = _converted({key: value for key, value in state.items() if not key.endswith(".alpha")})
+            plain = {k: v for k, v in state.items() if not k.endswith(".alpha") and _MAGNITUDE not in k}
+            state = _converted(plain)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
     matches = {key: _FACTOR.match(key) for key in state}

@@ -1,18 +1,21 @@
 """Bad adapters and bases: one clear error each, and good ones applied exactly."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from qcheck import inspect, recipe
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Use
 from qcheck.model import arms, base, lora
-from qcheck.model.arms import Arms
+from qcheck.model.arms import SIDES, Arms
 
 FLAT = library.ADAPTERS / "flat.safetensors"
 
@@ -266,3 +269,40 @@ def test_trigger_words_come_from_what_trainers_write_into_the_file(tmp_path: Pat
 def test_odd_metadata_offers_no_words(written: str, tmp_path: Path) -> None:
     save_file(load_file(FLAT), tmp_path / "odd.safetensors", metadata={"ss_tag_frequency": written})
     assert lora.trigger_words(lora.read(Use(str(tmp_path / "odd.safetensors"), 1.0))) == []
+
+
+@pytest.fixture(scope="module")
+def dora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A DoRA in PEFT's layout with random factors and magnitudes, and its tensors."""
+    torch.manual_seed(0)
+    unet = copy.deepcopy(base.load(str(library.PIPELINE)).denoiser)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], use_dora=True, init_lora_weights=False)
+    unet.add_adapter(config)
+    tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(unet).items()}
+    for name, value in tensors.items():
+        if "magnitude" in name:  # as training moves it; at first it is |W + BA| and rescales nothing
+            tensors[name] = value * torch.linspace(0.8, 1.2, len(value))
+    path = tmp_path_factory.mktemp("dora") / "dora.safetensors"
+    save_file({f"unet.{name}": value for name, value in tensors.items()}, path)
+    return path, tensors
+
+
+def test_dora_in_pefts_layout_is_merged_as_its_formula_says(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    """m (W + BA) / |W + BA| by rows (Liu et al., arXiv 2402.09353, eq. 5)."""
+    path, tensors = dora
+    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    for layer in both.denoiser_layers():
+        before, merged = (both.weights[side][f"unet.{layer}"] for side in SIDES)
+        down, up, size = (tensors[f"{layer}.lora_{part}"] for part in ("A.weight", "B.weight", "magnitude_vector"))
+        summed = before + up @ down
+        assert torch.allclose(merged, size[:, None] * summed / summed.norm(dim=1, keepdim=True), atol=1e-6), layer
+
+
+def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, _ = dora
+    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    with pytest.raises(UserError, match="DoRA rescales") as caught:
+        both.factors(both.denoiser_layers()[0])
+    assert "unmerged" in caught.value.fix
+    with pytest.raises(UserError, match="is a DoRA"):
+        inspect.inspect(str(path), None, 1.0, [], recipe.find("general"))
