@@ -23,7 +23,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 from qcheck import recipe, scheme
 from qcheck.artifact import Content, Exporter
 from qcheck.backend.base import INPUTS
-from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.backend.onnxruntime import OnnxRunner, session
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
 from qcheck.demo import library
@@ -175,11 +175,11 @@ def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None]) -> No
         del model.graph.value_info[:]
         onnx.save(model, path)
         try:
-            runner = OnnxRunner(path, 2)
+            session(path, 1)
         except OrtFail as error:
             print(f"{name:48s} its file does not load: {str(error)[-90:]}", flush=True)
         else:
-            show(name, seconds, runner)
+            show(name, seconds, OnnxRunner(path, 2))
 
 
 if __name__ == "__main__":
