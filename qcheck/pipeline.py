@@ -145,14 +145,15 @@ def find_factors(work: Work, scheme: Scheme, side: Side) -> dict[str, Input]:
     return ranges.load_inputs(folder)
 
 
-_SEARCHED = 4  # of the calibration prompts every fourth: AWQ costs some twenty forwards of each state that it sees
+_SEARCHED = 4  # AWQ's search costs some seventeen forwards a state, so it sees a fourth of the prompts
 
 
 def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, side: Side, chosen: ProbeSet) -> dict[str, Input]:
     from qcheck.quantize import modelopt  # an extra that only its schemes need
 
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
-    probes = probes[: max(1, len(probes) // _SEARCHED)]
+    if not any(rule.activations for rule in scheme.rules):  # else the factors come with the range of what they yield
+        probes = probes[: max(1, len(probes) // _SEARCHED)]
     reached = trace.reference(setup, work.full("adapted"), probes, work.store, lambda _: None)
     unet = work.arms.use(side).unet
     with work.timed(
