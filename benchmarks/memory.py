@@ -41,7 +41,9 @@ def trace_once(steps: int, *counts: int) -> None:
     from qcheck import artifact, limits, pipeline, probe, recipe, scheme, target, work
     from qcheck.demo import library
     from qcheck.job import Job, Use
+    from qcheck.model.arms import SIDES
     from qcheck.progress import Silent
+    from qcheck.quantize import plan, ranges
 
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
@@ -65,14 +67,14 @@ def trace_once(steps: int, *counts: int) -> None:
             arguments={},
         )
         started = work.prepare(job, Path(folder), Silent())
-        making = artifact.Making(
-            started.arms, started.exporter, started.store, job.schemes[0], job.recipe, pipeline.find_ranges(started)
-        )
-        path, content = artifact.write_base(making)
+        chosen, seen = job.schemes[0], pipeline.find_ranges(started)
+        numbers = plan.input_formats(started.arms.base.denoiser, chosen)
+        cut: artifact.Ranges = {side: ranges.clips(seen[side], numbers, job.recipe) for side in SIDES}
+        making = artifact.Making(started.arms, started.exporter, started.store, chosen, job.recipe, cut)
         made = artifact.write(making, "merge-quantize", Path(folder))
         arms = [
-            started.stored("q0", "base", path, content),
-            started.stored("q1", "adapted", made.twin, made.digest),
+            started.quantized("q0", "base", artifact.write_base(making)),
+            started.quantized("q1", "adapted", made.runs),
         ]
         for count in counts:
             peak, done = _resident(), threading.Event()
