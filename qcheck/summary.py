@@ -40,6 +40,7 @@ def case(
     layers = made.layers if made is not None else ()
     profiles = {} if energies is None else _profiles(energies)
     artifact = _files(work, scheme, made) if made is not None else []
+    full = work.exporter.full("adapted", scheme.compute) if made is not None and scheme.exported else None
     deployed = artifact[0].path if artifact and "tensorrt" in scheme.runs else None
     return Case(
         scheme=scheme.name,
@@ -57,7 +58,7 @@ def case(
         ran_as=scheme.ran_as,
         control=scheme.control,
         compute=scheme.compute,
-        full_precision_bytes=_full_bytes(work, scheme) if made is not None and scheme.exported else None,
+        full_precision_bytes=_bytes(full) if full is not None else None,
         builds=builds,
         seconds=round(seconds, 1),
     )
@@ -79,11 +80,6 @@ def _file(work: Work, path: Path, compute: str) -> ArtifactFile:
     where = path.relative_to(work.folder).as_posix()
     content = files.digest(*files.model_files(path))
     return ArtifactFile(path=where, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
-
-
-def _full_bytes(work: Work, scheme: Scheme) -> int:
-    """The unquantized file in the type that the scheme computes in."""
-    return _bytes(work.exporter.full("adapted", scheme.compute))
 
 
 def _bytes(path: Path) -> int:
@@ -165,6 +161,13 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
             reason="faults that only they see (one timestep, a fixed grid, flicker, drift) are not in this version",
         ),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
+    ]
+    found += [
+        NotMeasured(
+            name=f"{name} in its own arithmetic",
+            reason="ONNX Runtime has no CPU kernels for it; numbers come from its decoded values in float32",
+        )
+        for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "decoded twin")
     ]
     return found + [
         NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)

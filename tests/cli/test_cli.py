@@ -280,3 +280,12 @@ def test_a_size_the_autoencoder_cannot_decode_is_an_error(tmp_path: Path) -> Non
     found = run("check", "demo", "--lora", "flat", "--width", "70", "--no-build", "--out", str(tmp_path / "o"))
     assert isinstance(found.exception, UserError)
     assert "Take 68" in found.exception.fix
+
+
+def test_numbers_from_decoded_values_are_named_as_not_measured_natively(tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    run("demo", "flat", "--scheme", "nvfp4-wo", "--target", "jetson-thor-t5000", "--no-build", "--out", str(out))
+    report = json.loads((out / "report.json").read_text())
+    assert report["cases"][0]["ran_as"] == "decoded twin"
+    reasons = {item["name"]: item["reason"] for item in report["not_measured"]}
+    assert "decoded values" in reasons["nvfp4-wo in its own arithmetic"]
