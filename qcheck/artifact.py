@@ -7,22 +7,24 @@ artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, or t
 artifacts/<scheme>/<order>/manifest.json
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import onnx_ir as ir
 import torch
 
-from qcheck import __version__, cache, files
+from qcheck import __version__, cache, files, manifest
 from qcheck.cache import Cache
+from qcheck.manifest import Layer, Manifest, Source
 from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.export import export
+from qcheck.model.lora import Adapter
 from qcheck.quantize import onnx, plan
 from qcheck.quantize.fake import Factors
+from qcheck.quantize.onnx import Site
 from qcheck.quantize.plan import Input, LayerPlan
 from qcheck.recipe import Recipe
 from qcheck.scheme import Order, Scheme
@@ -55,7 +57,7 @@ class Artifact:
     folder: Path
     runs: Quantized
     deployed: Path | None
-    layers: tuple[str, ...]
+    manifest: Manifest
 
 
 class Exporter:
@@ -77,6 +79,10 @@ class Exporter:
             found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
             self._graphs[compute] = ir.load(found / "graph.onnx")
         return self._graphs[compute]
+
+    def sites(self, compute: str) -> Mapping[str, Site]:
+        """Where each layer computes, in the graph and in every file made from it."""
+        return onnx.sites(self.graph(compute).graph)
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
@@ -185,13 +191,10 @@ def write(making: Making, order: Order, root: Path) -> Artifact:
     stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, content(), folder))
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
-    layers = tuple(json.loads((folder / _MANIFEST).read_text("utf-8"))["quantized_layers"])
+    page = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
     if not scheme.exported:
-        return Artifact(folder, Quantized(key, None, content), None, layers)
-    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / "unet" / "model.onnx", layers)
-
-
-_MANIFEST = "manifest.json"
+        return Artifact(folder, Quantized(key, None, content), None, page)
+    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / "unet" / "model.onnx", page)
 
 
 def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
@@ -201,24 +204,43 @@ def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
     if scheme.exported:
         written.append(exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts))
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
-    manifest = {
-        "schema": "qcheck-manifest/1",
-        "qcheck": __version__,
-        **facts,
-        "compute": scheme.compute,
-        "opset": scheme.opset,
-        "runs": list(scheme.runs),
-        "twin": "decoded" if scheme.decoded else "same codes",
-        "scheme_digest": files.digest_value(scheme),
-        "recipe_digest": files.digest_value(recipe),
-        "base": {"digest": arms.base.digest},
-        "adapters": [
-            {"digest": used.digest, "weight": used.weight, "arms": of}
-            for of, chosen in (("adapted", arms.adapters), ("both", arms.common))
-            for used in chosen
-        ],
-        "changed_layers": len(arms.layers),
-        "quantized_layers": list(content.plan),
-        "files": {path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in written},
-    }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    page = Manifest(
+        qcheck=__version__,
+        scheme=scheme.name,
+        order=order,
+        recipe=recipe.name,
+        compute=scheme.compute,
+        opset=scheme.opset,
+        runs=list(scheme.runs),
+        twin="decoded" if scheme.decoded else "same codes",
+        scheme_digest=files.digest_value(scheme),
+        recipe_digest=files.digest_value(recipe),
+        base=Source(digest=arms.base.digest),
+        adapters=[*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")],
+        changed_layers=len(arms.layers),
+        layers=layers(content, exporter.sites(scheme.compute) if scheme.exported else {}),
+        files={path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in written},
+    )
+    (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
+
+
+def _sources(adapters: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Source]:
+    return [Source(digest=used.digest, weight=used.weight, arms=of) for used in adapters]
+
+
+def layers(content: Content, sites: Mapping[str, Site]) -> list[Layer]:
+    """What a file made from ``content`` is asked to compute, layer by layer; no nodes where there is no file."""
+    found = []
+    for name, numbers in content.plan.items():
+        site = sites.get(name)  # none where PyTorch quantizes while it loads
+        found.append(
+            Layer(
+                name=name,
+                node=str(site.node.name) if site else "",
+                dequantizer=onnx.dequantizer(name, site, numbers.weight) if site else None,
+                weight=numbers.weight.number.name,
+                activation=numbers.input.number.name if numbers.input is not None else None,
+                parameters=content.state[f"{name}.weight"].numel(),
+            )
+        )
+    return found

@@ -36,7 +36,7 @@ _PARTS = {
 }
 _NEVER = (
     ("engines on a device", "engines are compiled here and deserialized nowhere: no GPU or Jetson was available"),
-    ("full TensorRT", "the code path through the `tensorrt` package does not exist yet"),
+    ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
     ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
 )
 
@@ -82,7 +82,7 @@ def _capabilities() -> list[Finding]:
     import tensorrt_rtx
 
     known = sorted(name for name in vars(tensorrt_rtx.ComputeCapability) if name.startswith("SM"))
-    proxies = ", ".join(f"{t.name} as SM {t.proxy.value}" for t in every_target())
+    proxies = ", ".join(f"{t.name} as SM {t.proxy.value}" for t in every_target() if t.proxy and t.is_proxied)
     return [
         Finding(name="TensorRT-RTX compiles for", status="ready", detail=f"{', '.join(known)}; {proxies} (proxies)")
     ]

@@ -3,7 +3,6 @@
 Probes are added look by look until each case has a verdict; the cache makes every step cost what is new in it.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from qcheck import artifact, cache, files, recipe, summary, trace
-from qcheck.artifact import TWIN, Artifact, Making, Ranges
-from qcheck.backend import tensorrt
+from qcheck import artifact, cache, files, gate, recipe, summary, trace
+from qcheck.artifact import TWIN, Making, Ranges
 from qcheck.backend.torch import TorchRunner
 from qcheck.errors import UserError
 from qcheck.job import Job
@@ -203,7 +201,7 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
     with work.timed(f"{title}: artifact", 1) as advance:
         made = artifact.write(ground.making, order, work.folder / "artifacts")
         advance(1)
-    builds = [build(work, title, scheme, made)]
+    builds = [gate.build(work, title, scheme, made)]
     q1 = work.quantized(f"q1 {title}", "adapted", made.runs)
     for count in limits.looks:
         reference = trace_reference(work, count)
@@ -232,7 +230,7 @@ def decide(
     """The verdict on the probes so far; ``weights`` [T] are those of the strata."""
     measured = measure_all(samples, limits.ranges, limits.alpha)
     bad = effect.bad_probes(energies, weights, *limits.tail)
-    return judge([*controls, *measured], bad, limits, [made.detail for made in builds if made.status == "refused"])
+    return judge([*controls, *measured], bad, limits, builds)
 
 
 def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> tuple[Case, Sheet]:
@@ -242,50 +240,6 @@ def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> 
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.case(work, scheme, order, verdict, None, [], None, 0.0)
     return case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference)
-
-
-def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
-    """Compile q1 for the target's proxy, if a builder is here; an engine of the same artifact is reused."""
-    capability = work.job.target.proxy.value
-    proxy = capability != work.job.target.capability.value
-    reason = "switched off by --no-build" if not work.job.build else tensorrt.available()
-    if "tensorrt" not in scheme.runs:
-        reason = f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
-    if reason is not None or made.deployed is None:
-        return Build(
-            builder=tensorrt.MODULE, capability=capability, proxy=proxy, status="not run", detail=reason or "no file"
-        )
-    first = work.setup.inputs("base", work.probes[:1])
-    sample, hidden = list(first.latents.shape[1:]), list(first.hidden.shape[2:])
-    shapes = {
-        "sample": ([1, *sample], [2, *sample], [2, *sample]),
-        "encoder_hidden_states": ([1, *hidden], [2, *hidden], [2, *hidden]),
-    }
-    key = cache.key("engine", made.runs.digest, capability, repr(shapes))
-    engine = made.folder / f"model.sm{capability.replace('.', '')}.engine"
-    stored = work.store.find("engine", key)
-    if stored is not None:
-        shutil.copy2(stored / engine.name, engine)
-        known = Build.model_validate_json((stored / "build.json").read_text("utf-8"))
-        return known.model_copy(update={"proxy": proxy})
-    with work.timed(f"{title}: build for SM {capability}", 1) as advance:
-        built = tensorrt.build(made.deployed, capability, shapes, engine)
-        advance(1)
-    found = Build(
-        builder=built.builder,
-        capability=capability,
-        proxy=proxy,
-        status="built" if built.engine else "refused",
-        detail=built.detail,
-        bytes=built.engine.stat().st_size if built.engine else None,
-        seconds=round(built.seconds, 1),
-        peak_memory_mb=round(built.peak_memory_mb),
-    )
-    if built.engine is not None:
-        with work.store.put("engine", key, f"{title} for SM {capability}") as folder:
-            shutil.copy2(engine, folder)
-            (folder / "build.json").write_text(found.model_dump_json(), "utf-8")
-    return found
 
 
 def run_controls(work: Work, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:

@@ -37,7 +37,7 @@ def case(
     seconds: float,
 ) -> Case:
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
-    layers = made.layers if made is not None else ()
+    layers = {layer.name for layer in made.manifest.layers} if made is not None else set()
     profiles = {} if energies is None else _profiles(energies)
     artifact = _files(work, scheme, made) if made is not None else []
     full = work.exporter.full("adapted", scheme.compute) if made is not None and scheme.exported else None
@@ -155,7 +155,6 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
     found = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
         NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
-        NotMeasured(name="realised precision", reason="this version does not read the built engine's operand types"),
         NotMeasured(
             name="worst_stratum, lattice_amplitude, step_jitter, latent_kl_excess",
             reason="faults that only they see (one timestep, a fixed grid, flicker, drift) are not in this version",
@@ -169,9 +168,19 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
         )
         for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "decoded twin")
     ]
-    return found + [
-        NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)
-        for case in cases
-        for made in case.builds
-        if made.status == "not run"
-    ]
+    return found + [_unbuilt(case, made) for case in cases for made in case.builds if not _read(made)]
+
+
+def _read(made: Build) -> bool:
+    return made.status in ("refused", "fell back") or (made.realised is not None and made.realised.complete)
+
+
+def _unbuilt(case: Case, made: Build) -> NotMeasured:
+    if made.realised is None:
+        return NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)
+    unread = made.realised.unread
+    some = ", ".join(unread[:3])
+    return NotMeasured(
+        name=f"realised precision of {case.scheme} {case.order}",
+        reason=f"the engine does not name {len(unread)} of {made.realised.layers} layers, first {some}",
+    )

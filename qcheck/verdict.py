@@ -1,12 +1,13 @@
 """Measurements and limits to a verdict. It compares; every statistic came with the measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from qcheck.limits import Gate, Limits
 from qcheck.measurement import Arm, Judged, Measurement, Status
 
+BuildStatus = Literal["built", "fell back", "refused", "crashed", "not run"]
 Outcome = Literal["PASS", "NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE", "INVALID"]
 
 
@@ -64,14 +65,31 @@ def _sentence(seen: Judged) -> str:
     )
 
 
+class Compiled(Protocol):
+    """What a verdict reads of a build: how it ended, and the words for it."""
+
+    @property
+    def status(self) -> BuildStatus:
+        """How it ended."""
+
+    @property
+    def detail(self) -> str:
+        """Why, or where."""
+
+
+def _ended(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[str]:
+    return [f"{ends[made.status]}: {made.detail}" for made in builds if made.status in ends]
+
+
 def judge(
-    measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits, refusals: Sequence[str] = ()
+    measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits, builds: Sequence[Compiled] = ()
 ) -> Verdict:
     """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
-    ``refusals`` are what a builder for the target said when it did not take the artifact. A gate whose measurement is
-    missing makes the verdict INVALID: not measured is never passed. The adapter's quantization is not blamed while
-    the base or the full-precision adapter is open.
+    A build that was refused, or whose engine computes in other types than were asked, condemns the scheme here; one
+    that crashed says nothing about it and makes the verdict INVALID, as a gate without its measurement does: not
+    measured is never passed. The adapter's quantization is not blamed while the base or the full-precision adapter is
+    open.
     """
     judged = _judged(measurements, limits)
     by_key = {(seen.name, seen.arm): seen for seen in judged}
@@ -85,11 +103,13 @@ def judge(
     every_role = {"control", "reference", "absolute", "adapter"}
     broken = [f"{gate.name} ({gate.arm}) was not measured" for gate in absent]
     broken += those("not measured", every_role, everywhere)
+    broken += _ended(builds, {"crashed": "the builder crashed"})
+    unfit = _ended(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
     first_open = those("undecided", {"absolute"}, {"base"}) + those("undecided", {"reference"}, everywhere)
     ladder: tuple[tuple[Outcome, list[str]], ...] = (
         ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
         ("INVALID", broken + those("fail", {"control"}, everywhere)),
-        ("FAIL-RECIPE", [*(f"the build was refused: {r}" for r in refusals), *those("fail", {"absolute"}, {"base"})]),
+        ("FAIL-RECIPE", unfit + those("fail", {"absolute"}, {"base"})),
         ("INCONCLUSIVE", first_open),
         ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, everywhere)),
         ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),

@@ -14,21 +14,16 @@ from hypothesis import strategies as st
 
 from qcheck import artifact, files, recipe, scheme
 from qcheck.artifact import Content
-from qcheck.backend import tensorrt
 from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
 from qcheck.quantize import bitsandbytes, fake
 from qcheck.quantize import onnx as rewrite
 from qcheck.scheme import ORDERS, Numbers, Order, Scheme
-from tests import stored
+from tests import builder, stored
 from tests.conftest import Prepared, adapted_by
 
 RECIPE = recipe.find("emoji")
 SCHEMES = [chosen for chosen in scheme.every() if chosen.exported]
-SHAPES = {
-    "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
-    "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
-}
 
 
 def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> Content:
@@ -177,7 +172,7 @@ def test_the_unmerged_branch_is_the_whole_adapter(demo_arms: Arms) -> None:
         assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
 
 
-@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
+@builder.needed
 @pytest.mark.parametrize("order", ["merge-quantize", "unmerged"])
 def test_tensorrt_takes_the_four_bit_file_that_onnx_runtime_takes(
     demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path
@@ -185,22 +180,8 @@ def test_tensorrt_takes_the_four_bit_file_that_onnx_runtime_takes(
     chosen = scheme.find("int4-g128-int8")
     content = _content(demo_arms, prepared, chosen, order)
     path = prepared.exporter.deployed(content, chosen, tmp_path / "model.onnx", {})
-    built = tensorrt.build(path, "8.6", SHAPES, tmp_path / "engine")
-    assert built.engine is not None, built.detail
-
-
-@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
-@pytest.mark.parametrize(("capability", "taken"), [("12.0", True), ("8.6", False)])
-@pytest.mark.parametrize(("name", "word"), [("fp8", "fp8"), ("nvfp4", "fp4")])
-def test_tensorrt_takes_a_format_where_the_device_has_it_and_refuses_it_elsewhere(
-    demo_arms: Arms, prepared: Prepared, name: str, word: str, capability: str, taken: bool, tmp_path: Path
-) -> None:
-    chosen = scheme.find(name)
-    content = _content(demo_arms, prepared, chosen, "merge-quantize")
-    path = prepared.exporter.deployed(content, chosen, tmp_path / "model.onnx", {})
-    built = tensorrt.build(path, capability, SHAPES, tmp_path / "engine")
-    assert (built.engine is not None) == taken, built.detail
-    assert taken or word in built.detail.lower()
+    built = builder.build(path, "8.6")
+    assert built.engine is not None, built.problems
 
 
 @given(st.integers(1, 4096), st.sampled_from([32, 64, 128]))

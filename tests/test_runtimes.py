@@ -11,22 +11,17 @@ import torch
 
 from qcheck import artifact, recipe, scheme
 from qcheck.artifact import Content
-from qcheck.backend import tensorrt
 from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
 from qcheck.quantize import bitsandbytes, fake
 from qcheck.scheme import Scheme
-from tests import stored
+from tests import builder, stored
 from tests.conftest import Prepared
 
 PAGE = Path(__file__).parent.parent / "docs" / "schemes.md"
 MARKED = re.compile(r"(<!-- runtimes:begin -->\n)(.*?)(\n<!-- runtimes:end -->)", re.DOTALL)
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 TITLES = ["scheme", "simulation = artifact", "ONNX Runtime", *(f"SM {c}" for c in CAPABILITIES), "bitsandbytes"]
-SHAPES = {
-    "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
-    "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
-}
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -73,14 +68,14 @@ def _row(both: Arms, prepared: Prepared, chosen: Scheme, folder: Path) -> list[s
     builds = ["-"] * len(CAPABILITIES)
     if "tensorrt" in chosen.runs:
         path = prepared.exporter.deployed(content, chosen, folder / f"{chosen.name}.onnx", {})
-        made = [tensorrt.build(path, capability, SHAPES, folder / "engine") for capability in CAPABILITIES]
+        made = [builder.build(path, capability) for capability in CAPABILITIES]
         builds = ["builds" if built.engine else "refused" for built in made]
     ran_by = "decoded values" if chosen.decoded else "runs"
     return [f"`{chosen.name}`", _equal(chosen, content, twin), ran_by, *builds, "-"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
+@builder.needed
 def test_the_table_is_what_the_runtimes_do(demo_arms: Arms, prepared: Prepared, tmp_path: Path) -> None:
     rows = [_row(demo_arms, prepared, chosen, tmp_path) for chosen in scheme.every()]
     lines = [TITLES, ["---"] * len(TITLES), *rows]

@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from qcheck import artifact, recipe, scheme
-from qcheck.backend import tensorrt
 from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
 from qcheck.quantize import fake, modelopt, plan, ranges
 from qcheck.quantize.plan import Input
 from qcheck.scheme import ORDERS
-from tests import rivals, stored
+from tests import builder, rivals, stored
 from tests.conftest import Prepared
-from tests.test_artifact import SHAPES
 
 NAMES = ("int8-sq", "int4-awq")
 
@@ -120,7 +118,7 @@ def test_factors_survive_saving(factors: tuple[str, dict[str, Input]], tmp_path:
     assert all(torch.equal(back[k].smooth, v.smooth) for k, v in found.items())  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(tensorrt.available() is not None, reason="tensorrt-rtx is not installed here")
+@builder.needed
 def test_tensorrt_takes_the_smoothed_file(
     demo_arms: Arms, prepared: Prepared, factors: tuple[str, dict[str, Input]], tmp_path: Path
 ) -> None:
@@ -129,5 +127,5 @@ def test_tensorrt_takes_the_smoothed_file(
     both = {"base": inputs, "adapted": inputs}
     content = artifact.adapted_content(demo_arms, chosen, recipe.find("emoji"), "merge-quantize", both)  # type: ignore[arg-type]
     path = prepared.exporter.deployed(content, chosen, tmp_path / "model.onnx", {})
-    built = tensorrt.build(path, "8.6", SHAPES, tmp_path / "engine")
-    assert built.engine is not None, built.detail
+    built = builder.build(path, "8.6")
+    assert built.engine is not None, built.problems

@@ -3,6 +3,7 @@ import pytest
 from qcheck import limits as limits_module
 from qcheck.limits import Gate
 from qcheck.measurement import Measurement
+from qcheck.report.model import Build
 from qcheck.verdict import Outcome, judge
 
 LIMITS = limits_module.find("default")
@@ -87,10 +88,21 @@ def test_holm_steps_down() -> None:
     assert judged["endpoint_error", "adapted"] == "undecided"
 
 
-def test_a_refused_build_is_never_a_pass() -> None:
-    found = judge(_healthy(), [], LIMITS, ["Conv /conv_in: unsupported type"])
-    assert found.outcome == "FAIL-RECIPE"
-    assert "unsupported type" in found.reasons[0]
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        ("built", "PASS"),
+        ("not run", "PASS"),
+        ("refused", "FAIL-RECIPE"),
+        ("fell back", "FAIL-RECIPE"),
+        ("crashed", "INVALID"),
+    ],
+)
+def test_a_build_that_ended_badly_is_never_a_pass(status: str, outcome: Outcome) -> None:
+    content = {"builder": "b", "capability": "8.6", "proxy": True, "status": status, "detail": "said so"}
+    verdict = judge(_healthy(), [], LIMITS, [Build.model_validate(content)])
+    assert verdict.outcome == outcome
+    assert outcome == "PASS" or "said so" in verdict.reasons[0]
 
 
 def test_one_bad_probe_blocks_pass() -> None:

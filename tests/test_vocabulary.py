@@ -7,6 +7,7 @@ import pytest
 from qcheck import files, limits, probe, recipe, scheme, target
 from qcheck.errors import UserError
 from qcheck.files import Value
+from qcheck.quantize import formats
 
 
 def _all(kind: type[Value], folder: Path) -> list[tuple[type[Value], Path]]:
@@ -47,14 +48,34 @@ def test_values_are_frozen() -> None:
 
 def test_every_number_of_a_target_has_a_source() -> None:
     for device in target.every_target():
-        for field in (device.capability, device.memory_gb, device.bandwidth_gb_s, device.formats, device.proxy):
-            assert len(field.source) > 10
-        assert all(len(release.source) > 10 for release in device.releases)
+        single = (device.capability, device.memory_gb, device.bandwidth_gb_s, device.formats, device.proxy)
+        for sourced in (*filter(None, single), *device.peaks, *device.releases):
+            assert len(sourced.source) > 10
+        for name in (*device.formats.value, *(peak.format for peak in device.peaks)):
+            assert len(target.number_format(name).source) > 10
+
+
+def _bits(number: formats.Format) -> int:
+    if isinstance(number, formats.Float):
+        return 1 + number.exponent + number.mantissa
+    return number.bits if isinstance(number, formats.Integer) else (len(number.levels) - 1).bit_length()
+
+
+def test_number_formats_are_described_as_they_compute() -> None:
+    assert set(files.names(target.FORMATS)) == set(formats.FORMATS)
+    for name, computed in formats.FORMATS.items():
+        assert target.number_format(name).bits == _bits(computed)
+
+
+def test_a_board_without_strongly_typed_networks_runs_nothing_and_says_so() -> None:
+    xavier = target.find("jetson-agx-xavier")
+    assert xavier.deployable() == []
+    assert "TensorRT 8.5.2, without strongly typed networks" in str(xavier.refuses(scheme.find("int8")))
 
 
 def test_a_target_refuses_a_scheme_it_has_no_format_for_and_says_which() -> None:
     for name in ("fp8", "fp8-linear"):
-        assert "float8_e4m3" in str(target.find("jetson-agx-orin-64gb").refuses(scheme.find(name)))
+        assert "FP8 (E4M3) needs SM 8.9" in str(target.find("jetson-agx-orin-64gb").refuses(scheme.find(name)))
         assert target.find("jetson-thor-t5000").refuses(scheme.find(name)) is None
 
 

@@ -1,45 +1,85 @@
-"""Build an artifact with TensorRT-RTX, ahead of time, for a compute capability that need not be in this machine.
+"""Build an artifact with TensorRT, in a child process: when the builder crashes, that is an error message here.
 
-The builder runs in a child process: when it crashes, that is an error message here. Without a GPU the engine is not
-run; what a build proves is that the graph parses, that its types are allowed there, and that it compiles.
+Two packages share one interface. ``tensorrt_rtx`` compiles ahead of time for compute capabilities that need not be in
+this machine; without a GPU the engine is not run, and what a build proves is that the graph parses, that its types are
+allowed there, and that it compiles. ``tensorrt`` builds for the GPU in this machine and nothing else; it and everything
+that needs a device here (``_inspect``, ``_local_capability``) was never run. Networks are strongly typed.
 """
 
+import ctypes
+import importlib
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-MODULE = "tensorrt_rtx"
+RTX, FULL = "tensorrt_rtx", "tensorrt"
 Shapes = Mapping[str, tuple[list[int], list[int], list[int]]]
+_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A package that builds, and the compute capability ("8.6") it is asked for."""
+
+    module: str
+    capability: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One error of parser or builder: its own words, and the ONNX node and torch module they are about, if any."""
+
+    text: str
+    node: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What the builder said. ``detail`` is its own error text when ``engine`` is None."""
+    """What came of a build. ``inspected`` is the inspector's JSON where a device is there to ask; memory is in MB."""
 
     builder: str
+    status: Literal["built", "refused", "crashed"]
+    problems: tuple[Problem, ...]
     engine: Path | None
-    detail: str
+    inspected: Path | None
     seconds: float
     peak_memory_mb: float
 
 
-def available() -> str | None:
-    """Why no build can be run here, or None."""
-    if importlib.util.find_spec(MODULE) is None:
+def choose(capability: str, proxy: str | None) -> Builder | str:
+    """What builds here for a device of ``capability``, or why nothing does.
+
+    TensorRT itself where it and a device are here, else TensorRT-RTX for the ``proxy``.
+    """
+    if importlib.util.find_spec(FULL) is not None and any(Path(path).exists() for path in _DEVICES):
+        return Builder(FULL, capability)
+    if proxy is None:
+        return f"no compute capability that TensorRT-RTX compiles for has the number formats of SM {capability}"
+    if importlib.util.find_spec(RTX) is None:
         return "tensorrt-rtx is not installed: pip install 'qcheck-edge[rtx]'"
-    return None
+    return Builder(RTX, proxy)
 
 
-def build(model: Path, capability: str, shapes: Shapes, engine: Path) -> Built:
-    """Compile ``model`` for ``capability`` ("8.6") into ``engine``; shapes are min, optimal, max for each input."""
-    order = {"model": str(model), "capability": capability, "shapes": dict(shapes), "engine": str(engine)}
+def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_cache: Path | None = None) -> Built:
+    """Compile ``model`` into ``engine``; ``shapes`` are min, optimal, max of each input, of every input that varies.
+
+    ``timing_cache`` is read if it exists and written.
+    """
+    order = {
+        "module": builder.module,
+        "capability": builder.capability,
+        "model": str(model),
+        "shapes": dict(shapes),
+        "engine": str(engine),
+        "timing_cache": str(timing_cache) if timing_cache else None,
+    }
     start = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-m", "qcheck.backend.tensorrt"],
@@ -51,14 +91,34 @@ def build(model: Path, capability: str, shapes: Shapes, engine: Path) -> Built:
     seconds = time.monotonic() - start
     lines = child.stdout.strip().splitlines()
     if child.returncode != 0 or not lines:
-        tail = " ".join(child.stderr.split())[-400:]
-        return Built(MODULE, None, f"the builder ended with code {child.returncode}: {tail}", seconds, 0.0)
+        engine.unlink(missing_ok=True)
+        return Built(builder.module, "crashed", (Problem(_death(child)),), None, None, seconds, 0.0)
     said = json.loads(lines[-1])
-    return Built(said["builder"], engine if said["built"] else None, said["detail"], seconds, said["peak_memory_mb"])
+    found = tuple(Problem(**problem) for problem in said["problems"])
+    inspected = _inspected(engine)
+    return Built(
+        builder=said["builder"],
+        status="built" if said["built"] else "refused",
+        problems=found,
+        engine=engine if said["built"] else None,
+        inspected=inspected if inspected.exists() else None,
+        seconds=seconds,
+        peak_memory_mb=said["peak_memory_mb"],
+    )
 
 
-def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, str]:
-    trt = importlib.import_module(MODULE)
+def _death(child: subprocess.CompletedProcess[str]) -> str:
+    how = f"by signal {-child.returncode}" if child.returncode < 0 else f"with code {child.returncode}"
+    tail = " ".join(child.stderr.split())[-400:]
+    return f"the builder's process ended {how}{f': {tail}' if tail else ''}"
+
+
+def _inspected(engine: Path) -> Path:
+    return engine.with_name(f"{engine.name}.layers.json")
+
+
+def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
+    trt = importlib.import_module(order["module"])
     errors: list[str] = []
 
     class Collect(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -66,36 +126,118 @@ def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, str]:
             if severity <= trt.ILogger.Severity.ERROR:
                 errors.append(message)
 
-    name = f"TensorRT-RTX {trt.__version__}"
+    name = f"{'TensorRT-RTX' if order['module'] == RTX else 'TensorRT'} {trt.__version__}"
     logger = Collect()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(order["model"]):
-        found = [parser.get_error(i) for i in range(parser.num_errors)]
-        said = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
-        return name, None, "; ".join(said or errors)
+        found = _parser_problems(parser, Path(order["model"]))
+        return name, None, found or [Problem(text) for text in errors]
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    sm = f"SM{order['capability'].replace('.', '')}"
-    if not hasattr(trt.ComputeCapability, sm):
-        return name, None, f"{name} cannot compile for {sm}"
-    config.set_compute_capability(getattr(trt.ComputeCapability, sm), 0)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if reason := _aim(trt, config, order):
+        return name, None, [Problem(reason)]
     profile = builder.create_optimization_profile()
     for tensor, (low, best, high) in order["shapes"].items():
         profile.set_shape(tensor, low, best, high)
     config.add_optimization_profile(profile)
+    kept = Path(order["timing_cache"]) if order["timing_cache"] else None
+    if kept is not None:
+        cache = config.create_timing_cache(kept.read_bytes() if kept.exists() else b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
-    return name, None if plan is None else bytes(plan), "; ".join(errors)
+    if plan is None:
+        return name, None, [Problem(text, *_named(text, Path(order["model"]))) for text in errors]
+    if kept is not None:
+        kept.write_bytes(bytes(config.get_timing_cache().serialize()))
+    serialized = bytes(plan)
+    _inspect(trt, logger, serialized, _inspected(Path(order["engine"])))
+    return name, serialized, []
+
+
+def _aim(trt: Any, config: Any, order: dict[str, Any]) -> str | None:
+    """Point the builder at the compute capability; why it cannot, or None."""
+    wanted = order["capability"]
+    if order["module"] == FULL:
+        found = _local_capability()
+        return None if found == wanted else f"TensorRT builds for the GPU in this machine (SM {found}), not SM {wanted}"
+    sm = f"SM{wanted.replace('.', '')}"
+    if not hasattr(trt.ComputeCapability, sm):
+        return f"TensorRT-RTX {trt.__version__} cannot compile for {sm}"
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, sm), 0)
+    return None
+
+
+def _local_capability() -> str:
+    """The compute capability of the first GPU, from the CUDA driver (cuDeviceGetAttribute, attributes 75 and 76)."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    values = []
+    for attribute in (75, 76):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+        values.append(value.value)
+    return f"{values[0]}.{values[1]}"
+
+
+def _inspect(trt: Any, logger: Any, plan: bytes, path: Path) -> None:
+    """Ask the engine inspector, where a device lets the engine be loaded."""
+    if not any(Path(device).exists() for device in _DEVICES):
+        return
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is not None:
+        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        path.write_text(text, "utf-8")
+
+
+def _parser_problems(parser: Any, model: Path) -> list[Problem]:
+    found = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        node = error.node_name()
+        text = f"{error.node_operator()} {node}: {error.desc()}"
+        found.append(Problem(text, *(_named(node, model) if node else ("", ""))))
+    return found
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def _named(text: str, model: Path) -> tuple[str, str]:
+    """The longest node name of ``model`` in ``text``, and the torch module that the node came from."""
+    import onnx  # only where something went wrong
+
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    node = max((node for node in nodes if node.name and node.name in text), key=lambda n: len(n.name), default=None)
+    if node is None:
+        return "", ""
+    scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "")
+    parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    return node.name, parts[-2] if len(parts) > 1 else node.name.partition("/")[0]
+
+
+def _peak_memory_mb() -> float:
+    """This process's own high-water mark; ``ru_maxrss`` would count what its parent held at the fork."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0.0
+    line = next((line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(line.split()[1]) / 1024
 
 
 def _child() -> None:
     order = json.load(sys.stdin)
-    name, plan, detail = _compile(order)
+    name, plan, problems = _compile(order)
     if plan is not None:
         Path(order["engine"]).write_bytes(plan)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    answer = {"builder": name, "built": plan is not None, "detail": detail, "peak_memory_mb": peak}
+    answer = {
+        "builder": name,
+        "built": plan is not None,
+        "problems": [vars(problem) for problem in problems],
+        "peak_memory_mb": _peak_memory_mb(),
+    }
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

@@ -294,6 +294,16 @@ def _computed_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Valu
     return tape.add("Reshape", [tape.add("Mul", [codes, step], "scaled"), joined], "values_blocks", "values")
 
 
+def dequantizer(layer: str, site: Site, grid: Grid) -> str | None:
+    """The name of the node that decodes a layer's weight in a file; None where that is a plain constant or a table."""
+    plain = grid.granularity == "none" or isinstance(grid.number, Table)
+    return None if plain else f"{_tape_name(layer, site.transposed)}/dequantize"
+
+
+def _tape_name(layer: str, transposed: bool) -> str:
+    return f"{layer}.weight{_TRANSPOSED if transposed else ''}"
+
+
 def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight: torch.Tensor, decoded: bool) -> None:
     """Codes and a DequantizeLinear in the weight's place; constants where that is what the format is or has to be."""
     if decoded or grid.granularity == "none":
@@ -304,7 +314,7 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
     if isinstance(grid.number, Table):
         _look_up(graph, layer, site, grid, grid.number, weight)
         return
-    tape = _Tape(graph, f"{layer}.weight{_TRANSPOSED if site.transposed else ''}", _float_type(site.weight))
+    tape = _Tape(graph, _tape_name(layer, site.transposed), _float_type(site.weight))
     codes, turn = grid.codes(weight), site.transposed
     array = (codes.t() if turn else codes).contiguous().numpy().astype(_CODES[grid.number.name])
     integers = tape.constant("codes", array)

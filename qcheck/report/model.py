@@ -6,8 +6,9 @@ from pydantic import Field
 
 from qcheck.files import Number, Value
 from qcheck.measurement import Judged, NotMeasured
+from qcheck.realised import Realised
 from qcheck.scheme import RanAs
-from qcheck.verdict import Outcome
+from qcheck.verdict import BuildStatus, Outcome
 
 SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
 
@@ -44,14 +45,18 @@ class ArtifactFile(Value):
 
 
 class Build(Value):
-    """One engine build. ``realised`` None means that the precision of the built engine was not read."""
+    """One engine build. ``realised`` None means that there was no engine to read.
+
+    ``graph`` names the case whose file was compiled: files that differ in nothing but weights are compiled once.
+    """
 
     builder: str
     capability: str
     proxy: bool
-    status: Literal["built", "refused", "not run"]
+    status: BuildStatus
     detail: str = ""
-    realised: str | None = None
+    graph: str = ""
+    realised: Realised | None = None
     bytes: int | None = None
     seconds: float | None = None
     peak_memory_mb: float | None = None

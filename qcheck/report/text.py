@@ -26,10 +26,15 @@ def _megabytes(size: int) -> str:
 
 
 def _build(made: Build) -> str:
+    if made.status == "not run":
+        return f"not run: {made.detail}"
     what = f"{made.builder} for SM {made.capability}{' (proxy)' if made.proxy else ''}"
-    if made.status == "built" and made.bytes is not None and made.seconds is not None:
-        return f"built by {what} in {made.seconds:.0f} s, {_megabytes(made.bytes)}"
-    return f"{made.status} ({what}): {made.detail}"
+    cost = f"in {made.seconds or 0:.0f} s with {(made.peak_memory_mb or 0) / 1e3:.1f} GB"
+    if made.bytes is None or made.realised is None:
+        return f"{made.status} ({what}): {made.detail}"
+    realised = f"\nrealised: {made.realised.text()}"
+    fell = f"\n{made.detail}" if made.status == "fell back" else ""
+    return f"{made.status} by {what} {cost}, {_megabytes(made.bytes)}{realised}{fell}"
 
 
 def _measurements(case: Case) -> Table:

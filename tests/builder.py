@@ -1,0 +1,20 @@
+"""Real builds in tests, for the demo denoiser's shapes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from qcheck.backend import tensorrt
+from qcheck.backend.tensorrt import Builder, Built
+
+SHAPES = {
+    "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
+    "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
+}
+needed = pytest.mark.skipif(importlib.util.find_spec(tensorrt.RTX) is None, reason="tensorrt-rtx is not installed here")
+
+
+def build(model: Path, capability: str) -> Built:
+    """Compile a denoiser; the engine lies beside it."""
+    return tensorrt.build(Builder(tensorrt.RTX, capability), model, SHAPES, model.with_suffix(".engine"))

@@ -1,0 +1,91 @@
+"""The build gate: what is built once, and what a refusal tells."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from qcheck import artifact, files, gate, recipe, scheme, target
+from qcheck.backend.tensorrt import RTX, Builder, Problem
+from qcheck.manifest import Layer
+from qcheck.model.arms import Arms
+from qcheck.report.model import Build
+from qcheck.scheme import Order
+from tests import builder
+from tests.conftest import Prepared
+
+ORIN = target.find("jetson-agx-orin-64gb")
+
+
+def _deployed(both: Arms, prepared: Prepared, name: str, order: Order, folder: Path) -> tuple[Path, list[Layer]]:
+    chosen = scheme.find(name)
+    ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
+    content = artifact.adapted_content(both, chosen, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
+    path = prepared.exporter.deployed(content, chosen, folder / order / "model.onnx", {"order": order})
+    return path, artifact.layers(content, prepared.exporter.sites(chosen.compute))
+
+
+def test_files_that_differ_in_weights_alone_have_one_structure(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    merged, _ = _deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path)
+    again, _ = _deployed(demo_arms, prepared, "int8", "quantize-merge", tmp_path)
+    beside, _ = _deployed(demo_arms, prepared, "int8", "unmerged", tmp_path)
+    assert files.digest(merged) != files.digest(again)
+    assert gate.structure(merged) == gate.structure(again)
+    assert gate.structure(merged) != gate.structure(beside)
+
+
+def test_a_shape_or_a_type_that_differs_is_another_structure(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    path, _ = _deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path)
+    before, model = gate.structure(path), onnx.load(path)
+    shaping = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64)
+    values = onnx.numpy_helper.to_array(shaping) + 1
+    shaping.CopyFrom(onnx.numpy_helper.from_array(values, shaping.name))
+    onnx.save(model, path)
+    assert gate.structure(path) != before
+
+
+@builder.needed
+@pytest.mark.parametrize(
+    ("name", "needs"), [("fp8", "FP8 (E4M3) needs SM 8.9"), ("nvfp4", "FP4 (E2M1) needs SM 10.0 and FP8 (E4M3) needs")]
+)
+def test_a_format_that_the_device_lacks_is_refused_with_the_layers_and_what_to_use_instead(
+    demo_arms: Arms, prepared: Prepared, name: str, needs: str, tmp_path: Path
+) -> None:
+    path, layers = _deployed(demo_arms, prepared, name, "merge-quantize", tmp_path)
+    made = gate.run(Builder(RTX, "8.6"), ORIN, path, layers, "float16", builder.SHAPES, tmp_path / "engine")
+    assert (made.status, made.realised, made.bytes) == ("refused", None, None)
+    assert needs in made.detail
+    assert f"{len(layers)} layers use it, first {layers[0].name}" in made.detail
+    assert "Jetson AGX Orin 64GB is SM 8.7: use int4-awq or int4-g128" in made.detail
+    assert "HW-specific datatypes" in made.detail
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("cause", files.read(gate.Causes, gate.CAUSES).causes, ids=lambda cause: cause.pattern)
+def test_causes_are_found_in_the_builders_words(cause: gate.Cause) -> None:
+    said = {
+        "blocking dimension must be the last or second to last": "DequantizeLinear dq: Invalid Node - dq\nITensor::"
+        "getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last or second to last dim",
+        "must divide into whole blocks": "DequantizeLinear dq: Assertion failed: scaleDims.d[axis] > 0: The "
+        "quantization axis must divide into whole blocks. Input dimension 0 = 320, scale dimension = 3.",
+        "Plugin not found": 'NoSuch odd_node: creator && "Plugin not found, are the plugin name, version, and',
+        "Non-zero zero point": "QuantizeLinear q: Assertion failed: shiftIsAllZeros(zeroPoint): Non-zero zero point",
+        "cannot compile for SM": "TensorRT-RTX 1.7.1.116 cannot compile for SM87",
+        "TensorRT builds for the GPU in this machine": "TensorRT builds for the GPU in this machine (SM 8.9), not 8.7",
+    }.get(cause.pattern, "the builder's process ended by signal 9")
+    found = gate._explain(Problem(said, "dq", "denoiser.conv_in"), ORIN, [])
+    assert found.startswith(cause.means)
+    assert "denoiser.conv_in" in found
+
+
+def test_words_without_a_known_cause_are_passed_on() -> None:
+    assert gate._explain(Problem("odd\n  words"), ORIN, []) == "odd words"
+
+
+def test_no_build_says_why() -> None:
+    made = gate.not_run(target.find("jetson-agx-xavier"), "because")
+    assert made == Build(builder="", capability="7.2", proxy=False, status="not run", detail="because")

@@ -1,0 +1,154 @@
+"""An engine that computes in other types than were asked is caught, and named, down to one layer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import ModelProto
+
+from qcheck import artifact, gate, recipe, scheme, target
+from qcheck.backend.tensorrt import RTX, Builder
+from qcheck.manifest import Layer
+from qcheck.model.arms import Arms
+from qcheck.realised import Operation, Program, compare
+from qcheck.report.model import Build
+from tests import builder
+from tests.conftest import Prepared
+
+CONV = "down_blocks.0.resnets.0.conv1"
+
+
+def bypass(model: ModelProto, nodes: Sequence[str]) -> None:
+    """Let these layers read their input as it is, past QuantizeLinear and DequantizeLinear: weight-only."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.name in nodes:
+            quantize = makers[makers[node.input[0]].input[0]]
+            assert quantize.op_type == "QuantizeLinear"
+            node.input[0] = quantize.input[0]
+
+
+def decode(model: ModelProto, dequantizers: Sequence[str]) -> None:
+    """Put the values of these weights in the place of their codes."""
+    values = onnx.reference.ReferenceEvaluator
+    for node in [n for n in model.graph.node if n.name in dequantizers]:
+        kept = [tensor for tensor in model.graph.initializer if tensor.name in node.input]
+        output = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT16, None)
+        part = onnx.helper.make_graph([node], "weight", [], [output], kept)
+        (found,) = values(onnx.helper.make_model(part, opset_imports=model.opset_import)).run(None, {})
+        model.graph.node.remove(node)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(found, node.output[0]))
+
+
+def compiled(
+    both: Arms, prepared: Prepared, name: str, folder: Path, change: Callable[[ModelProto, list[Layer]], None]
+) -> Build:
+    """The deployed file of a scheme, changed behind its back, then built for Thor's proxy and read."""
+    chosen = scheme.find(name)
+    ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
+    content = artifact.adapted_content(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
+    path = prepared.exporter.deployed(content, chosen, folder / "model.onnx", {})
+    layers = artifact.layers(content, prepared.exporter.sites(chosen.compute))
+    model = onnx.load(path)
+    change(model, layers)
+    onnx.save(model, path)
+    made_by, thor = Builder(RTX, "12.0"), target.find("jetson-thor-t5000")
+    return gate.run(made_by, thor, path, layers, chosen.compute, builder.SHAPES, folder / "engine")
+
+
+@builder.needed
+@pytest.mark.parametrize(
+    ("name", "operands"),
+    [
+        ("int8", {"int8 x int8": 198}),
+        ("fp8", {"float8_e4m3 x float8_e4m3": 198}),
+        ("int4-g128-int8", {"int8 x int8": 71, "float16 x int4": 127}),
+        ("nvfp4", {"float4_e2m1 x float4_e2m1": 127}),
+    ],
+)
+def test_what_was_asked_is_what_was_built(
+    name: str, operands: dict[str, int], demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    made = compiled(demo_arms, prepared, name, tmp_path, lambda model, layers: None)
+    assert made.status == "built", made.detail
+    assert made.realised is not None
+    assert made.realised.complete
+    assert made.realised.operands == operands
+    for format_, promised in made.realised.promised.items():
+        assert made.realised.bytes[format_] >= promised
+
+
+@builder.needed
+def test_one_layer_out_of_many_that_fell_back_is_named_and_fails(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    def change(model: ModelProto, layers: list[Layer]) -> None:
+        bypass(model, [layer.node for layer in layers if layer.name == CONV])
+
+    made = compiled(demo_arms, prepared, "int8", tmp_path, change)
+    assert made.status == "fell back"
+    assert made.realised is not None
+    assert made.realised.operands["int8 x int8"] == 197
+    assert made.realised.fell_back == [made.detail]
+    assert made.detail.startswith(f"{CONV} runs float16 x ")
+    assert made.detail.endswith("asked int8 x int8")
+
+
+@builder.needed
+def test_a_graph_that_is_weight_only_where_both_were_asked_falls_back_everywhere(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    made = compiled(
+        demo_arms, prepared, "int8", tmp_path, lambda model, layers: bypass(model, [layer.node for layer in layers])
+    )
+    assert made.status == "fell back"
+    assert made.realised is not None
+    assert len([said for said in made.realised.fell_back if "asked int8 x int8" in said]) == 198
+    assert "int8 x int8" not in made.realised.operands
+
+
+@builder.needed
+def test_weights_that_are_stored_wide_fall_back_although_the_inputs_are_as_asked(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    def change(model: ModelProto, layers: list[Layer]) -> None:
+        decode(model, [str(layer.dequantizer) for layer in layers[:3]])
+
+    made = compiled(demo_arms, prepared, "int4-g128", tmp_path, change)
+    assert made.status == "fell back"
+    assert made.realised is not None
+    assert made.realised.operands == {"float16 x int4": 124, "float16 x float16": 3}
+    assert made.detail.count("runs float16 x float16, asked float16 x int4") == 3
+
+
+LAYER = Layer(name="a", node="n", dequantizer="a.weight/dequantize", weight="int8", activation="int8", parameters=100)
+
+
+def _program(*inputs: str, node: str = "n", constants: dict[str, int] | None = None) -> Program:
+    return Program((Operation(frozenset({node}), inputs, product=True),), constants or {})
+
+
+def test_a_layer_that_the_engine_does_not_name_is_unread_not_passed() -> None:
+    found = compare([LAYER], "float16", _program("int8", "int8", node="other"))
+    assert found.unread == ["a"]
+    assert not found.complete
+    assert compare([LAYER], "float16", _program("int8", "")).unread == ["a"]
+
+
+def test_other_products_in_full_precision_are_a_fall_back() -> None:
+    program = Program(
+        (
+            Operation(frozenset({"n"}), ("int8", "int8"), product=True),
+            Operation(frozenset({"kept"}), ("float32", "float32"), product=True),
+        ),
+        {},
+    )
+    assert compare([LAYER], "float16", program).fell_back == ["kept runs float32 x float32, asked float16"]
+    assert compare([LAYER], "float32", program).complete
+
+
+def test_constants_that_are_fewer_than_promised_are_a_fall_back() -> None:
+    assert compare([LAYER], "float16", _program("int8", "int8", constants={"int8": 100})).complete
+    short = compare([LAYER], "float16", _program("int8", "int8", constants={"int8": 60, "float16": 80}))
+    assert "60 bytes of int8" in short.fell_back[0]
