@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from qcheck import scheme, target
@@ -22,14 +23,21 @@ README = ROOT / "README.md"
 
 
 def schemes_and_targets() -> str:
-    """The scheme x target table."""
-    devices = target.every_target()
-    titles = [f"{d.name}, SM {d.capability.value} (built for SM {d.proxy.value})" for d in devices]
-    rows = [["scheme", "what it is; the rest is in", *titles], ["---"] * (2 + len(devices))]
-    for found in scheme.every():
+    """The scheme x target table; devices that run the same schemes share a column."""
+    columns: dict[tuple[str, ...], list[target.Target]] = {}
+    for device in target.every_target():
+        columns.setdefault(tuple(_runs(device, found) for found in scheme.every()), []).append(device)
+    rows = [["scheme", "what it is; the rest is in", *map(_titles, columns.values())], ["---"] * (2 + len(columns))]
+    for index, found in enumerate(scheme.every()):
         about = f"{found.title}; {found.compute}"
-        rows.append([f"`{found.name}`", about, *(_runs(device, found) for device in devices)])
+        rows.append([f"`{found.name}`", about, *(answers[index] for answers in columns)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _titles(devices: Sequence[target.Target]) -> str:
+    built = " ".join(dict.fromkeys(f"SM {d.proxy.value}" for d in devices if d.proxy))
+    names = ", ".join(device.name for device in devices)
+    return f"{names}{f' (built for {built})' if built else ''}"
 
 
 def _runs(device: target.Target, found: scheme.Scheme) -> str:

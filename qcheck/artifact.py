@@ -19,6 +19,7 @@ import torch
 from qcheck import __version__, cache, files, manifest
 from qcheck.cache import Cache
 from qcheck.manifest import Layer, Manifest, Source
+from qcheck.model import components
 from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.export import export
 from qcheck.model.lora import Adapter
@@ -74,7 +75,8 @@ class Exporter:
             key = cache.key("graph", base.digest, compute, repr(self._sample[1:]), repr(self._hidden[1:]))
 
             def make(folder: Path) -> None:
-                onnx.save(export(base.denoiser, self._sample, self._hidden, compute), folder / "graph.onnx")
+                component = components.denoiser(base.denoiser, self._sample, self._hidden)
+                onnx.save(export(component, compute), folder / "graph.onnx")
 
             found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
             self._graphs[compute] = ir.load(found / "graph.onnx")

@@ -9,10 +9,11 @@ import torch
 
 from qcheck import files, provenance
 from qcheck.artifact import TWIN, Artifact
+from qcheck.estimate import Estimate
 from qcheck.job import Use
 from qcheck.measurement import NotMeasured
 from qcheck.metric import effect
-from qcheck.model import arms
+from qcheck.model import arms, profile
 from qcheck.model.arms import SIDES, Side
 from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
@@ -59,9 +60,16 @@ def case(
         control=scheme.control,
         compute=scheme.compute,
         full_precision_bytes=_bytes(full) if full is not None else None,
+        estimate=_estimate(work, scheme, made),
         builds=builds,
         seconds=round(seconds, 1),
     )
+
+
+def _estimate(work: Work, scheme: Scheme, made: Artifact | None) -> Estimate | None:
+    if made is None or made.deployed is None or "tensorrt" not in scheme.runs:
+        return None
+    return profile.estimated(work.needs, work.job.target, _bytes(made.deployed), made.manifest.layers, scheme.compute)
 
 
 def _profiles(energies: effect.Energies) -> dict[str, list[float]]:

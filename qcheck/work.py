@@ -20,6 +20,7 @@ from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import SIDES, Arms, Side
+from qcheck.model.profile import Needs, needs
 from qcheck.model.quiet import quiet
 from qcheck.probe import Probe, ProbeSet
 from qcheck.progress import Progress
@@ -45,6 +46,13 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     controls: dict[str, tuple[np.ndarray, list[Measurement]]] = field(default_factory=dict)
     pictures: dict[tuple[Path, ...], np.ndarray] = field(default_factory=dict)
+
+    @functools.cached_property
+    def needs(self) -> Needs:
+        """What one call of each component costs, at the probes' size and guidance."""
+        first = self.setup.inputs("base", self.probes[:1])
+        rows = first.hidden.shape[1]
+        return needs(self.arms.use("adapted"), first.latents.shape, first.hidden.shape[1:], rows)
 
     @contextmanager
     def timed(self, title: str, total: int) -> Iterator[trace.Advance]:

@@ -4,7 +4,7 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qcheck.model.export import MODULE
+from qcheck.model.components import MODULE
 from qcheck.quantize import formats
 
 

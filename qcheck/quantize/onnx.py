@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from qcheck.model.export import MODULE
+from qcheck.model.components import MODULE
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.formats import Float, Format, Table
 from qcheck.quantize.plan import Dynamic, Grid, Plan, Static

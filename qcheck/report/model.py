@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from qcheck.estimate import Estimate
 from qcheck.files import Number, Value
 from qcheck.measurement import Judged, NotMeasured
 from qcheck.realised import Realised
@@ -81,6 +82,7 @@ class Case(Value):
     ran_as: RanAs
     control: bool
     full_precision_bytes: int | None
+    estimate: Estimate | None
     builds: list[Build]
     seconds: float
 

@@ -30,7 +30,7 @@ def _build(made: Build) -> str:
         return f"not run: {made.detail}"
     what = f"{made.builder} for SM {made.capability}{' (proxy)' if made.proxy else ''}"
     cost = f"in {made.seconds or 0:.0f} s with {(made.peak_memory_mb or 0) / 1e3:.1f} GB"
-    if made.bytes is None or made.realised is None:
+    if made.status not in ("built", "fell back") or made.bytes is None or made.realised is None:
         return f"{made.status} ({what}): {made.detail}"
     realised = f"\nrealised: {made.realised.text()}"
     fell = f"\n{made.detail}" if made.status == "fell back" else ""
@@ -152,6 +152,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
+        if case.estimate is not None:
+            console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:
             console.print(Text.assemble(("  warning ", "yellow"), warning))
     if not report.limits_calibrated:

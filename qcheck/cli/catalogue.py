@@ -1,0 +1,117 @@
+"""``qcheck targets`` and ``qcheck schemes``: what is known."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qcheck import scheme, target
+from qcheck.cli import options
+from qcheck.target import Sourced, Target, number_format
+
+_Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, with every source.")]
+
+
+def targets(
+    name: Annotated[str | None, typer.Argument(help="One device, by name or TOML file; without it, all.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show the devices that are known, or one of them: numbers, where they come from, what it runs and what not.
+
+    `qcheck targets jetson-agx-orin-64gb`
+    """
+    found = [target.find(name)] if name else target.every_target()
+    if as_json:
+        typer.echo(json.dumps([device.model_dump() for device in found], indent=1))
+    elif name:
+        _one(found[0], Console())
+    else:
+        _all(found, Console())
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _all(found: Sequence[Target], console: Console) -> None:
+    table = _table("target", "SM", "memory", "bandwidth", "newest software", "quantizes to")
+    table.columns[0].no_wrap = True
+    for device in found:
+        table.add_row(
+            device.name,
+            device.capability.value,
+            _number(device.memory_gb, "GB"),
+            _number(device.bandwidth_gb_s, "GB/s"),
+            device.releases[-1].name,
+            " ".join(_quantized(device)) or "nothing",
+        )
+    console.print(table)
+    console.print("one of them, with sources, its schemes and what it refuses: qcheck targets NAME")
+
+
+def _quantized(device: Target) -> list[str]:
+    """The formats of the device's quantizing schemes, shortly."""
+    names = {rule.weights.format for known in device.deployable() for rule in known.rules}
+    return sorted(number_format(name).title.partition(" ")[0] for name in names)
+
+
+def _number(known: Sourced[float] | None, unit: str) -> str:
+    return "per card" if known is None else f"{known.value:g} {unit}"
+
+
+def _one(device: Target, console: Console) -> None:
+    console.print(f"[bold]{escape(device.title)}[/] ({device.name})")
+    table = _table("", "value", "source")
+    table.add_row("compute capability", device.capability.value, device.capability.source)
+    for title, known, unit in (
+        ("memory", device.memory_gb, "GB"),
+        ("bandwidth", device.bandwidth_gb_s, "GB/s"),
+    ):
+        table.add_row(title, _number(known, unit), known.source if known else "")
+    titles = ", ".join(number_format(name).title for name in device.formats.value)
+    table.add_row("number formats", titles, device.formats.source)
+    if device.proxy is not None:
+        table.add_row("compiled here for", f"SM {device.proxy.value}", device.proxy.source)
+    for peak in device.peaks:
+        table.add_row(f"peak {number_format(peak.format).title}", f"{peak.tera_ops:g} T/s dense", peak.source)
+    for release in device.releases:
+        held = f"TensorRT {release.tensorrt}, CUDA {release.cuda}, ONNX opset {release.opset}"
+        table.add_row(release.name, held, release.source)
+    console.print(table)
+    table = _table("scheme", "here", "why not, or what to know")
+    for listed in scheme.every():
+        refused = device.refuses(listed)
+        table.add_row(listed.name, "no" if refused else "yes", refused or "; ".join(device.warns(listed)))
+    console.print(table)
+    for note in device.notes:
+        console.print(f"- {escape(note)}")
+
+
+def schemes(
+    device: Annotated[str | None, typer.Option("--target", "-t", help="Say which of them this device runs.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show the schemes that are known: what each quantizes, what is left in which type, and what runs it.
+
+    `qcheck schemes --target jetson-thor-t5000`
+    """
+    found = scheme.every()
+    if as_json:
+        typer.echo(json.dumps([known.model_dump() for known in found], indent=1))
+        return
+    chosen = target.find(device) if device else None
+    table = _table("scheme", "what it is", "rest", "opset", "run by", *([chosen.name] if chosen else []))
+    for known in found:
+        here = [chosen.refuses(known) or "yes"] if chosen else []
+        table.add_row(known.name, known.title, known.compute, str(known.opset), ", ".join(known.runs), *here)
+    console = Console()
+    console.print(table)
+    console.print(f"one is chosen by --scheme; a file of your own works too. `{options.ALL}` takes all a device runs.")
