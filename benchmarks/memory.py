@@ -64,7 +64,6 @@ def trace_once(steps: int, *counts: int) -> None:
             threads=1,
             batch=8,
             build=False,
-            arguments={},
         )
         started = work.prepare(job, Path(folder), Silent())
         chosen, seen = job.schemes[0], pipeline.find_ranges(started)

@@ -62,25 +62,31 @@ class Artifact:
 
 
 class Exporter:
-    """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base."""
+    """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base.
 
-    def __init__(self, arms: Arms, store: Cache, sample: torch.Size, hidden: torch.Size) -> None:
-        self._arms, self._store, self._sample, self._hidden = arms, store, sample, hidden
+    With ``sizes`` the sides of the picture vary too.
+    """
+
+    def __init__(self, arms: Arms, store: Cache, sample: torch.Size, hidden: torch.Size, sizes: bool = False) -> None:
+        self._arms, self._store, self._sample, self._hidden, self._sizes = arms, store, sample, hidden, sizes
         self._graphs: dict[str, ir.Model] = {}
 
     def graph(self, compute: str) -> ir.Model:
         """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
         if compute not in self._graphs:
             base = self._arms.base
-            key = cache.key("graph", base.digest, compute, repr(self._sample[1:]), repr(self._hidden[1:]))
+            key = cache.key("graph", base.digest, compute, self._shapes())
 
             def make(folder: Path) -> None:
                 component = components.denoiser(base.denoiser, self._sample, self._hidden)
-                onnx.save(export(component, compute), folder / "graph.onnx")
+                onnx.save(export(component, compute, self._sizes), folder / "graph.onnx")
 
             found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
             self._graphs[compute] = ir.load(found / "graph.onnx")
         return self._graphs[compute]
+
+    def _shapes(self) -> str:
+        return repr((self._sample[1:], self._hidden[1:], self._sizes))
 
     def sites(self, compute: str) -> Mapping[str, Site]:
         """Where each layer computes, in the graph and in every file made from it."""
@@ -88,7 +94,7 @@ class Exporter:
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
-        key = cache.key("full", self._arms.content(side), compute, repr(self._sample[1:]), repr(self._hidden[1:]))
+        key = cache.key("full", self._arms.content(side), compute, self._shapes())
         about = f"{self._arms.base.source}, unquantized, {compute}"
         found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
         return found / "model.onnx"
@@ -153,6 +159,10 @@ class Making:
     recipe: Recipe
     ranges: Ranges
 
+    def facts(self, order: str) -> dict[str, str]:
+        """What every file says of itself."""
+        return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
+
     def key(self, order: str) -> str:
         """The cache key of q1 in an order, or of q0 at "base"."""
         ranges = files.digest(*(part for side in SIDES for part in _parts(self.ranges[side])))
@@ -200,13 +210,19 @@ def write(making: Making, order: Order, root: Path) -> Artifact:
 
 
 def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
-    arms, exporter, scheme, recipe = making.arms, making.exporter, making.scheme, making.recipe
-    facts = {"scheme": scheme.name, "order": order, "recipe": recipe.name}
-    written: list[Path] = []
+    exporter, scheme = making.exporter, making.scheme
+    facts, written = making.facts(order), list[Path]()
     if scheme.exported:
         written.append(exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts))
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
-    page = Manifest(
+    page = describe(making, order, content, folder, written)
+    (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
+
+
+def describe(making: Making, order: Order, content: Content, folder: Path, written: Sequence[Path]) -> Manifest:
+    """The manifest of the files ``written`` below ``folder``."""
+    arms, scheme, recipe = making.arms, making.scheme, making.recipe
+    return Manifest(
         qcheck=__version__,
         scheme=scheme.name,
         order=order,
@@ -220,10 +236,9 @@ def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
         base=Source(digest=arms.base.digest),
         adapters=[*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")],
         changed_layers=len(arms.layers),
-        layers=layers(content, exporter.sites(scheme.compute) if scheme.exported else {}),
+        layers=layers(content, making.exporter.sites(scheme.compute) if scheme.exported else {}),
         files={path.relative_to(folder).as_posix(): files.digest(*files.model_files(path)) for path in written},
     )
-    (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
 
 
 def _sources(adapters: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Source]:

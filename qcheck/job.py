@@ -45,4 +45,26 @@ class Job:
     threads: int
     batch: int
     build: bool
-    arguments: dict[str, Argument]
+
+    def arguments(self) -> dict[str, Argument]:
+        """What was asked for, by the names of the options, resolved."""
+        sampled = ("steps", "guidance", "seed", "width", "height")
+        return {
+            "base": self.base,
+            "lora": [used.source for used in self.adapters],
+            "weight": [used.weight for used in self.adapters],
+            "with_lora": [f"{used.source}={used.weight:g}" for used in self.common],
+            "allow_unmatched": self.allow_unmatched,
+            "scheme": [named.name for named in self.schemes],
+            "order": [*self.orders],
+            "target": self.target.name,
+            "probes": self.probes.name,
+            "trigger": self.trigger,
+            "recipe": self.recipe.name,
+            "limits": self.limits.name,
+            "max_probes": self.limits.looks[-1],
+            "build": self.build,
+            "threads": self.threads,
+            "batch": self.batch,
+            **{name: getattr(self.probes, name) for name in sampled},
+        }

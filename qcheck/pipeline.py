@@ -4,17 +4,14 @@ Probes are added look by look until each case has a verdict; the cache makes eve
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from qcheck import artifact, cache, files, gate, recipe, summary, trace
-from qcheck.artifact import TWIN, Making, Ranges
-from qcheck.backend.torch import TorchRunner
+from qcheck import artifact, calibrate, gate, summary, trace
+from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.limits import Limits
@@ -22,19 +19,14 @@ from qcheck.measurement import Measurement
 from qcheck.metric import control, effect, endpoint, spectrum
 from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
-from qcheck.model.arms import SIDES, Side
-from qcheck.probe import ProbeSet
 from qcheck.progress import Progress
-from qcheck.quantize import plan, ranges
-from qcheck.quantize.plan import Input
-from qcheck.quantize.ranges import Histogram, Seen, observed
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Case, Report
-from qcheck.scheme import Order, Scheme, Smoothing
+from qcheck.scheme import Order, Scheme
 from qcheck.trace import Setup, Subject, Trace
 from qcheck.verdict import Verdict, judge
-from qcheck.work import Traces, Work, matched, prepare
+from qcheck.work import Traces, Work, prepare
 
 
 def check(job: Job, folder: Path, progress: Progress) -> Report:
@@ -48,8 +40,7 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):
-        seen = find_ranges(work)
-        found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme, seen)]
+        found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme)]
     else:
         found = [broken_case(work, scheme, order, reference) for scheme in job.schemes for order in job.orders]
     report = summary.assemble(work, [case for case, _ in found], size)
@@ -95,75 +86,6 @@ def require_effect(work: Work, reference: Traces) -> float:
     return size
 
 
-def find_ranges(work: Work) -> Mapping[Side, Mapping[str, Seen]]:
-    """Inputs of every layer for both arms, at the same states: those of f1 on the calibration prompts.
-
-    One pass, whatever the method that reads ranges from it.
-    """
-    job, arms = work.job, work.arms
-    chosen = recipe.calibration(job.recipe, job.probes, job.trigger)
-    contents = (arms.content("base"), arms.content("adapted"))
-    key = cache.key("ranges", *contents, repr(job.recipe.strata), files.digest_value(chosen))
-    about = f"{arms.base.source}, prompts {chosen.name}"
-    folder = work.store.obtain("ranges", key, about, lambda place: ranges.save(_observe(work, chosen), place))
-    return {side: ranges.load(folder, side) for side in SIDES}
-
-
-def _observe(work: Work, chosen: ProbeSet) -> dict[Side, dict[str, Seen]]:
-    setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
-    layers = dict(plan.linear_layers(work.arms.base.denoiser))
-    found: dict[Side, dict[str, Seen]] = {}
-    with work.timed("calibration", trace.forwards(setup, 1, 2, len(probes))) as advance:
-        reached = trace.reference(setup, work.full("adapted"), probes, work.store, advance)
-        for side in SIDES:
-            seen = Histogram()
-            with observed(layers, [seen]):
-                trace.visit(setup, reached, work.full(side).runner(), side, probes, advance)
-            found[side] = seen.seen()
-        if odd := [layer for layer, inputs in found["adapted"].items() if not np.isfinite(inputs.absmax)]:
-            raise UserError(
-                f"layer {odd[0]} receives values that are not finite on the calibration prompts, at full precision",
-                "The adapter or the base breaks on them: lower --weight or --guidance, or take another --recipe.",
-            )
-    return found
-
-
-def find_factors(work: Work, scheme: Scheme, side: Side) -> dict[str, Input]:
-    """Factors of SmoothQuant or AWQ for an arm, on the states that ranges come from; none where the scheme has none."""
-    smoothing, job = scheme.smoothing, work.job
-    if smoothing is None:
-        return {}
-    chosen = recipe.calibration(job.recipe, job.probes, job.trigger)
-    values = (files.digest_value(scheme), files.digest_value(job.recipe), files.digest_value(chosen))
-    key = cache.key("factors", work.arms.content("base"), work.arms.content("adapted"), side, *values)
-    about = f"{work.arms.base.source}, {scheme.name}, {side}"
-    folder = work.store.obtain(
-        "factors", key, about, lambda place: ranges.save_inputs(_smooth(work, scheme, smoothing, side, chosen), place)
-    )
-    return ranges.load_inputs(folder)
-
-
-_SEARCHED = 4  # AWQ's search costs some seventeen forwards a state, so it sees a fourth of the prompts
-
-
-def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, side: Side, chosen: ProbeSet) -> dict[str, Input]:
-    from qcheck.quantize import modelopt  # an extra that only its schemes need
-
-    setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
-    if not any(rule.activations for rule in scheme.rules):  # else the factors come with the range of what they yield
-        probes = probes[: max(1, len(probes) // _SEARCHED)]
-    reached = trace.reference(setup, work.full("adapted"), probes, work.store, lambda _: None)
-    unet = work.arms.use(side).unet
-    with work.timed(
-        f"{scheme.name}: {smoothing.method} of {side}", trace.forwards(setup, 0, 1, len(probes))
-    ) as advance:
-
-        def run(model: nn.Module) -> None:
-            trace.visit(setup, reached, TorchRunner(model), side, probes, advance)
-
-        return modelopt.smoothed(unet, plan.chosen_layers(unet, scheme, work.job.recipe), smoothing, run)
-
-
 @dataclass(frozen=True)
 class Ground:
     """What every order of a scheme is made from and compared with. ``floor`` is the compute type's own error, [T].
@@ -178,13 +100,10 @@ class Ground:
     controls: list[Measurement]
 
 
-def run_scheme(work: Work, scheme: Scheme, seen: Mapping[Side, Mapping[str, Seen]]) -> list[tuple[Case, Sheet]]:
+def run_scheme(work: Work, scheme: Scheme) -> list[tuple[Case, Sheet]]:
     """q0 once, then q1 in every order."""
-    numbers = plan.input_formats(work.arms.base.denoiser, scheme)
-    cut: Ranges = {
-        side: ranges.clips(seen[side], numbers, work.job.recipe) | find_factors(work, scheme, side) for side in SIDES
-    }
-    making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, cut)
+    inputs = calibrate.inputs(work, scheme)
+    making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, inputs)
     with work.timed(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(making)
         advance(1)

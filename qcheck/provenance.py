@@ -53,7 +53,7 @@ def collect(job: Job, seconds: dict[str, float]) -> Provenance:
         qcheck=__version__,
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        arguments=job.arguments,
+        arguments=job.arguments(),
         versions=versions(),
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {job.threads} threads",
         recipe=job.recipe.name,

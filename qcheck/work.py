@@ -24,6 +24,7 @@ from qcheck.model.profile import Needs, needs
 from qcheck.model.quiet import quiet
 from qcheck.probe import Probe, ProbeSet
 from qcheck.progress import Progress
+from qcheck.quantize.ranges import Seen
 from qcheck.trace import Inputs, Setup, Subject, Trace
 
 STRATA = 8
@@ -46,6 +47,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     controls: dict[str, tuple[np.ndarray, list[Measurement]]] = field(default_factory=dict)
     pictures: dict[tuple[Path, ...], np.ndarray] = field(default_factory=dict)
+    seen: dict[Side, Mapping[str, Seen]] = field(default_factory=dict)
 
     @functools.cached_property
     def needs(self) -> Needs:

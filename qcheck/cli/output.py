@@ -7,12 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+from rich.console import Console
+
 from qcheck.errors import UserError
 
 
 def default(adapter: str) -> Path:
     """``qcheck-out/<adapter>-<time>``."""
     return Path("qcheck-out") / f"{Path(adapter).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextmanager
+def interruptible(keeps: bool) -> Iterator[None]:
+    """Ctrl-C inside the block says what becomes of the work, and exits 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "What was finished is kept: the same command goes on from there." if keeps else "Nothing was kept."
+        Console(stderr=True).print(f"[bold]interrupted.[/] {kept}")
+        raise typer.Exit(130) from None
 
 
 @contextmanager

@@ -21,20 +21,22 @@ _COLOURS: dict[Outcome, str] = {
 }
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """A size for a person."""
     return f"{size / 1e6:.1f} MB"
 
 
-def _build(made: Build) -> str:
+def build_line(made: Build) -> str:
+    """How a build ended, what it cost and what it realised."""
     if made.status == "not run":
         return f"not run: {made.detail}"
     what = f"{made.builder} for SM {made.capability}{' (proxy)' if made.proxy else ''}"
     cost = f"in {made.seconds or 0:.0f} s with {(made.peak_memory_mb or 0) / 1e3:.1f} GB"
     if made.status not in ("built", "fell back") or made.bytes is None or made.realised is None:
         return f"{made.status} ({what}): {made.detail}"
-    realised = f"\nrealised: {made.realised.text()}"
+    realised = f"\nrealised: {made.realised.text()}" if made.realised.layers else ""
     fell = f"\n{made.detail}" if made.status == "fell back" else ""
-    return f"{made.status} by {what} {cost}, {_megabytes(made.bytes)}{realised}{fell}"
+    return f"{made.status} by {what} {cost}, {megabytes(made.bytes)}{realised}{fell}"
 
 
 def _measurements(case: Case) -> Table:
@@ -98,8 +100,8 @@ def _summary(report: Report) -> Table:
     for case in report.cases:
         size = "-"
         if case.artifact and case.full_precision_bytes is not None:
-            size = f"{_megabytes(case.full_precision_bytes)} -> {_megabytes(case.artifact[0].bytes)}"
-        builds = "\n".join(_build(made) for made in case.builds) or "-"
+            size = f"{megabytes(case.full_precision_bytes)} -> {megabytes(case.artifact[0].bytes)}"
+        builds = "\n".join(build_line(made) for made in case.builds) or "-"
         layers = f"{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
         cells = (case.scheme, case.order, f"{size}\n{layers}" if case.artifact else size, builds)
         table.add_row(*map(Text, cells), Text(case.verdict, _COLOURS[case.verdict]))

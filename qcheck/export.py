@@ -1,0 +1,216 @@
+"""Artifacts without a verdict: a whole pipeline for the device, in the folder layout that optimum reads.
+
+model_index.json, scheduler/, tokenizer/          as in the base
+text_encoder/, unet/, vae_decoder/                model.onnx with the adapter in it, and the config.json of each
+engines/                                          what was compiled here, and its timing cache
+build.sh                                          builds the engines on the device
+manifest.json
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from qcheck import artifact, calibrate, device, files, gate
+from qcheck.artifact import Exporter, Making
+from qcheck.backend import tensorrt
+from qcheck.backend.tensorrt import Builder, Shapes
+from qcheck.errors import UserError
+from qcheck.estimate import Estimate
+from qcheck.files import Value
+from qcheck.job import Job
+from qcheck.manifest import NAME, Layer, Manifest
+from qcheck.model import base, components, profile
+from qcheck.model.components import DENOISER, Component
+from qcheck.model.export import export as to_onnx
+from qcheck.progress import Progress
+from qcheck.quantize import onnx
+from qcheck.report.model import Build
+from qcheck.work import Work, prepare
+
+Size = tuple[int, int]
+_MODEL = "model.onnx"
+_FLOAT16 = 65504.0  # its largest number
+
+
+class Part(Value):
+    """One component's file: its compute type, its bytes, and the build of it."""
+
+    name: str
+    compute: str
+    bytes: int
+    build: Build
+
+
+class Exported(Value):
+    """What was exported: manifest.json of the folder. ``denoiser`` says what was quantized, and how."""
+
+    schema_: Literal["qcheck-export/1"] = Field(default="qcheck-export/1", alias="schema")
+    target: str
+    sizes: list[Size]
+    denoiser: Manifest
+    parts: list[Part]
+    estimate: Estimate
+    warnings: list[str]
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        """Indented JSON with the key ``schema``."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+
+def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) -> Exported:
+    """Write everything of ``job``'s first scheme and order below ``folder``.
+
+    ``sizes`` are (width, height) in pixels that the engines have to take; the probes' own size without them.
+
+    Raises:
+        UserError: bad input, or a scheme that is no file.
+    """
+    torch.set_num_threads(job.threads)
+    (scheme, *_), (order, *_) = job.schemes, job.orders
+    if not scheme.exported:
+        raise UserError(
+            f"scheme {scheme.name!r} is no file: {' and '.join(scheme.runs)} quantizes while it loads the model",
+            "Export another scheme, or load the merged pipeline in PyTorch on the board.",
+        )
+    work = prepare(job, folder, progress)
+    work.exporter = _exporter(work, sizes)
+    made_from = calibrate.inputs(work, scheme)
+    making = Making(work.arms, work.exporter, work.store, scheme, job.recipe, made_from)
+    with work.timed(f"{DENOISER}: {scheme.name} {order}", 1) as advance:
+        content = artifact.adapted_content(work.arms, scheme, job.recipe, order, made_from)
+        path = work.exporter.deployed(content, scheme, folder / DENOISER / _MODEL, making.facts(order))
+        page = artifact.describe(making, order, content, folder, [path])
+        advance(1)
+    _copy(base.locate(job.base), folder)
+    computes = {DENOISER: scheme.compute} | _others(work, scheme.compute, bool(sizes), folder)
+    shapes = _shapes(work, sizes)
+    (folder / device.SCRIPT).write_text(device.script(job.target, shapes), "utf-8")
+    (folder / device.SCRIPT).chmod(0o755)
+    layers = {DENOISER: page.layers}
+    parts = [
+        _part(work, folder, name, compute, layers.get(name, []), shapes[name]) for name, compute in computes.items()
+    ]
+    found = Exported(
+        target=job.target.name,
+        sizes=list(sizes),
+        denoiser=page,
+        parts=parts,
+        estimate=profile.estimated(work.needs, job.target, parts[0].bytes, page.layers, scheme.compute),
+        warnings=job.target.warns(scheme),
+        files={path.relative_to(folder).as_posix(): files.digest(path) for path in _written(folder)},
+    )
+    (folder / NAME).write_text(found.to_json(), "utf-8")
+    return found
+
+
+def _written(folder: Path) -> list[Path]:
+    inner = folder / "cache"  # of a run that keeps none
+    return sorted(path for path in folder.rglob("*") if path.is_file() and inner not in path.parents)
+
+
+def _exporter(work: Work, sizes: Sequence[Size]) -> Exporter:
+    first = work.setup.inputs("base", work.probes[:1])
+    hidden = torch.Size(first.hidden.shape[1:])
+    return Exporter(work.arms, work.store, first.latents.shape, hidden, sizes=len(set(sizes)) > 1)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """What a pipeline needs beside its models, as in the base; the tokenizer also as older loaders read it."""
+    index = json.loads((source / base.INDEX).read_text("utf-8"))
+    (folder / base.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    for name in ("scheduler", "tokenizer", "feature_extractor"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    for name, taken_from in ((DENOISER, DENOISER), ("text_encoder", "text_encoder"), ("vae_decoder", "vae")):
+        (folder / name).mkdir(exist_ok=True)
+        shutil.copy(source / taken_from / "config.json", folder / name / "config.json")
+    whole, vocabulary = folder / "tokenizer" / "tokenizer.json", folder / "tokenizer" / "vocab.json"
+    if whole.is_file() and not vocabulary.exists():
+        model = json.loads(whole.read_text("utf-8"))["model"]
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        vocabulary.write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        vocabulary.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+
+
+def _others(work: Work, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
+    """Export the components beside the denoiser; their compute types."""
+    first = work.setup.inputs("base", work.probes[:1])
+    found = {}
+    for part in components.others(work.arms.use("adapted"), first.latents.shape):
+        with work.timed(part.name, 1) as advance:
+            found[part.name] = _safe(part, compute)
+            onnx.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
+            advance(1)
+    return found
+
+
+def _safe(part: Component, compute: str) -> str:
+    """``compute``, or bfloat16 where a module's output leaves float16's range on noise, as SDXL's decoder does."""
+    if compute != "float16":
+        return compute
+    most = 0.0
+
+    def see(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal most
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            most = max(most, float(output.abs().max()))
+
+    hooks = [module.register_forward_hook(see) for module in part.module.modules()]
+    generator = torch.Generator().manual_seed(0)
+    noise = (
+        torch.randn(v[:1].shape, generator=generator) if v.is_floating_point() else v[:1] for v in part.inputs.values()
+    )
+    try:
+        with torch.no_grad():
+            part.module(*noise)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return compute if most < _FLOAT16 else "bfloat16"
+
+
+def _shapes(work: Work, sizes: Sequence[Size]) -> dict[str, Shapes]:
+    """Min, optimal and max of every component's inputs: one row or two by guidance, and every size asked for."""
+    pipe = work.arms.use("adapted")
+    first = work.setup.inputs("base", work.probes[:1])
+    rows, hidden = first.hidden.shape[1], list(first.hidden.shape[2:])
+    channels, *own = first.latents.shape[1:]
+    factor = pipe.vae_scale_factor
+    asked = [[height // factor, width // factor] for width, height in sizes] or [list(own)]
+    least, most = ([pick(side) for side in zip(*asked, strict=True)] for pick in (min, max))
+    return {
+        DENOISER: {
+            "sample": ([1, channels, *least], [rows, channels, *asked[0]], [rows, channels, *most]),
+            "encoder_hidden_states": ([1, *hidden], [rows, *hidden], [rows, *hidden]),
+        },
+        "text_encoder": {"input_ids": ([1, hidden[0]], [rows, hidden[0]], [rows, hidden[0]])},
+        "vae_decoder": {"latent_sample": ([1, channels, *least], [1, channels, *asked[0]], [1, channels, *most])},
+    }
+
+
+def _part(work: Work, folder: Path, name: str, compute: str, layers: Sequence[Layer], shapes: Shapes) -> Part:
+    """Compile one component, where something here can, and keep the engine."""
+    target, model = work.job.target, folder / name / _MODEL
+    size = sum(path.stat().st_size for path in files.model_files(model))
+    builder: Builder | str = "switched off by --no-build"
+    if work.job.build:
+        builder = tensorrt.choose(target.capability.value, target.proxy.value if target.proxy else None)
+    if "tensorrt" not in work.job.schemes[0].runs:
+        builder = f"TensorRT does not run this scheme; {' and '.join(work.job.schemes[0].runs)} does"
+    if isinstance(builder, str):
+        return Part(name=name, compute=compute, bytes=size, build=gate.not_run(target, builder))
+    place = folder / "engines" / f"sm{builder.capability.replace('.', '')}"
+    place.mkdir(parents=True, exist_ok=True)
+    with work.timed(f"{name}: build for SM {builder.capability}", 1) as advance:
+        engine, kept = place / f"{name}.engine", place / "timing.cache"
+        build = gate.run(builder, target, model, layers, compute, shapes, engine, kept)
+        advance(1)
+    return Part(name=name, compute=compute, bytes=size, build=build)
