@@ -38,12 +38,10 @@ def trace_once(steps: int, *counts: int) -> None:
     """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) on more and more probes; print the peak of each number in MB."""
     import numpy as np
 
-    from qcheck import artifact, limits, pipeline, probe, recipe, scheme, target, work
+    from qcheck import artifact, calibrate, limits, pipeline, probe, recipe, scheme, target, work
     from qcheck.demo import library
     from qcheck.job import Job, Use
-    from qcheck.model.arms import SIDES
     from qcheck.progress import Silent
-    from qcheck.quantize import plan, ranges
 
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
@@ -66,10 +64,9 @@ def trace_once(steps: int, *counts: int) -> None:
             build=False,
         )
         started = work.prepare(job, Path(folder), Silent())
-        chosen, seen = job.schemes[0], pipeline.find_ranges(started)
-        numbers = plan.input_formats(started.arms.base.denoiser, chosen)
-        cut: artifact.Ranges = {side: ranges.clips(seen[side], numbers, job.recipe) for side in SIDES}
-        making = artifact.Making(started.arms, started.exporter, started.store, chosen, job.recipe, cut)
+        chosen = job.schemes[0]
+        found = calibrate.inputs(started, chosen)
+        making = artifact.Making(started.arms, started.exporter, started.store, chosen, job.recipe, found)
         made = artifact.write(making, "merge-quantize", Path(folder))
         arms = [
             started.quantized("q0", "base", artifact.write_base(making)),

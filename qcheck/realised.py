@@ -69,10 +69,14 @@ def compare(layers: Sequence[Layer], compute: str, program: Program) -> Realised
     for operation in program.operations:
         for node in operation.nodes:
             by_node.setdefault(node, []).append(operation)
+    promised = _promised(layers)
+    held = {name: program.constants.get(name, 0) >= wanted for name, wanted in promised.items()}
+    if not program.constants:
+        held = {}
     counted: Counter[str] = Counter()
     fell, unread = [], []
     for layer in layers:
-        found = _operands(layer, compute, by_node)
+        found = _operands(layer, compute, by_node, held)
         wanted = f"{layer.activation or compute} x {layer.weight}"
         if found is None:
             unread.append(layer.name)
@@ -82,7 +86,6 @@ def compare(layers: Sequence[Layer], compute: str, program: Program) -> Realised
             fell.append(f"{layer.name} runs {found}, asked {wanted}")
     asked = {node for layer in layers for node in (layer.node, layer.dequantizer)}
     fell += _wide(compute, program, asked)
-    promised = _promised(layers)
     if program.constants and not unread:
         fell += _short(promised, program.constants)
     return Realised(
@@ -95,16 +98,24 @@ def compare(layers: Sequence[Layer], compute: str, program: Program) -> Realised
     )
 
 
-def _operands(layer: Layer, compute: str, by_node: Mapping[str, list[Operation]]) -> str | None:
-    """How a layer runs, as "input x weight"; None where the engine does not say."""
+def _operands(
+    layer: Layer, compute: str, by_node: Mapping[str, list[Operation]], held: Mapping[str, bool]
+) -> str | None:
+    """How a layer runs, as "input x weight"; None where the engine does not say.
+
+    The builder may fuse the decoding of weights into a neighbour's operation and forget the name. ``held`` says of each
+    format whether the engine's constants are as many as all layers together need; then this weight is among them.
+    """
     products = [op.inputs for op in by_node.get(layer.node, ()) if op.product and len(op.inputs) > 1]
     if not products or not all(all(inputs[:2]) for inputs in products):
         return None
     inputs = next((i for i in products if i[:2] != (layer.activation, layer.weight)), products[0])
     if layer.activation is None and layer.dequantizer is not None and inputs[0] == compute:
-        decoding = [op.inputs for op in by_node.get(layer.dequantizer, ())]
-        if any(layer.weight in read for read in decoding):  # else the builder decoded it: stored wide
+        named = any(layer.weight in op.inputs for op in by_node.get(layer.dequantizer, ()))
+        if named or held.get(layer.weight):
             return f"{compute} x {layer.weight}"
+        if not held:
+            return None
     return f"{inputs[0]} x {inputs[1]}"
 
 

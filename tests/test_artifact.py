@@ -7,6 +7,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given
@@ -218,3 +219,17 @@ def test_tensors_stored_outside_the_file_are_counted_and_digested(
     assert sum(part.stat().st_size for part in parts) > 15e6
     x, h = prepared.inputs["sample"], prepared.inputs["encoder_hidden_states"]
     assert np.isfinite(OnnxRunner(tmp_path / "model.onnx", 1)(x, 500.0, h)).all()
+
+
+def test_a_file_made_from_a_graph_with_tensors_outside_stands_alone(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as large:
+        large.setattr(rewrite, "_INLINE", 1000)
+        rewrite.save(rewrite.fill(prepared.graph, prepared.state), tmp_path / "graph.onnx")
+    graph = ir.load(tmp_path / "graph.onnx")
+    (tmp_path / "other").mkdir()
+    rewrite.save(rewrite.fill(graph, prepared.state), tmp_path / "other" / "model.onnx")
+    assert [path.name for path in files.model_files(tmp_path / "other" / "model.onnx")] == ["model.onnx"]
+    x, h = prepared.inputs["sample"], prepared.inputs["encoder_hidden_states"]
+    assert np.isfinite(OnnxRunner(tmp_path / "other" / "model.onnx", 1)(x, 500.0, h)).all()

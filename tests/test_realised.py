@@ -152,3 +152,12 @@ def test_constants_that_are_fewer_than_promised_are_a_fall_back() -> None:
     assert compare([LAYER], "float16", _program("int8", "int8", constants={"int8": 100})).complete
     short = compare([LAYER], "float16", _program("int8", "int8", constants={"int8": 60, "float16": 80}))
     assert "60 bytes of int8" in short.fell_back[0]
+
+
+def test_a_weight_whose_decoding_the_builder_does_not_name_is_known_by_the_constants() -> None:
+    layer = LAYER.model_copy(update={"weight": "int4", "activation": None})
+    whole = compare([layer], "float16", _program("float16", "float16", constants={"int4": 50}))
+    assert whole.complete
+    short = compare([layer], "float16", _program("float16", "float16", constants={"int4": 49, "float16": 200}))
+    assert short.fell_back[0] == "a runs float16 x float16, asked float16 x int4"
+    assert compare([layer], "float16", _program("float16", "float16")).unread == ["a"]

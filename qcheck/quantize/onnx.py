@@ -375,14 +375,23 @@ _TRANSPOSED = ".T"
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write the model without torch's tracing notes; tensors beyond protobuf's 2 GB go to ``<name>.data`` beside it."""
+    """Write the model without torch's tracing notes; tensors beyond protobuf's 2 GB go to ``<name>.data`` beside it.
+
+    A model that was read from such a pair still points into it: what stays inside the file is read now.
+    """
     for node in model.graph:
         scopes = node.metadata_props.get(_SCOPES)
         node.metadata_props.clear()
         if scopes is not None:
             node.metadata_props[_SCOPES] = scopes
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if size > _INLINE else None)
+    held = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    if sum(value.const_value.nbytes for value in held if value.const_value is not None) > _INLINE:
+        ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    for value in held:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    ir.save(model, path)
 
 
 _INLINE = 1_500_000_000
