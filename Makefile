@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OPTIMUM ?= .venv-optimum
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all lint demo-weights clean
@@ -24,11 +25,17 @@ lint: $(STAMP)
 test: lint  ## lint, types, layer rules, tests
 	$(BIN)/python -m pytest
 
-test-all: lint  ## the same with the slow tests
-	$(BIN)/python -m pytest -m ''
+test-all: lint $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
+	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
+
+$(OPTIMUM)/.installed: constraints-optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --quiet --constraint constraints-optimum.txt \
+		optimum-onnx torch diffusers transformers onnxruntime-gpu onnx pillow
+	@touch $@
 
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
 	$(BIN)/python -m qcheck.demo.training
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

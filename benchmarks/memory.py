@@ -50,6 +50,7 @@ def trace_once(steps: int, *counts: int) -> None:
             common=(),
             allow_unmatched=False,
             schemes=(scheme.find("int8"),),
+            artifacts=(),
             explicit=True,
             orders=("merge-quantize",),
             target=target.find("jetson-agx-orin-64gb"),

@@ -5,7 +5,8 @@ A build proves that the file parses, that its types are allowed and that it comp
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,6 +56,13 @@ def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
 
 _BUILD = "build.json"
 _KEPT = ("built", "fell back")  # a refusal costs little, and a crash may have been the machine's
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Where an engine goes that nobody keeps."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder) / "model.engine"
 
 
 def not_run(target: Target, reason: str) -> Build:

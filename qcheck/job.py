@@ -25,7 +25,7 @@ class Job:
     """Inputs of ``pipeline.check``.
 
     ``adapters`` are judged together; those in ``common`` belong to both arms. ``explicit`` says that the user named the
-    schemes. ``cache`` None keeps nothing beyond the run.
+    schemes; ``artifacts`` are files of others that are judged beside them. ``cache`` None keeps nothing beyond the run.
     """
 
     base: str
@@ -33,6 +33,7 @@ class Job:
     common: tuple[Use, ...]
     allow_unmatched: bool
     schemes: tuple[Scheme, ...]
+    artifacts: tuple[Path, ...]
     explicit: bool
     orders: tuple[Order, ...]
     target: Target
@@ -56,6 +57,7 @@ class Job:
             "with_lora": [f"{used.source}={used.weight:g}" for used in self.common],
             "allow_unmatched": self.allow_unmatched,
             "scheme": [named.name for named in self.schemes],
+            "artifact": [str(path) for path in self.artifacts],
             "order": [*self.orders],
             "target": self.target.name,
             "probes": self.probes.name,

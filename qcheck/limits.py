@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from qcheck import files
 from qcheck.errors import UserError
 from qcheck.files import Value, as_tuple
-from qcheck.measurement import Arm, Measurement
+from qcheck.measurement import Arm, Measurement, needs_base
 
 FOLDER = files.PACKAGE / "data" / "limits"
 Role = Literal["control", "reference", "absolute", "adapter"]
@@ -75,6 +75,11 @@ class Limits(Value):
     def computing(self, compute: str) -> "Limits":
         """The limits of a scheme that computes in that type."""
         return self.model_copy(update={"gates": [g for g in self.gates if g.compute in {None, compute}]})
+
+    def alone(self) -> "Limits":
+        """The limits of an artifact that came without its base: no q0 to compare with, no export of ours to control."""
+        kept = [g for g in self.gates if not needs_base(g.name, g.arm) and g.role != "control"]
+        return self.model_copy(update={"gates": kept})
 
     def at_most(self, probes: int) -> "Limits":
         """The same with no look beyond ``probes``, which becomes the last one.

@@ -42,3 +42,8 @@ class NotMeasured(Value):
 
     name: str
     reason: str
+
+
+def needs_base(name: str, arm: Arm) -> bool:
+    """Whether a measurement of that name and arm compares with q0, the quantized base."""
+    return arm == "base" or (name, arm) in {("excess_error", "adapted"), ("endpoint_error", "both")}

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qcheck import artifact, calibrate, gate, summary, trace
+from qcheck import artifact, calibrate, foreign, gate, summary, trace
 from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
+from qcheck.foreign import Foreign
 from qcheck.job import Job
 from qcheck.limits import Limits
-from qcheck.measurement import Measurement
+from qcheck.measurement import Measurement, needs_base
 from qcheck.metric import control, effect, endpoint, spectrum
 from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
@@ -36,13 +37,16 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
     """
     torch.set_num_threads(job.threads)
+    others = [foreign.read(path, job.threads) for path in job.artifacts]
     work = prepare(job, folder, progress)
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):
         found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme)]
+        found += [run_foreign(work, given) for given in others]
     else:
         found = [broken_case(work, scheme, order, reference) for scheme in job.schemes for order in job.orders]
+        found += [broken_foreign(work, given, reference) for given in others]
     report = summary.assemble(work, [case for case, _ in found], size)
     contact.draw([sheet for _, sheet in found], folder / "contact.png")
     (folder / "report.json").write_text(report.to_json(), "utf-8")
@@ -138,6 +142,26 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
     return case, summary.sheet(work, title, verdict, reference, quantized)
 
 
+def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
+    """A file of someone else's: q1 on the same probes. With no q0, Dq is q1 - f0, and nothing is laid to the base."""
+    start, limits = time.monotonic(), work.job.limits.alone()
+    builds = [foreign.build(work, given)]
+    q1 = work.stored(f"q1 {given.name}", "adapted", given.path, given.digest)
+    for count in limits.looks:
+        reference = trace_reference(work, count)
+        quantized: Traces = {
+            "base": reference["base"],
+            "adapted": trace_artifact(work, q1, reference["adapted"]),
+        }
+        samples, energies = measure(work.setup, reference, quantized, np.zeros(len(work.setup.strata)))
+        samples = [sample for sample in samples if not needs_base(sample.name, sample.arm)]
+        verdict = decide(limits, work.setup.weights, [], samples, energies, builds)
+        if verdict.outcome != "INCONCLUSIVE":
+            break
+    case = summary.foreign_case(work, given, verdict, builds, energies, time.monotonic() - start)
+    return case, summary.sheet(work, given.name, verdict, reference, quantized)
+
+
 def decide(
     limits: Limits,
     weights: np.ndarray,
@@ -159,6 +183,15 @@ def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> 
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.case(work, scheme, order, verdict, None, [], None, 0.0)
     return case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference)
+
+
+def broken_foreign(work: Work, given: Foreign, reference: Traces) -> tuple[Case, Sheet]:
+    """As ``broken_case``, for a file of someone else's."""
+    limits = work.job.limits.alone()
+    seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
+    verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
+    case = summary.foreign_case(work, given, verdict, [], None, 0.0)
+    return case, summary.sheet(work, given.name, verdict, reference, reference)
 
 
 def run_controls(work: Work, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:

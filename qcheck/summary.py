@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from qcheck import files, provenance
+from qcheck import files, foreign, provenance
 from qcheck.artifact import TWIN, Artifact
 from qcheck.estimate import Estimate
+from qcheck.foreign import Foreign
 from qcheck.job import Use
 from qcheck.measurement import NotMeasured
 from qcheck.metric import effect
@@ -61,6 +62,41 @@ def case(
         compute=scheme.compute,
         full_precision_bytes=_bytes(full) if full is not None else None,
         estimate=_estimate(work, scheme, made),
+        builds=builds,
+        seconds=round(seconds, 1),
+    )
+
+
+def foreign_case(
+    work: Work,
+    given: Foreign,
+    verdict: Verdict,
+    builds: list[Build],
+    energies: effect.Energies | None,
+    seconds: float,
+) -> Case:
+    """A file of someone else's as the report shows it: what is not known of it is left out."""
+    file = ArtifactFile(
+        path=str(given.path), arm="adapted", compute=given.compute, digest=given.digest, bytes=_bytes(given.path)
+    )
+    return Case(
+        scheme=given.name,
+        order=foreign.ORDER,
+        verdict=verdict.outcome,
+        reasons=list(verdict.reasons),
+        next=next_step(verdict.outcome, foreign.ORDER, str(given.path), builds),
+        warnings=["no base artifact: whether the scheme or the adapter causes the error cannot be told"],
+        probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
+        measurements=list(verdict.measurements),
+        stratum_sqnr={} if energies is None else {"adapted": effect.stratum_profile(energies.f1, energies.error1)},
+        quantized_layers=None,
+        kept_layers=[],
+        artifact=[file],
+        ran_as="artifact",
+        control=False,
+        compute=given.compute,
+        full_precision_bytes=None,
+        estimate=None,
         builds=builds,
         seconds=round(seconds, 1),
     )
@@ -176,7 +212,19 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
         )
         for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "decoded twin")
     ]
+    found += [
+        NotMeasured(name=f"{names} of {case.scheme}", reason=reason)
+        for case in cases
+        if case.quantized_layers is None
+        for names, reason in _ALONE
+    ]
     return found + [_unbuilt(case, made) for case in cases for made in case.builds if not _read(made)]
+
+
+_ALONE = (
+    ("excess_error, endpoint_error beside the base", "no base artifact was given to compare with"),
+    ("order, recipe, realised precision", "the file does not say how it was made, so there is nothing to hold it to"),
+)
 
 
 def _read(made: Build) -> bool:

@@ -35,7 +35,7 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True)
 class Feed:
-    """How one input of a file is fed: its role among ``INPUTS``, type and rank, and its first axis where that is fixed."""
+    """How one input of a file is fed: its role in ``INPUTS``, type and rank, and its first axis where that is fixed."""
 
     name: str
     role: str

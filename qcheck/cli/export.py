@@ -70,6 +70,7 @@ def export(
         common=resolve.common(base, with_lora or []),
         allow_unmatched=allow_unmatched,
         schemes=resolve.schemes([chosen], chosen_target),
+        artifacts=(),
         explicit=True,
         orders=resolve.orders([order] if order else None),
         target=chosen_target,

@@ -47,6 +47,15 @@ Schemes = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+Artifacts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--artifact",
+        help="A denoiser that someone else quantized, LoRA included: an ONNX file, or a folder that optimum wrote; "
+        "repeatable. It is judged alone unless a --scheme is named too.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Orders = Annotated[
     list[str] | None,
     typer.Option(

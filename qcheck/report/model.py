@@ -64,7 +64,10 @@ class Build(Value):
 
 
 class Case(Value):
-    """One scheme in one order: its verdict and everything it rests on."""
+    """One scheme in one order: its verdict and everything it rests on.
+
+    ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known.
+    """
 
     scheme: str
     order: str
@@ -75,7 +78,7 @@ class Case(Value):
     probes_used: int
     measurements: list[Judged]
     stratum_sqnr: dict[str, list[Number]]
-    quantized_layers: int
+    quantized_layers: int | None
     kept_layers: list[str]
     artifact: list[ArtifactFile]
     compute: str

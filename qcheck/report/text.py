@@ -93,17 +93,20 @@ def _cell(seen: Judged | None) -> Text:
     return Text(f"{seen.value:.2f}{mark}", style if mark else "")
 
 
+def _artifact_bytes(case: Case) -> int | None:
+    return case.artifact[0].bytes if case.artifact else None
+
+
 def _summary(report: Report) -> Table:
     table = Table(box=box.ROUNDED)
     for title in ("scheme", "order", "denoiser -> artifact", "build", "verdict"):
         table.add_column(title, overflow="fold")
     for case in report.cases:
-        size = "-"
-        if case.artifact and case.full_precision_bytes is not None:
-            size = f"{megabytes(case.full_precision_bytes)} -> {megabytes(case.artifact[0].bytes)}"
+        size = " -> ".join(megabytes(size) for size in (case.full_precision_bytes, _artifact_bytes(case)) if size)
         builds = "\n".join(build_line(made) for made in case.builds) or "-"
-        layers = f"{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
-        cells = (case.scheme, case.order, f"{size}\n{layers}" if case.artifact else size, builds)
+        layers = f"\n{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
+        known = case.artifact and case.quantized_layers is not None
+        cells = (case.scheme, case.order, f"{size or '-'}{layers if known else ''}", builds)
         table.add_row(*map(Text, cells), Text(case.verdict, _COLOURS[case.verdict]))
     return table
 

@@ -1,0 +1,119 @@
+"""Files that someone else made: found, fed by rule, refused clearly, judged without a base artifact."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from qcheck import foreign
+from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.errors import UserError
+from qcheck.measurement import needs_base
+from qcheck.model.arms import Arms
+from qcheck.quantize import onnx as rewrite
+from tests.conftest import Prepared, run
+
+
+@pytest.fixture
+def plain(prepared: Prepared, tmp_path: Path) -> Path:
+    """The adapted denoiser as an unquantized file."""
+    path = tmp_path / "plain" / "model.onnx"
+    path.parent.mkdir()
+    rewrite.save(rewrite.fill(prepared.graph, prepared.state), path)
+    return path
+
+
+def _renamed(path: Path, names: dict[str, str], rows: int | None, scalar: bool) -> Path:
+    """The file with other names for its inputs, a fixed batch, or a timestep of int64 without axes."""
+    model = onnx.load(path)
+    for given in model.graph.input:
+        axis = given.type.tensor_type.shape.dim
+        if rows and len(axis) > 1:
+            axis[0].dim_value = rows
+        if scalar and len(axis) == 1:
+            _cast(model, given.name)
+            given.CopyFrom(helper.make_tensor_value_info(given.name, TensorProto.INT64, []))
+    for old, new in names.items():
+        for node in model.graph.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+        next(given for given in model.graph.input if given.name == old).name = new
+    out = path.parent.parent / "renamed.onnx"
+    onnx.save(model, out)
+    return out
+
+
+def _cast(model: ModelProto, name: str) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["timestep_float" if found == name else found for found in node.input]
+    shape = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("Cast", ["timestep_flat"], ["timestep_float"], to=TensorProto.FLOAT))
+    model.graph.node.insert(0, helper.make_node("Reshape", [name, "one"], ["timestep_flat"]))
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_inputs_are_fed_by_rank_whatever_they_are_called_and_batches_as_they_are_fixed(
+    plain: Path, prepared: Prepared, rows: int | None, scalar: bool
+) -> None:
+    other = _renamed(plain, {"sample": "latent", "timestep": "t", "encoder_hidden_states": "text"}, rows, scalar)
+    x, h = prepared.inputs["sample"][:3], prepared.inputs["encoder_hidden_states"][:3]
+    wanted, found = OnnxRunner(plain, 1)(x, 500.0, h), OnnxRunner(other, 1)(x, 500.0, h)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() < 1e-4
+
+
+def test_a_file_is_found_where_pipelines_keep_it(plain: Path, tmp_path: Path) -> None:
+    assert foreign.read(plain, 1).path == plain
+    assert foreign.read(plain.parent, 1).path == plain
+    (tmp_path / "pipeline").mkdir()
+    plain.parent.rename(tmp_path / "pipeline" / "unet")
+    found = foreign.read(tmp_path / "pipeline", 1)
+    assert (found.name, found.compute) == ("pipeline", "float32")
+    assert found.path == tmp_path / "pipeline" / "unet" / "model.onnx"
+
+
+def test_what_is_no_denoiser_is_refused_with_what_was_seen(plain: Path, tmp_path: Path) -> None:
+    model = onnx.load(plain)
+    model.graph.input.append(helper.make_tensor_value_info("time_ids", TensorProto.FLOAT, [1, 6]))
+    onnx.save(model, tmp_path / "more.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("more.onnx", r"input 'time_ids' tensor\(float\) \[1, 6\] is none of sample"),
+        ("broken.onnx", "does not load in ONNX Runtime"),
+        ("empty", "holds 0 ONNX files"),
+        ("absent", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=said):
+            foreign.read(tmp_path / name, 1)
+
+
+def test_the_measurements_that_need_no_base_decide(plain: Path, demo_arms: Arms, tmp_path: Path) -> None:
+    demo_arms.use("adapted")
+    out = tmp_path / "out"
+    given = ("check", "demo", "--lora", "flat", "--artifact", str(plain), "--max-probes", "4")
+    result = run(*given, "--no-build", "--json", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    (case,) = report["cases"]
+    assert (case["verdict"], case["order"], case["quantized_layers"]) == ("PASS", "as given", None)
+    assert not [m for m in case["measurements"] if needs_base(m["name"], m["arm"])]
+    seen = {(m["name"], m["arm"]): m for m in case["measurements"]}
+    assert seen["effect_survival", "adapted"]["value"] == pytest.approx(1.0, abs=1e-3)
+    assert any("no base artifact" in item["reason"] for item in report["not_measured"])
+    assert report["provenance"]["arguments"]["artifact"] == [str(plain)]
+
+
+def test_the_base_itself_as_an_artifact_has_lost_the_adapter(
+    prepared: Prepared, demo_arms: Arms, tmp_path: Path
+) -> None:
+    path = tmp_path / "base.onnx"
+    rewrite.save(rewrite.fill(prepared.graph, demo_arms.state("base")), path)
+    result = run("check", "demo", "--lora", "flat", "--artifact", str(path), "--no-build", "--out", str(tmp_path / "o"))
+    assert result.exit_code == 1
+    assert "NEEDS-QAT" in result.output
+    assert "effect_survival (adapted)" in " ".join(result.output.split()).split("because", 1)[1]
