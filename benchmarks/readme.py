@@ -35,7 +35,7 @@ def schemes_and_targets() -> str:
 
 
 def _titles(devices: Sequence[target.Target]) -> str:
-    built = " ".join(dict.fromkeys(f"SM {d.proxy.value}" for d in devices if d.proxy))
+    built = " and ".join(dict.fromkeys(f"SM {d.proxy.value}" for d in devices if d.proxy))
     names = ", ".join(device.name for device in devices)
     return f"{names}{f' (built for {built})' if built else ''}"
 
@@ -45,8 +45,9 @@ def _runs(device: target.Target, found: scheme.Scheme) -> str:
         return "no"
     if "tensorrt" not in found.runs:
         return {"onnxruntime": "by ONNX Runtime", "bitsandbytes": "by PyTorch"}[found.runs[0]]
-    late = [release.name for release in device.releases if release.opset < found.opset]
-    return f"yes; not verified on {' and '.join(late)}" if late else "yes"
+    late = [release.tensorrt for release in device.releases if release.opset < found.opset]
+    known = dict.fromkeys(".".join(version.split(".")[:2]) for version in late)
+    return f"yes; not verified on TensorRT {' and '.join(known)}" if late else "yes"
 
 
 def training() -> str:

@@ -37,6 +37,7 @@ _PARTS = {
 _NEVER = (
     ("engines on a device", "engines are compiled here and deserialized nowhere: no GPU or Jetson was available"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
+    ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
 )
 

@@ -19,6 +19,8 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "tensorrt-rtx",
+    "nvidia-modelopt",
+    "bitsandbytes",
     "onnxscript",
     "ml-dtypes",
     "tokenizers",

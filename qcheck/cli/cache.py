@@ -12,14 +12,14 @@ from qcheck import cache as store
 from qcheck.cache import Cache, Item
 
 app = typer.Typer(
-    help=f"Show or prune what runs keep: traces, ranges, artifacts, engines. ${store.VARIABLE} moves it.",
+    help=f"Show or prune what runs keep: traces, ranges, artifacts, builds. ${store.VARIABLE} moves it.",
     invoke_without_command=True,
 )
 
 
 @app.callback()
 def show(context: typer.Context) -> None:
-    """Show what runs keep: traces, ranges, artifacts, engines."""
+    """Show what runs keep: traces, ranges, artifacts, builds."""
     if context.invoked_subcommand is not None:
         return
     folder = store.location()

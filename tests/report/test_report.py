@@ -60,7 +60,7 @@ def test_a_number_that_is_not_finite_survives_json(report: Report) -> None:
 
 def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> None:
     found = finished.report["provenance"]
-    assert found["arguments"]["lora"] == ["flat"]
+    assert found["arguments"]["lora"] == [str(library.ADAPTERS / "flat.safetensors")]
     assert found["versions"]["torch"]
     assert len(finished.report["base"]["digest"]) == 16
     assert set(found["seconds"]) >= {"reference, 8 probes", "calibration", "q0 int8, 8 probes"}
