@@ -114,7 +114,7 @@ def _choice(known: Sequence[Trtexec]) -> list[str]:
         *lines,
         "else",
         f'    echo "error: TensorRT version \\"${{code}}\\" is not {oldest} or newer" >&2',
-        '    echo "fix:   networks here are strongly typed, which older releases do not build: update JetPack" >&2',
+        '    echo "fix:   update JetPack: older releases are not known to build strongly typed networks" >&2',
         "    exit 2",
         "fi",
     ]

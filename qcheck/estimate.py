@@ -40,7 +40,8 @@ class Estimate(Value):
             room += ": does not fit"
         speed = f"no lower bound of its time: {self.missing}"
         if self.call_ms is not None:
-            speed = f"a denoiser call takes at least {self.call_ms:.3g} ms ({self.bound}-bound)"
+            how = "memory-bound" if self.bound == "memory" else "compute-bound, convolutions counted directly"
+            speed = f"a denoiser call takes at least {self.call_ms:.3g} ms ({how})"
         return f"{parts}{room}; {speed}"
 
 
@@ -49,7 +50,8 @@ def estimate(target: Target, denoiser: int, others: int, activations: int, opera
 
     Memory is their sum: activations as eager execution holds them, so an engine that fuses needs less, and its runtime
     and workspace more. Time is the roofline's lower bound (Williams, Waterman and Patterson 2009):
-    max(denoiser bytes / bandwidth, sum over formats of operations / peak), the weights being read once a call.
+    max(denoiser bytes / bandwidth, sum over formats of operations / peak), the weights being read once a call
+    and convolutions counted directly (Winograd kernels multiply less).
     """
     memory = target.memory_gb.value if target.memory_gb else None
     peaks = {peak.format: peak.tera_ops for peak in target.peaks}

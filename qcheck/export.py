@@ -3,13 +3,13 @@
 model_index.json, scheduler/, tokenizer/          as in the base
 text_encoder/, unet/, vae_decoder/                model.onnx with the adapter in it, and the config.json of each
 engines/                                          what was compiled here, and its timing cache
-build.sh                                          builds the engines on the device
+build.sh                                          builds the engines on the device, where TensorRT runs the scheme
 manifest.json
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,7 @@ from torch import nn
 
 from qcheck import artifact, calibrate, device, files, gate
 from qcheck.artifact import Exporter, Making
-from qcheck.backend import tensorrt
-from qcheck.backend.tensorrt import Builder, Shapes
+from qcheck.backend.tensorrt import Shapes
 from qcheck.errors import UserError
 from qcheck.estimate import Estimate
 from qcheck.files import Value
@@ -29,6 +28,7 @@ from qcheck.manifest import NAME, Layer, Manifest
 from qcheck.model import base, components, profile
 from qcheck.model.components import DENOISER, Component
 from qcheck.model.export import export as to_onnx
+from qcheck.model.profile import Needs
 from qcheck.progress import Progress
 from qcheck.quantize import onnx
 from qcheck.report.model import Build
@@ -36,7 +36,7 @@ from qcheck.work import Work, prepare
 
 Size = tuple[int, int]
 _MODEL = "model.onnx"
-_FLOAT16 = 65504.0  # its largest number
+_MOST = 65504.0 / 2  # half of float16's largest number: real latents are no noise
 
 
 class Part(Value):
@@ -81,7 +81,11 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
             "Export another scheme, or load the merged pipeline in PyTorch on the board.",
         )
     work = prepare(job, folder, progress)
-    work.exporter = _exporter(work, sizes)
+    dynamic = len(set(sizes)) > 1
+    _require_sizes(work, sizes, dynamic)
+    first = work.setup.inputs("base", work.probes[:1])
+    hidden = torch.Size(first.hidden.shape[1:])
+    work.exporter = Exporter(work.arms, work.store, first.latents.shape, hidden, dynamic)
     made_from = calibrate.inputs(work, scheme)
     making = Making(work.arms, work.exporter, work.store, scheme, job.recipe, made_from)
     with work.timed(f"{DENOISER}: {scheme.name} {order}", 1) as advance:
@@ -89,11 +93,12 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
         path = work.exporter.deployed(content, scheme, folder / DENOISER / _MODEL, making.facts(order))
         page = artifact.describe(making, order, content, folder, [path])
         advance(1)
-    _copy(base.locate(job.base), folder)
-    computes = {DENOISER: scheme.compute} | _others(work, scheme.compute, bool(sizes), folder)
+    copy_rest(base.locate(job.base), folder, list(first.latents.shape[2:]))
+    computes = {DENOISER: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
     shapes = _shapes(work, sizes)
-    (folder / device.SCRIPT).write_text(device.script(job.target, shapes), "utf-8")
-    (folder / device.SCRIPT).chmod(0o755)
+    if "tensorrt" in scheme.runs:
+        (folder / device.SCRIPT).write_text(device.script(job.target, shapes), "utf-8")
+        (folder / device.SCRIPT).chmod(0o755)
     layers = {DENOISER: page.layers}
     parts = [
         _part(work, folder, name, compute, layers.get(name, []), shapes[name]) for name, compute in computes.items()
@@ -103,8 +108,8 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
         sizes=list(sizes),
         denoiser=page,
         parts=parts,
-        estimate=profile.estimated(work.needs, job.target, parts[0].bytes, page.layers, scheme.compute),
-        warnings=job.target.warns(scheme),
+        estimate=profile.estimated(_needs(work, shapes), job.target, parts[0].bytes, page.layers, scheme.compute),
+        warnings=[*job.target.warns(scheme), *(_unread(part) for part in parts if _is_unread(part))],
         files={path.relative_to(folder).as_posix(): files.digest(path) for path in _written(folder)},
     )
     (folder / NAME).write_text(found.to_json(), "utf-8")
@@ -116,14 +121,38 @@ def _written(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and inner not in path.parents)
 
 
-def _exporter(work: Work, sizes: Sequence[Size]) -> Exporter:
-    first = work.setup.inputs("base", work.probes[:1])
-    hidden = torch.Size(first.hidden.shape[1:])
-    return Exporter(work.arms, work.store, first.latents.shape, hidden, sizes=len(set(sizes)) > 1)
+def _require_sizes(work: Work, sizes: Sequence[Size], dynamic: bool) -> None:
+    pipe = work.arms.use("adapted")
+    step = pipe.vae_scale_factor * (2 ** (len(pipe.unet.config.block_out_channels) - 1) if dynamic else 1)
+    for width, height in sizes:
+        if width % step or height % step:
+            several = " where engines take several sizes" if dynamic else ""
+            raise UserError(
+                f"--size {width}x{height}: sides have to be multiples of {step}{several}",
+                f"Take {max(step, width - width % step)}x{max(step, height - height % step)}.",
+            )
 
 
-def _copy(source: Path, folder: Path) -> None:
-    """What a pipeline needs beside its models, as in the base; the tokenizer also as older loaders read it."""
+def _needs(work: Work, shapes: Mapping[str, Shapes]) -> Needs:
+    """At the largest size."""
+    sample, hidden = (shapes[DENOISER][name][2] for name in ("sample", "encoder_hidden_states"))
+    return profile.needs(work.arms.use("adapted"), sample, hidden, sample[0])
+
+
+def _is_unread(part: Part) -> bool:
+    return part.build.status == "built" and not (part.build.realised and part.build.realised.complete)
+
+
+def _unread(part: Part) -> str:
+    said = part.build.realised.text() if part.build.realised else "no engine"
+    return f"{part.name}: the precision that was built could not be read in full ({said})"
+
+
+def copy_rest(source: Path, folder: Path, sides: list[int]) -> None:
+    """What a pipeline needs beside its models, as in the base; the tokenizer also as older loaders read it.
+
+    The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the one to take by default.
+    """
     index = json.loads((source / base.INDEX).read_text("utf-8"))
     (folder / base.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     for name in ("scheduler", "tokenizer", "feature_extractor"):
@@ -132,6 +161,9 @@ def _copy(source: Path, folder: Path) -> None:
     for name, taken_from in ((DENOISER, DENOISER), ("text_encoder", "text_encoder"), ("vae_decoder", "vae")):
         (folder / name).mkdir(exist_ok=True)
         shutil.copy(source / taken_from / "config.json", folder / name / "config.json")
+    config = json.loads((folder / DENOISER / "config.json").read_text("utf-8"))
+    config["sample_size"] = sides[0] if sides[0] == sides[1] else sides
+    (folder / DENOISER / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     whole, vocabulary = folder / "tokenizer" / "tokenizer.json", folder / "tokenizer" / "vocab.json"
     if whole.is_file() and not vocabulary.exists():
         model = json.loads(whole.read_text("utf-8"))["model"]
@@ -144,7 +176,7 @@ def _others(work: Work, compute: str, sizes: bool, folder: Path) -> dict[str, st
     """Export the components beside the denoiser; their compute types."""
     first = work.setup.inputs("base", work.probes[:1])
     found = {}
-    for part in components.others(work.arms.use("adapted"), first.latents.shape):
+    for part in components.others(work.arms.use("adapted"), first.latents.shape, first.hidden.shape[1:]):
         with work.timed(part.name, 1) as advance:
             found[part.name] = _safe(part, compute)
             onnx.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
@@ -153,20 +185,22 @@ def _others(work: Work, compute: str, sizes: bool, folder: Path) -> dict[str, st
 
 
 def _safe(part: Component, compute: str) -> str:
-    """``compute``, or bfloat16 where a module's output leaves float16's range on noise, as SDXL's decoder does."""
+    """``compute``, or bfloat16 where on noise a module's output comes near the end of float16's range, or is NaN."""
     if compute != "float16":
         return compute
-    most = 0.0
+    fits = True
 
     def see(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal most
-        if isinstance(output, torch.Tensor) and output.is_floating_point():
-            most = max(most, float(output.abs().max()))
+        nonlocal fits
+        for value in output if isinstance(output, tuple) else (output,):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                fits = fits and bool(value.abs().max() < _MOST)
 
     hooks = [module.register_forward_hook(see) for module in part.module.modules()]
     generator = torch.Generator().manual_seed(0)
     noise = (
-        torch.randn(v[:1].shape, generator=generator) if v.is_floating_point() else v[:1] for v in part.inputs.values()
+        torch.randn(v[:1].shape, generator=generator) * part.spread if v.is_floating_point() else v[:1]
+        for v in part.inputs.values()
     )
     try:
         with torch.no_grad():
@@ -174,7 +208,7 @@ def _safe(part: Component, compute: str) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return compute if most < _FLOAT16 else "bfloat16"
+    return compute if fits else "bfloat16"
 
 
 def _shapes(work: Work, sizes: Sequence[Size]) -> dict[str, Shapes]:
@@ -200,11 +234,7 @@ def _part(work: Work, folder: Path, name: str, compute: str, layers: Sequence[La
     """Compile one component, where something here can, and keep the engine."""
     target, model = work.job.target, folder / name / _MODEL
     size = sum(path.stat().st_size for path in files.model_files(model))
-    builder: Builder | str = "switched off by --no-build"
-    if work.job.build:
-        builder = tensorrt.choose(target.capability.value, target.proxy.value if target.proxy else None)
-    if "tensorrt" not in work.job.schemes[0].runs:
-        builder = f"TensorRT does not run this scheme; {' and '.join(work.job.schemes[0].runs)} does"
+    builder = gate.choose(work.job, work.job.schemes[0])
     if isinstance(builder, str):
         return Part(name=name, compute=compute, bytes=size, build=gate.not_run(target, builder))
     place = folder / "engines" / f"sm{builder.capability.replace('.', '')}"

@@ -1,10 +1,13 @@
 """An artifact that someone else made: where its denoiser is, and what it says of itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from qcheck import files, gate
-from qcheck.backend import onnxruntime, tensorrt
+from qcheck.backend import onnxruntime
 from qcheck.backend.onnxruntime import Feed
 from qcheck.backend.tensorrt import Shapes
 from qcheck.errors import UserError
@@ -17,13 +20,18 @@ ORDER = "as given"  # nobody says when the adapter was merged
 
 @dataclass(frozen=True)
 class Foreign:
-    """The file, the digest of its content, its inputs, and the type of its latents."""
+    """The file and those that hold its tensors, the digest of them all, its inputs, and the type of its latents."""
 
     name: str
     path: Path
+    parts: tuple[Path, ...]
     digest: str
     feeds: tuple[Feed, ...]
     compute: str
+
+    def bytes(self) -> int:
+        """Of the file and its tensors."""
+        return sum(part.stat().st_size for part in self.parts)
 
 
 def read(given: Path, threads: int) -> Foreign:
@@ -32,9 +40,10 @@ def read(given: Path, threads: int) -> Foreign:
     Raises:
         UserError: there is none, ONNX Runtime does not load it, or its inputs are not a denoiser's.
     """
-    path = _locate(given)
+    path = _locate(given).absolute()
     try:
         running = onnxruntime.session(path, threads)
+        parts = _parts(path)
     except Exception as error:  # ONNX Runtime's own exceptions share no base but this
         raise UserError(
             f"artifact {str(path)!r} does not load in ONNX Runtime: {' '.join(str(error).split())[:300]}",
@@ -42,12 +51,49 @@ def read(given: Path, threads: int) -> Foreign:
         ) from error
     found = tuple(onnxruntime.feeds(running, path))
     compute = next(feed.dtype.name for feed in found if feed.role == "sample")
-    content = sorted(p for p in path.parent.iterdir() if p.is_file() and p.suffix != ".json")
-    name = given.stem if given.is_file() else given.name
-    return Foreign(name, path, files.digest(*(content if len(content) < _PARTS else [path])), found, compute)
+    names = [path.stem, *(parent.name for parent in path.parents)]
+    name = next((name for name in names if name not in _COMMON), path.stem)
+    return Foreign(name, path, parts, files.digest(*parts), found, compute)
 
 
-_PARTS = 64  # tensors of a file may lie beside it, in as many files as its exporter liked
+_COMMON = ("model", DENOISER)  # names that say nothing
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """The file, and every file beside it that holds tensors of it."""
+    model = onnx.load(path, load_external_data=False)
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return (path, *(path.parent / place for place in sorted(places)))
+
+
+def require_fitting(work: Work, found: Foreign) -> None:
+    """Hold the file's fixed axes and types to what the probes will ask.
+
+    Raises:
+        UserError: it takes other sizes, or only whole timesteps where the solver has fractions.
+    """
+    first = work.setup.inputs("base", work.probes[:1])
+    asked = {"sample": first.latents.shape[1:], "encoder_hidden_states": first.hidden.shape[2:]}
+    for feed in found.feeds:
+        wanted = asked.get(feed.role, ())
+        if any(fixed not in {None, side} for fixed, side in zip(feed.sides, wanted, strict=False)):
+            raise UserError(
+                f"{found.path}: input {feed.name!r} is fixed to {_shown(feed.sides)}, the probes ask {_shown(wanted)}",
+                "Give --width and --height of the file, or the base and adapter that it was made from.",
+            )
+    timestep = next(feed for feed in found.feeds if feed.role == "timestep")
+    odd = [t for t in work.setup.all_timesteps() if t != int(t)]
+    if odd and timestep.dtype.kind == "i":
+        raise UserError(
+            f"{found.path}: input {timestep.name!r} takes whole timesteps, this solver asks {odd[0]:g}",
+            "Export it with a float timestep, or check with --steps that divide the training steps.",
+        )
+
+
+def _shown(sides: Sequence[int | None]) -> str:
+    return " x ".join("any" if side is None else str(side) for side in sides)
 
 
 def _locate(given: Path) -> Path:
@@ -68,14 +114,11 @@ def _locate(given: Path) -> Path:
 
 def build(work: Work, found: Foreign) -> Build:
     """Compile it for the target, where something here can; what it should compute in is not known."""
-    target = work.job.target
-    builder = tensorrt.choose(target.capability.value, target.proxy.value if target.proxy else None)
-    if not work.job.build:
-        builder = "switched off by --no-build"
+    target, builder = work.job.target, gate.choose(work.job)
     if isinstance(builder, str):
         return gate.not_run(target, builder)
     with work.timed(f"{found.name}: build for SM {builder.capability}", 1) as advance, gate.scratch() as place:
-        made = gate.run(builder, target, found.path, [], found.compute, _shapes(work, found), place)
+        made = gate.run(builder, target, found.path, [], None, _shapes(work, found), place)
         advance(1)
     return made
 

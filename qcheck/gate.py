@@ -10,19 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from qcheck import cache, files
 from qcheck.artifact import Artifact
 from qcheck.backend import engine, tensorrt
 from qcheck.backend.tensorrt import Builder, Built, Problem, Shapes
 from qcheck.files import Value
+from qcheck.job import Job
 from qcheck.manifest import Layer
 from qcheck.realised import Realised, compare
 from qcheck.report.model import Build
 from qcheck.scheme import Scheme
-from qcheck.target import Target, number_format
+from qcheck.target import FORMATS, Target, number_format
 from qcheck.work import Work
 
 CAUSES = files.PACKAGE / "data" / "builder" / "causes.toml"
@@ -30,18 +32,15 @@ CAUSES = files.PACKAGE / "data" / "builder" / "causes.toml"
 
 def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
     """Compile q1 for the target, or for its proxy where the target is not here; a graph that was built is not again."""
-    target = work.job.target
-    proxy = target.proxy.value if target.proxy else None
-    builder = tensorrt.choose(target.capability.value, proxy) if work.job.build else "switched off by --no-build"
-    if made.deployed is None or "tensorrt" not in scheme.runs:
-        builder = f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
+    target, builder = work.job.target, choose(work.job, scheme)
     if isinstance(builder, str) or made.deployed is None:
         return not_run(target, str(builder))
     shapes = shapes_of(work)
     key = cache.key("build", structure(made.deployed), repr(made.manifest.layers), repr(builder), repr(shapes))
     stored = work.store.find("build", key)
     if stored is not None:
-        return Build.model_validate_json((stored / _BUILD).read_text("utf-8"))
+        known = Build.model_validate_json((stored / _BUILD).read_text("utf-8"))
+        return known.model_copy(update={"proxy": builder.capability != target.capability.value})
     with work.timed(f"{title}: build for SM {builder.capability}", 1) as advance, TemporaryDirectory() as folder:
         found = run(
             builder, target, made.deployed, made.manifest.layers, scheme.compute, shapes, Path(folder) / "engine"
@@ -56,6 +55,16 @@ def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
 
 _BUILD = "build.json"
 _KEPT = ("built", "fell back")  # a refusal costs little, and a crash may have been the machine's
+
+
+def choose(job: Job, scheme: Scheme | None = None) -> Builder | str:
+    """What builds for the job's target here, or why nothing does; without a scheme the file is someone else's."""
+    if scheme is not None and "tensorrt" not in scheme.runs:
+        return f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
+    if not job.build:
+        return "switched off by --no-build"
+    target = job.target
+    return tensorrt.choose(target.capability.value, target.proxy.value if target.proxy else None)
 
 
 @contextmanager
@@ -84,15 +93,20 @@ def shapes_of(work: Work) -> Shapes:
 def structure(model: Path) -> str:
     """The digest of a file without the values of its weights: equal graphs compile alike.
 
-    Integer constants stay in it: shapes and indices decide how a graph is built.
+    What decides how a graph is built stays in it: integers, which are shapes and indices, and which scales are not
+    positive, as parsers refuse them.
     """
-    graph = onnx.load(model, load_external_data=False)
+    graph = onnx.load(model)
     del graph.metadata_props[:]
+    scales = {node.input[1] for node in graph.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
+    odd = []
     for tensor in graph.graph.initializer:
+        if tensor.name in scales and not (numpy_helper.to_array(tensor).astype(np.float32) > 0).all():
+            odd.append(tensor.name)
         if tensor.data_type not in _SHAPING:
             for held in ("raw_data", "float_data", "int32_data", "external_data"):
                 tensor.ClearField(held)
-    return files.digest(graph.SerializeToString(deterministic=True))
+    return files.digest(graph.SerializeToString(deterministic=True), *odd)
 
 
 _SHAPING = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
@@ -103,14 +117,14 @@ def run(
     target: Target,
     model: Path,
     layers: Sequence[Layer],
-    compute: str,
+    compute: str | None,
     shapes: Shapes,
     engine_path: Path,
     timing_cache: Path | None = None,
 ) -> Build:
     """One build, read: built as asked, fell back (and where), refused (and why), or crashed.
 
-    ``layers`` are what was asked of the file, ``compute`` the type of everything else in it.
+    ``layers`` are what was asked of the file, ``compute`` the type of everything else in it; None where nobody asked.
     """
     built = tensorrt.build(builder, model, shapes, engine_path, timing_cache)
     realised = _realised(built, layers, compute)
@@ -129,7 +143,7 @@ def run(
     )
 
 
-def _realised(built: Built, layers: Sequence[Layer], compute: str) -> Realised | None:
+def _realised(built: Built, layers: Sequence[Layer], compute: str | None) -> Realised | None:
     if built.engine is None:
         return None
     if built.inspected is not None:
@@ -170,7 +184,8 @@ def _explain(problem: Problem, target: Target, layers: Sequence[Layer]) -> str:
     where = f" (in {problem.module})" if problem.module and problem.module not in words else ""
     found = _TYPES.search(words)
     if found is not None:
-        cause = _types(frozenset(map(engine.spelled, re.split(r"[ ,]+", found[1].strip()))), target, layers)
+        named = frozenset(map(engine.spelled, re.split(r"[ ,]+", found[1].strip())))
+        cause = _types(named & set(files.names(FORMATS)), target, layers)
     else:
         known = files.read(Causes, CAUSES).causes
         cause = next((cause.means for cause in known if re.search(cause.pattern, words)), "")
@@ -179,6 +194,8 @@ def _explain(problem: Problem, target: Target, layers: Sequence[Layer]) -> str:
 
 def _types(names: frozenset[str], target: Target, layers: Sequence[Layer]) -> str:
     """Which formats need which capability, what the target is, who uses them and what to use instead."""
+    if not names:
+        return ""
     needs = " and ".join(
         f"{known.title} needs SM {known.capability}" if known.capability else f"{known.title} is not there"
         for known in map(number_format, sorted(names))

@@ -39,6 +39,8 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     torch.set_num_threads(job.threads)
     others = [foreign.read(path, job.threads) for path in job.artifacts]
     work = prepare(job, folder, progress)
+    for given in others:
+        foreign.require_fitting(work, given)
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):

@@ -18,6 +18,7 @@ PACKAGES = (
     "onnx-ir",
     "onnxruntime-gpu",
     "onnxruntime",
+    "tensorrt",
     "tensorrt-rtx",
     "nvidia-modelopt",
     "bitsandbytes",

@@ -12,7 +12,7 @@ from qcheck.files import Value
 from qcheck.manifest import Layer
 from qcheck.target import number_format
 
-_SHORT = 0.95  # of a format's promised bytes; identical constants may be stored once
+_SHORT = 0.95  # of the bytes that named layers need; identical constants may be stored once
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class Program:
 class Realised(Value):
     """What was read from an engine.
 
-    ``operands`` counts the asked layers by "input x weight" as they are multiplied or, of a weight-only layer, by
-    "input x stored weight". ``fell_back`` names what is not as asked, ``unread`` the layers that no operation names.
-    ``bytes`` are the engine's constants by format, ``promised`` those of the quantized weights that the scheme asks.
+    ``products`` counts the convolutions and matrix products that were found at all. ``operands`` counts the asked
+    layers by "input x weight" as they are multiplied or, of a weight-only layer, by "input x stored weight".
+    ``fell_back`` names what is not as asked, ``unread`` the layers that the engine does not tell of. ``bytes`` are the
+    engine's constants by format, ``promised`` those of the quantized weights that the scheme asks.
     """
 
     layers: int
+    products: int
     operands: dict[str, int]
     fell_back: list[str]
     unread: list[str]
@@ -53,75 +55,85 @@ class Realised(Value):
 
     @property
     def complete(self) -> bool:
-        """Whether every asked layer was read and is as asked."""
-        return not self.fell_back and not self.unread
+        """Whether the engine could be read, and every asked layer was found and is as asked."""
+        return bool(self.products) and not self.fell_back and not self.unread
 
     def text(self) -> str:
         """One line for a person."""
+        if not self.products:
+            return "not read: the engine says nothing of its operations"
         counted = ", ".join(f"{count} {operands}" for operands, count in self.operands.items())
-        missing = f"; {len(self.unread)} of {self.layers} layers not found in the engine" if self.unread else ""
-        return f"{counted or 'nothing'}{missing}"
+        missing = f"{len(self.unread)} of {self.layers} layers not found in the engine" if self.unread else ""
+        return "; ".join(part for part in (counted, missing) if part) or f"{self.products} products"
 
 
-def compare(layers: Sequence[Layer], compute: str, program: Program) -> Realised:
-    """Hold ``program`` against the ``layers`` that were asked for; ``compute`` is the type of everything else."""
+def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> Realised:
+    """Hold ``program`` against the ``layers`` that were asked for; ``compute`` is the type of everything else.
+
+    The builder may fuse the decoding of a weight into a neighbour's operation and forget its name. Such weights are
+    known by the bytes of their format's constants: as many as all layers need, and they are stored as asked; fewer by
+    just their own, and none of them is.
+    """
     by_node: dict[str, list[Operation]] = {}
     for operation in program.operations:
         for node in operation.nodes:
             by_node.setdefault(node, []).append(operation)
     promised = _promised(layers)
-    held = {name: program.constants.get(name, 0) >= wanted for name, wanted in promised.items()}
-    if not program.constants:
-        held = {}
-    counted: Counter[str] = Counter()
-    fell, unread = [], []
+    found = {layer.name: _operands(layer, compute, by_node) for layer in layers}
+    unnamed = [layer for layer in layers if found[layer.name] == f"{compute} x ?"]
+    fell = []
+    for name, wanted in promised.items():
+        held, own = program.constants.get(name, 0), _promised([x for x in unnamed if x.weight == name]).get(name, 0)
+        stored = _stored(wanted, held, own) if program.constants else "?"
+        found |= {
+            x.name: f"{compute} x {name if stored == 'as asked' else compute}"
+            for x in unnamed
+            if x.weight == name and stored != "?"
+        }
+        if program.constants and held < (wanted if stored == "?" else _SHORT * (wanted - own)):
+            fell.append(f"the engine holds {held:,} bytes of {name} constants, the scheme promises {wanted:,}")
+    unread = [name for name, operands in found.items() if operands is None or operands.endswith("?")]
     for layer in layers:
-        found = _operands(layer, compute, by_node, held)
-        wanted = f"{layer.activation or compute} x {layer.weight}"
-        if found is None:
-            unread.append(layer.name)
-            continue
-        counted[found] += 1
-        if found != wanted:
-            fell.append(f"{layer.name} runs {found}, asked {wanted}")
+        wanted_operands = f"{layer.activation or compute} x {layer.weight}"
+        if layer.name not in unread and found[layer.name] != wanted_operands:
+            fell.append(f"{layer.name} runs {found[layer.name]}, asked {wanted_operands}")
     asked = {node for layer in layers for node in (layer.node, layer.dequantizer)}
-    fell += _wide(compute, program, asked)
-    if program.constants and not unread:
-        fell += _short(promised, program.constants)
     return Realised(
         layers=len(layers),
-        operands=dict(counted),
-        fell_back=fell,
+        products=sum(operation.product for operation in program.operations),
+        operands=dict(Counter(operands for name, operands in found.items() if operands and name not in unread)),
+        fell_back=fell + _wide(compute, program, asked),
         unread=unread,
         bytes=dict(program.constants),
         promised=promised,
     )
 
 
-def _operands(
-    layer: Layer, compute: str, by_node: Mapping[str, list[Operation]], held: Mapping[str, bool]
-) -> str | None:
-    """How a layer runs, as "input x weight"; None where the engine does not say.
+def _stored(wanted: int, held: int, unnamed: int) -> str:
+    """How the weights of ``unnamed`` bytes are stored, from the bytes ``wanted`` and ``held``; "?" where some are."""
+    if held >= wanted:
+        return "as asked"
+    return "wide" if abs(wanted - held - unnamed) <= _EQUAL * wanted else "?"
 
-    The builder may fuse the decoding of weights into a neighbour's operation and forget the name. ``held`` says of each
-    format whether the engine's constants are as many as all layers together need; then this weight is among them.
-    """
+
+_EQUAL = 1e-4
+
+
+def _operands(layer: Layer, compute: str | None, by_node: Mapping[str, list[Operation]]) -> str | None:
+    """How a layer runs, as "input x weight"; None where the engine does not say, "x ?" where not of the weight."""
     products = [op.inputs for op in by_node.get(layer.node, ()) if op.product and len(op.inputs) > 1]
     if not products or not all(all(inputs[:2]) for inputs in products):
         return None
     inputs = next((i for i in products if i[:2] != (layer.activation, layer.weight)), products[0])
     if layer.activation is None and layer.dequantizer is not None and inputs[0] == compute:
         named = any(layer.weight in op.inputs for op in by_node.get(layer.dequantizer, ()))
-        if named or held.get(layer.weight):
-            return f"{compute} x {layer.weight}"
-        if not held:
-            return None
+        return f"{compute} x {layer.weight if named else '?'}"
     return f"{inputs[0]} x {inputs[1]}"
 
 
-def _wide(compute: str, program: Program, asked: set[str | None]) -> list[str]:
+def _wide(compute: str | None, program: Program, asked: set[str | None]) -> list[str]:
     """Products of other layers that run in FP32 although everything else was asked in ``compute``."""
-    if compute == "float32":
+    if compute in {None, "float32"}:
         return []
     others = (op for op in program.operations if op.product and not op.nodes & asked)
     return [
@@ -132,15 +144,8 @@ def _wide(compute: str, program: Program, asked: set[str | None]) -> list[str]:
 
 
 def _promised(layers: Sequence[Layer]) -> dict[str, int]:
+    """Bytes of the layers' weights by format."""
     bits: Counter[str] = Counter()
     for layer in layers:
         bits[layer.weight] += layer.parameters * number_format(layer.weight).bits
     return {name: count // 8 for name, count in bits.items()}
-
-
-def _short(promised: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
-    return [
-        f"the engine holds {held.get(name, 0):,} bytes of {name} constants, the scheme promises {wanted:,}"
-        for name, wanted in promised.items()
-        if held.get(name, 0) < _SHORT * wanted
-    ]

@@ -77,7 +77,7 @@ def foreign_case(
 ) -> Case:
     """A file of someone else's as the report shows it: what is not known of it is left out."""
     file = ArtifactFile(
-        path=str(given.path), arm="adapted", compute=given.compute, digest=given.digest, bytes=_bytes(given.path)
+        path=str(given.path), arm="adapted", compute=given.compute, digest=given.digest, bytes=given.bytes()
     )
     return Case(
         scheme=given.name,

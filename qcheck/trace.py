@@ -56,6 +56,10 @@ class Setup:
         """Denoiser calls of one probe; some solvers take more of them than steps."""
         return len(fresh(self.scheduler, self.steps).timesteps)
 
+    def all_timesteps(self) -> tuple[float, ...]:
+        """The solver's timestep at every call."""
+        return tuple(float(t) for t in fresh(self.scheduler, self.steps).timesteps)
+
     def timesteps(self) -> tuple[float, ...]:
         """The solver's timestep at each stratum."""
         solver = fresh(self.scheduler, self.steps)

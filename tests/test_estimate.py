@@ -38,7 +38,10 @@ def test_the_pipelines_components_are_profiled_without_their_weights(demo_arms: 
     assert found.denoiser.parameters == sum(value.numel() for value in pipe.unet.parameters())
     assert found.denoiser.by_layer["conv_in"] == 2 * 2 * 256 * 32 * 4 * 9
     assert 0 < sum(found.denoiser.by_layer[layer] for layer in ("conv_in", "conv_out")) < found.denoiser.operations
-    assert [component.name for component in others(pipe, (1, 4, 16, 16))] == ["text_encoder", "vae_decoder"]
+    assert [component.name for component in others(pipe, (1, 4, 16, 16), (1, 16, 128))] == [
+        "text_encoder",
+        "vae_decoder",
+    ]
     assert next(iter(pipe.unet.parameters())).device.type == "cpu"
     assert denoiser(pipe.unet, (1, 4, 16, 16), (1, 16, 128)).steps == 4
 

@@ -107,7 +107,7 @@ def test_what_is_no_file_or_no_size_is_an_error_and_leaves_nothing(tmp_path: Pat
     for given, said in (
         (("-s", "bnb-nf4"), "is no file"),
         (("--size", "64by64"), "is no size"),
-        (("--size", "65x64"), "no multiple of 4"),
+        (("--size", "65x64"), "multiples of 4"),
         (("-s", "fp8"), "FP8 (E4M3) needs SM 8.9"),
         (("--target", "jetson-agx-xavier"), "without strongly typed networks"),
     ):
@@ -134,9 +134,10 @@ def test_a_component_that_leaves_float16s_range_gets_bfloat16(factor: float, com
 
 
 def test_a_pipeline_from_newer_loaders_gets_the_files_that_older_ones_read(tmp_path: Path) -> None:
-    export._copy(library.PIPELINE, tmp_path)
+    export.copy_rest(library.PIPELINE, tmp_path, [16, 24])
     whole = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())["model"]
     assert json.loads((tmp_path / "tokenizer" / "vocab.json").read_text()) == whole["vocab"]
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == [16, 24]
     merges = (tmp_path / "tokenizer" / "merges.txt").read_text().splitlines()
     assert merges[0] == "#version: 0.2"
     assert len(merges) == len(whole["merges"]) + 1

@@ -72,7 +72,7 @@ def test_a_file_is_found_where_pipelines_keep_it(plain: Path, tmp_path: Path) ->
     (tmp_path / "pipeline").mkdir()
     plain.parent.rename(tmp_path / "pipeline" / "unet")
     found = foreign.read(tmp_path / "pipeline", 1)
-    assert (found.name, found.compute) == ("pipeline", "float32")
+    assert (found.name, found.compute, found.bytes()) == ("pipeline", "float32", found.path.stat().st_size)
     assert found.path == tmp_path / "pipeline" / "unet" / "model.onnx"
 
 
@@ -117,3 +117,28 @@ def test_the_base_itself_as_an_artifact_has_lost_the_adapter(
     assert result.exit_code == 1
     assert "NEEDS-QAT" in result.output
     assert "effect_survival (adapted)" in " ".join(result.output.split()).split("because", 1)[1]
+
+
+def test_tensors_outside_the_file_are_part_of_it(plain: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one" / "a.onnx", tmp_path / "two" / "a.onnx"
+    for path in (one, two):
+        path.parent.mkdir()
+        onnx.save(onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    assert foreign.read(one, 1).digest == foreign.read(two, 1).digest
+    part = foreign.read(two, 1).parts[-1]
+    part.write_bytes(bytes(part.stat().st_size))
+    assert foreign.read(one, 1).digest != foreign.read(two, 1).digest
+    assert foreign.read(one, 1).bytes() > 15e6
+
+
+def test_a_file_of_another_size_or_with_whole_timesteps_is_refused_before_anything_runs(
+    plain: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(plain)
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 24
+    onnx.save(model, tmp_path / "wide.onnx")
+    given = ("check", "demo", "--lora", "flat", "--no-build", "--out", str(tmp_path / "out"), "--artifact")
+    result = run(*given, str(tmp_path / "wide.onnx"))
+    assert "is fixed to 4 x 16 x 24, the probes ask 4 x 16 x 16" in str(result.exception)
+    assert "is named twice" in str(run(*given, str(plain), "--artifact", str(plain)).exception)
+    assert not (tmp_path / "out").exists()

@@ -75,7 +75,6 @@ def test_causes_are_found_in_the_builders_words(cause: gate.Cause) -> None:
         "Plugin not found": 'NoSuch odd_node: creator && "Plugin not found, are the plugin name, version, and',
         "Non-zero zero point": "QuantizeLinear q: Assertion failed: shiftIsAllZeros(zeroPoint): Non-zero zero point",
         "cannot compile for SM": "TensorRT-RTX 1.7.1.116 cannot compile for SM87",
-        "TensorRT builds for the GPU in this machine": "TensorRT builds for the GPU in this machine (SM 8.9), not 8.7",
     }.get(cause.pattern, "the builder's process ended by signal 9")
     found = gate._explain(Problem(said, "dq", "denoiser.conv_in"), ORIN, [])
     assert found.startswith(cause.means)
@@ -89,3 +88,21 @@ def test_words_without_a_known_cause_are_passed_on() -> None:
 def test_no_build_says_why() -> None:
     made = gate.not_run(target.find("jetson-agx-xavier"), "because")
     assert made == Build(builder="", capability="7.2", proxy=False, status="not run", detail="because")
+
+
+def test_an_unknown_type_in_a_refusal_is_passed_on_as_the_builder_said_it() -> None:
+    said = "Cannot compile for target(s) sm86, because the model contains HW-specific datatypes: fp8_e8m0. In compile"
+    assert gate._explain(Problem(said), ORIN, []) == said
+    both = gate._explain(Problem(said.replace("fp8_e8m0", "fp8_e8m0, fp8_e4m3")), ORIN, [])
+    assert both.startswith("FP8 (E4M3) needs SM 8.9")
+
+
+def test_a_scale_that_parsers_refuse_is_another_structure(demo_arms: Arms, prepared: Prepared, tmp_path: Path) -> None:
+    path, _ = _deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path)
+    before, model = gate.structure(path), onnx.load(path)
+    scale = next(t for t in model.graph.initializer if t.name.endswith("weight/scale"))
+    values = onnx.numpy_helper.to_array(scale).copy()
+    values[0] = 0
+    scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
+    onnx.save(model, path)
+    assert gate.structure(path) != before

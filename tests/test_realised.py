@@ -11,7 +11,7 @@ from qcheck import artifact, gate, recipe, scheme, target
 from qcheck.backend.tensorrt import RTX, Builder
 from qcheck.manifest import Layer
 from qcheck.model.arms import Arms
-from qcheck.realised import Operation, Program, compare
+from qcheck.realised import Operation, Program, Realised, compare
 from qcheck.report.model import Build
 from tests import builder
 from tests.conftest import Prepared
@@ -154,10 +154,38 @@ def test_constants_that_are_fewer_than_promised_are_a_fall_back() -> None:
     assert "60 bytes of int8" in short.fell_back[0]
 
 
+FOUR = LAYER.model_copy(update={"weight": "int4", "activation": None})  # 50 bytes
+
+
+def _two(named: bool, constants: dict[str, int]) -> Realised:
+    """Two weight-only layers; the engine names how the first is decoded, and the second's decoding if ``named``."""
+    other = FOUR.model_copy(update={"name": "b", "node": "m", "dequantizer": "b.weight/dequantize"})
+    decoded = {"a.weight/dequantize", *({"b.weight/dequantize"} if named else ())}
+    operations = (
+        Operation(frozenset({"n"}), ("float16", "float16"), product=True),
+        Operation(frozenset({"m"}), ("float16", "float16"), product=True),
+        Operation(frozenset(decoded), ("int4", "float16"), product=False),
+    )
+    return compare([FOUR, other], "float16", Program(operations, constants))
+
+
 def test_a_weight_whose_decoding_the_builder_does_not_name_is_known_by_the_constants() -> None:
-    layer = LAYER.model_copy(update={"weight": "int4", "activation": None})
-    whole = compare([layer], "float16", _program("float16", "float16", constants={"int4": 50}))
-    assert whole.complete
-    short = compare([layer], "float16", _program("float16", "float16", constants={"int4": 49, "float16": 200}))
-    assert short.fell_back[0] == "a runs float16 x float16, asked float16 x int4"
-    assert compare([layer], "float16", _program("float16", "float16")).unread == ["a"]
+    assert _two(named=True, constants={"int4": 100}).complete
+    assert _two(named=False, constants={"int4": 100}).complete
+    wide = _two(named=False, constants={"int4": 50, "float16": 200})
+    assert wide.fell_back == ["b runs float16 x float16, asked float16 x int4"]
+    assert wide.operands == {"float16 x int4": 1, "float16 x float16": 1}
+
+
+def test_bytes_that_no_layer_accounts_for_fail_without_a_layer_being_blamed() -> None:
+    short = _two(named=False, constants={"int4": 80})
+    assert short.unread == ["b"]
+    assert short.fell_back == ["the engine holds 80 bytes of int4 constants, the scheme promises 100"]
+    assert _two(named=True, constants={"int4": 96}).complete  # equal constants may be stored once
+    assert _two(named=False, constants={}).unread == ["b"]
+
+
+def test_an_engine_that_says_nothing_is_not_complete_even_where_nothing_was_asked() -> None:
+    assert not compare([], "float16", Program((), {})).complete
+    assert compare([], None, _program("float32", "float32")).complete
+    assert "not read" in compare([], None, Program((), {})).text()

@@ -35,13 +35,17 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True)
 class Feed:
-    """How one input of a file is fed: its role in ``INPUTS``, type and rank, and its first axis where that is fixed."""
+    """How one input of a file is fed: its role in ``INPUTS``, its type, and its axes: the first, and the other sides.
+
+    An axis that is not fixed is None; ``rows`` is None for a scalar too.
+    """
 
     name: str
     role: str
     dtype: np.dtype[Any]
     rank: int
     rows: int | None
+    sides: tuple[int | None, ...]
 
     def value(self, found: np.ndarray) -> np.ndarray:
         """``found`` in this input's type; a timestep as a scalar where that is asked, or as often as asked."""
@@ -67,8 +71,8 @@ def feeds(running: onnxruntime.InferenceSession, path: Path) -> list[Feed]:
                 f"{path}: input {given.name!r} {given.type} {given.shape} is none of {', '.join(INPUTS)}",
                 "Give the denoiser's file of a text-to-image pipeline with one text encoder.",
             )
-        rows = given.shape[0] if rank and isinstance(given.shape[0], int) else None
-        found.append(Feed(given.name, role, np.dtype(dtype), rank, rows))
+        axes = [axis if isinstance(axis, int) else None for axis in given.shape]
+        found.append(Feed(given.name, role, np.dtype(dtype), rank, axes[0] if axes else None, tuple(axes[1:])))
     if sorted(feed.role for feed in found) != sorted(INPUTS):
         raise UserError(
             f"{path}: its inputs {', '.join(feed.name for feed in found)} are not {', '.join(INPUTS)}",

@@ -3,7 +3,7 @@
 Two packages share one interface. ``tensorrt_rtx`` compiles ahead of time for compute capabilities that need not be in
 this machine; without a GPU the engine is not run, and what a build proves is that the graph parses, that its types are
 allowed there, and that it compiles. ``tensorrt`` builds for the GPU in this machine and nothing else; it and everything
-that needs a device here (``_inspect``, ``_local_capability``) was never run. Networks are strongly typed.
+that needs a device here (``_inspect``, ``_ask_driver``) was never run. Networks are strongly typed.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ class Built:
     """What came of a build. ``inspected`` is the inspector's JSON where a device is there to ask; memory is in MB."""
 
     builder: str
-    status: Literal["built", "refused", "crashed"]
+    status: Literal["built", "refused", "crashed", "not run"]
     problems: tuple[Problem, ...]
     engine: Path | None
     inspected: Path | None
@@ -56,15 +56,28 @@ class Built:
 def choose(capability: str, proxy: str | None) -> Builder | str:
     """What builds here for a device of ``capability``, or why nothing does.
 
-    TensorRT itself where it and a device are here, else TensorRT-RTX for the ``proxy``.
+    TensorRT itself where it and a device of that capability are here, else TensorRT-RTX for the ``proxy``.
     """
-    if importlib.util.find_spec(FULL) is not None and any(Path(path).exists() for path in _DEVICES):
+    if importlib.util.find_spec(FULL) is not None and _device() and local_capability() == capability:
         return Builder(FULL, capability)
     if proxy is None:
         return f"no compute capability that TensorRT-RTX compiles for has the number formats of SM {capability}"
     if importlib.util.find_spec(RTX) is None:
         return "tensorrt-rtx is not installed: pip install 'qcheck-edge[rtx]'"
     return Builder(RTX, proxy)
+
+
+def _device() -> bool:
+    return any(Path(path).exists() for path in _DEVICES)
+
+
+def local_capability() -> str:
+    """The compute capability of the GPU in this machine, asked in a child process; empty where the driver fails."""
+    child = subprocess.run([sys.executable, "-m", __name__, _ASK], capture_output=True, text=True, check=False)
+    return child.stdout.strip() if child.returncode == 0 else ""
+
+
+_ASK = "capability"
 
 
 def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_cache: Path | None = None) -> Built:
@@ -98,9 +111,9 @@ def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_ca
     inspected = _inspected(engine)
     return Built(
         builder=said["builder"],
-        status="built" if said["built"] else "refused",
+        status=said["status"],
         problems=found,
-        engine=engine if said["built"] else None,
+        engine=engine if said["status"] == "built" else None,
         inspected=inspected if inspected.exists() else None,
         seconds=seconds,
         peak_memory_mb=said["peak_memory_mb"],
@@ -118,6 +131,11 @@ def _inspected(engine: Path) -> Path:
 
 
 def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
+    """The builder's name, the plan, and why there is none.
+
+    Raises:
+        UnableError: this builder cannot aim at that capability, whatever the file.
+    """
     trt = importlib.import_module(order["module"])
     errors: list[str] = []
 
@@ -136,8 +154,7 @@ def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
         return name, None, found or [Problem(text) for text in errors]
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if reason := _aim(trt, config, order):
-        return name, None, [Problem(reason)]
+    _aim(trt, config, order)
     profile = builder.create_optimization_profile()
     for tensor, (low, best, high) in order["shapes"].items():
         profile.set_shape(tensor, low, best, high)
@@ -156,24 +173,26 @@ def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
     return name, serialized, []
 
 
-def _aim(trt: Any, config: Any, order: dict[str, Any]) -> str | None:
-    """Point the builder at the compute capability; why it cannot, or None."""
-    wanted = order["capability"]
+class UnableError(Exception):
+    """Not the file's fault: the builder does not know the compute capability."""
+
+
+def _aim(trt: Any, config: Any, order: dict[str, Any]) -> None:
+    """Point TensorRT-RTX at the compute capability; TensorRT builds for the GPU that is here."""
     if order["module"] == FULL:
-        found = _local_capability()
-        return None if found == wanted else f"TensorRT builds for the GPU in this machine (SM {found}), not SM {wanted}"
-    sm = f"SM{wanted.replace('.', '')}"
+        return
+    sm = f"SM{order['capability'].replace('.', '')}"
     if not hasattr(trt.ComputeCapability, sm):
-        return f"TensorRT-RTX {trt.__version__} cannot compile for {sm}"
+        raise UnableError(f"TensorRT-RTX {trt.__version__} cannot compile for {sm}")
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, sm), 0)
-    return None
 
 
-def _local_capability() -> str:
+def _ask_driver() -> str:
     """The compute capability of the first GPU, from the CUDA driver (cuDeviceGetAttribute, attributes 75 and 76)."""
     driver = ctypes.CDLL("libcuda.so.1")
-    driver.cuInit(0)
+    if driver.cuInit(0) != 0:
+        raise OSError("cuInit failed")
     values = []
     for attribute in (75, 76):
         value = ctypes.c_int()
@@ -184,7 +203,7 @@ def _local_capability() -> str:
 
 def _inspect(trt: Any, logger: Any, plan: bytes, path: Path) -> None:
     """Ask the engine inspector, where a device lets the engine be loaded."""
-    if not any(Path(device).exists() for device in _DEVICES):
+    if not _device():
         return
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is not None:
@@ -229,12 +248,16 @@ def _peak_memory_mb() -> float:
 
 def _child() -> None:
     order = json.load(sys.stdin)
-    name, plan, problems = _compile(order)
+    try:
+        name, plan, problems = _compile(order)
+        status = "refused" if plan is None else "built"
+    except UnableError as error:
+        name, plan, problems, status = order["module"], None, [Problem(str(error))], "not run"
     if plan is not None:
         Path(order["engine"]).write_bytes(plan)
     answer = {
         "builder": name,
-        "built": plan is not None,
+        "status": status,
         "problems": [vars(problem) for problem in problems],
         "peak_memory_mb": _peak_memory_mb(),
     }
@@ -242,4 +265,7 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    _child()
+    if sys.argv[1:] == [_ASK]:
+        sys.stdout.write(_ask_driver())
+    else:
+        _child()

@@ -67,7 +67,7 @@ def check(
         common=resolve.common(base, with_lora or []),
         allow_unmatched=allow_unmatched,
         schemes=() if artifacts and not schemes else resolve.schemes(schemes, chosen_target),
-        artifacts=tuple(artifacts or ()),
+        artifacts=resolve.artifacts(artifacts),
         explicit=bool(artifacts or schemes) and schemes != [ALL],
         orders=resolve.orders(orders or ([*ORDERS] if schemes == [ALL] else None)),
         target=chosen_target,

@@ -1,6 +1,7 @@
 """``qcheck export``."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +79,7 @@ def export(
         recipe=chosen_recipe,
         trigger=trigger,
         limits=limits.find("default"),
-        out=out or output.default(f"{lora[0]}-{chosen}"),
+        out=out or output.default(f"{Path(lora[0]).stem}-{Path(chosen).stem}"),
         cache=None if no_cache else cache.location(),
         threads=threads,
         batch=batch,

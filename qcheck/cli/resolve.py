@@ -69,6 +69,18 @@ def judged(
     return probe.triggered(found.model_copy(update=given), trigger)
 
 
+def artifacts(given: list[Path] | None) -> tuple[Path, ...]:
+    """Files of others, each once.
+
+    Raises:
+        UserError: one is named twice.
+    """
+    found = tuple(given or ())
+    if len({path.absolute() for path in found}) != len(found):
+        raise UserError(f"an artifact is named twice: {', '.join(map(str, found))}", "Name each once.")
+    return found
+
+
 def orders(named: list[str] | None) -> tuple[Order, ...]:
     """The orders of those names; by default the first."""
     return tuple(dict.fromkeys(scheme.order(name) for name in named or ORDERS[:1]))

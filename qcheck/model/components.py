@@ -5,7 +5,7 @@ Names of folders, inputs and outputs are those of optimum's pipeline layout.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class Component:
     """A module to export: example inputs by name in the order of its arguments, and the names of its outputs.
 
     The first axis of every input but those in ``fixed`` is the batch; ``fixed`` ones also keep their type. ``steps`` is
-    what a side of the picture in latents is a multiple of, for inputs whose last two axes may vary.
+    what a side of the picture in latents is a multiple of, for inputs whose last two axes may vary; ``spread`` the
+    standard deviation of its float inputs in use.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Component:
     fixed: frozenset[str] = field(default_factory=frozenset)
     pictures: frozenset[str] = field(default_factory=frozenset)
     steps: int = 1
+    spread: float = 1.0
 
     def cast(self, dtype: torch.dtype) -> "Component":
         """A copy whose weights and inputs are in ``dtype``."""
@@ -37,12 +39,7 @@ class Component:
             name: value.to(dtype) if value.is_floating_point() and name not in self.fixed else value
             for name, value in self.inputs.items()
         }
-        owned = copy.deepcopy(self.module).to(dtype)
-        return Component(self.name, owned, inputs, self.outputs, self.fixed, self.pictures, self.steps)
-
-    def bytes_per(self, dtype: torch.dtype) -> int:
-        """Bytes of its weights in ``dtype``."""
-        return sum(value.numel() for value in self.module.parameters()) * dtype.itemsize
+        return replace(self, module=copy.deepcopy(self.module).to(dtype), inputs=inputs)
 
 
 class _Denoiser(nn.Module):
@@ -97,9 +94,13 @@ def denoiser(unet: Any, sample: Sequence[int], hidden: Sequence[int]) -> Compone
     )
 
 
-def others(pipe: Any, sample: Sequence[int]) -> list[Component]:
-    """What a picture takes beside the denoiser: the text encoder, and the decoder of latents [batch, C, h, w]."""
-    tokens = torch.ones(_ROWS, pipe.tokenizer.model_max_length, dtype=torch.int64)
+def others(pipe: Any, sample: Sequence[int], hidden: Sequence[int]) -> list[Component]:
+    """What a picture takes beside the denoiser: the text encoder of ``hidden`` [batch, L, D] tokens, and the decoder.
+
+    The decoder's input are latents ``sample`` [batch, C, h, w], as the pipeline hands them over: divided by the scaling
+    factor.
+    """
+    tokens = torch.ones(_ROWS, hidden[1], dtype=torch.int64)
     return [
         Component(
             "text_encoder",
@@ -113,5 +114,6 @@ def others(pipe: Any, sample: Sequence[int]) -> list[Component]:
             {"latent_sample": torch.zeros(_ROWS, *sample[1:])},
             ("sample",),
             pictures=frozenset({"latent_sample"}),
+            spread=1 / pipe.vae.config.scaling_factor,
         ),
     ]

@@ -98,7 +98,7 @@ class Needs:
 
 def needs(pipe: Any, sample: Sequence[int], hidden: Sequence[int], rows: int) -> Needs:
     """Profile every component at latents ``sample`` [batch, C, h, w] and embeddings ``hidden`` [batch, L, D]."""
-    parts = components.others(pipe, sample)
+    parts = components.others(pipe, sample, hidden)
     return Needs(
         profile(components.denoiser(pipe.unet, sample, hidden), rows),
         tuple(profile(part, 1 if part.pictures else rows) for part in parts),

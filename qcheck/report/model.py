@@ -36,7 +36,7 @@ class Probing(Value):
 
 
 class ArtifactFile(Value):
-    """One file of an artifact, relative to the report."""
+    """One file of an artifact, relative to the report; absolute where someone else made it."""
 
     path: str
     arm: Literal["base", "adapted"]

@@ -26,8 +26,17 @@ def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequen
         return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
     if outcome == "INVALID" and any(made.status == "crashed" for made in builds):
         return "The builder crashed, so whether this file builds is open: see the reason; --no-build judges without it."
+    if outcome == "FAIL-RECIPE" and any(made.status in ("refused", "fell back") for made in builds):
+        return "The target does not run this file as asked: see the reason, then change the scheme or the target."
     if outcome == "PASS" and deployed is not None:
-        if any(made.status == "built" for made in builds):
-            return f"Ship {deployed}, and measure its speed on the board."
-        return f"The numbers pass, but nothing has compiled {deployed} for the device yet: build it before you ship it."
+        return _ship(deployed, builds)
     return NEXT[outcome]
+
+
+def _ship(deployed: str, builds: Sequence[Build]) -> str:
+    built = [made for made in builds if made.status == "built"]
+    if not built:
+        return f"The numbers pass, but nothing has compiled {deployed} for the device yet: build it before you ship it."
+    if any(made.realised is not None and not made.realised.complete for made in built):
+        return f"The numbers pass and {deployed} builds, but its precision could not be read: measure it on the board."
+    return f"Ship {deployed}, and measure its speed on the board."

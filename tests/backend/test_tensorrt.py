@@ -23,10 +23,10 @@ def test_the_check_built_a_real_engine_for_the_targets_proxy_and_read_it(finishe
 
 
 @builder.needed
-def test_a_capability_that_the_builder_does_not_know_is_refused_by_name(finished: Finished) -> None:
+def test_a_capability_that_the_builder_does_not_know_is_no_verdict_on_the_file(finished: Finished) -> None:
     model = finished.folder / "artifacts" / "int8" / "merge-quantize" / "unet" / "model.onnx"
     built = builder.build(model, "8.7")
-    assert (built.status, built.engine) == ("refused", None)
+    assert (built.status, built.engine) == ("not run", None)
     assert "cannot compile for SM87" in built.problems[0].text
 
 
@@ -74,6 +74,11 @@ def test_without_a_device_the_proxy_is_built_and_without_a_proxy_nothing(monkeyp
     here.add(tensorrt.FULL)
     assert tensorrt.choose("8.7", "8.6") == Builder(tensorrt.RTX, "8.6")
     monkeypatch.setattr(tensorrt, "_DEVICES", ("/",))
+    assert tensorrt.local_capability() == ""  # no driver here
+    assert tensorrt.choose("8.7", "8.6") == Builder(tensorrt.RTX, "8.6")
+    monkeypatch.setattr(tensorrt, "local_capability", lambda: "8.9")
+    assert tensorrt.choose("8.7", "8.6") == Builder(tensorrt.RTX, "8.6")
+    monkeypatch.setattr(tensorrt, "local_capability", lambda: "8.7")
     assert tensorrt.choose("8.7", "8.6") == Builder(tensorrt.FULL, "8.7")
     here.clear()
     assert "not installed" in str(tensorrt.choose("8.7", "8.6"))

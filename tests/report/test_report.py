@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qcheck.demo import library
 from qcheck.report import contact, steps, text
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Report
