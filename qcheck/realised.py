@@ -7,12 +7,14 @@ must multiply two operands of its formats, and a weight-only one must decode a w
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from qcheck.files import Value
 from qcheck.manifest import Layer
 from qcheck.target import number_format
 
-_SHORT = 0.95  # of the bytes that named layers need; identical constants may be stored once
+_SAME = 0.05  # of a format's bytes that may be missing where every layer is named
+_EXACT = 1e-4  # of them by which sums may differ
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,13 @@ def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> R
     found = {layer.name: _operands(layer, compute, by_node) for layer in layers}
     unnamed = [layer for layer in layers if found[layer.name] == f"{compute} x ?"]
     fell = []
-    for name, wanted in promised.items():
-        held, own = program.constants.get(name, 0), _promised([x for x in unnamed if x.weight == name]).get(name, 0)
-        stored = _stored(wanted, held, own) if program.constants else "?"
-        found |= {
-            x.name: f"{compute} x {name if stored == 'as asked' else compute}"
-            for x in unnamed
-            if x.weight == name and stored != "?"
-        }
-        if program.constants and held < (wanted if stored == "?" else _SHORT * (wanted - own)):
+    for name, wanted in promised.items() if program.constants else ():
+        held, nameless = program.constants.get(name, 0), [layer for layer in unnamed if layer.weight == name]
+        stored = _stored(wanted, held, _promised(nameless).get(name, 0))
+        if stored is None:
             fell.append(f"the engine holds {held:,} bytes of {name} constants, the scheme promises {wanted:,}")
+        else:
+            found |= {layer.name: f"{compute} x {name if stored == 'as asked' else compute}" for layer in nameless}
     unread = [name for name, operands in found.items() if operands is None or operands.endswith("?")]
     for layer in layers:
         wanted_operands = f"{layer.activation or compute} x {layer.weight}"
@@ -109,14 +108,15 @@ def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> R
     )
 
 
-def _stored(wanted: int, held: int, unnamed: int) -> str:
-    """How the weights of ``unnamed`` bytes are stored, from the bytes ``wanted`` and ``held``; "?" where some are."""
-    if held >= wanted:
+def _stored(wanted: int, held: int, nameless: int) -> Literal["as asked", "wide"] | None:
+    """How weights of ``nameless`` bytes are stored, from all bytes ``wanted`` and ``held``; None where that is open.
+
+    Without nameless weights a few bytes may be missing: equal constants are stored once.
+    """
+    missing = wanted - held
+    if missing <= (0 if nameless else _SAME * wanted):
         return "as asked"
-    return "wide" if abs(wanted - held - unnamed) <= _EQUAL * wanted else "?"
-
-
-_EQUAL = 1e-4
+    return "wide" if abs(missing - nameless) <= _EXACT * wanted else None
 
 
 def _operands(layer: Layer, compute: str | None, by_node: Mapping[str, list[Operation]]) -> str | None:
