@@ -107,7 +107,8 @@ def test_what_is_no_file_or_no_size_is_an_error_and_leaves_nothing(tmp_path: Pat
     for given, said in (
         (("-s", "bnb-nf4"), "is no file"),
         (("--size", "64by64"), "is no size"),
-        (("--size", "65x64"), "multiples of 4"),
+        (("--size", "65x64"), "no multiple of 4"),
+        (("--size", "64x64", "--size", "72x64"), "multiples of 16 where engines take several sizes"),
         (("-s", "fp8"), "FP8 (E4M3) needs SM 8.9"),
         (("--target", "jetson-agx-xavier"), "without strongly typed networks"),
     ):

@@ -123,7 +123,9 @@ def test_tensors_outside_the_file_are_part_of_it(plain: Path, tmp_path: Path) ->
     one, two = tmp_path / "one" / "a.onnx", tmp_path / "two" / "a.onnx"
     for path in (one, two):
         path.parent.mkdir()
-        onnx.save(onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+        onnx.save(
+            onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=1024
+        )
     assert foreign.read(one, 1).digest == foreign.read(two, 1).digest
     part = foreign.read(two, 1).parts[-1]
     part.write_bytes(bytes(part.stat().st_size))
@@ -134,9 +136,14 @@ def test_tensors_outside_the_file_are_part_of_it(plain: Path, tmp_path: Path) ->
 def test_a_file_of_another_size_or_with_whole_timesteps_is_refused_before_anything_runs(
     plain: Path, tmp_path: Path
 ) -> None:
-    model = onnx.load(plain)
-    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 24
-    onnx.save(model, tmp_path / "wide.onnx")
+    shapes = {"sample": ["b", 4, 16, 24], "timestep": [1], "encoder_hidden_states": ["b", 16, 128]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    output = helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, shapes["sample"])
+    node = helper.make_node("Identity", ["sample"], ["out_sample"])
+    graph = helper.make_graph([node], "denoiser", inputs, [output])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "wide.onnx"
+    )
     given = ("check", "demo", "--lora", "flat", "--no-build", "--out", str(tmp_path / "out"), "--artifact")
     result = run(*given, str(tmp_path / "wide.onnx"))
     assert "is fixed to 4 x 16 x 24, the probes ask 4 x 16 x 16" in str(result.exception)
