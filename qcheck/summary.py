@@ -234,9 +234,7 @@ def _read(made: Build) -> bool:
 def _unbuilt(case: Case, made: Build) -> NotMeasured:
     if made.realised is None:
         return NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)
-    unread = made.realised.unread
-    some = ", ".join(unread[:3])
+    first = f", first {made.realised.unread[0]}" if made.realised.unread else ""
     return NotMeasured(
-        name=f"realised precision of {case.scheme} {case.order}",
-        reason=f"the engine does not name {len(unread)} of {made.realised.layers} layers, first {some}",
+        name=f"realised precision of {case.scheme} {case.order}", reason=f"{made.realised.text()}{first}"
     )

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qcheck import summary
 from qcheck.demo import library
+from qcheck.realised import Realised
 from qcheck.report import contact, steps, text
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Report
@@ -131,3 +133,13 @@ def test_what_nobody_compiled_is_not_shipped(status: str, words: str) -> None:
 
 def test_the_order_that_loses_the_adapter_is_the_first_thing_to_change() -> None:
     assert "merge-quantize or unmerged" in steps.next_step("NEEDS-QAT", "quantize-merge", None, [])
+
+
+def test_an_engine_that_could_not_be_read_is_not_measured_with_the_reason(report: Report) -> None:
+    silent = Realised(layers=2, products=0, operands={}, fell_back=[], unread=["a", "b"], bytes={}, promised={})
+    made = report.cases[0].builds[0].model_copy(update={"status": "built", "realised": silent})
+    assert not summary._read(made)
+    found = summary._unbuilt(report.cases[0], made)
+    assert found.name == "realised precision of int8 merge-quantize"
+    assert found.reason == "not read: the engine says nothing of its operations, first a"
+    assert "could not be read" in steps.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
