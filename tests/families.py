@@ -1,0 +1,208 @@
+"""Tiny pipelines of every family, with random weights under a seed: what is real is their structure."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from qcheck.demo import library
+from qcheck.model.quiet import quiet
+
+_WORDS = 16  # tokens of a prompt
+
+
+def _clip(seed: int, kind: type[Any] = CLIPTextModel, width: int = 32) -> Any:
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        vocab_size=2000,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=_WORDS,
+        eos_token_id=_tokenizer().eos_token_id,
+        bos_token_id=_tokenizer().bos_token_id,
+    )
+    return kind(config)
+
+
+def _t5(seed: int) -> T5EncoderModel:
+    torch.manual_seed(seed)
+    size = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=2000, feed_forward_proj="gated-gelu", **size))
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(library.PIPELINE / "tokenizer")
+
+
+def _vae(channels: int, shift: float = 0.0) -> AutoencoderKL:
+    torch.manual_seed(7)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=8,
+        sample_size=32,
+        scaling_factor=0.7,
+        shift_factor=shift or None,
+    )
+
+
+def _unet(**more: Any) -> UNet2DConditionModel:
+    torch.manual_seed(11)
+    return UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        **{"attention_head_dim": (1, 2), "cross_attention_dim": 32} | more,
+    )
+
+
+def _euler(output: str) -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", prediction_type=output, timestep_spacing="leading", steps_offset=1
+    )
+
+
+def sd1(output: str = "epsilon", **unet: Any) -> StableDiffusionPipeline:
+    """One text encoder, a UNet, output eps."""
+    parts = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    return StableDiffusionPipeline(
+        vae=_vae(4),
+        text_encoder=_clip(1),
+        tokenizer=_tokenizer(),
+        unet=_unet(**unet),
+        scheduler=_euler(output),
+        requires_safety_checker=False,
+        **parts,
+    )
+
+
+def sd2() -> StableDiffusionPipeline:
+    """As ``sd1`` with output v and linear projections, as Stable Diffusion 2.1."""
+    return sd1("v_prediction", use_linear_projection=True)
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    """Two text encoders, a pooled embedding and sizes as added conditions."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=_clip(1),
+        text_encoder_2=_clip(2, CLIPTextModelWithProjection),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        unet=_unet(
+            **added,
+            cross_attention_dim=64,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 1),
+        ),
+        scheduler=_euler("epsilon"),
+    )
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """Three text encoders, a joint transformer, flow matching."""
+    torch.manual_seed(12)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=64,
+        pooled_projection_dim=64,
+        out_channels=16,
+        pos_embed_max_size=24,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(16, 0.1),
+        text_encoder=_clip(1, CLIPTextModelWithProjection),
+        tokenizer=_tokenizer(),
+        text_encoder_2=_clip(2, CLIPTextModelWithProjection),
+        tokenizer_2=_tokenizer(),
+        text_encoder_3=_t5(3),
+        tokenizer_3=_tokenizer(),
+    )
+
+
+def flux(guided: bool = True) -> FluxPipeline:
+    """A transformer over packed latents, flow matching with a shift by size; guidance is an input."""
+    torch.manual_seed(13)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        guidance_embeds=guided,
+        axes_dims_rope=(8, 12, 12),
+    )
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=_vae(16, 0.1),
+        text_encoder=_clip(1),
+        tokenizer=_tokenizer(),
+        text_encoder_2=_t5(3),
+        tokenizer_2=_tokenizer(),
+    )
+
+
+def flux_schnell() -> FluxPipeline:
+    """As ``flux`` without guidance."""
+    return flux(guided=False)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd1": sd1,
+    "sd2": sd2,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "flux-schnell": flux_schnell,
+}
+
+
+def saved(family: str, folder: Path) -> Path:
+    """The family's pipeline in ``folder``."""
+    with quiet():
+        FAMILIES[family]().save_pretrained(folder)
+    return folder
