@@ -12,13 +12,13 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qcheck import cache, trace
-from qcheck.backend.base import INPUTS, Runner
+from qcheck.backend.base import Runner
 from qcheck.backend.onnxruntime import OnnxRunner, session
 from qcheck.demo import library
 from qcheck.scheme import ORDERS
@@ -31,17 +31,17 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds, self.torch, self.calls, self._call = 0.0, 0.0, 0, trace.call
-        self.files: dict[Path, list[tuple[np.ndarray, Any]]] = {}
+        self.files: dict[Path, list[Mapping[str, np.ndarray]]] = {}
 
-    def __call__(self, runner: Runner, sample: np.ndarray, *rest: Any) -> np.ndarray:
+    def __call__(self, runner: Runner, inputs: Mapping[str, np.ndarray], latent: str) -> np.ndarray:
         """As ``backend.base.call``, timed."""
         start = time.perf_counter()
-        output = self._call(runner, sample, *rest)
+        output = self._call(runner, inputs, latent)
         spent = time.perf_counter() - start
         self.seconds += spent
         self.calls += 1
         if isinstance(runner, OnnxRunner):
-            self.files.setdefault(runner.path, []).append((sample, rest))
+            self.files.setdefault(runner.path, []).append(inputs)
         else:
             self.torch += spent
         return output
@@ -52,12 +52,12 @@ class Clock:
         for path, calls in self.files.items():
             staged = next((part for part in path.parents if part.suffix == ".partial"), None)
             running = session(path if staged is None else out / path.relative_to(staged), threads)
-            dtype = np.float16 if "float16" in running.get_inputs()[0].type else np.float32
+            halves = {given.name for given in running.get_inputs() if "float16" in given.type}
             spent = []
-            for sample, (timestep, hidden) in [calls[0], *calls[:7]]:
-                values = (sample.astype(dtype), np.array([timestep], np.float32), hidden.astype(dtype))
+            for inputs in [calls[0], *calls[:7]]:
+                values = {name: value.astype(np.float16) if name in halves else value for name, value in inputs.items()}
                 start = time.perf_counter()
-                running.run(None, dict(zip(INPUTS, values, strict=True)))
+                running.run(None, values)
                 spent.append(time.perf_counter() - start)
             total += len(calls) * statistics.median(spent[1:])
         return total

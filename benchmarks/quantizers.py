@@ -22,7 +22,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 
 from qcheck import recipe, scheme
 from qcheck.artifact import Content, Exporter
-from qcheck.backend.base import INPUTS
 from qcheck.backend.onnxruntime import OnnxRunner, session
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
@@ -34,12 +33,12 @@ from qcheck.quantize.ranges import Histogram, observed
 
 warnings.simplefilter("ignore")
 _STEPS = (0, 3, 6, 9, 12, 15, 18, 19)
-Rows = list[tuple[np.ndarray, float, np.ndarray]]
-Run = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
+Rows = list[dict[str, np.ndarray]]
+Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 def states(pipe: Any, prompts: list[str], seed: int) -> Rows:
-    """Inputs (sample, timestep, hidden) of all prompts and both branches, along 20 free steps at guidance 3."""
+    """Inputs of all prompts and both branches, along 20 free steps at guidance 3."""
     with torch.no_grad():
         pairs = [pipe.encode_prompt(prompt, "cpu", 1, True) for prompt in prompts]
     hidden = torch.cat([torch.cat([negative for _, negative in pairs]), torch.cat([positive for positive, _ in pairs])])
@@ -51,7 +50,8 @@ def states(pipe: Any, prompts: list[str], seed: int) -> Rows:
         with torch.no_grad():
             low, high = pipe.unet(batch, t, hidden).sample.chunk(2)
         if step in _STEPS:
-            found.append((batch.numpy(), float(t), hidden.numpy()))
+            fed = {"sample": batch, "timestep": torch.tensor([float(t)]), "encoder_hidden_states": hidden}
+            found.append({name: value.numpy() for name, value in fed.items()})
         x = pipe.scheduler.step(low + 3 * (high - low), t, x).prev_sample
     return found
 
@@ -60,19 +60,16 @@ class Reader(ort.CalibrationDataReader):
     """The calibration states as ONNX Runtime asks for them."""
 
     def __init__(self, rows: Rows) -> None:
-        self._rows: Iterator[tuple[np.ndarray, float, np.ndarray]] = iter(rows)
+        self._rows: Iterator[dict[str, np.ndarray]] = iter(rows)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next state."""
-        row = next(self._rows, None)
-        if row is None:
-            return None
-        return dict(zip(INPUTS, (row[0], np.array([row[1]], np.float32), row[2]), strict=True))
+        return next(self._rows, None)
 
 
 def sqnr(run: Run, full: list[np.ndarray], rows: Rows) -> float:
     """Decibels of the reference's energy over the error's, all states together."""
-    error = sum(float(np.square(run(*row) - want).sum()) for row, want in zip(rows, full, strict=True))
+    error = sum(float(np.square(run(row) - want).sum()) for row, want in zip(rows, full, strict=True))
     return 10 * float(np.log10(sum(float(np.square(want).sum()) for want in full) / error))
 
 
@@ -81,13 +78,14 @@ def main() -> None:
     torch.set_num_threads(2)
     used = Use(str(library.ADAPTERS / "flat.safetensors"), 1.0)
     both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(used)])
-    unet, pipe = both.use("adapted").unet, both.base.pipe
+    unet, pipe = both.use("adapted").module, both.base.pipe
     prompts = list(recipe.files.find(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
     calibration, judged = states(pipe, prompts[:8], 1000), states(pipe, prompts[8:16], 2000)
-    reference = TorchRunner(unet)
-    reference(*judged[0])
+    entry = both.base.family.entry
+    reference = TorchRunner(entry(unet))
+    reference(judged[0])
     start = time.perf_counter()
-    full = [reference(*row) for row in judged]
+    full = [reference(row) for row in judged]
     forward = (time.perf_counter() - start) / len(judged)
 
     def show(name: str, seconds: float, run: Run) -> None:
@@ -96,22 +94,20 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        exporter = Exporter(
-            both, Cache(work / "cache"), torch.Size((2, 4, 16, 16)), torch.Size((2, *judged[0][2].shape[1:]))
-        )
+        exporter = Exporter(both, Cache(work / "cache"), judged[0])
         plain = exporter.full("adapted", "float32")
         ours(both, unet, exporter, calibration, work, show)
-        modelopt(unet, calibration, show)
+        modelopt(unet, entry, calibration, show)
         static(plain, calibration, work, show)
 
 
 def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
     """Our artifacts in ONNX Runtime, for every method that ranges are read by."""
-    seen, run = Histogram(), TorchRunner(unet)
+    seen, run = Histogram(), TorchRunner(both.base.family.entry(unet))
     start = time.perf_counter()
     with observed(dict(plan.linear_layers(unet)), [seen]):
         for row in rows:
-            run(*row)
+            run(row)
     seconds = time.perf_counter() - start
     state, kept, found = both.state("adapted"), recipe.find("emoji"), seen.seen()
     for name in ("int8", "fp8"):
@@ -127,21 +123,21 @@ def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show:
             show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, 2))
 
 
-def modelopt(unet: Any, rows: Rows, show: Callable[..., None]) -> None:
+def modelopt(unet: Any, entry: Callable[..., Any], rows: Rows, show: Callable[..., None]) -> None:
     """ModelOpt's presets, fake-quantized in torch."""
     import modelopt.torch.quantization as mtq
 
     for preset in ("INT8_DEFAULT_CFG", "INT8_SMOOTHQUANT_CFG", "FP8_DEFAULT_CFG"):
 
         def run(model: Any) -> None:
-            runner = TorchRunner(model)
+            runner = TorchRunner(entry(model))
             for row in rows:
-                runner(*row)
+                runner(row)
 
         start = time.perf_counter()
         with torch.no_grad():
             found = mtq.quantize(copy.deepcopy(unet), copy.deepcopy(getattr(mtq, preset)), run)
-        show(f"ModelOpt {preset}", time.perf_counter() - start, TorchRunner(found))
+        show(f"ModelOpt {preset}", time.perf_counter() - start, TorchRunner(entry(found)))
 
 
 def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None]) -> None:

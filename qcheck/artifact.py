@@ -2,8 +2,8 @@
 
 Everything is made once in the cache. The files of q1 are copied into the output folder:
 
-artifacts/<scheme>/<order>/unet/model.onnx       q1 in the compute type: the file to deploy
-artifacts/<scheme>/<order>/q1.twin.onnx          the same codes and scales, or their values; float32 elsewhere
+artifacts/<scheme>/<order>/<denoiser>/model.onnx  q1 in the compute type: the file to deploy
+artifacts/<scheme>/<order>/q1.twin.onnx           the same codes and scales, or their values; float32 elsewhere
 artifacts/<scheme>/<order>/manifest.json
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from qcheck import __version__, cache, files, manifest
 from qcheck.cache import Cache
 from qcheck.manifest import Layer, Manifest, Source
-from qcheck.model import components
 from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.export import export
 from qcheck.model.lora import Adapter
@@ -64,11 +64,11 @@ class Artifact:
 class Exporter:
     """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base.
 
-    With ``sizes`` the sides of the picture vary too.
+    ``example`` is what the denoiser is fed, of any number of rows; with ``sizes`` the sides of the picture vary too.
     """
 
-    def __init__(self, arms: Arms, store: Cache, sample: torch.Size, hidden: torch.Size, sizes: bool = False) -> None:
-        self._arms, self._store, self._sample, self._hidden, self._sizes = arms, store, sample, hidden, sizes
+    def __init__(self, arms: Arms, store: Cache, example: Mapping[str, np.ndarray], sizes: bool = False) -> None:
+        self._arms, self._store, self._example, self._sizes = arms, store, example, sizes
         self._graphs: dict[str, ir.Model] = {}
 
     def graph(self, compute: str) -> ir.Model:
@@ -78,7 +78,7 @@ class Exporter:
             key = cache.key("graph", base.digest, compute, self._shapes())
 
             def make(folder: Path) -> None:
-                component = components.denoiser(base.denoiser, self._sample, self._hidden)
+                component = base.family.component(self._example)
                 onnx.save(export(component, compute, self._sizes), folder / "graph.onnx")
 
             found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
@@ -86,7 +86,9 @@ class Exporter:
         return self._graphs[compute]
 
     def _shapes(self) -> str:
-        return repr((self._sample[1:], self._hidden[1:], self._sizes))
+        fixed = self._arms.base.family.fixed
+        shapes = {name: v.shape if name in fixed else v.shape[1:] for name, v in self._example.items()}
+        return repr((shapes, self._sizes))
 
     def sites(self, compute: str) -> Mapping[str, Site]:
         """Where each layer computes, in the graph and in every file made from it."""
@@ -159,6 +161,11 @@ class Making:
     recipe: Recipe
     ranges: Ranges
 
+    @property
+    def deployed(self) -> Path:
+        """Where the file for the device is in an artifact's folder."""
+        return Path(self.arms.base.family.denoiser) / "model.onnx"
+
     def facts(self, order: str) -> dict[str, str]:
         """What every file says of itself."""
         return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
@@ -206,14 +213,14 @@ def write(making: Making, order: Order, root: Path) -> Artifact:
     page = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
     if not scheme.exported:
         return Artifact(folder, Quantized(key, None, content), None, page)
-    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / "unet" / "model.onnx", page)
+    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / making.deployed, page)
 
 
 def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
     exporter, scheme = making.exporter, making.scheme
     facts, written = making.facts(order), list[Path]()
     if scheme.exported:
-        written.append(exporter.deployed(content, scheme, folder / "unet" / "model.onnx", facts))
+        written.append(exporter.deployed(content, scheme, folder / making.deployed, facts))
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
     page = describe(making, order, content, folder, written)
     (folder / manifest.NAME).write_text(page.to_json(), "utf-8")

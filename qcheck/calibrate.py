@@ -91,12 +91,13 @@ def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, side: Side, chosen
     if not any(rule.activations for rule in scheme.rules):  # else the factors come with the range of what they yield
         probes = probes[: max(1, len(probes) // _SEARCHED)]
     reached = trace.reference(setup, work.full("adapted"), probes, work.store, lambda _: None)
-    unet = work.arms.use(side).unet
+    family = work.arms.use(side)
     with work.timed(
         f"{scheme.name}: {smoothing.method} of {side}", trace.forwards(setup, 0, 1, len(probes))
     ) as advance:
 
         def run(model: nn.Module) -> None:
-            trace.visit(setup, reached, TorchRunner(model), side, probes, advance)
+            trace.visit(setup, reached, TorchRunner(family.entry(model)), side, probes, advance)
 
-        return modelopt.smoothed(unet, plan.chosen_layers(unet, scheme, work.job.recipe), smoothing, run)
+        layers = plan.chosen_layers(family.module, scheme, work.job.recipe)
+        return modelopt.smoothed(family.module, layers, smoothing, run)

@@ -1,7 +1,7 @@
 """Artifacts without a verdict: a whole pipeline for the device, in the folder layout that optimum reads.
 
-model_index.json, scheduler/, tokenizer/          as in the base
-text_encoder/, unet/, vae_decoder/                model.onnx with the adapter in it, and the config.json of each
+model_index.json, scheduler/, tokenizers          as in the base
+text encoders, denoiser, vae_decoder/             model.onnx with the adapter in it, and the config.json of each
 engines/                                          what was compiled here, and its timing cache
 build.sh                                          builds the engines on the device, where TensorRT runs the scheme
 manifest.json
@@ -9,15 +9,16 @@ manifest.json
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from qcheck import artifact, calibrate, device, files, gate
+from qcheck import artifact, calibrate, device, files, gate, trace
 from qcheck.artifact import Exporter, Making
 from qcheck.backend.tensorrt import Shapes
 from qcheck.errors import UserError
@@ -25,9 +26,10 @@ from qcheck.estimate import Estimate
 from qcheck.files import Value
 from qcheck.job import Job
 from qcheck.manifest import NAME, Layer, Manifest
-from qcheck.model import base, components, profile
-from qcheck.model.components import DENOISER, Component
+from qcheck.model import base, profile
+from qcheck.model.components import Component
 from qcheck.model.export import export as to_onnx
+from qcheck.model.family import Family, Shape
 from qcheck.model.profile import Needs
 from qcheck.progress import Progress
 from qcheck.quantize import onnx
@@ -83,23 +85,22 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
     work = prepare(job, folder, progress)
     dynamic = len(set(sizes)) > 1
     _require_sizes(work, sizes, dynamic)
-    first = work.setup.inputs("base", work.probes[:1])
-    hidden = torch.Size(first.hidden.shape[1:])
-    work.exporter = Exporter(work.arms, work.store, first.latents.shape, hidden, dynamic)
+    work.exporter = Exporter(work.arms, work.store, work.example, dynamic)
     made_from = calibrate.inputs(work, scheme)
     making = Making(work.arms, work.exporter, work.store, scheme, job.recipe, made_from)
-    with work.timed(f"{DENOISER}: {scheme.name} {order}", 1) as advance:
+    denoiser = work.setup.family.denoiser
+    with work.timed(f"{denoiser}: {scheme.name} {order}", 1) as advance:
         content = artifact.adapted_content(work.arms, scheme, job.recipe, order, made_from)
-        path = work.exporter.deployed(content, scheme, folder / DENOISER / _MODEL, making.facts(order))
+        path = work.exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
         page = artifact.describe(making, order, content, folder, [path])
         advance(1)
-    copy_rest(base.locate(job.base), folder, list(first.latents.shape[2:]))
-    computes = {DENOISER: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
+    copy_rest(base.locate(job.base), folder, work.setup.family, list(work.shape[2:]))
+    computes = {denoiser: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
     shapes = _shapes(work, sizes)
     if "tensorrt" in scheme.runs:
         (folder / device.SCRIPT).write_text(device.script(job.target, shapes), "utf-8")
         (folder / device.SCRIPT).chmod(0o755)
-    layers = {DENOISER: page.layers}
+    layers = {denoiser: page.layers}
     parts = [
         _part(work, folder, name, compute, layers.get(name, []), shapes[name]) for name, compute in computes.items()
     ]
@@ -108,7 +109,7 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
         sizes=list(sizes),
         denoiser=page,
         parts=parts,
-        estimate=profile.estimated(_needs(work, shapes), job.target, parts[0].bytes, page.layers, scheme.compute),
+        estimate=profile.estimated(_needs(work, sizes), job.target, parts[0].bytes, page.layers, scheme.compute),
         warnings=[*job.target.warns(scheme), *(_unread(part) for part in parts if _is_unread(part))],
         files={path.relative_to(folder).as_posix(): files.digest(path) for path in _written(folder)},
     )
@@ -122,8 +123,8 @@ def _written(folder: Path) -> list[Path]:
 
 
 def _require_sizes(work: Work, sizes: Sequence[Size], dynamic: bool) -> None:
-    pipe = work.arms.use("adapted")
-    step = pipe.vae_scale_factor * (2 ** (len(pipe.unet.config.block_out_channels) - 1) if dynamic else 1)
+    family = work.setup.family
+    step = max(family.multiple, family.pipe.vae_scale_factor * family.step if dynamic else 1)
     for width, height in sizes:
         if width % step or height % step:
             several = " where engines take several sizes" if dynamic else ""
@@ -133,10 +134,23 @@ def _require_sizes(work: Work, sizes: Sequence[Size], dynamic: bool) -> None:
             )
 
 
-def _needs(work: Work, shapes: Mapping[str, Shapes]) -> Needs:
+def _needs(work: Work, sizes: Sequence[Size]) -> Needs:
     """At the largest size."""
-    sample, hidden = (shapes[DENOISER][name][2] for name in ("sample", "encoder_hidden_states"))
-    return profile.needs(work.arms.use("adapted"), sample, hidden, sample[0])
+    family = work.arms.use("adapted")
+    shape = max(_latents(work, sizes), key=lambda shape: shape[2] * shape[3])
+    fed = _fed(work, shape)
+    return profile.needs(family.component(fed), family.others(shape), len(fed[family.latent]))
+
+
+def _latents(work: Work, sizes: Sequence[Size]) -> list[Shape]:
+    return [work.setup.family.shape(width, height) for width, height in sizes] or [work.shape]
+
+
+def _fed(work: Work, shape: Shape) -> dict[str, np.ndarray]:
+    """What the denoiser is fed at that size."""
+    first = work.setup.inputs("base", work.probes[:1])
+    solver = work.setup.solver()
+    return trace.fed(work.setup.family, solver, torch.zeros(shape), solver.timesteps[0], first.conditions)[0]
 
 
 def _is_unread(part: Part) -> bool:
@@ -148,25 +162,37 @@ def _unread(part: Part) -> str:
     return f"{part.name}: the precision that was built could not be read in full ({said})"
 
 
-def copy_rest(source: Path, folder: Path, sides: list[int]) -> None:
-    """What a pipeline needs beside its models, as in the base; the tokenizer also as older loaders read it.
+def copy_rest(source: Path, folder: Path, family: Family, sides: list[int]) -> None:
+    """What a pipeline needs beside its models, as in the base; tokenizers also as older loaders read them.
 
     The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the one to take by default.
     """
     index = json.loads((source / base.INDEX).read_text("utf-8"))
     (folder / base.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    for name in ("scheduler", "tokenizer", "feature_extractor"):
+    tokenizers = [family.tokenizer_of(name) for name in family.encoders]
+    for name in ("scheduler", *tokenizers, "feature_extractor"):
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
-    for name, taken_from in ((DENOISER, DENOISER), ("text_encoder", "text_encoder"), ("vae_decoder", "vae")):
-        (folder / name).mkdir(exist_ok=True)
-        shutil.copy(source / taken_from / "config.json", folder / name / "config.json")
-    config = json.loads((folder / DENOISER / "config.json").read_text("utf-8"))
+    for name in (family.denoiser, *family.encoders, "vae"):
+        if (source / name).is_dir():
+            target = folder / ("vae_decoder" if name == "vae" else name)
+            target.mkdir(exist_ok=True)
+            shutil.copy(source / name / "config.json", target / "config.json")
+    own = folder / family.denoiser / "config.json"
+    config = json.loads(own.read_text("utf-8"))
     config["sample_size"] = sides[0] if sides[0] == sides[1] else sides
-    (folder / DENOISER / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    whole, vocabulary = folder / "tokenizer" / "tokenizer.json", folder / "tokenizer" / "vocab.json"
+    own.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    for name in tokenizers:
+        _write_vocabulary(folder / name)
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """A tokenizer's words and merges, which older loaders read, out of its one file."""
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if whole.is_file() and not vocabulary.exists():
         model = json.loads(whole.read_text("utf-8"))["model"]
+        if model["type"] != "BPE":
+            return
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         vocabulary.write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
         vocabulary.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
@@ -174,9 +200,8 @@ def copy_rest(source: Path, folder: Path, sides: list[int]) -> None:
 
 def _others(work: Work, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
     """Export the components beside the denoiser; their compute types."""
-    first = work.setup.inputs("base", work.probes[:1])
     found = {}
-    for part in components.others(work.arms.use("adapted"), first.latents.shape, first.hidden.shape[1:]):
+    for part in work.arms.use("adapted").others(work.shape):
         with work.timed(part.name, 1) as advance:
             found[part.name] = _safe(part, compute)
             onnx.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
@@ -198,13 +223,13 @@ def _safe(part: Component, compute: str) -> str:
 
     hooks = [module.register_forward_hook(see) for module in part.module.modules()]
     generator = torch.Generator().manual_seed(0)
-    noise = (
-        torch.randn(v[:1].shape, generator=generator) * part.spread if v.is_floating_point() else v[:1]
-        for v in part.inputs.values()
-    )
+    noise = {
+        name: torch.randn(v[:1].shape, generator=generator) * part.spread if v.is_floating_point() else v[:1]
+        for name, v in part.inputs.items()
+    }
     try:
         with torch.no_grad():
-            part.module(*noise)
+            part.module(**noise)
     finally:
         for hook in hooks:
             hook.remove()
@@ -212,22 +237,29 @@ def _safe(part: Component, compute: str) -> str:
 
 
 def _shapes(work: Work, sizes: Sequence[Size]) -> dict[str, Shapes]:
-    """Min, optimal and max of every component's inputs: one row or two by guidance, and every size asked for."""
-    pipe = work.arms.use("adapted")
-    first = work.setup.inputs("base", work.probes[:1])
-    rows, hidden = first.hidden.shape[1], list(first.hidden.shape[2:])
-    channels, *own = first.latents.shape[1:]
-    factor = pipe.vae_scale_factor
-    asked = [[height // factor, width // factor] for width, height in sizes] or [list(own)]
-    least, most = ([pick(side) for side in zip(*asked, strict=True)] for pick in (min, max))
-    return {
-        DENOISER: {
-            "sample": ([1, channels, *least], [rows, channels, *asked[0]], [rows, channels, *most]),
-            "encoder_hidden_states": ([1, *hidden], [rows, *hidden], [rows, *hidden]),
-        },
-        "text_encoder": {"input_ids": ([1, hidden[0]], [rows, hidden[0]], [rows, hidden[0]])},
-        "vae_decoder": {"latent_sample": ([1, channels, *least], [1, channels, *asked[0]], [1, channels, *most])},
-    }
+    """Min, optimal and max of every component's inputs: one row to those of guidance, and every size asked for."""
+    family, latents = work.arms.use("adapted"), _latents(work, sizes)
+    rows = len(work.example[family.latent])
+    fed = [_fed(work, shape) for shape in latents]
+    found = {family.denoiser: _spans(fed, family.fixed, rows)}
+    for parts in zip(*(family.others(shape) for shape in latents), strict=True):
+        part = parts[0]
+        found[part.name] = _spans([each.inputs for each in parts], part.fixed, 1 if part.growing else rows)
+    return found
+
+
+def _spans(asked: Sequence[Mapping[str, Any]], fixed: Collection[str], rows: int) -> Shapes:
+    """Of every input that varies, from what it is given at each size, the optimal one first."""
+    found = {}
+    for name in asked[0]:
+        shapes = [list(given[name].shape) for given in asked]
+        low, high = ([pick(axis) for axis in zip(*shapes, strict=True)] for pick in (min, max))
+        best = shapes[0]
+        if name not in fixed:
+            low[0], best[0], high[0] = 1, rows, rows
+        if low != high or name not in fixed:
+            found[name] = (low, best, high)
+    return found
 
 
 def _part(work: Work, folder: Path, name: str, compute: str, layers: Sequence[Layer], shapes: Shapes) -> Part:

@@ -11,7 +11,7 @@ from qcheck.backend import onnxruntime
 from qcheck.backend.onnxruntime import Feed
 from qcheck.backend.tensorrt import Shapes
 from qcheck.errors import UserError
-from qcheck.model.components import DENOISER
+from qcheck.model.family import FAMILIES
 from qcheck.report.model import Build
 from qcheck.work import Work
 
@@ -19,44 +19,49 @@ ORDER = "as given"  # nobody says when the adapter was merged
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """The file and those that hold its tensors, the digest of them all, its inputs, and the type of its latents."""
+class File:
+    """A file that ONNX Runtime loads: it, those that hold its tensors, and the digest of them all."""
 
     name: str
     path: Path
     parts: tuple[Path, ...]
     digest: str
-    feeds: tuple[Feed, ...]
-    compute: str
 
     def bytes(self) -> int:
         """Of the file and its tensors."""
         return sum(part.stat().st_size for part in self.parts)
 
 
-def read(given: Path, threads: int) -> Foreign:
-    """The denoiser at ``given``: an ONNX file, or a pipeline folder in optimum's layout.
+@dataclass(frozen=True)
+class Foreign(File):
+    """A file whose inputs are known to be the denoiser's: how each is fed, and the type of its latents."""
+
+    feeds: tuple[Feed, ...]
+    compute: str
+
+
+def read(given: Path, threads: int) -> File:
+    """The file at ``given``: an ONNX file, or the denoiser of a pipeline folder in optimum's layout.
 
     Raises:
-        UserError: there is none, ONNX Runtime does not load it, or its inputs are not a denoiser's.
+        UserError: there is none, or ONNX Runtime does not load it.
     """
     path = _locate(given).absolute()
     try:
-        running = onnxruntime.session(path, threads)
+        onnxruntime.session(path, threads)
         parts = _parts(path)
     except Exception as error:  # ONNX Runtime's own exceptions share no base but this
         raise UserError(
             f"artifact {str(path)!r} does not load in ONNX Runtime: {' '.join(str(error).split())[:300]}",
             "Give a file that runs on the CPU provider; what only TensorRT runs cannot be judged here.",
         ) from error
-    found = tuple(onnxruntime.feeds(running, path))
-    compute = next(feed.dtype.name for feed in found if feed.role == "sample")
     names = [path.stem, *(parent.name for parent in path.parents)]
     name = next((name for name in names if name not in _COMMON), path.stem)
-    return Foreign(name, path, parts, files.digest(*parts), found, compute)
+    return File(name, path, parts, files.digest(*parts))
 
 
-_COMMON = ("model", DENOISER)  # names that say nothing
+_DENOISERS = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
+_COMMON = ("model", *_DENOISERS)  # names that say nothing
 
 
 def _parts(path: Path) -> tuple[Path, ...]:
@@ -68,28 +73,31 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return (path, *(path.parent / place for place in sorted(places)))
 
 
-def require_fitting(work: Work, found: Foreign) -> None:
-    """Hold the file's fixed axes and types to what the probes will ask.
+def fitted(work: Work, found: File) -> Foreign:
+    """``found`` with how it is fed, held to what the probes will ask.
 
     Raises:
-        UserError: it takes other sizes, or only whole timesteps where the solver has fractions.
+        UserError: its inputs are not the denoiser's, it takes other sizes, or only whole timesteps where the solver has
+            fractions.
     """
-    first = work.setup.inputs("base", work.probes[:1])
-    asked = {"sample": first.latents.shape[1:], "encoder_hidden_states": first.hidden.shape[2:]}
-    for feed in found.feeds:
-        wanted = asked.get(feed.role, ())
-        if any(fixed not in {None, side} for fixed, side in zip(feed.sides, wanted, strict=False)):
+    asked, family = work.example, work.setup.family
+    feeds = onnxruntime.feeds(onnxruntime.session(found.path, work.job.threads), found.path, asked)
+    for feed in feeds:
+        if not feed.fits(asked[feed.role]):
             raise UserError(
-                f"{found.path}: input {feed.name!r} is fixed to {_shown(feed.sides)}, the probes ask {_shown(wanted)}",
+                f"{found.path}: input {feed.name!r} is fixed to {_shown(feed.sides)}, the probes ask "
+                f"{_shown(asked[feed.role].shape[1:])}",
                 "Give --width and --height of the file, or the base and adapter that it was made from.",
             )
-    timestep = next(feed for feed in found.feeds if feed.role == "timestep")
+    timestep = next(feed for feed in feeds if feed.role == "timestep")
     odd = [t for t in work.setup.all_timesteps() if t != int(t)]
     if odd and timestep.dtype.kind == "i":
         raise UserError(
             f"{found.path}: input {timestep.name!r} takes whole timesteps, this solver asks {odd[0]:g}",
             "Export it with a float timestep, or check with --steps that divide the training steps.",
         )
+    compute = next(feed.dtype.name for feed in feeds if feed.role == family.latent)
+    return Foreign(**vars(found), feeds=tuple(feeds), compute=compute)
 
 
 def _shown(sides: Sequence[int | None]) -> str:
@@ -99,13 +107,17 @@ def _shown(sides: Sequence[int | None]) -> str:
 def _locate(given: Path) -> Path:
     if given.is_file():
         return given
-    for inner in (Path(DENOISER) / "model.onnx", Path("model.onnx")):
+    for inner in (*(Path(name) / "model.onnx" for name in _DENOISERS), Path("model.onnx")):
         if (given / inner).is_file():
             return given / inner
     alone = sorted(given.glob("*.onnx")) if given.is_dir() else []
     if len(alone) == 1:
         return alone[0]
-    what = f"holds {len(alone)} ONNX files and no {DENOISER}/model.onnx" if given.is_dir() else "does not exist"
+    what = (
+        f"holds {len(alone)} ONNX files and no {' or '.join(_DENOISERS)}/model.onnx"
+        if given.is_dir()
+        else "does not exist"
+    )
     raise UserError(
         f"artifact {str(given)!r} {what}",
         "Give the denoiser's .onnx file, or a folder that optimum-cli export or qcheck export wrote.",
@@ -127,9 +139,11 @@ def _shapes(work: Work, found: Foreign) -> Shapes:
     """As ``gate.shapes_of``, by the file's own names; a fixed batch stays as it is."""
     own, shapes = gate.shapes_of(work), dict[str, tuple[list[int], list[int], list[int]]]()
     for feed in found.feeds:
-        if feed.role in own:
-            low, best, high = ([feed.rows or sizes[0], *sizes[1:]] for sizes in own[feed.role])
+        if feed.role in own or feed.batched:
+            rest = list(work.example[feed.role].shape[1:])
+            low, best, high = ([feed.rows or sizes[0], *rest] for sizes in next(iter(own.values())))
             shapes[feed.name] = (low, best, high)
-        elif feed.rank and not feed.rows:
-            shapes[feed.name] = ([1], [1], [1])
+        elif feed.rank and None in {feed.rows, *feed.sides}:
+            exact = list(work.example[feed.role].shape)
+            shapes[feed.name] = (exact, exact, exact)
     return shapes

@@ -81,12 +81,12 @@ def not_run(target: Target, reason: str) -> Build:
 
 
 def shapes_of(work: Work) -> Shapes:
-    """One row to two (guidance off or on) of the probes' size."""
-    first = work.setup.inputs("base", work.probes[:1])
-    sample, hidden = list(first.latents.shape[1:]), list(first.hidden.shape[2:])
+    """One row to as many as guidance may take, of the probes' size; what is not batched varies in nothing."""
+    family = work.setup.family
     return {
-        name: ([1, *rest], [2, *rest], [2, *rest])
-        for name, rest in (("sample", sample), ("encoder_hidden_states", hidden))
+        name: ([1, *value.shape[1:]], [family.branches, *value.shape[1:]], [family.branches, *value.shape[1:]])
+        for name, value in work.example.items()
+        if name not in family.fixed
     }
 
 

@@ -37,10 +37,9 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
     """
     torch.set_num_threads(job.threads)
-    others = [foreign.read(path, job.threads) for path in job.artifacts]
+    given = [foreign.read(path, job.threads) for path in job.artifacts]
     work = prepare(job, folder, progress)
-    for given in others:
-        foreign.require_fitting(work, given)
+    others = [foreign.fitted(work, file) for file in given]
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):

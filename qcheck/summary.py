@@ -14,7 +14,7 @@ from qcheck.foreign import Foreign
 from qcheck.job import Use
 from qcheck.measurement import NotMeasured
 from qcheck.metric import effect
-from qcheck.model import arms, profile
+from qcheck.model import profile
 from qcheck.model.arms import SIDES, Side
 from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
@@ -134,13 +134,13 @@ def sheet(
     work: Work, title: str, verdict: Verdict, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]
 ) -> Sheet:
     """Decoded pictures of the first probes, before and after quantization."""
-    pipe = work.arms.use("base")
+    family = work.arms.use("base")
     rows = slice(0, min(contact.ROWS, len(reference["base"].paths)))
 
     def pictures(found: Trace) -> np.ndarray:
         shown = found.paths[rows]
         if shown not in work.pictures:
-            decoded = arms.decode(pipe, torch.from_numpy(np.stack(found.finals()[rows])))
+            decoded = family.decode(torch.from_numpy(np.stack(found.finals()[rows])))
             work.pictures[shown] = decoded.permute(0, 2, 3, 1).numpy()
         return work.pictures[shown]
 

@@ -6,7 +6,7 @@ their own forwards, and what an interrupted run finished is there for the next.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.cache import Cache
 from qcheck.files import digest
 from qcheck.model.arms import Side
+from qcheck.model.family import Family
 from qcheck.probe import Probe
 
 Advance = Callable[[int], None]
@@ -30,22 +31,25 @@ _FILE = "probe.safetensors"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What some probes start from: latents [b, C, h, w] of unit variance, their generators, and text embeddings.
+    """What some probes start from: latents [b, C, h, w] of unit variance, their generators, and conditions.
 
-    ``hidden`` is [b, 1 or 2, L, D]: the negative branch first where guidance has one.
+    Conditions are [b, 1 or 2, ...] by name: the negative branch first where guidance has one.
     """
 
     latents: torch.Tensor
     generators: tuple[torch.Generator, ...]
-    hidden: np.ndarray
+    conditions: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share: the solver, the steps at which arms are compared, and how a probe starts in each arm."""
+    """What all arms share: the solver, the steps at which arms are compared, and how a probe starts in each arm.
 
-    scheduler: Any
-    steps: int
+    ``solver`` makes a new one, set to its steps; solvers keep state, so no two runs share one.
+    """
+
+    family: Family
+    solver: Callable[[], Any]
     guidance: float
     strata: tuple[int, ...]
     batch: int
@@ -54,28 +58,29 @@ class Setup:
     @cached_property
     def calls(self) -> int:
         """Denoiser calls of one probe; some solvers take more of them than steps."""
-        return len(fresh(self.scheduler, self.steps).timesteps)
+        return len(self.all_timesteps())
 
     def all_timesteps(self) -> tuple[float, ...]:
         """The solver's timestep at every call."""
-        return tuple(float(t) for t in fresh(self.scheduler, self.steps).timesteps)
+        return tuple(float(t) for t in self.solver().timesteps)
 
     def timesteps(self) -> tuple[float, ...]:
         """The solver's timestep at each stratum."""
-        solver = fresh(self.scheduler, self.steps)
-        return tuple(float(solver.timesteps[index]) for index in self.strata)
+        every = self.all_timesteps()
+        return tuple(every[index] for index in self.strata)
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Squared solver coefficient of every stratum, [T]."""
-        found: np.ndarray = coefficients(self.scheduler, self.steps)[list(self.strata)] ** 2
+        found: np.ndarray = coefficients(self.solver)[list(self.strata)] ** 2
         return found
 
     @cached_property
     def digest(self) -> str:
         """The digest of the solver and the strata."""
-        solver = f"{type(self.scheduler).__name__} {sorted(self.scheduler.config.items())!r}"
-        return digest(solver, repr((self.steps, self.guidance, self.strata)))
+        solver = self.solver()
+        made = f"{type(solver).__name__} {sorted(solver.config.items())!r}"
+        return digest(made, repr((self.all_timesteps(), self.guidance, self.strata)))
 
 
 @dataclass(frozen=True)
@@ -168,13 +173,6 @@ def choose_strata(steps: int, count: int) -> tuple[int, ...]:
     return tuple(sorted(spread))
 
 
-def fresh(scheduler: Any, steps: int) -> Any:
-    """A new solver of the same kind, set to ``steps``; solvers keep state, so no two runs share one."""
-    solver = type(scheduler).from_config(scheduler.config)
-    solver.set_timesteps(steps)
-    return solver
-
-
 def _scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
     """What the denoiser is fed; flow-matching solvers have no scaling of their own."""
     if not hasattr(solver, "scale_model_input"):
@@ -189,15 +187,15 @@ def _step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tenso
     return result
 
 
-def coefficients(scheduler: Any, steps: int) -> np.ndarray:
+def coefficients(solver: Callable[[], Any]) -> np.ndarray:
     """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
 
     The solver's impulse response: run it on zero latents with output 1 at one step and 0 elsewhere. It makes eps, v
     and flow models, and one-step and multistep solvers, comparable without knowing any of them.
     """
-    count = len(fresh(scheduler, steps).timesteps)
-    idle = _respond(scheduler, steps, np.zeros(count))
-    responses = [_respond(scheduler, steps, _IMPULSE * unit) - idle for unit in np.eye(count)]
+    count = len(solver().timesteps)
+    idle = _respond(solver(), np.zeros(count))
+    responses = [_respond(solver(), _IMPULSE * unit) - idle for unit in np.eye(count)]
     found: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
     return found
 
@@ -205,8 +203,8 @@ def coefficients(scheduler: Any, steps: int) -> np.ndarray:
 _IMPULSE = 1e-3  # small enough that a solver which clips the sample to [-1, 1] stays linear
 
 
-def _respond(scheduler: Any, steps: int, outputs: np.ndarray) -> float:
-    solver, x = fresh(scheduler, steps), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+def _respond(solver: Any, outputs: np.ndarray) -> float:
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     draws = torch.Generator().manual_seed(0)
     for output, timestep in zip(outputs, solver.timesteps, strict=True):
         _scaled(solver, x, timestep)
@@ -214,16 +212,30 @@ def _respond(scheduler: Any, steps: int, outputs: np.ndarray) -> float:
     return float(x)
 
 
+Conditions = Mapping[str, np.ndarray]
+
+
+def fed(
+    family: Family, solver: Any, x: torch.Tensor, timestep: Any, conditions: Conditions
+) -> tuple[dict[str, np.ndarray], int]:
+    """What the denoiser is fed for latents [b, C, h, w] and conditions [b, n, ...], and how many branches n they are.
+
+    Branches follow each other in the batch.
+    """
+    branches = next(iter(conditions.values())).shape[1]
+    sample = torch.cat([_scaled(solver, x, timestep)] * branches).numpy()
+    rows = {name: value.swapaxes(0, 1).reshape(-1, *value.shape[2:]) for name, value in conditions.items()}
+    return family.feed(sample, float(timestep), rows), branches
+
+
 def _guided(
-    runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, hidden: np.ndarray, scale: float
+    setup: Setup, runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, conditions: Conditions
 ) -> torch.Tensor:
-    """Guided output [b, C, h, w] for latents of that shape and hidden [b, 1 or 2, L, D]."""
-    branches = hidden.shape[1]
-    scaled = _scaled(solver, x, timestep)
-    sample = torch.cat([scaled] * branches).numpy()
-    raw = call(runner, sample, float(timestep), hidden.swapaxes(0, 1).reshape(-1, *hidden.shape[2:]))
+    """Guided output [b, C, h, w] for latents of that shape."""
+    given, branches = fed(setup.family, solver, x, timestep, conditions)
+    raw = setup.family.read(call(runner, given, setup.family.latent), (branches * len(x), *x.shape[1:]))
     parts = torch.from_numpy(raw).chunk(branches)
-    return parts[0] if branches == 1 else parts[0] + scale * (parts[1] - parts[0])
+    return parts[0] if branches == 1 else parts[0] + setup.guidance * (parts[1] - parts[0])
 
 
 Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -235,10 +247,10 @@ def _ignore(*_: object) -> None:
 
 def _walk(setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: Seen = _ignore) -> np.ndarray:
     """Final latents [b, C, h, w] of a free run; ``seen`` gets place, latents and guided output at every stratum."""
-    solver = fresh(setup.scheduler, setup.steps)
-    x = start.latents * solver.init_noise_sigma
+    solver = setup.solver()
+    x = start.latents * getattr(solver, "init_noise_sigma", 1.0)  # flow-matching solvers start from unit noise
     for index, timestep in enumerate(solver.timesteps):
-        guided = _guided(runner, solver, x, timestep, start.hidden, setup.guidance)
+        guided = _guided(setup, runner, solver, x, timestep, start.conditions)
         if index in setup.strata:
             seen(setup.strata.index(index), x, guided)
         x = _step(solver, guided, timestep, x, list(start.generators))
@@ -247,12 +259,12 @@ def _walk(setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: S
     return final
 
 
-def _ask(setup: Setup, runner: Runner, hidden: np.ndarray, states: np.ndarray, advance: Advance) -> np.ndarray:
+def _ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarray, advance: Advance) -> np.ndarray:
     """Guided outputs [b, T, C, h, w] at given states of that shape."""
-    solver, outputs = fresh(setup.scheduler, setup.steps), np.empty_like(states)
+    solver, outputs = setup.solver(), np.empty_like(states)
     for place, index in enumerate(setup.strata):
         x = torch.from_numpy(states[:, place].copy())
-        guided = _guided(runner, _at(solver, index), x, solver.timesteps[index], hidden, setup.guidance)
+        guided = _guided(setup, runner, _at(solver, index), x, solver.timesteps[index], conditions)
         outputs[:, place] = guided.numpy()
         advance(len(x))
     return outputs
@@ -283,8 +295,8 @@ def forced(
     """Trace an arm at the states that the reference reached, without a free run of its own."""
 
     def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
-        hidden = setup.inputs(subject.side, probes[rows]).hidden
-        for output in _ask(setup, runner, hidden, np.stack(reached.states()[rows]), advance):
+        conditions = setup.inputs(subject.side, probes[rows]).conditions
+        for output in _ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
             yield {"outputs": output}
 
     keys = [cache.key("forced", subject.content, path.parent.name) for path in reached.paths]
@@ -298,7 +310,7 @@ def arm(
 
     def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         start = setup.inputs(subject.side, probes[rows])
-        outputs = _ask(setup, runner, start.hidden, np.stack(reached.states()[rows]), advance)
+        outputs = _ask(setup, runner, start.conditions, np.stack(reached.states()[rows]), advance)
         for output, final in zip(outputs, _walk(setup, runner, start, advance), strict=True):
             yield {"outputs": output, "final": final}
 
@@ -310,8 +322,8 @@ def arm(
 def visit(setup: Setup, reached: Trace, runner: Runner, side: Side, probes: Sequence[Probe], advance: Advance) -> None:
     """Run an arm at the states that the reference reached for the sake of who watches its layers; nothing is kept."""
     for rows in _batches(range(len(probes)), setup.batch):
-        hidden = setup.inputs(side, probes[rows]).hidden
-        _ask(setup, runner, hidden, np.stack(reached.states()[rows]), advance)
+        conditions = setup.inputs(side, probes[rows]).conditions
+        _ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance)
 
 
 def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:

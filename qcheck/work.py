@@ -20,6 +20,7 @@ from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
 from qcheck.model.arms import SIDES, Arms, Side
+from qcheck.model.family import Conditions, Shape
 from qcheck.model.profile import Needs, needs
 from qcheck.model.quiet import quiet
 from qcheck.probe import Probe, ProbeSet
@@ -52,9 +53,19 @@ class Work:
     @functools.cached_property
     def needs(self) -> Needs:
         """What one call of each component costs, at the probes' size and guidance."""
-        first = self.setup.inputs("base", self.probes[:1])
-        rows = first.hidden.shape[1]
-        return needs(self.arms.use("adapted"), first.latents.shape, first.hidden.shape[1:], rows)
+        family = self.arms.use("adapted")
+        rows = len(self.example[family.latent])
+        return needs(family.component(self.example), family.others(self.shape), rows)
+
+    @functools.cached_property
+    def example(self) -> dict[str, np.ndarray]:
+        """What the denoiser is fed for the first probe at its first step: a row for each branch of guidance."""
+        return example(self.setup, self.probes[0])
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """Latents [1, C, h, w] of one picture."""
+        return self.setup.family.shape(self.probes[0].width, self.probes[0].height)
 
     @contextmanager
     def timed(self, title: str, total: int) -> Iterator[trace.Advance]:
@@ -67,12 +78,12 @@ class Work:
     def full(self, side: Side) -> Subject:
         """A full-precision arm in torch."""
         return Subject(
-            f"f{int(side == 'adapted')}", side, self.arms.content(side), lambda: TorchRunner(self.arms.use(side).unet)
+            f"f{int(side == 'adapted')}", side, self.arms.content(side), lambda: TorchRunner(self.arms.entry(side))
         )
 
     def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
         """An exported arm, run by ONNX Runtime."""
-        return Subject(name, side, content, lambda: OnnxRunner(path, self.job.threads))
+        return Subject(name, side, content, lambda: OnnxRunner(path, self.job.threads, self.setup.family.fixed))
 
     def computing(self, side: Side, compute: str) -> Subject:
         """An unquantized arm in another compute type: its exported file, or torch where ONNX Runtime has no kernels."""
@@ -85,8 +96,8 @@ class Work:
     def _cast(self, side: Side, compute: str) -> TorchRunner:
         dtype: torch.dtype = getattr(torch, compute)
         with quiet():
-            owned = copy.deepcopy(self.arms.use(side).unet).to(dtype)
-        return TorchRunner(owned, f"torch {compute}", dtype)
+            owned = copy.deepcopy(self.arms.entry(side)).to(dtype)
+        return TorchRunner(owned, f"torch {compute}", dtype, self.setup.family.fixed)
 
     def quantized(self, name: str, side: Side, made: Quantized) -> Subject:
         """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
@@ -97,9 +108,8 @@ class Work:
     def _loaded(self, made: Quantized) -> TorchRunner:
         from qcheck.quantize import bitsandbytes  # an extra that only its schemes need
 
-        content = made.content()
-        unet = self.arms.use("base").unet
-        return TorchRunner(bitsandbytes.converted(unet, *content), bitsandbytes.NAME)
+        content, family = made.content(), self.arms.use("base")
+        return TorchRunner(family.entry(bitsandbytes.converted(family.module, *content)), bitsandbytes.NAME)
 
 
 def prepare(job: Job, folder: Path, progress: Progress) -> Work:
@@ -115,34 +125,42 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
         advance(1)
     store = Cache(job.cache or folder / "cache")
     setup, probes = matched(both, job, job.probes, STRATA)
-    first = setup.inputs("base", probes[:1])
-    exporter = Exporter(both, store, first.latents.shape, torch.Size(first.hidden.shape[1:]))
+    exporter = Exporter(both, store, example(setup, probes[0]))
     return Work(job, both, setup, probes, folder, store, progress, exporter)
 
 
 def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, tuple[Probe, ...]]:
     """The shared set-up of a probe set, and its probes."""
+    family = both.base.family
 
     @functools.lru_cache(maxsize=len(SIDES) * job.batch)
-    def hidden(side: Side, asked: Probe) -> torch.Tensor:
-        return arms.embed(both.use(side), asked)
+    def conditions(side: Side, asked: Probe) -> Conditions:
+        with quiet():
+            return both.use(side).conditions(asked)
 
     def inputs(side: Side, asked: Sequence[Probe]) -> Inputs:
-        started = [arms.start(both.base.pipe, p) for p in asked]
+        started = [family.start(p) for p in asked]
+        found = [conditions(side, p) for p in asked]
         return Inputs(
             latents=torch.cat([latents for latents, _ in started]),
             generators=tuple(generator for _, generator in started),
-            hidden=torch.stack([hidden(side, p) for p in asked]).numpy(),
+            conditions={name: torch.stack([c[name] for c in found]).numpy() for name in found[0]},
         )
 
-    scheduler = both.base.pipe.scheduler
-    calls = len(trace.fresh(scheduler, chosen.steps).timesteps)
+    shape = family.shape(chosen.width, chosen.height)
+    calls = len(family.solver(chosen.steps, shape).timesteps)
     setup = Setup(
-        scheduler=scheduler,
-        steps=chosen.steps,
+        family=family,
+        solver=lambda: family.solver(chosen.steps, shape),
         guidance=chosen.guidance,
         strata=trace.choose_strata(calls, strata),
         batch=job.batch,
         inputs=inputs,
     )
     return setup, probe.probes(chosen, tuple(used.weight for used in job.adapters))
+
+
+def example(setup: Setup, asked: Probe) -> dict[str, np.ndarray]:
+    """What the denoiser is fed for one probe at its first step: a row for each branch of guidance."""
+    first, solver = setup.inputs("base", [asked]), setup.solver()
+    return trace.fed(setup.family, solver, first.latents, solver.timesteps[0], first.conditions)[0]

@@ -70,13 +70,18 @@ def prepared(demo_arms: Arms, exported: Prepared) -> Prepared:
 @pytest.fixture(scope="session")
 def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     """Export once; every artifact test fills or rewrites a copy of this graph."""
-    unet = demo_arms.use("adapted").unet
+    unet = demo_arms.use("adapted").module
     generator = torch.Generator().manual_seed(3)
     sample, hidden = torch.randn(4, 4, 16, 16, generator=generator), torch.randn(4, 16, 128, generator=generator)
     chosen = scheme.find("int8")
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     seen = Histogram()
-    exporter = Exporter(demo_arms, Cache(cache_root), sample.shape, hidden.shape)
+    inputs = {
+        "sample": sample.numpy(),
+        "timestep": np.array([500.0], np.float32),
+        "encoder_hidden_states": hidden.numpy(),
+    }
+    exporter = Exporter(demo_arms, Cache(cache_root), inputs)
     with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
         unet(sample, torch.tensor([500.0]), hidden)
     ranges = {layer: plan.Input(found.absmax) for layer, found in seen.seen().items()}
@@ -87,11 +92,7 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
         graph=exporter.graph("float32"),
         exporter=exporter,
         ranges=ranges,
-        inputs={
-            "sample": sample.numpy(),
-            "timestep": np.array([500.0], np.float32),
-            "encoder_hidden_states": hidden.numpy(),
-        },
+        inputs=inputs,
     )
 
 

@@ -59,12 +59,12 @@ def test_artifact_is_the_simulation(
         expected = numbers.fake_stored(weight) if plain else numbers.codes(weight)
         assert np.array_equal(found[layer], expected.numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").unet
+    unet = demo_arms.use("adapted").module
     with torch.no_grad():
         full = unet(x, t, h).sample.numpy()
         with _holding(unet, content) as model:
             simulated = model(x, t, h).sample.numpy()
-    ran = OnnxRunner(path, 1)(x.numpy(), 500.0, h.numpy())
+    ran = OnnxRunner(path, 1)(prepared.inputs)
     if not any(rule.activations for rule in chosen.rules):
         assert _sqnr(simulated, ran) > 100  # nothing rounds but the weights: float rounding is all that differs
     else:
@@ -107,7 +107,7 @@ def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
 ) -> None:
     content = _content(demo_arms, prepared, chosen, order)
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").unet
+    unet = demo_arms.use("adapted").module
     with torch.no_grad():
         with _holding(unet, content) as model:
             simulated = model(x, t, h).sample.numpy()
@@ -206,7 +206,7 @@ def test_an_unmerged_branch_on_the_output_layer_is_kept(prepared: Prepared, tmp_
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
     with fake.simulated(prepared.unet, {}, factors) as model, torch.no_grad():
         expected = model(x, t, h).sample.numpy()
-    assert _sqnr(expected, OnnxRunner(path, 1)(x.numpy(), 500.0, h.numpy())) > 100
+    assert _sqnr(expected, OnnxRunner(path, 1)(prepared.inputs)) > 100
 
 
 def test_tensors_stored_outside_the_file_are_counted_and_digested(
@@ -217,8 +217,7 @@ def test_tensors_stored_outside_the_file_are_counted_and_digested(
     parts = files.model_files(tmp_path / "model.onnx")
     assert [part.name for part in parts] == ["model.onnx", "model.onnx.data"]
     assert sum(part.stat().st_size for part in parts) > 15e6
-    x, h = prepared.inputs["sample"], prepared.inputs["encoder_hidden_states"]
-    assert np.isfinite(OnnxRunner(tmp_path / "model.onnx", 1)(x, 500.0, h)).all()
+    assert np.isfinite(OnnxRunner(tmp_path / "model.onnx", 1)(prepared.inputs)).all()
 
 
 def test_a_file_made_from_a_graph_with_tensors_outside_stands_alone(
@@ -231,5 +230,4 @@ def test_a_file_made_from_a_graph_with_tensors_outside_stands_alone(
     (tmp_path / "other").mkdir()
     rewrite.save(rewrite.fill(graph, prepared.state), tmp_path / "other" / "model.onnx")
     assert [path.name for path in files.model_files(tmp_path / "other" / "model.onnx")] == ["model.onnx"]
-    x, h = prepared.inputs["sample"], prepared.inputs["encoder_hidden_states"]
-    assert np.isfinite(OnnxRunner(tmp_path / "other" / "model.onnx", 1)(x, 500.0, h)).all()
+    assert np.isfinite(OnnxRunner(tmp_path / "other" / "model.onnx", 1)(prepared.inputs)).all()

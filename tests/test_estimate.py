@@ -8,8 +8,9 @@ from qcheck import estimate, target
 from qcheck.manifest import Layer
 from qcheck.model import profile
 from qcheck.model.arms import Arms
-from qcheck.model.components import Component, denoiser, others
+from qcheck.model.components import Component
 from qcheck.model.profile import Needs, Profile
+from tests.conftest import Prepared
 
 ORIN = target.find("jetson-agx-orin-64gb")
 
@@ -32,18 +33,17 @@ def test_operations_are_two_a_multiply_accumulate_and_known_by_layer() -> None:
     assert found.alive == 5 * (16 * (3 + 8) + 10)  # the input, the convolution's output and the last one
 
 
-def test_the_pipelines_components_are_profiled_without_their_weights(demo_arms: Arms) -> None:
-    pipe = demo_arms.use("adapted")
-    found = profile.needs(pipe, (1, 4, 16, 16), (1, 16, 128), rows=2)
-    assert found.denoiser.parameters == sum(value.numel() for value in pipe.unet.parameters())
+def test_the_pipelines_components_are_profiled_without_their_weights(demo_arms: Arms, exported: Prepared) -> None:
+    family = demo_arms.use("adapted")
+    fed = {name: value[:2] for name, value in exported.inputs.items()}
+    component, others = family.component(fed), family.others((1, 4, 16, 16))
+    found = profile.needs(component, others, rows=2)
+    assert found.denoiser.parameters == sum(value.numel() for value in family.module.parameters())
     assert found.denoiser.by_layer["conv_in"] == 2 * 2 * 256 * 32 * 4 * 9
     assert 0 < sum(found.denoiser.by_layer[layer] for layer in ("conv_in", "conv_out")) < found.denoiser.operations
-    assert [component.name for component in others(pipe, (1, 4, 16, 16), (1, 16, 128))] == [
-        "text_encoder",
-        "vae_decoder",
-    ]
-    assert next(iter(pipe.unet.parameters())).device.type == "cpu"
-    assert denoiser(pipe.unet, (1, 4, 16, 16), (1, 16, 128)).steps == 4
+    assert [part.name for part in others] == ["text_encoder", "vae_decoder"]
+    assert next(iter(family.module.parameters())).device.type == "cpu"
+    assert component.step == 4
 
 
 def test_a_call_takes_at_least_its_reading_or_its_computing() -> None:

@@ -6,10 +6,10 @@ The quantized arms are simulated in torch, which ``quantize/test_onnx`` proves e
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from qcheck import limits, pipeline, recipe, scheme, trace
 from qcheck.backend.base import MismatchError, Runner
@@ -41,7 +41,7 @@ class Bench:
 
     setup: Setup
     probes: tuple[Probe, ...]
-    models: Mapping[str, torch.nn.Module]
+    models: Mapping[str, Any]
     traces: Mapping[str, Trace]
     store: Cache
 
@@ -68,20 +68,20 @@ class Bench:
 def bench(demo_arms: Arms, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     store, chosen = Cache(tmp_path_factory.mktemp("bench")), scheme.find("int8")
     setup, probes = setup_for(demo_arms, CHOSEN, batch=8)
-    models: dict[str, torch.nn.Module] = {}
+    models: dict[str, Any] = {}
     sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
     for side, digit in sides:
-        models[f"f{digit}"] = copy.deepcopy(demo_arms.use(side).unet)
+        models[f"f{digit}"] = copy.deepcopy(demo_arms.entry(side))
     f1 = trace.reference(setup, subject("f1", TorchRunner(models["f1"])), probes, store, quiet)
     for side, digit in sides:
-        layers = plan.chosen_layers(models[f"f{digit}"], chosen, recipe.find("emoji"))
+        layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
         seen = Histogram()
         with observed(layers, [seen]):
             trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         models[f"q{digit}"] = copy.deepcopy(models[f"f{digit}"])
         ranges = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
-        numbers = plan.make(layers, models[f"f{digit}"].state_dict(), chosen, ranges)
-        fake.simulated(models[f"q{digit}"], numbers).__enter__()
+        numbers = plan.make(layers, models[f"f{digit}"].denoiser.state_dict(), chosen, ranges)
+        fake.simulated(models[f"q{digit}"].denoiser, numbers).__enter__()
     healthy: tuple[tuple[str, str, Side], ...] = (
         ("f0", "f0", "base"),
         ("q0", "q0", "base"),
@@ -103,8 +103,9 @@ class Altered:
     output: Callable[[np.ndarray], np.ndarray] = lambda x: x
     name: str = "altered"
 
-    def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
-        return self.output(self.inner(sample, self.time(timestep), hidden))
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        moved = {"timestep": np.array([self.time(float(inputs["timestep"][0]))], np.float32)}
+        return self.output(self.inner({**inputs, **moved}))
 
 
 def test_the_healthy_artifact_passes(bench: Bench) -> None:
@@ -152,7 +153,7 @@ def test_a_timestep_shifted_by_one_in_the_export_is_caught_by_the_control(bench:
 
 @pytest.mark.parametrize(("arm", "outcome"), [("q1", "NEEDS-QAT"), ("q0", "FAIL-RECIPE")])
 def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> None:
-    bias = bench.models[arm].get_submodule("mid_block.resnets.0.conv1").get_parameter("bias")
+    bias = bench.models[arm].denoiser.get_submodule("mid_block.resnets.0.conv1").get_parameter("bias")
     side: Side = "adapted" if arm == "q1" else "base"
     kept = bias.data.clone()
     bias.data[0] = float("nan")

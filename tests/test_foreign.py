@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from qcheck import foreign
-from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.backend.onnxruntime import OnnxRunner, feeds, session
 from qcheck.errors import UserError
 from qcheck.measurement import needs_base
 from qcheck.model.arms import Arms
@@ -60,8 +60,8 @@ def test_inputs_are_fed_by_rank_whatever_they_are_called_and_batches_as_they_are
     plain: Path, prepared: Prepared, rows: int | None, scalar: bool
 ) -> None:
     other = _renamed(plain, {"sample": "latent", "timestep": "t", "encoder_hidden_states": "text"}, rows, scalar)
-    x, h = prepared.inputs["sample"][:3], prepared.inputs["encoder_hidden_states"][:3]
-    wanted, found = OnnxRunner(plain, 1)(x, 500.0, h), OnnxRunner(other, 1)(x, 500.0, h)
+    given = {name: value[:3] for name, value in prepared.inputs.items()}
+    wanted, found = OnnxRunner(plain, 1)(given), OnnxRunner(other, 1)(given)
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() < 1e-4
 
@@ -72,18 +72,44 @@ def test_a_file_is_found_where_pipelines_keep_it(plain: Path, tmp_path: Path) ->
     (tmp_path / "pipeline").mkdir()
     plain.parent.rename(tmp_path / "pipeline" / "unet")
     found = foreign.read(tmp_path / "pipeline", 1)
-    assert (found.name, found.compute, found.bytes()) == ("pipeline", "float32", found.path.stat().st_size)
+    assert (found.name, found.bytes()) == ("pipeline", found.path.stat().st_size)
     assert found.path == tmp_path / "pipeline" / "unet" / "model.onnx"
 
 
-def test_what_is_no_denoiser_is_refused_with_what_was_seen(plain: Path, tmp_path: Path) -> None:
-    model = onnx.load(plain)
+def test_inputs_that_are_not_the_denoisers_are_refused_with_what_was_seen(
+    plain: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    model, path = onnx.load(plain), tmp_path / "more.onnx"
     model.graph.input.append(helper.make_tensor_value_info("time_ids", TensorProto.FLOAT, [1, 6]))
-    onnx.save(model, tmp_path / "more.onnx")
+    onnx.save(model, path)
+    with pytest.raises(
+        UserError, match=r"input 'time_ids' tensor\(float\) \[1, 6\] may be none of these; .* fed sample"
+    ):
+        feeds(session(path, 1), path, prepared.inputs)
+    more = {**prepared.inputs, "text_embeds": np.zeros((4, 32), np.float32)}
+    with pytest.raises(UserError, match="has no input for text_embeds"):
+        feeds(session(plain, 1), plain, more)
+
+
+def test_two_inputs_alike_are_told_apart_by_name_alone(plain: Path, tmp_path: Path) -> None:
+    asked = {name: np.zeros((2, 32), np.float32) for name in ("text_embeds", "time_ids")}
+    for names in (("text_embeds", "time_ids"), ("text_embeds", "b"), ("a", "b")):
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "d"]) for name in names]
+        output = helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", "d"])
+        graph = helper.make_graph([helper.make_node("Add", names, ["sum"])], "two", inputs, [output])
+        path = tmp_path / "two.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+        if "text_embeds" in names:
+            assert [feed.role for feed in feeds(session(path, 1), path, asked)] == ["text_embeds", "time_ids"]
+        else:
+            with pytest.raises(UserError, match="may be text_embeds or time_ids"):
+                feeds(session(path, 1), path, asked)
+
+
+def test_what_is_no_file_to_judge_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     (tmp_path / "empty").mkdir()
     for name, said in (
-        ("more.onnx", r"input 'time_ids' tensor\(float\) \[1, 6\] is none of sample"),
         ("broken.onnx", "does not load in ONNX Runtime"),
         ("empty", "holds 0 ONNX files"),
         ("absent", "does not exist"),

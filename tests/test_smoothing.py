@@ -24,7 +24,7 @@ def factors(request: pytest.FixtureRequest, demo_arms: Arms, exported: Prepared)
     x, t, h = (torch.from_numpy(exported.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
     chosen = scheme.find(request.param)
     assert chosen.smoothing is not None
-    unet = demo_arms.use("adapted").unet
+    unet = demo_arms.use("adapted").module
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     found = modelopt.smoothed(unet, layers, chosen.smoothing, lambda model: model(x, t, h))
     return request.param, found
@@ -57,7 +57,7 @@ def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
     for layer, numbers in content.plan.items():
         assert np.array_equal(codes[layer], numbers.codes(content.state[f"{layer}.weight"]).numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").unet
+    unet = demo_arms.use("adapted").module
     kept = {key: value.clone() for key, value in unet.state_dict().items()}
     with torch.no_grad():
         full = unet(x, t, h).sample.numpy()
@@ -65,7 +65,7 @@ def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
         with fake.simulated(unet, content.plan, content.branches) as model:
             simulated = model(x, t, h).sample.numpy()
         unet.load_state_dict(kept)
-    ran = OnnxRunner(path, 1)(x.numpy(), 500.0, h.numpy())
+    ran = OnnxRunner(path, 1)(prepared.inputs)
 
     def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
         return float(10 * np.log10(np.square(signal).sum() / np.square(signal - other).sum()))
@@ -84,7 +84,7 @@ def test_awq_lowers_the_error_of_what_it_was_fitted_on(
     if name != "int4-awq":
         pytest.skip("SmoothQuant helps where inputs have outliers, which this batch need not have")
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet, errors = demo_arms.use("adapted").unet, []
+    unet, errors = demo_arms.use("adapted").module, []
     with torch.no_grad():
         full = unet(x, t, h).sample
         for inputs in (prepared.ranges, prepared.ranges | found):

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,6 @@ from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
 from qcheck.job import Use
-from qcheck.model import arms
 from qcheck.model.arms import Arms, Side
 from qcheck.probe import Probe, ProbeSet
 from qcheck.trace import Setup, Subject
@@ -39,8 +39,19 @@ def subject(name: str, runner: Runner, side: Side = "adapted") -> Subject:
     return Subject(name, side, name, lambda: runner)
 
 
+def timed(scheduler: Any, steps: int) -> Callable[[], Any]:
+    """Makes solvers of that kind, set to ``steps``."""
+
+    def solver() -> Any:
+        made = type(scheduler).from_config(scheduler.config)
+        made.set_timesteps(steps)
+        return made
+
+    return solver
+
+
 def full(demo_arms: Arms, side: Side = "adapted") -> Subject:
-    return Subject(side, side, side, lambda: TorchRunner(demo_arms.use(side).unet))
+    return Subject(side, side, side, lambda: TorchRunner(demo_arms.entry(side)))
 
 
 def quiet(_: int) -> None:
@@ -59,26 +70,26 @@ def test_strata_are_few_spread_and_end_with_the_last_two(steps: int, count: int,
 def test_ddim_coefficients_are_the_drop_of_sigma_over_alpha() -> None:
     """Closed form for eps: the last sample moves by d(sigma / alpha) of each step, times the last alpha."""
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing")
-    solver = trace.fresh(scheduler, 10)
+    solver = timed(scheduler, 10)()
     level = np.array(
         [float(scheduler.alphas_cumprod[t]) for t in solver.timesteps] + [float(scheduler.final_alpha_cumprod)]
     )
     ratio = np.sqrt((1 - level) / level)
     expected = (ratio[:-1] - ratio[1:]) * np.sqrt(level[-1])
-    assert trace.coefficients(scheduler, 10) == pytest.approx(expected, rel=1e-4)
+    assert trace.coefficients(timed(scheduler, 10)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_flow_coefficients_are_the_drop_of_sigma() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
-    sigmas = trace.fresh(scheduler, 5).sigmas.numpy()
-    assert trace.coefficients(scheduler, 5) == pytest.approx(sigmas[:-1] - sigmas[1:], rel=1e-4)
+    sigmas = timed(scheduler, 5)().sigmas.numpy()
+    assert trace.coefficients(timed(scheduler, 5)) == pytest.approx(sigmas[:-1] - sigmas[1:], rel=1e-4)
 
 
 def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
-    pipe = demo_arms.use("adapted")
+    pipe = demo_arms.use("adapted").pipe
     traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), quiet)
-    ours = arms.decode(pipe, torch.from_numpy(np.stack(traced.finals()))).permute(0, 2, 3, 1).numpy()
+    ours = demo_arms.base.family.decode(torch.from_numpy(np.stack(traced.finals()))).permute(0, 2, 3, 1).numpy()
     for index, probe in enumerate(asked):
         theirs = pipe(
             probe.prompt,
@@ -93,9 +104,9 @@ def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arm
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
-    pipe = demo_arms.use("adapted")
+    pipe = demo_arms.use("adapted").pipe
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    traced = trace.reference(replace(setup, scheduler=euler), full(demo_arms), asked, Cache(tmp_path), quiet)
+    traced = trace.reference(replace(setup, solver=timed(euler, 6)), full(demo_arms), asked, Cache(tmp_path), quiet)
     kept, pipe.scheduler = pipe.scheduler, euler
     try:
         theirs = pipe(
@@ -112,7 +123,7 @@ def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_
 
 def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms, batch=3)
-    store, runner = Cache(tmp_path), TorchRunner(demo_arms.use("adapted").unet)
+    store, runner = Cache(tmp_path), TorchRunner(demo_arms.entry("adapted"))
     traced = trace.reference(setup, full(demo_arms), asked, store, quiet)
     again = trace.arm(setup, traced, subject("again", runner), asked, store, quiet)
     asking = trace.forced(setup, traced, subject("forced", runner), asked, store, quiet)
@@ -128,11 +139,10 @@ def test_solvers_that_call_more_often_than_they_step_are_followed(
     demo_arms: Arms, tmp_path: Path, solver: type
 ) -> None:
     setup, asked = setup_for(demo_arms)
-    scheduler = solver.from_config(setup.scheduler.config)
-    setup = replace(setup, scheduler=scheduler)
+    setup = replace(setup, solver=timed(solver.from_config(demo_arms.base.pipe.scheduler.config), CHOSEN.steps))
     setup = replace(setup, strata=trace.choose_strata(setup.calls, 4))
-    assert setup.calls > setup.steps
-    assert trace.coefficients(scheduler, setup.steps).shape == (setup.calls,)
+    assert setup.calls > CHOSEN.steps
+    assert trace.coefficients(setup.solver).shape == (setup.calls,)
     units: list[int] = []
     traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
     assert sum(units) == trace.forwards(setup, 1, 0, len(asked))
@@ -143,7 +153,7 @@ def test_solvers_that_call_more_often_than_they_step_are_followed(
 def test_a_solver_that_clips_is_still_read_as_linear() -> None:
     clipped = DDIMScheduler(clip_sample=True, timestep_spacing="trailing")
     free = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    assert trace.coefficients(clipped, 10) == pytest.approx(trace.coefficients(free, 10), rel=1e-4)
+    assert trace.coefficients(timed(clipped, 10)) == pytest.approx(trace.coefficients(timed(free, 10)), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}, {"steps": 7}, {"prompts": ("panda",) * 3}])
@@ -164,16 +174,16 @@ class Counting:
     def __init__(self, inner: Runner, last: float = float("inf")) -> None:
         self.inner, self.last, self.rows = inner, last, 0
 
-    def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.rows >= self.last:
             raise KeyboardInterrupt
-        self.rows += len(sample) // 2
-        return self.inner(sample, timestep, hidden)
+        self.rows += len(inputs["sample"]) // 2
+        return self.inner(inputs)
 
 
 def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
-    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.use("adapted").unet))
+    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
     two = trace.reference(setup, subject("f1", runner), asked[:2], store, quiet)
     assert runner.rows == trace.forwards(setup, 1, 0, 2)
     three = trace.reference(setup, subject("f1", runner), asked, store, quiet)
@@ -186,7 +196,7 @@ def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, tmp_path: Pat
 
 def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms, batch=1)
-    inner = TorchRunner(demo_arms.use("adapted").unet)
+    inner = TorchRunner(demo_arms.entry("adapted"))
     whole = trace.reference(setup, subject("f1", inner), asked, Cache(tmp_path / "whole"), quiet)
     store, broken = Cache(tmp_path / "cut"), Counting(inner, last=2.5 * setup.calls)
     with pytest.raises(KeyboardInterrupt):
@@ -201,9 +211,11 @@ def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: 
 
 def test_a_solver_of_another_configuration_finds_no_stored_trace(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
-    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.use("adapted").unet))
+    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
     trace.reference(setup, subject("f1", runner), asked, store, quiet)
-    other = replace(setup, scheduler=DDIMScheduler.from_config(setup.scheduler.config, timestep_spacing="linspace"))
+    config = demo_arms.base.pipe.scheduler.config
+    spaced = DDIMScheduler.from_config(config, timestep_spacing="linspace")
+    other = replace(setup, solver=timed(spaced, CHOSEN.steps))
     trace.reference(other, subject("f1", runner), asked, store, quiet)
     trace.reference(setup, subject("another", runner), asked, store, quiet)
     assert runner.rows == 3 * trace.forwards(setup, 1, 0, 3)
@@ -223,8 +235,8 @@ def test_a_runner_that_returns_another_shape_is_refused() -> None:
     class Wrong:
         name = "wrong"
 
-        def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
-            return sample[:1]
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return inputs["sample"][:1]
 
     with pytest.raises(MismatchError, match="wrong returned"):
-        call(Wrong(), np.zeros((2, 4, 4, 4), np.float32), 1.0, np.zeros((2, 1, 1), np.float32))
+        call(Wrong(), {"sample": np.zeros((2, 4, 4, 4), np.float32)}, "sample")

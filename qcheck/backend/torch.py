@@ -1,6 +1,7 @@
 """The denoiser in torch: the full-precision reference, other compute types, and layers that a library quantized."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,20 +10,20 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """A diffusers UNet."""
+    """A family's entry around a denoiser. Inputs in ``fixed`` keep their type, as in a file."""
 
-    unet: nn.Module
+    entry: nn.Module
     name: str = "torch float32"
     dtype: torch.dtype = torch.float32
+    fixed: frozenset[str] = field(default_factory=frozenset)
 
     @torch.no_grad()
-    def __call__(self, sample: np.ndarray, timestep: float, hidden: np.ndarray) -> np.ndarray:
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """As ``Runner``; inputs are cast to the module's dtype and its output back."""
-        output = self.unet(
-            torch.from_numpy(sample).to(self.dtype),
-            torch.tensor([timestep], dtype=torch.float32),
-            torch.from_numpy(hidden).to(self.dtype),
-            return_dict=False,
-        )[0]
+        given = {
+            name: torch.from_numpy(value).to(torch.float32 if name in self.fixed else self.dtype)
+            for name, value in inputs.items()
+        }
+        output: torch.Tensor = self.entry(**given)
         result: np.ndarray = output.float().numpy()
         return result

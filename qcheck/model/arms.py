@@ -11,12 +11,11 @@ from qcheck import files
 from qcheck.errors import UserError
 from qcheck.model import lora
 from qcheck.model.base import Base
+from qcheck.model.family import Family
 from qcheck.model.lora import Adapter, Fit
-from qcheck.probe import Probe
 
 Side = Literal["base", "adapted"]
 SIDES: tuple[Side, Side] = ("base", "adapted")
-DENOISER = "unet"
 _EXACT = 1e-3
 
 
@@ -40,11 +39,16 @@ class Arms:
         used = (*self.common, *(self.adapters if side == "adapted" else ()))
         return files.digest(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
 
-    def use(self, side: Side) -> Any:
-        """Put that arm's weights in place and return diffusers' pipeline."""
+    def use(self, side: Side) -> Family:
+        """Put that arm's weights in place and return the pipeline."""
         for layer, weight in self.weights[side].items():
             _weight(self.base.pipe, layer).data = weight
-        return self.base.pipe
+        return self.base.family
+
+    def entry(self, side: Side) -> torch.nn.Module:
+        """That arm's denoiser, ready for ``Family.feed``'s inputs."""
+        family = self.use(side)
+        return family.entry(family.module)
 
     def state(self, side: Side) -> dict[str, torch.Tensor]:
         """The denoiser's parameters and buffers in that arm."""
@@ -54,7 +58,8 @@ class Arms:
 
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
-        return [layer.removeprefix(f"{DENOISER}.") for layer in self.layers if layer.startswith(f"{DENOISER}.")]
+        prefix = f"{self.base.family.denoiser}."
+        return [layer.removeprefix(prefix) for layer in self.layers if layer.startswith(prefix)]
 
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
@@ -64,7 +69,7 @@ class Arms:
         Raises:
             UserError: the change is not of that rank, as DoRA's is not.
         """
-        name = f"{DENOISER}.{layer}"
+        name = f"{self.base.family.denoiser}.{layer}"
         change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
         down = self.down[name].double()
         up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
@@ -127,38 +132,3 @@ def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:
     component, _, name = layer.partition(".")
     found: torch.nn.Parameter = getattr(pipe, component).get_submodule(name).weight
     return found
-
-
-@torch.no_grad()
-def embed(pipe: Any, probe: Probe) -> torch.Tensor:
-    """Text embeddings [1, L, D] of the probe, or [2, L, D] (negative first) where guidance has a second branch."""
-    guided = probe.guidance > 1
-    positive, negative = pipe.encode_prompt(probe.prompt, "cpu", 1, guided, probe.negative or None)
-    return torch.cat([negative, positive]) if guided else positive
-
-
-def start(pipe: Any, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
-    """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator.
-
-    Raises:
-        UserError: a width or height that the autoencoder cannot decode to.
-    """
-    for name, side in (("width", probe.width), ("height", probe.height)):
-        if side and side % pipe.vae_scale_factor:
-            raise UserError(
-                f"--{name} {side} is no multiple of {pipe.vae_scale_factor}, the autoencoder's factor",
-                f"Take {side - side % pipe.vae_scale_factor or pipe.vae_scale_factor}.",
-            )
-    sample = pipe.unet.config.sample_size
-    sides = sample if isinstance(sample, tuple | list) else (sample, sample)
-    height = probe.height // pipe.vae_scale_factor if probe.height else sides[0]
-    width = probe.width // pipe.vae_scale_factor if probe.width else sides[1]
-    generator = torch.Generator("cpu").manual_seed(probe.seed)
-    return torch.randn((1, pipe.unet.config.in_channels, height, width), generator=generator), generator
-
-
-@torch.no_grad()
-def decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
-    pictures = [pipe.vae.decode(x[None] / pipe.vae.config.scaling_factor, return_dict=False)[0] for x in latents]
-    return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)

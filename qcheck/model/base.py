@@ -6,29 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
+from torch import nn
 
 from qcheck import files
 from qcheck.errors import UserError
+from qcheck.model import family as families
+from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 
 INDEX = "model_index.json"
-_NEEDED = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
 
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded pipeline in float32 and what it was loaded from. ``pipe`` is diffusers' own object."""
+    """A loaded pipeline in float32 and what it was loaded from."""
 
     source: str
     digest: str
-    pipe: Any
+    family: Family
 
     @property
-    def denoiser(self) -> UNet2DConditionModel:
+    def pipe(self) -> Any:
+        """The pipeline as diffusers has it."""
+        return self.family.pipe
+
+    @property
+    def denoiser(self) -> nn.Module:
         """The module that is quantized."""
-        unet: UNet2DConditionModel = self.pipe.unet
-        return unet
+        return self.family.module
 
 
 def locate(source: str) -> Path:
@@ -69,16 +75,17 @@ def load(source: str) -> Base:
     """
     folder = locate(source)
     index = _index(folder)
-    if not set(index) >= _NEEDED or "text_encoder_2" in index or "controlnet" in index:
+    kind = families.find(index)
+    if kind is None:
         kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise UserError(
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
-            "This version checks pipelines of one text encoder and a UNet (Stable Diffusion 1.x and 2.x).",
+            "This version checks Stable Diffusion 1.x, 2.x, XL and 3, and Flux.",
         )
     absent = {"safety_checker": None} if "safety_checker" in index else {}
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(
+            pipe = kind.pipeline.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **absent
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -86,19 +93,18 @@ def load(source: str) -> Base:
             f"base {source!r} does not load: {error}",
             "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
         ) from error
-    config = pipe.unet.config
-    if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
+    family = kind(pipe)
+    if strange := family.unsupported():
         raise UserError(
-            f"base {source!r} has a UNet of {config.in_channels} -> {config.out_channels} channels"
-            f"{' with a guidance embedding' if config.time_cond_proj_dim else ''}",
-            "This version checks plain text-to-image UNets (no inpainting, no guidance distillation).",
+            f"base {source!r} has {strange}",
+            "This version checks plain text-to-image pipelines (no inpainting, no control, no UNet told the guidance).",
         )
     pipe.set_progress_bar_config(disable=True)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
             _require_finite(source, name, part)
-    return Base(source, files.digest_folder(folder), pipe)
+    return Base(source, files.digest_folder(folder), family)
 
 
 def _index(folder: Path) -> dict[str, Any]:

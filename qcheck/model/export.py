@@ -4,6 +4,7 @@ import io
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -11,7 +12,7 @@ from qcheck.model.components import Component
 from qcheck.model.quiet import quiet
 
 OPSET = 20  # GroupNormalization of 21 is not parsed before TensorRT 10.9; at 20 it comes decomposed
-_MOST = 1024
+_MOST = 16384
 
 
 def export(component: Component, compute: str, sizes: bool = False) -> ir.Model:
@@ -24,7 +25,7 @@ def export(component: Component, compute: str, sizes: bool = False) -> ir.Model:
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
             owned.module,
-            tuple(owned.inputs.values()),
+            kwargs=dict(owned.inputs),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(owned.inputs),
@@ -34,16 +35,56 @@ def export(component: Component, compute: str, sizes: bool = False) -> ir.Model:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    _narrow(program.model)
+    _promote(program.model)
     return program.model
+
+
+def _narrow(model: ir.Model) -> None:
+    """Compute in float32 what torch computes in float64 (places of tokens): TensorRT has no double."""
+    double, single = ir.DataType.DOUBLE, ir.DataType.FLOAT
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == double:
+            node.attributes["to"] = ir.AttrInt64("to", int(single))
+        for value in node.outputs:
+            if value.dtype == double:
+                value.dtype = single
+            if node.op_type == "Constant" and value.const_value is not None and value.const_value.dtype == double:
+                node.attributes["value"] = ir.AttrTensor("value", _single(value.const_value))
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == double:
+            value.const_value, value.dtype = _single(value.const_value), single
+
+
+def _single(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+
+def _promote(model: ir.Model) -> None:
+    """Cast what is concatenated to its widest type, as torch does and its exporter forgets."""
+    for node in [node for node in model.graph if node.op_type == "Concat"]:
+        types = {value.dtype for value in node.inputs if value is not None and value.dtype is not None}
+        if len(types) < 2:
+            continue
+        widest = max(types, key=lambda dtype: dtype.itemsize)
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype != widest:
+                cast = ir.node("Cast", [value], attributes={"to": int(widest)}, name=f"{node.name}/cast{index}")
+                cast.outputs[0].name, cast.outputs[0].dtype = f"{node.name}_cast{index}", widest
+                cast.outputs[0].shape = value.shape
+                model.graph.insert_before(node, [cast])
+                node.replace_input_with(index, cast.outputs[0])
+        node.outputs[0].dtype = widest
 
 
 def _axes(component: Component, sizes: bool) -> dict[str, dict[int, Any] | None]:
     """The axes that vary; sides of pictures are multiples of the component's own step."""
-    batch, *sides = (torch.export.Dim(name, min=1, max=_MOST) for name in ("batch", "height", "width"))
+    batch, sides = torch.export.Dim("batch", min=1, max=_MOST), dict[str, Any]()
     found: dict[str, dict[int, Any] | None] = {}
     for name in component.inputs:
-        axes: dict[int, Any] = {0: batch}
-        if sizes and name in component.pictures:
-            axes |= {axis: component.steps * side for axis, side in zip((2, 3), sides, strict=True)}
-        found[name] = None if name in component.fixed else axes
+        axes: dict[int, Any] = {} if name in component.fixed else {0: batch}
+        for axis, side in component.growing.get(name, {}).items() if sizes else ():
+            varied = sides.setdefault(side, torch.export.Dim(side, min=1, max=_MOST))
+            axes[axis] = component.step * varied if component.step > 1 else varied
+        found[name] = axes or None
     return found

@@ -140,7 +140,8 @@ def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]
     _require_lora(adapter)
     try:
         with quiet():
-            state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
+            got = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)
+            state, alphas = got[:2] if isinstance(got, tuple) else (got, {})
             plain = {k: v for k, v in state.items() if not k.endswith(".alpha") and _MAGNITUDE not in k}
             state = _converted(plain)
     except (ValueError, KeyError, OSError) as error:
@@ -178,6 +179,7 @@ def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return {
         f"{component}.{name}": module.weight
         for component in components
+        if getattr(pipe, component) is not None
         for name, module in getattr(pipe, component).named_modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
@@ -204,7 +206,7 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
             do not fit the layer's weight.
     """
-    layers = _layers(pipe, ("unet", "text_encoder"))
+    layers = _layers(pipe, tuple(pipe._lora_loadable_modules))
     factors = {_named(name, layers): pair for name, pair in factors_of(pipe, adapter)[0].items()}
     unmatched = sorted(set(factors) - set(layers))
     if len(unmatched) == len(factors) or (unmatched and not allow_unmatched):

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qcheck.estimate import Estimate, estimate
 from qcheck.manifest import Layer
-from qcheck.model import components
 from qcheck.model.components import Component
 from qcheck.target import Target, number_format
 
@@ -65,10 +64,10 @@ def profile(component: Component, rows: int) -> Profile:
         name: value.shape if name in component.fixed else (rows, *value.shape[1:])
         for name, value in component.inputs.items()
     }
-    inputs = tuple(torch.empty(shapes[name], dtype=v.dtype, device="meta") for name, v in component.inputs.items())
+    inputs = {name: torch.empty(shapes[name], dtype=v.dtype, device="meta") for name, v in component.inputs.items()}
     alive, counter = _Alive(list(weights.values())), FlopCounterMode(display=False)
     with torch.no_grad(), counter, alive:
-        functional_call(module, weights, inputs)
+        functional_call(module, weights, (), inputs)
     counts = counter.get_flop_counts()
     return Profile(
         parameters=sum(value.numel() for value in module.parameters()),
@@ -96,13 +95,9 @@ class Needs:
     others: tuple[Profile, ...]
 
 
-def needs(pipe: Any, sample: Sequence[int], hidden: Sequence[int], rows: int) -> Needs:
-    """Profile every component at latents ``sample`` [batch, C, h, w] and embeddings ``hidden`` [batch, L, D]."""
-    parts = components.others(pipe, sample, hidden)
-    return Needs(
-        profile(components.denoiser(pipe.unet, sample, hidden), rows),
-        tuple(profile(part, 1 if part.pictures else rows) for part in parts),
-    )
+def needs(denoiser: Component, others: Sequence[Component], rows: int) -> Needs:
+    """Profile every component; ``rows`` in the batch of all but those that make one picture."""
+    return Needs(profile(denoiser, rows), tuple(profile(part, 1 if part.growing else rows) for part in others))
 
 
 def estimated(found: Needs, target: Target, denoiser_bytes: int, layers: Sequence[Layer], compute: str) -> Estimate:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcheck.backend.base import INPUTS
 from qcheck.backend.onnxruntime import OnnxRunner, session
 from tests.conftest import Prepared
 
@@ -15,9 +14,8 @@ def test_parts_of_a_batch_on_a_thread_each_give_what_one_session_gives(
     prepared: Prepared, rows: int, threads: int
 ) -> None:
     path: Path = prepared.exporter.full("adapted", "float32")
-    sample, hidden = (prepared.inputs[name][:rows] for name in ("sample", "encoder_hidden_states"))
-    found = OnnxRunner(path, threads)(sample, 500.0, hidden)
-    values = (sample, np.array([500.0], np.float32), hidden)
-    expected = session(path, 1).run(None, dict(zip(INPUTS, values, strict=True)))[0]
+    given = {name: value[:rows] for name, value in prepared.inputs.items()}
+    found = OnnxRunner(path, threads)(given)
+    expected = session(path, 1).run(None, given)[0]
     assert found.dtype == np.float32
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -98,7 +98,7 @@ def test_whole_artifact_and_simulation_err_equally_against_the_reference(prepare
         with fake.simulated(prepared.unet, prepared.plan) as model:
             simulated = model(x, t, h).sample.numpy()
         restored = prepared.unet(x, t, h).sample.numpy()
-    ran = OnnxRunner(artifact, 1)(prepared.inputs["sample"], 500.0, prepared.inputs["encoder_hidden_states"])
+    ran = OnnxRunner(artifact, 1)(prepared.inputs)
     assert np.array_equal(full, restored)
     assert _sqnr(full, ran) == pytest.approx(_sqnr(full, simulated), abs=1.0)
 
@@ -112,7 +112,7 @@ def test_weights_alone_agree_over_the_whole_network_to_float_rounding(prepared: 
         for name, value in prepared.state.items()
     }
     rewrite.save(rewrite.fill(prepared.graph, weights), path)
-    ran = OnnxRunner(path, 1)(prepared.inputs["sample"], 500.0, prepared.inputs["encoder_hidden_states"])
+    ran = OnnxRunner(path, 1)(prepared.inputs)
     kept = {k: v.clone() for k, v in prepared.unet.state_dict().items()}
     prepared.unet.load_state_dict(weights)
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))

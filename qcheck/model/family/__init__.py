@@ -1,0 +1,19 @@
+"""Kinds of pipelines: what a denoiser is fed, how noise starts and how a solver is set; one module a kind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qcheck.model.family.common import Conditions, Family, Shape
+from qcheck.model.family.flux import Flux
+from qcheck.model.family.sd3 import StableDiffusion3
+from qcheck.model.family.unet import StableDiffusion, StableDiffusionXL
+
+__all__ = ["FAMILIES", "Conditions", "Family", "Shape", "find"]
+
+FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+
+
+def find(index: Mapping[str, Any]) -> type[Family] | None:
+    """The family of a pipeline from its ``model_index.json``, None where it is of none."""
+    present = {name: held[1] for name, held in index.items() if isinstance(held, list) and held[1] is not None}
+    return next((family for family in FAMILIES if family.fits(present)), None)

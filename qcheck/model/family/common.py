@@ -1,0 +1,209 @@
+"""What every family has to say, and what most of them say alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcheck.errors import UserError
+from qcheck.model.components import ROWS, Component, Decoder, TextEncoder
+from qcheck.probe import Probe
+
+Conditions = dict[str, torch.Tensor]
+Shape = tuple[int, int, int, int]
+_OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+
+
+class Family(ABC):
+    """One pipeline of a kind. ``pipe`` is diffusers' own object, with either arm's weights in place.
+
+    ``denoiser`` names its attribute and folder; ``latent`` and ``output`` the denoiser's input and output of latents;
+    ``fixed`` the inputs whose first axis is not the batch; ``encoders`` text encoders by the tokens' limit of each,
+    None where its tokenizer has one, of which a pipeline may lack those in ``spare``. Names are those of optimum's
+    files.
+    """
+
+    pipeline: ClassVar[type[Any]]
+    kind: ClassVar[str]
+    denoiser: ClassVar[str] = "transformer"
+    encoders: ClassVar[Mapping[str, int | None]]
+    spare: ClassVar[frozenset[str]] = frozenset()
+    latent: ClassVar[str] = "hidden_states"
+    output: ClassVar[str] = "out_hidden_states"
+    fixed: ClassVar[frozenset[str]] = frozenset({"timestep"})
+    branches: ClassVar[int] = 2
+    inner_states: ClassVar[bool] = False
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    @classmethod
+    def fits(cls, present: Mapping[str, str]) -> bool:
+        """Whether a pipeline of these components, class names by attribute, is of this family."""
+        needed = {cls.denoiser, "vae", "scheduler", *cls._with_tokenizers(set(cls.encoders) - cls.spare)}
+        allowed = needed | cls._with_tokenizers(cls.spare) | _OPTIONAL
+        return present.get(cls.denoiser) == cls.kind and needed <= set(present) <= allowed
+
+    @classmethod
+    def _with_tokenizers(cls, encoders: Collection[str]) -> set[str]:
+        return {*encoders, *(cls.tokenizer_of(name) for name in encoders)}
+
+    @staticmethod
+    def tokenizer_of(encoder: str) -> str:
+        """The attribute of a text encoder's tokenizer."""
+        return encoder.replace("text_encoder", "tokenizer")
+
+    @property
+    def module(self) -> nn.Module:
+        """The denoiser, which is what is quantized."""
+        found: nn.Module = getattr(self.pipe, self.denoiser)
+        return found
+
+    @property
+    def config(self) -> Any:
+        """The denoiser's."""
+        return self.module.config
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        found: int = self.config.in_channels
+        return found
+
+    @property
+    def multiple(self) -> int:
+        """What a side of the picture in pixels has to be a multiple of."""
+        found: int = self.pipe.vae_scale_factor
+        return found
+
+    def unsupported(self) -> str | None:
+        """What this pipeline has that is not supported, in words; None if nothing."""
+        inward, outward = self.config.in_channels, self.config.out_channels
+        return None if outward in {None, inward} else f"a denoiser of {inward} -> {outward} channels"
+
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the pipeline's own pictures, in latents."""
+        size = self.config.sample_size
+        return (size[0], size[1]) if isinstance(size, tuple | list) else (size, size)
+
+    def shape(self, width: int | None, height: int | None) -> Shape:
+        """Latents [1, C, h, w] of a picture; the pipeline's own sides where None.
+
+        Raises:
+            UserError: a side that is no such multiple.
+        """
+        for name, side in (("width", width), ("height", height)):
+            if side and side % self.multiple:
+                raise UserError(
+                    f"--{name} {side} is no multiple of {self.multiple}, the pipeline's factor",
+                    f"Take {side - side % self.multiple or self.multiple}.",
+                )
+        factor, own = self.pipe.vae_scale_factor, self.sides()
+        return 1, self.channels, height // factor if height else own[0], width // factor if width else own[1]
+
+    def start(self, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
+        """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator.
+
+        Raises:
+            UserError: as ``shape``.
+        """
+        generator = torch.Generator("cpu").manual_seed(probe.seed)
+        return torch.randn(self.shape(probe.width, probe.height), generator=generator), generator
+
+    @abstractmethod
+    def conditions(self, probe: Probe) -> Conditions:
+        """What the denoiser is fed beside latents and time, each [1 or 2, ...]: the negative branch of two first."""
+
+    def schedule(self, shape: Shape) -> dict[str, Any]:
+        """What the solver has to know of the latents' size."""
+        return {}
+
+    def spaced(self, steps: int) -> dict[str, Any]:
+        """How the solver's steps are given."""
+        return {"num_inference_steps": steps}
+
+    def solver(self, steps: int, shape: Shape) -> Any:
+        """A new solver, set; solvers keep state, so no two runs share one."""
+        solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
+        return solver
+
+    def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The denoiser's inputs in their order, from latents [n, C, h, w] and conditions [n, ...]."""
+        return {self.latent: latents, "timestep": np.array([timestep], np.float32), **conditions}
+
+    def read(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The denoiser's output as latents of ``shape`` [n, C, h, w]."""
+        return output
+
+    @abstractmethod
+    def entry(self, denoiser: nn.Module) -> nn.Module:
+        """``denoiser`` (under that name) as a module from ``feed``'s inputs, by keyword, to one tensor."""
+
+    def growing(self) -> Mapping[str, Mapping[int, str]]:
+        """Axes that grow with the picture, by input, each with the name that equal ones share."""
+        return {self.latent: {2: "height", 3: "width"}}
+
+    @property
+    def step(self) -> int:
+        """What those axes are multiples of where the size is not fixed."""
+        return 1
+
+    def component(self, inputs: Mapping[str, np.ndarray]) -> Component:
+        """The denoiser as it is exported, from inputs of any number of rows."""
+        examples = {
+            name: torch.from_numpy(value)
+            if name in self.fixed
+            else torch.zeros(ROWS, *value.shape[1:], dtype=torch.from_numpy(value).dtype)
+            for name, value in inputs.items()
+        }
+        return Component(
+            self.denoiser,
+            self.entry(self.module),
+            examples,
+            (self.output,),
+            fixed=self.fixed,
+            growing=self.growing(),
+            step=self.step,
+        )
+
+    def others(self, shape: Shape) -> list[Component]:
+        """What a picture takes beside the denoiser: text encoders, and the decoder of latents ``shape``.
+
+        The decoder's input is what the pipeline hands over: scaled back.
+        """
+        found = []
+        for name, limit in self.encoders.items():
+            encoder = getattr(self.pipe, name)
+            if encoder is None:
+                continue
+            tokens = limit or getattr(self.pipe, self.tokenizer_of(name)).model_max_length
+            module = TextEncoder(encoder, self.inner_states)
+            ids = torch.ones(ROWS, tokens, dtype=torch.int64)
+            found.append(Component(name, module, {"input_ids": ids}, module.outputs()))
+        latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
+        sides = {"latent_sample": {2: "height", 3: "width"}}
+        spread = 1 / self.pipe.vae.config.scaling_factor
+        decoder = Component("vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread)
+        return [*found, decoder]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
+        vae = self.pipe.vae
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        pictures = [vae.decode(x[None] / scale + shift, return_dict=False)[0] for x in latents]
+        return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
+
+
+def guided(probe: Probe) -> bool:
+    """Whether classifier-free guidance has its second branch."""
+    return probe.guidance > 1
+
+
+def joined(negative: torch.Tensor | None, positive: torch.Tensor) -> torch.Tensor:
+    """Both branches of guidance, the negative first, or one."""
+    return positive if negative is None else torch.cat([negative, positive])

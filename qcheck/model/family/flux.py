@@ -1,0 +1,119 @@
+"""Flux: a transformer over latents packed 2 x 2 into tokens, trained by flow matching."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from torch import nn
+
+from qcheck.model.family.common import Conditions, Family, Shape
+from qcheck.model.family.shift import shift
+from qcheck.probe import Probe
+
+
+class _Entry(nn.Module):
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        txt_ids: torch.Tensor,
+        img_ids: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        output: torch.Tensor = self.denoiser(
+            hidden_states,
+            encoder_hidden_states,
+            pooled_projections,
+            timestep,
+            img_ids,
+            txt_ids,
+            guidance,
+            return_dict=False,
+        )[0]
+        return output
+
+
+class Flux(Family):
+    """Two text encoders; guidance is an input or nothing, never a second branch.
+
+    Conditions are encoder_hidden_states [1, L, D], pooled_projections [1, D] and, for the guidance-distilled kind,
+    guidance [1].
+    """
+
+    pipeline = FluxPipeline
+    kind = "FluxTransformer2DModel"
+    encoders: ClassVar = {"text_encoder": None, "text_encoder_2": 512}
+    fixed = frozenset({"timestep", "txt_ids", "img_ids"})
+    branches = 1
+
+    @property
+    def channels(self) -> int:
+        """Of the latents before they are packed."""
+        return super().channels // 4
+
+    @property
+    def multiple(self) -> int:
+        """A token in pixels."""
+        return 2 * super().multiple
+
+    def sides(self) -> tuple[int, int]:
+        """The pipeline's own."""
+        size: int = self.pipe.default_sample_size
+        return size, size
+
+    @torch.no_grad()
+    def conditions(self, probe: Probe) -> Conditions:
+        """As the class says."""
+        embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device="cpu")
+        found = {"encoder_hidden_states": embedded, "pooled_projections": pooled}
+        return found | ({"guidance": torch.tensor([probe.guidance])} if self.config.guidance_embeds else {})
+
+    def spaced(self, steps: int) -> dict[str, Any]:
+        """Sigmas in equal steps from 1, unless the solver has its own for flows."""
+        if self.pipe.scheduler.config.get("use_flow_sigmas"):
+            return super().spaced(steps)
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+
+    def schedule(self, shape: Shape) -> dict[str, Any]:
+        """The shift by size."""
+        return {"mu": shift(self.pipe.scheduler.config, (shape[2] // 2) * (shape[3] // 2))}
+
+    def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tokens hidden_states [n, hw/4, 4C], time in [0, 1], and places: txt_ids [L, 3] and img_ids [hw/4, 3]."""
+        rows, channels, height, width = latents.shape
+        high, wide = height // 2, width // 2
+        packed = latents.reshape(rows, channels, high, 2, wide, 2).transpose(0, 2, 4, 1, 3, 5)
+        places = np.zeros((high, wide, 3), np.float32)
+        places[..., 1], places[..., 2] = np.arange(high)[:, None], np.arange(wide)
+        words = conditions["encoder_hidden_states"].shape[1]
+        found = {
+            "hidden_states": np.ascontiguousarray(packed.reshape(rows, high * wide, 4 * channels)),
+            "timestep": np.array([timestep / 1000], np.float32),
+            "encoder_hidden_states": conditions["encoder_hidden_states"],
+            "pooled_projections": conditions["pooled_projections"],
+            "txt_ids": np.zeros((words, 3), np.float32),
+            "img_ids": places.reshape(-1, 3),
+        }
+        return found | {name: value for name, value in conditions.items() if name not in found}
+
+    def read(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Tokens [n, hw/4, 4C] as latents [n, C, h, w]."""
+        rows, channels, height, width = shape
+        tokens = output.reshape(rows, height // 2, width // 2, channels, 2, 2).transpose(0, 3, 1, 4, 2, 5)
+        return np.ascontiguousarray(tokens.reshape(shape))
+
+    def entry(self, denoiser: nn.Module) -> nn.Module:
+        """Inputs as ``feed`` gives them."""
+        return _Entry(denoiser)
+
+    def growing(self) -> Mapping[str, Mapping[int, str]]:
+        """Tokens."""
+        return {"hidden_states": {1: "tokens"}, "img_ids": {0: "tokens"}}

@@ -1,0 +1,77 @@
+"""Stable Diffusion 3: a joint transformer that is trained by flow matching."""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import nn
+
+from qcheck.model.family.common import Conditions, Family, Shape, guided, joined
+from qcheck.model.family.shift import shift
+from qcheck.probe import Probe
+
+
+class _Entry(nn.Module):
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+    ) -> torch.Tensor:
+        output: torch.Tensor = self.denoiser(
+            hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False
+        )[0]
+        return output
+
+
+class StableDiffusion3(Family):
+    """Three text encoders; conditions are encoder_hidden_states [1 or 2, L, D] and pooled_projections [1 or 2, D]."""
+
+    pipeline = StableDiffusion3Pipeline
+    kind = "SD3Transformer2DModel"
+    encoders: ClassVar = {"text_encoder": None, "text_encoder_2": None, "text_encoder_3": 256}
+    spare = frozenset({"text_encoder_3"})
+    inner_states = True
+
+    @property
+    def multiple(self) -> int:
+        """A patch in pixels."""
+        found: int = self.pipe.vae_scale_factor * self.config.patch_size
+        return found
+
+    @property
+    def step(self) -> int:
+        """A patch in latents."""
+        found: int = self.config.patch_size
+        return found
+
+    @torch.no_grad()
+    def conditions(self, probe: Probe) -> Conditions:
+        """encoder_hidden_states [1 or 2, L, D] and pooled_projections [1 or 2, D]."""
+        positive, negative, pooled, negative_pooled = self.pipe.encode_prompt(
+            prompt=probe.prompt,
+            prompt_2=None,
+            prompt_3=None,
+            device="cpu",
+            do_classifier_free_guidance=guided(probe),
+            negative_prompt=probe.negative or None,
+        )
+        return {
+            "encoder_hidden_states": joined(negative, positive),
+            "pooled_projections": joined(negative_pooled, pooled),
+        }
+
+    def schedule(self, shape: Shape) -> dict[str, Any]:
+        """The shift of a solver that has one by size."""
+        config, patch = self.pipe.scheduler.config, self.config.patch_size
+        shifted = config.get("use_dynamic_shifting")
+        return {"mu": shift(config, (shape[2] // patch) * (shape[3] // patch))} if shifted else {}
+
+    def entry(self, denoiser: nn.Module) -> nn.Module:
+        """Inputs hidden_states [n, C, h, w], timestep [1], encoder_hidden_states [n, L, D], pooled_projections."""
+        return _Entry(denoiser)

@@ -1,0 +1,105 @@
+"""Stable Diffusion 1.x, 2.x and XL: a UNet; its output may be eps or v, which is the solver's business."""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
+
+from qcheck.model.family.common import Conditions, Family, guided, joined
+from qcheck.probe import Probe
+
+
+class _Entry(nn.Module):
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        output: torch.Tensor = self.denoiser(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return output
+
+
+class StableDiffusion(Family):
+    """One text encoder; conditions are encoder_hidden_states [1 or 2, L, D]."""
+
+    pipeline = StableDiffusionPipeline
+    kind = "UNet2DConditionModel"
+    denoiser = "unet"
+    encoders: ClassVar = {"text_encoder": None}
+    latent = "sample"
+    output = "out_sample"
+
+    def unsupported(self) -> str | None:
+        """As ``Family``; or a UNet that is told the guidance."""
+        embedded = self.config.time_cond_proj_dim
+        return super().unsupported() or ("a UNet with a guidance embedding" if embedded else None)
+
+    @property
+    def step(self) -> int:
+        """Every level of the UNet halves the sides."""
+        found: int = 2 ** (len(self.config.block_out_channels) - 1)
+        return found
+
+    @torch.no_grad()
+    def conditions(self, probe: Probe) -> Conditions:
+        """encoder_hidden_states [1 or 2, L, D]."""
+        positive, negative = self.pipe.encode_prompt(probe.prompt, "cpu", 1, guided(probe), probe.negative or None)
+        return {"encoder_hidden_states": joined(negative if guided(probe) else None, positive)}
+
+    def entry(self, denoiser: nn.Module) -> nn.Module:
+        """Inputs sample [n, C, h, w], timestep [1] and encoder_hidden_states [n, L, D]."""
+        return _Entry(denoiser)
+
+
+class _EntryXL(nn.Module):
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        output: torch.Tensor = self.denoiser(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Two text encoders; conditions also text_embeds [1 or 2, D] and time_ids [1 or 2, 6], the picture's sizes."""
+
+    pipeline = StableDiffusionXLPipeline
+    encoders: ClassVar = {"text_encoder": None, "text_encoder_2": None}
+    inner_states = True
+
+    @torch.no_grad()
+    def conditions(self, probe: Probe) -> Conditions:
+        """encoder_hidden_states [1 or 2, L, D], text_embeds [1 or 2, D] and time_ids [1 or 2, 6]."""
+        pipe: Any = self.pipe
+        positive, negative, pooled, negative_pooled = pipe.encode_prompt(
+            prompt=probe.prompt,
+            device="cpu",
+            do_classifier_free_guidance=guided(probe),
+            negative_prompt=probe.negative or None,
+        )
+        _, _, height, width = self.shape(probe.width, probe.height)
+        size = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
+        ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, pipe.text_encoder_2.config.projection_dim)
+        return {
+            "encoder_hidden_states": joined(negative, positive),
+            "text_embeds": joined(negative_pooled, pooled),
+            "time_ids": joined(ids if guided(probe) else None, ids),
+        }
+
+    def entry(self, denoiser: nn.Module) -> nn.Module:
+        """As ``StableDiffusion``, with text_embeds [n, D] and time_ids [n, 6]."""
+        return _EntryXL(denoiser)
