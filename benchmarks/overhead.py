@@ -21,7 +21,7 @@ from qcheck import cache, trace
 from qcheck.backend.base import Runner
 from qcheck.backend.onnxruntime import OnnxRunner, session
 from qcheck.demo import library
-from qcheck.scheme import ORDERS
+from qcheck.scheme import MERGES
 
 _ADAPTERS = ("faint", "flat", "ink", "ink")
 
@@ -74,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ[cache.VARIABLE] = str(Path(folder) / "cache")
-        orders = [part for order in ORDERS for part in ("--order", order)]
+        orders = [part for order in MERGES for part in ("--order", order)]
         for index, adapter in enumerate(_ADAPTERS):
             clock = Clock()
             trace.call = clock  # type: ignore[assignment]

@@ -135,6 +135,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
 
     merge-quantize: Q(W + D). quantize-merge: Q(Q(W) + D), as loaders do that merge into a quantized base.
     unmerged: Q(W) with D as a low-rank branch in the compute type; layers the recipe keeps are merged in float.
+    refit: Q(W + D) in an engine of the base, which keeps the ranges and factors that were calibrated without D.
     """
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
@@ -147,7 +148,8 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
             state[name] = before[layer].fake(base[name]) + (adapted[name] - base[name])
         elif order == "unmerged":
             state[name], branches[layer] = base[name], arms.factors(layer)
-    return Content(state, plan.make(layers, state, scheme, ranges["adapted"]), branches)
+    calibrated = ranges["base" if order == "refit" else "adapted"]
+    return Content(state, plan.make(layers, state, scheme, calibrated), branches)
 
 
 @dataclass(frozen=True)

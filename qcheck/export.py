@@ -94,7 +94,7 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
         path = work.exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
         page = artifact.describe(making, order, content, folder, [path])
         advance(1)
-    copy_rest(base.locate(job.base), folder, work.setup.family, list(work.shape[2:]))
+    copy_rest(base.locate(job.base), folder, type(work.setup.family), list(work.shape[2:]))
     computes = {denoiser: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
     shapes = _shapes(work, sizes)
     if "tensorrt" in scheme.runs:
@@ -162,7 +162,7 @@ def _unread(part: Part) -> str:
     return f"{part.name}: the precision that was built could not be read in full ({said})"
 
 
-def copy_rest(source: Path, folder: Path, family: Family, sides: list[int]) -> None:
+def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]) -> None:
     """What a pipeline needs beside its models, as in the base; tokenizers also as older loaders read them.
 
     The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the one to take by default.

@@ -27,7 +27,7 @@ from qcheck.model import lora
 from qcheck.progress import Progress, Silent
 from qcheck.quantize import plan
 from qcheck.recipe import Recipe
-from qcheck.scheme import ORDERS, Order, Scheme
+from qcheck.scheme import MERGES, Order, Scheme
 
 _WORDS = 20
 _TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions looked at, and the cosine below which one is new
@@ -169,7 +169,7 @@ def inspect(
     factors, alphas = lora.factors_of(StableDiffusionLoraLoaderMixin, adapter)
     scale = {n: scale_of(alphas, adapter.metadata, n, pair["A"].shape[0]) for n, pair in factors.items()}
     stored = {} if base is None else _denoiser_weights(base)
-    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in ORDERS}
+    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in MERGES}
     layers, unmatched = [], []
     for name, change in _watched(_changes(factors, scale, weight), len(factors), progress or Silent()):
         layer = name.removeprefix("unet.")
@@ -239,7 +239,7 @@ def _grid(weight: torch.Tensor, found: Scheme) -> plan.Grid:
 
 
 def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
-    for order in ORDERS:
+    for order in MERGES:
         on_grid = order == "merge-quantize" and torch.equal(_grid(before, found).fake(before), before)
         met: Order = "quantize-merge" if on_grid else order
         merged = before + change if order == "merge-quantize" else before

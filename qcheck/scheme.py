@@ -9,11 +9,12 @@ from qcheck.errors import unknown
 from qcheck.files import Value, as_tuple
 
 FOLDER = files.PACKAGE / "data" / "schemes"
-Order = Literal["merge-quantize", "quantize-merge", "unmerged"]
+Order = Literal["merge-quantize", "quantize-merge", "unmerged", "refit"]
 Granularity = Literal["none", "tensor", "channel", "block", "run"]
 Runtime = Literal["tensorrt", "onnxruntime", "bitsandbytes"]
 RanAs = Literal["artifact", "decoded twin", "bitsandbytes"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+MERGES: tuple[Order, ...] = ("merge-quantize", "quantize-merge", "unmerged")  # refit makes the first one's weights
 
 
 class Numbers(Value):

@@ -17,9 +17,9 @@ from qcheck import artifact, files, recipe, scheme
 from qcheck.artifact import Content
 from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
-from qcheck.quantize import bitsandbytes, fake
+from qcheck.quantize import bitsandbytes, fake, plan
 from qcheck.quantize import onnx as rewrite
-from qcheck.scheme import ORDERS, Numbers, Order, Scheme
+from qcheck.scheme import MERGES, Numbers, Order, Scheme
 from tests import builder, stored
 from tests.conftest import Prepared, adapted_by
 
@@ -45,7 +45,7 @@ def _sqnr(signal: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(np.square(signal).sum() / max(np.square(signal - other).sum(), 1e-30)))
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 @pytest.mark.parametrize("chosen", SCHEMES, ids=[s.name for s in SCHEMES])
 def test_artifact_is_the_simulation(
     demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order, tmp_path: Path
@@ -72,7 +72,7 @@ def test_artifact_is_the_simulation(
     assert _sqnr(full, ran) > 20
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 @pytest.mark.parametrize("chosen", [s for s in SCHEMES if s.decoded], ids=lambda s: s.name)
 def test_a_decoded_twin_holds_bit_for_bit_what_the_deployed_codes_stand_for(
     demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order, tmp_path: Path
@@ -100,7 +100,7 @@ def test_the_file_declares_its_opset_and_is_valid(
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [chosen.opset]
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 @pytest.mark.parametrize("chosen", [s for s in scheme.every() if not s.exported], ids=lambda s: s.name)
 def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
     demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order
@@ -116,7 +116,7 @@ def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
     assert _sqnr(simulated, ran) > (100 if chosen.name == "bnb-nf4" else 45)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 def test_nf4_is_packed_byte_for_byte_as_bitsandbytes_packs(
     demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_nf4_is_packed_byte_for_byte_as_bitsandbytes_packs(
 
 def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, prepared: Prepared) -> None:
     chosen = scheme.find("int4-g32")
-    found = {order: _content(demo_arms, prepared, chosen, order) for order in ORDERS}
+    found = {order: _content(demo_arms, prepared, chosen, order) for order in MERGES}
     touched = set(demo_arms.denoiser_layers())
     for layer in found["merge-quantize"].plan:
         codes = {o: c.plan[layer].codes(c.state[f"{layer}.weight"]) for o, c in found.items()}
@@ -146,12 +146,41 @@ def test_orders_differ_where_the_adapter_is_and_nowhere_else(demo_arms: Arms, pr
     assert not found["merge-quantize"].branches
 
 
+def test_a_refit_swaps_weights_in_a_file_of_the_base_and_keeps_its_ranges(
+    demo_arms: Arms, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Everything that is no weight is the base's: what one engine can be given without being built again."""
+    chosen = scheme.find("int8")
+    wide = {layer: plan.Input(2 * found.cut) for layer, found in prepared.ranges.items()}
+    ranges = {"base": prepared.ranges, "adapted": wide}
+    contents = {
+        "base": artifact.base_content(demo_arms, chosen, RECIPE, ranges),  # type: ignore[arg-type]
+        "refit": artifact.adapted_content(demo_arms, chosen, RECIPE, "refit", ranges),  # type: ignore[arg-type]
+        "own": artifact.adapted_content(demo_arms, chosen, RECIPE, "merge-quantize", ranges),  # type: ignore[arg-type]
+    }
+    held = {}
+    for name, content in contents.items():
+        path = prepared.exporter.deployed(content, chosen, tmp_path / f"{name}.onnx", {})
+        held[name] = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    base, refit, own = (held[name] for name in ("base", "refit", "own"))
+    changed = {name for name in base if not np.array_equal(base[name], refit[name], equal_nan=True)}
+    touched = {layer for layer in demo_arms.denoiser_layers() if layer in contents["refit"].plan}
+    assert {name.split(".weight")[0] for name in changed} == touched
+    assert {(v.dtype, v.shape) for v in refit.values()} == {(v.dtype, v.shape) for v in base.values()}
+    assert set(refit) == set(base) == set(own)
+    scales = [name for name in base if name.endswith("/scale") and ".weight" not in name]
+    assert scales
+    assert all(own[name] == 2 * base[name] for name in scales)
+    codes = [name for name in base if name.endswith("/codes")]
+    assert all(np.array_equal(refit[name], own[name]) for name in codes)
+
+
 def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Prepared) -> None:
     """W already sits on the grid, so a change below half a step is rounded away; W as dither would have kept it."""
     faint = adapted_by("faint")
     chosen = scheme.find("int4-g128")
     survived = {}
-    content = {order: _content(faint, prepared, chosen, order) for order in ORDERS}
+    content = {order: _content(faint, prepared, chosen, order) for order in MERGES}
     start = artifact.base_content(faint, chosen, RECIPE, {"base": prepared.ranges, "adapted": prepared.ranges})
     for order in ("merge-quantize", "quantize-merge"):
         kept = whole = 0.0

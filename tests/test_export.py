@@ -14,6 +14,7 @@ from qcheck.backend.onnxruntime import session
 from qcheck.demo import library
 from qcheck.model.arms import Arms
 from qcheck.model.components import Component
+from qcheck.model.family.unet import StableDiffusion
 from tests import builder
 from tests.conftest import run
 
@@ -67,7 +68,7 @@ def test_every_component_is_built_and_the_denoiser_as_asked(exported: tuple[Path
 
 def test_the_other_components_compute_what_torch_does(exported: tuple[Path, dict[str, Any]], demo_arms: Arms) -> None:
     folder, _ = exported
-    pipe = demo_arms.use("adapted")
+    pipe = demo_arms.use("adapted").pipe
     tokens = pipe.tokenizer(["cat face", ""], padding="max_length", return_tensors="pt").input_ids
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -135,7 +136,7 @@ def test_a_component_that_leaves_float16s_range_gets_bfloat16(factor: float, com
 
 
 def test_a_pipeline_from_newer_loaders_gets_the_files_that_older_ones_read(tmp_path: Path) -> None:
-    export.copy_rest(library.PIPELINE, tmp_path, [16, 24])
+    export.copy_rest(library.PIPELINE, tmp_path, StableDiffusion, [16, 24])
     whole = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())["model"]
     assert json.loads((tmp_path / "tokenizer" / "vocab.json").read_text()) == whole["vocab"]
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["sample_size"] == [16, 24]

@@ -12,7 +12,7 @@ from qcheck.demo import library
 from qcheck.inspect import Inspection
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
-from qcheck.scheme import ORDERS, Order, Scheme
+from qcheck.scheme import MERGES, Order, Scheme
 from tests.conftest import adapted_by, run
 
 RECIPE = recipe.find("general")
@@ -101,7 +101,7 @@ def test_layers_that_the_base_lacks_are_listed(tmp_path: Path) -> None:
     assert all("no_block" in name for name in found.unmatched)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 def test_the_command_shows_every_order(order: Order) -> None:
     shown = run("inspect", "faint", "--base", "demo", "--scheme", "int4-g128")
     assert shown.exit_code == 0, shown.output
@@ -112,7 +112,7 @@ def test_the_command_shows_every_order(order: Order) -> None:
 def test_the_command_gives_json() -> None:
     found = json.loads(run("inspect", "faint", "--base", "demo", "--json").stdout)
     assert {forecast["scheme"] for forecast in found["forecasts"]} == set(FORECAST)
-    assert len(found["forecasts"]) == len(FORECAST) * len(ORDERS)
+    assert len(found["forecasts"]) == len(FORECAST) * len(MERGES)
 
 
 def test_intruders_are_strong_new_directions_and_not_noise() -> None:

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from qcheck import export
 from qcheck.demo import library
 from qcheck.model.arms import Arms
+from qcheck.model.family.unet import StableDiffusion
 from tests.conftest import run
 
 PYTHON = os.environ.get("QCHECK_OPTIMUM", "")
@@ -64,7 +65,7 @@ def test_a_pipeline_that_optimum_exported_is_judged(demo_arms: Arms, tmp_path: P
     (tmp_path / "merged" / "model_index.json").write_text(json.dumps(index))
     older = tmp_path / "older"
     older.mkdir()
-    export.copy_rest(library.PIPELINE, older, [16, 16])
+    export.copy_rest(library.PIPELINE, older, StableDiffusion, [16, 16])
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(older / "tokenizer" / name, tmp_path / "merged" / "tokenizer" / name)
     tool, out = Path(PYTHON).with_name("optimum-cli"), tmp_path / "onnx"

@@ -12,7 +12,7 @@ from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
 from qcheck.quantize import fake, modelopt, plan, ranges
 from qcheck.quantize.plan import Input
-from qcheck.scheme import ORDERS
+from qcheck.scheme import MERGES
 from tests import builder, rivals, stored
 from tests.conftest import Prepared
 
@@ -43,7 +43,7 @@ def test_every_linear_layer_gets_positive_factors_and_convolutions_none(
         assert (inputs.smooth > 0).all()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MERGES)
 def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
     demo_arms: Arms, prepared: Prepared, factors: tuple[str, dict[str, Input]], order: scheme.Order, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from qcheck.job import Job
 from qcheck.progress import Silent
 from qcheck.report import text
 from qcheck.report.model import Report, exit_code
-from qcheck.scheme import ORDERS
+from qcheck.scheme import MERGES
 
 
 def check(
@@ -69,7 +69,7 @@ def check(
         schemes=() if artifacts and not schemes else resolve.schemes(schemes, chosen_target),
         artifacts=resolve.artifacts(artifacts),
         explicit=bool(artifacts or schemes) and schemes != [ALL],
-        orders=resolve.orders(orders or ([*ORDERS] if schemes == [ALL] else None)),
+        orders=resolve.orders(orders or ([*MERGES] if schemes == [ALL] else None)),
         target=chosen_target,
         probes=judged,
         recipe=chosen_recipe,

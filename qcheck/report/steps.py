@@ -24,6 +24,8 @@ def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequen
     """
     if outcome == "NEEDS-QAT" and order == "quantize-merge":
         return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
+    if outcome == "NEEDS-QAT" and order == "refit":
+        return "The base's ranges may be too narrow for this adapter: check merge-quantize, an engine of its own."
     if outcome == "INVALID" and any(made.status == "crashed" for made in builds):
         return "The builder crashed, so whether this file builds is open: see the reason; --no-build judges without it."
     if outcome == "FAIL-RECIPE" and any(made.status in ("refused", "fell back") for made in builds):

@@ -1,0 +1,117 @@
+"""Every family against diffusers' own pipeline: conditions, noise, solver and how the denoiser is called."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qcheck import trace
+from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
+from qcheck.errors import UserError
+from qcheck.job import Use
+from qcheck.model import base, family
+from qcheck.model.arms import Arms
+from qcheck.probe import ProbeSet
+from qcheck.trace import Subject
+from qcheck.work import matched
+from tests import families
+
+PROMPTS = ("a red fox", "two boats, oil on canvas")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+WIDE = {"width": 48, "height": 32}
+
+
+@pytest.fixture(scope="module", params=list(families.FAMILIES))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> base.Base:
+    return base.load(str(families.saved(request.param, tmp_path_factory.mktemp("base") / request.param)))
+
+
+def _traced(loaded: base.Base, chosen: ProbeSet, folder: Path) -> trace.Trace:
+    both = Arms(loaded, (), (), (), {"base": {}, "adapted": {}}, {})
+    job: Any = SimpleNamespace(batch=2, adapters=[Use("none", 1.0)])
+    setup, asked = matched(both, job, chosen, 4)
+    subject = Subject("f1", "adapted", "f1", lambda: TorchRunner(both.entry("adapted")))
+    return trace.reference(setup, subject, asked, Cache(folder), lambda _: None)
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blurry")])
+def test_the_reference_is_what_diffusers_draws(
+    loaded: base.Base, guidance: float, negative: str, tmp_path: Path
+) -> None:
+    chosen = ProbeSet(name="two", prompts=PROMPTS, negative=negative, seed=5, steps=3, guidance=guidance, **WIDE)
+    found = np.stack(_traced(loaded, chosen, tmp_path).finals())
+    pictures = loaded.family.decode(torch.from_numpy(found)).permute(0, 2, 3, 1).numpy()
+    assert pictures.shape == (2, 32, 48, 3)
+    refusing = {"negative_prompt": negative} if loaded.family.branches > 1 and negative else {}
+    for index, prompt in enumerate(PROMPTS):
+        theirs = loaded.pipe(
+            prompt,
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(5 + index),
+            output_type="np",
+            **WIDE,
+            **refusing,
+        ).images[0]
+        assert np.abs(pictures[index] - theirs).max() < 1e-4
+
+
+def test_guidance_reaches_the_output_where_the_family_has_it(loaded: base.Base, tmp_path: Path) -> None:
+    finals = []
+    for guidance in (2.0, 6.0):
+        chosen = ProbeSet(name="one", prompts=PROMPTS[:1], seed=5, steps=2, guidance=guidance, **WIDE)
+        finals.append(_traced(loaded, chosen, tmp_path).finals()[0])
+    told = loaded.family.branches > 1 or loaded.family.config.guidance_embeds
+    assert np.array_equal(*finals) != told
+
+
+def test_a_side_that_no_latent_has_is_refused(loaded: base.Base) -> None:
+    step = loaded.family.multiple
+    with pytest.raises(UserError, match=f"no multiple of {step}"):
+        loaded.family.shape(32 + step // 2, 32)
+
+
+def test_tokens_of_flux_go_there_and_back() -> None:
+    made = family.find(
+        {"transformer": ["diffusers", "FluxTransformer2DModel"]} | _parts("text_encoder", "text_encoder_2")
+    )
+    assert made is not None
+    spoken = made(None)
+    latents = np.random.default_rng(0).normal(size=(2, 16, 4, 6)).astype(np.float32)
+    words = {
+        "encoder_hidden_states": np.zeros((2, 3, 8), np.float32),
+        "pooled_projections": np.zeros((2, 8), np.float32),
+    }
+    fed = spoken.feed(latents, 500.0, words)
+    assert fed["hidden_states"].shape == (2, 6, 64)
+    assert fed["img_ids"].tolist()[:4] == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]]
+    assert np.array_equal(spoken.read(fed["hidden_states"], latents.shape), latents)
+
+
+def _parts(*encoders: str) -> dict[str, list[str]]:
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+    return {name: ["x", "X"] for name in ("vae", "scheduler", *encoders, *tokenizers)}
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "encoders", "expected"),
+    [
+        ({"unet": ["d", "UNet2DConditionModel"]}, ("text_encoder",), "StableDiffusion"),
+        ({"unet": ["d", "UNet2DConditionModel"]}, ("text_encoder", "text_encoder_2"), "StableDiffusionXL"),
+        ({"transformer": ["d", "SD3Transformer2DModel"]}, ("text_encoder", "text_encoder_2"), "StableDiffusion3"),
+        ({"transformer": ["d", "SD3Transformer2DModel"]}, ("text_encoder",), None),
+        ({"unet": ["d", "UNet2DConditionModel"]}, ("text_encoder_2",), None),  # SDXL's refiner
+        ({"unet": ["d", "UNet3DConditionModel"]}, ("text_encoder",), None),
+        ({"unet": ["d", "UNet2DConditionModel"], "controlnet": ["d", "C"]}, ("text_encoder",), None),
+        ({"transformer": ["d", "QwenImageTransformer2DModel"]}, ("text_encoder",), None),
+    ],
+)
+def test_a_pipeline_is_of_the_family_whose_parts_it_has(
+    denoiser: dict[str, list[str]], encoders: tuple[str, ...], expected: str | None
+) -> None:
+    found = family.find({"_class_name": "Any", **denoiser, **_parts(*encoders)})
+    assert (found.__name__ if found else None) == expected
