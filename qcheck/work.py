@@ -97,7 +97,7 @@ class Work:
         dtype: torch.dtype = getattr(torch, compute)
         with quiet():
             owned = copy.deepcopy(self.arms.entry(side)).to(dtype)
-        return TorchRunner(owned, f"torch {compute}", dtype, self.setup.family.fixed)
+        return TorchRunner(owned, f"torch {compute}", dtype, self.setup.family.kept)
 
     def quantized(self, name: str, side: Side, made: Quantized) -> Subject:
         """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""

@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -206,3 +207,18 @@ def saved(family: str, folder: Path) -> Path:
     with quiet():
         FAMILIES[family]().save_pretrained(folder)
     return folder
+
+
+def adapter(family: str, path: Path, rank: int = 4, size: float = 0.1) -> Path:
+    """A PEFT file of random factors for every attention and feed-forward layer of the family's denoiser."""
+    with quiet():
+        pipe = FAMILIES[family]()
+    name = "unet" if hasattr(pipe, "unet") else "transformer"
+    draws, tensors = torch.Generator().manual_seed(5), {}
+    for layer, module in getattr(pipe, name).named_modules():
+        if isinstance(module, torch.nn.Linear) and any(part in layer for part in (".attn", ".ff")):
+            outputs, inputs = module.weight.shape
+            tensors[f"{name}.{layer}.lora_A.weight"] = torch.randn(rank, inputs, generator=draws) / inputs**0.5
+            tensors[f"{name}.{layer}.lora_B.weight"] = torch.randn(outputs, rank, generator=draws) * size
+    save_file(tensors, path)
+    return path

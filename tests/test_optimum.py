@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from diffusers import AutoencoderKL
 
 from qcheck import export
 from qcheck.demo import library
+from qcheck.job import Use
+from qcheck.model import arms, base, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family.unet import StableDiffusion
+from tests import families
 from tests.conftest import run
 
 PYTHON = os.environ.get("QCHECK_OPTIMUM", "")
@@ -37,9 +41,21 @@ def _there(*command: str) -> None:
 @pytest.fixture(scope="module")
 def picture(demo_arms: Arms) -> np.ndarray:
     """What diffusers itself paints with the adapter, [1, H, W, 3]."""
-    pipe, generator = demo_arms.use("adapted"), torch.Generator().manual_seed(SEED)
+    return _painted(demo_arms.use("adapted").pipe)
+
+
+def _painted(pipe: Any, **size: int) -> np.ndarray:
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
-    return pipe(PROMPT, generator=generator, **settings).images
+    found: np.ndarray = pipe(PROMPT, generator=torch.Generator().manual_seed(SEED), **settings, **size).images
+    return found
+
+
+def _sampled(folder: Path, side: int) -> np.ndarray:
+    """What optimum's pipeline paints from an exported folder."""
+    out = folder.with_suffix(".npy")
+    _there(PYTHON, str(Path(__file__).with_name("in_optimum.py")), str(folder), str(out), str(side))
+    found: np.ndarray = np.load(out)
+    return found
 
 
 @pytest.mark.parametrize(("scheme", "least"), [("fp16", 30.0), ("int8", 12.0), ("int4-g64", 8.0)])
@@ -49,14 +65,31 @@ def test_an_exported_folder_samples_in_optimums_pipeline(
     folder = tmp_path / "out"
     result = run("export", "demo", "--lora", "flat", "-s", scheme, "-o", str(folder), "--no-build")
     assert result.exit_code == 0, result.output
-    _there(PYTHON, str(Path(__file__).with_name("in_optimum.py")), str(folder), str(tmp_path / "picture.npy"))
-    found = np.load(tmp_path / "picture.npy")
+    found = _sampled(folder, 64)
     assert found.shape == picture.shape
-    assert 10 * np.log10((picture**2).mean() / ((found - picture) ** 2).mean()) > least
+    assert _sqnr(picture, found) > least
+
+
+def _sqnr(picture: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10((picture**2).mean() / ((found - picture) ** 2).mean()))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_an_exported_folder_of_every_family_samples_there(name: str, tmp_path: Path) -> None:
+    source = families.saved(name, tmp_path / name)
+    adapter, out = families.adapter(name, tmp_path / "lora.safetensors"), tmp_path / "out"
+    size = ("--size", "32x32")
+    result = run(
+        "export", str(source), "--lora", str(adapter), "-s", "fp16", "-o", str(out), "--no-build", "--size", "32x32"
+    )
+    assert result.exit_code == 0, result.output
+    both = arms.apply(base.load(str(source)), [lora.read(Use(str(adapter), 1.0))])
+    picture = _painted(both.use("adapted").pipe, width=32, height=32)
+    assert _sqnr(picture, _sampled(out, 32)) > 30
 
 
 def test_a_pipeline_that_optimum_exported_is_judged(demo_arms: Arms, tmp_path: Path) -> None:
-    pipe = demo_arms.use("adapted")
+    pipe = demo_arms.use("adapted").pipe
     pipe.save_pretrained(tmp_path / "merged")
     shutil.rmtree(tmp_path / "merged" / "vae")  # optimum does not know the demo's kind; the denoiser is what is judged
     AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path / "merged" / "vae")

@@ -49,16 +49,15 @@ class Feed:
     batched: bool
 
     def value(self, found: np.ndarray, count: int) -> np.ndarray:
-        """``found`` in this input's type; one value as a scalar where that is asked, or as often as asked."""
+        """``found`` in this input's type; a number for each row as a scalar where that is asked, or as often as asked."""
         cast = found.astype(self.dtype)
-        if self.rank == 0:
-            return cast.reshape(())
-        single = len(cast) == 1 and cast.ndim == 1
-        return np.repeat(cast, self.rows or (count if self.batched else 1)) if single else cast
+        if cast.ndim > 1:
+            return cast
+        return cast[0] if self.rank == 0 else np.repeat(cast[:1], self.rows or (count if self.batched else 1))
 
     def fits(self, found: np.ndarray) -> bool:
-        """Whether an array of that shape can be fed here; a single value also to a scalar."""
-        if found.size == 1 and found.ndim <= 1:
+        """Whether an array of that shape can be fed here; a number for each row also to a scalar."""
+        if found.ndim == 1:
             return self.rank <= 1
         sides = zip(self.sides, found.shape[1:], strict=False)
         return self.rank == found.ndim and all(fixed in {None, side} for fixed, side in sides)

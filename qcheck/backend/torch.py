@@ -10,18 +10,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """A family's entry around a denoiser. Inputs in ``fixed`` keep their type, as in a file."""
+    """A family's entry around a denoiser. Inputs in ``kept`` stay float32, as in a file."""
 
     entry: nn.Module
     name: str = "torch float32"
     dtype: torch.dtype = torch.float32
-    fixed: frozenset[str] = field(default_factory=frozenset)
+    kept: frozenset[str] = field(default_factory=frozenset)
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """As ``Runner``; inputs are cast to the module's dtype and its output back."""
         given = {
-            name: torch.from_numpy(value).to(torch.float32 if name in self.fixed else self.dtype)
+            name: torch.from_numpy(value).to(torch.float32 if name in self.kept else self.dtype)
             for name, value in inputs.items()
         }
         output: torch.Tensor = self.entry(**given)

@@ -20,7 +20,7 @@ ROWS = 2  # of an example: torch's exporter takes an axis of one for a constant
 class Component:
     """A module to export: example inputs by the names of its arguments, and the names of its outputs.
 
-    The first axis of every input but those in ``fixed`` is the batch; ``fixed`` ones also keep their type. ``growing``
+    The first axis of every input but those in ``fixed`` is the batch; those in ``kept`` keep their type. ``growing``
     names the axes that grow with the picture, which are multiples of ``step`` where they vary; ``spread`` is the
     standard deviation of its float inputs in use.
     """
@@ -30,6 +30,7 @@ class Component:
     inputs: Mapping[str, torch.Tensor]
     outputs: tuple[str, ...]
     fixed: frozenset[str] = field(default_factory=frozenset)
+    kept: frozenset[str] = field(default_factory=frozenset)
     growing: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     step: int = 1
     spread: float = 1.0
@@ -37,7 +38,7 @@ class Component:
     def cast(self, dtype: torch.dtype) -> "Component":
         """A copy whose weights and inputs are in ``dtype``."""
         inputs = {
-            name: value.to(dtype) if value.is_floating_point() and name not in self.fixed else value
+            name: value.to(dtype) if value.is_floating_point() and name not in self.kept else value
             for name, value in self.inputs.items()
         }
         return replace(self, module=copy.deepcopy(self.module).to(dtype), inputs=inputs)

@@ -140,8 +140,7 @@ def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]
     _require_lora(adapter)
     try:
         with quiet():
-            got = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)
-            state, alphas = got[:2] if isinstance(got, tuple) else (got, {})
+            state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
             plain = {k: v for k, v in state.items() if not k.endswith(".alpha") and _MAGNITUDE not in k}
             state = _converted(plain)
     except (ValueError, KeyError, OSError) as error:
@@ -179,7 +178,6 @@ def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return {
         f"{component}.{name}": module.weight
         for component in components
-        if getattr(pipe, component) is not None
         for name, module in getattr(pipe, component).named_modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
@@ -206,7 +204,7 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
             do not fit the layer's weight.
     """
-    layers = _layers(pipe, tuple(pipe._lora_loadable_modules))
+    layers = _layers(pipe, ("unet", "text_encoder"))
     factors = {_named(name, layers): pair for name, pair in factors_of(pipe, adapter)[0].items()}
     unmatched = sorted(set(factors) - set(layers))
     if len(unmatched) == len(factors) or (unmatched and not allow_unmatched):

@@ -21,7 +21,7 @@ class Family(ABC):
     """One pipeline of a kind. ``pipe`` is diffusers' own object, with either arm's weights in place.
 
     ``denoiser`` names its attribute and folder; ``latent`` and ``output`` the denoiser's input and output of latents;
-    ``fixed`` the inputs whose first axis is not the batch; ``encoders`` text encoders by the tokens' limit of each,
+    ``fixed`` the inputs whose first axis is not the batch and ``kept`` those that are always float32; ``encoders`` text encoders by the tokens' limit of each,
     None where its tokenizer has one, of which a pipeline may lack those in ``spare``. Names are those of optimum's
     files.
     """
@@ -33,7 +33,8 @@ class Family(ABC):
     spare: ClassVar[frozenset[str]] = frozenset()
     latent: ClassVar[str] = "hidden_states"
     output: ClassVar[str] = "out_hidden_states"
-    fixed: ClassVar[frozenset[str]] = frozenset({"timestep"})
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    kept: ClassVar[frozenset[str]] = frozenset({"timestep"})
     branches: ClassVar[int] = 2
     inner_states: ClassVar[bool] = False
 
@@ -133,7 +134,8 @@ class Family(ABC):
 
     def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The denoiser's inputs in their order, from latents [n, C, h, w] and conditions [n, ...]."""
-        return {self.latent: latents, "timestep": np.array([timestep], np.float32), **conditions}
+        times = np.full(1 if "timestep" in self.fixed else len(latents), timestep, np.float32)
+        return {self.latent: latents, "timestep": times, **conditions}
 
     def read(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The denoiser's output as latents of ``shape`` [n, C, h, w]."""
@@ -166,6 +168,7 @@ class Family(ABC):
             examples,
             (self.output,),
             fixed=self.fixed,
+            kept=self.kept,
             growing=self.growing(),
             step=self.step,
         )

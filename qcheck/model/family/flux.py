@@ -51,7 +51,8 @@ class Flux(Family):
     pipeline = FluxPipeline
     kind = "FluxTransformer2DModel"
     encoders: ClassVar = {"text_encoder": None, "text_encoder_2": 512}
-    fixed = frozenset({"timestep", "txt_ids", "img_ids"})
+    fixed = frozenset({"txt_ids", "img_ids"})
+    kept = frozenset({"timestep", "txt_ids", "img_ids"})
     branches = 1
 
     @property
@@ -96,7 +97,7 @@ class Flux(Family):
         words = conditions["encoder_hidden_states"].shape[1]
         found = {
             "hidden_states": np.ascontiguousarray(packed.reshape(rows, high * wide, 4 * channels)),
-            "timestep": np.array([timestep / 1000], np.float32),
+            "timestep": np.full(rows, timestep / 1000, np.float32),
             "encoder_hidden_states": conditions["encoder_hidden_states"],
             "pooled_projections": conditions["pooled_projections"],
             "txt_ids": np.zeros((words, 3), np.float32),

@@ -73,5 +73,5 @@ class StableDiffusion3(Family):
         return {"mu": shift(config, (shape[2] // patch) * (shape[3] // patch))} if shifted else {}
 
     def entry(self, denoiser: nn.Module) -> nn.Module:
-        """Inputs hidden_states [n, C, h, w], timestep [1], encoder_hidden_states [n, L, D], pooled_projections."""
+        """Inputs hidden_states [n, C, h, w], timestep [n], encoder_hidden_states [n, L, D], pooled_projections."""
         return _Entry(denoiser)

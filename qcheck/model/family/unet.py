@@ -29,6 +29,7 @@ class StableDiffusion(Family):
     kind = "UNet2DConditionModel"
     denoiser = "unet"
     encoders: ClassVar = {"text_encoder": None}
+    fixed = frozenset({"timestep"})
     latent = "sample"
     output = "out_sample"
 
