@@ -46,10 +46,10 @@ class Part:
 Parts = dict[str, Part]
 
 
-def weights(pipe: Any) -> dict[str, torch.nn.Parameter]:
+def weights(pipe: Any) -> dict[str, torch.Tensor]:
     """Every layer of the denoiser and the text encoders with a weight that factors can change."""
     return {
-        f"{component}.{name}": module.weight
+        f"{component}.{name}": module.weight.detach()
         for component, part in pipe.components.items()
         if isinstance(part, torch.nn.Module) and component != "vae"
         for name, module in part.named_modules()
@@ -61,12 +61,12 @@ def weights(pipe: Any) -> dict[str, torch.nn.Parameter]:
 _INPUTS = {r"attn\.to_[qkv]$|proj_mlp$": "input", r"attn2\.to_[qkv]$": "second", r"attn\.add_[qkv]_proj$": "text"}
 
 
-def known(pipe: Any, wanted: str, alphas: bool = True, shared: bool = False) -> Parts:
+def known(pipe: Any, wanted: str, alphas: bool = True, shared: bool = False, seed: int = 5) -> Parts:
     """Random factors for the layers that match ``wanted``, ranks and alphas that differ from layer to layer.
 
     ``shared`` gives all layers of a block that have one input the same ``down``, as one fused layer has.
     """
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     found: Parts = {}
     downs: Tensors = {}
     for place, (name, weight) in enumerate(weights(pipe).items()):
@@ -247,7 +247,7 @@ def kohya_sgm(parts: Parts, path: Path) -> Path:
     return _kohya(named, path, _SEVERAL)
 
 
-_BFL = {
+BFL = {
     "double_blocks.#.img_attn.qkv": [f"transformer_blocks.#.attn.to_{x}" for x in "qkv"],
     "double_blocks.#.txt_attn.qkv": [f"transformer_blocks.#.attn.add_{x}_proj" for x in "qkv"],
     "double_blocks.#.img_attn.proj": ["transformer_blocks.#.attn.to_out.0"],
@@ -276,14 +276,14 @@ _BFL = {
     "final_layer.adaLN_modulation.1": ["norm_out.linear"],
 }
 _XLABS = {
-    "double_blocks.#.processor.qkv_lora1": _BFL["double_blocks.#.img_attn.qkv"],
-    "double_blocks.#.processor.qkv_lora2": _BFL["double_blocks.#.txt_attn.qkv"],
+    "double_blocks.#.processor.qkv_lora1": BFL["double_blocks.#.img_attn.qkv"],
+    "double_blocks.#.processor.qkv_lora2": BFL["double_blocks.#.txt_attn.qkv"],
     "double_blocks.#.processor.proj_lora1": ["transformer_blocks.#.attn.to_out.0"],
     "double_blocks.#.processor.proj_lora2": ["transformer_blocks.#.attn.to_add_out"],
     "single_blocks.#.processor.qkv_lora": [f"single_transformer_blocks.#.attn.to_{x}" for x in "qkv"],
     "single_blocks.#.processor.proj_lora": ["single_transformer_blocks.#.proj_out"],
 }
-_SAI = {
+SAI = {
     "joint_blocks.#.x_block.attn.qkv": [f"transformer_blocks.#.attn.to_{x}" for x in "qkv"],
     "joint_blocks.#.x_block.attn2.qkv": [f"transformer_blocks.#.attn2.to_{x}" for x in "qkv"],
     "joint_blocks.#.context_block.attn.qkv": [f"transformer_blocks.#.attn.add_{x}_proj" for x in "qkv"],
@@ -328,7 +328,7 @@ def _fused(name: str, members: list[Part]) -> Part:
     return Part(down, up / 2, 2.0 * len(down))
 
 
-def _original(parts: Parts, table: dict[str, list[str]]) -> Parts:
+def original(parts: Parts, table: dict[str, list[str]]) -> Parts:
     """The transformer's parts by the original code's names, the rest as they are."""
     found = {name: part for name, part in parts.items() if not name.startswith("transformer.")}
     left = {name: part for name, part in parts.items() if name not in found}
@@ -344,17 +344,17 @@ def _original(parts: Parts, table: dict[str, list[str]]) -> Parts:
 
 def kohya_flux(parts: Parts, path: Path) -> Path:
     """sd-scripts for Flux."""
-    return _kohya(_original(parts, _BFL), path, _FLUX)
+    return _kohya(original(parts, BFL), path, _FLUX)
 
 
 def kohya_sd3(parts: Parts, path: Path) -> Path:
     """sd-scripts for Stable Diffusion 3."""
-    return _kohya(_original(parts, _SAI), path, _SD3)
+    return _kohya(original(parts, SAI), path, _SD3)
 
 
 def xlabs(parts: Parts, path: Path) -> Path:
     """x-flux: Flux's attention alone, without alphas."""
-    named = {_component(name)[1]: part for name, part in _original(parts, _XLABS).items()}
+    named = {_component(name)[1]: part for name, part in original(parts, _XLABS).items()}
     return _saved(_every(_written(name, part, ("down", "up")) for name, part in named.items()), path)
 
 
@@ -367,13 +367,13 @@ _COMFY = {
 
 def comfy_flux(parts: Parts, path: Path) -> Path:
     """ComfyUI's dotted names for Flux."""
-    named = {_begun(name, _COMFY): part for name, part in _original(parts, _BFL).items()}
+    named = {_begun(name, _COMFY): part for name, part in original(parts, BFL).items()}
     return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
 
 
 def original_peft_flux(parts: Parts, path: Path) -> Path:
     """The original code under PEFT: its names behind ``base_model.model.``, without alphas."""
-    named = {_begun(name, {"transformer.": "base_model.model."}): part for name, part in _original(parts, _BFL).items()}
+    named = {_begun(name, {"transformer.": "base_model.model."}): part for name, part in original(parts, BFL).items()}
     return _saved(_every(_written(name, part, PEFT) for name, part in named.items()), path)
 
 

@@ -128,7 +128,7 @@ _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 # how a name begins, and the components that it may then mean; () is the denoiser
 _BEGINNINGS: dict[str, tuple[str, ...]] = {
     "lora_unet_": (),
-    "lora_transformer_": (),
+    "lora_transformer_": ("transformer",),
     "lora_te_": _CLIP,
     "lora_te1_": _CLIP,
     "lora_te2_": _CLIP_2,
@@ -219,6 +219,8 @@ def _renamed(body: str, component: str) -> str:
 
 def _converted(name: str, names: Names) -> str | None:
     """A flat name of a UNet or of CLIP, without its component, by diffusers, which knows SDXL's original blocks."""
+    if "add_embedding" in name:
+        return None  # it would lose which of the two layers
     pair = {f"{name}.lora_{side}.weight": torch.zeros(1, 1) for side in ("down", "up")}
     try:
         with quiet():

@@ -56,6 +56,7 @@ _SD3 = {
     "joint_blocks_#_x_block_adaLN_modulation_1": ("transformer_blocks.#.norm1.linear",),
     "joint_blocks_#_context_block_adaLN_modulation_1": ("transformer_blocks.#.norm1_context.linear",),
     "x_embedder_proj": ("pos_embed.proj",),
+    "context_embedder": ("context_embedder",),
     "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
     "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
     "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),

@@ -3,23 +3,26 @@
 import copy
 import functools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qcheck import inspect, recipe
 from qcheck.errors import UserError
 from qcheck.job import Use
-from qcheck.model import arms, lora
+from qcheck.model import arms, layout, lora
 from qcheck.model.arms import Arms
 from qcheck.model.base import Base
 from tests import families, layouts
-from tests.layouts import Part, Parts, Writer
+from tests.layouts import Parts, Writer
 
 EXACT = 1e-6  # of the largest value of a weight and its change, float32's own rounding
 
@@ -145,3 +148,221 @@ def test_a_file_is_applied_exactly_and_to_nothing_else(case: Case, tmp_path: Pat
         down, up = both.factors(layer)
         wanted = 0.7 * next(part for name, part in parts.items() if name.split(".", 1)[1] == layer).change().flatten(1)
         assert (up.double() @ down.double().flatten(1) - wanted).norm() <= 1e-4 * wanted.norm(), layer
+
+
+def _files(family: str) -> list[Writer]:
+    """The family's different writers that hold every layer and alphas."""
+    whole = [case for case in CASES if case.family == family and case.wanted == ALL and case.alphas]
+    return list(dict.fromkeys(case.writer for case in whole))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path) -> None:
+    base = _base(family)
+    before = _state(base.pipe)
+    writers = _files(family)
+    wanted: dict[str, torch.Tensor] = {}
+    read = []
+    for place, (weight, layers) in enumerate([(0.5, ALL), (-1.25, DENOISER), (0.0, ALL), (1.0, "^text")]):
+        parts = layouts.known(base.pipe, layers, seed=place)
+        read.append(_read(writers[place % len(writers)](parts, tmp_path / f"{place}.safetensors"), weight))
+        for layer, change in _changes(parts, weight).items():
+            wanted[layer] = wanted.get(layer, torch.zeros(())) + change
+    both = arms.apply(base, read)
+    assert _wrong(before, both, wanted) == []
+    both.use("base")
+    assert _wrong(before, both, {}) == []
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_an_adapter_of_text_encoders_alone(family: str, weight: float, tmp_path: Path) -> None:
+    for writer in _files(family):
+        base = _base(family)
+        before = _state(base.pipe)
+        parts = layouts.known(base.pipe, "^text")
+        both = arms.apply(base, [_read(writer(parts, tmp_path / f"{writer.__name__}.safetensors"), weight)])
+        assert both.denoiser_layers() == []
+        assert _wrong(before, both, _changes(parts, weight)) == []
+
+
+def _with(path: Path, more: dict[str, torch.Tensor]) -> lora.Adapter:
+    """The file with more tensors in it."""
+    with safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    save_file(load_file(path) | more, path, metadata)
+    return _read(path)
+
+
+@pytest.mark.parametrize("key", ["{0}.alien.weight", "alien", "lora_te1_alien.alpha", "{0}.alien.lora_A.weight"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_one_unknown_key_is_an_error_that_names_it(family: str, key: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    for writer in _files(family):
+        path = writer(layouts.known(pipe, ALL), tmp_path / f"{writer.__name__}.safetensors")
+        with pytest.raises(UserError, match=r"alien"):
+            lora.fit(pipe, _with(path, {key.format(_denoiser(pipe)): torch.ones(2, 2)}))
+
+
+def _denoiser(pipe: Any) -> str:
+    return next(name for name in ("unet", "transformer") if name in pipe.components)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    names = ["{0}.alien.lora_A.weight", "lora_unet_alien.lora_down.weight", "lora_te2_alien.lora_down.weight"]
+    for place, name in enumerate(names):
+        path = layouts.peft_with_alphas(layouts.known(pipe, ALL), tmp_path / f"{place}.safetensors")
+        down = name.format(_denoiser(pipe))
+        up = down.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
+        with pytest.raises(UserError, match=r"missing: \w+\.alien"):
+            lora.fit(pipe, _with(path, {down: torch.ones(2, 4), up: torch.ones(4, 2)}))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> None:
+    """Two layouts of one layer: diffusers takes one of them, or the sum would be merged."""
+    pipe = _made(family)
+    first, second = _files(family)[-1], layouts.peft_with_alphas
+    parts = layouts.known(pipe, ALL)
+    path = first(parts, tmp_path / "first.safetensors")
+    one = {name: part for name, part in parts.items() if name.endswith("mlp.fc1")}
+    more = load_file(second(one, tmp_path / "second.safetensors"))
+    with pytest.raises(UserError, match=r"holds \S+mlp.fc1 twice"):
+        lora.fit(pipe, _with(path, more))
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("{0}.x.lora_mid.weight", "three factors"),
+        ("{0}.x.diff_b", "whole differences"),
+        ("{0}.x.diff", "whole differences"),
+        ("{0}.x.lora_B.bias", "biases"),
+        ("{0}.x.hada_w1_a", "LoHa"),
+        ("{0}.x.lokr_w1", "LoKr"),
+        ("{0}.x.oft_blocks", "OFT"),
+        ("{0}.x.dora_scale", "DoRA"),
+    ],
+)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_another_kind_of_adapter_is_refused_by_name(family: str, key: str, kind: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    path = layouts.peft(layouts.known(pipe, "proj_out|fc1"), tmp_path / "made.safetensors")
+    with pytest.raises(UserError, match=kind):
+        lora.fit(pipe, _with(path, {key.format(_denoiser(pipe)): torch.ones(2)}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
+def test_a_folder_that_peft_saved_is_merged_as_peft_merges_it(
+    family: str, settings: dict[str, bool], tmp_path: Path
+) -> None:
+    base = _base(family)
+    name = _denoiser(base.pipe)
+    torch.manual_seed(3)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q", "to_out.0", "conv1", "net.2", "proj_out"],
+        rank_pattern={"to_out.0": 2, r"transformer_blocks\.0\.attn1?\.to_q": 3},
+        alpha_pattern={"to_out.0": 5, r"^(transformer_blocks|down_blocks)\..*net\.2": 9},
+        init_lora_weights=False,
+        **settings,
+    )
+    model = get_peft_model(copy.deepcopy(base.pipe.components[name]), config)
+    for key, value in model.named_parameters():
+        if "magnitude" in key:  # as training moves it; at first it rescales nothing
+            value.data = value.data * torch.linspace(0.8, 1.2, value.numel()).view(value.shape)
+    model.save_pretrained(tmp_path)
+    merged = model.merge_and_unload().state_dict()
+    both = arms.apply(base, [_read(tmp_path)])
+    assert len(both.layers) > 3
+    after = base.pipe.components[name].state_dict()
+    assert all(torch.allclose(after[key], merged[key], atol=1e-5, rtol=0) for key in after)
+
+
+def test_the_folders_config_is_part_of_the_digest(tmp_path: Path) -> None:
+    folder = layouts.peft_folder(layouts.known(_made("sd1"), DENOISER), tmp_path / "made")
+    first = _read(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 99}))
+    assert _read(folder).digest != first.digest
+    assert _read(folder / "adapter_model.safetensors").digest == _read(folder).digest
+
+
+@pytest.mark.parametrize("started", ["pissa", "olora", "corda"])
+def test_an_adapter_that_began_by_changing_the_base_is_refused(started: str, tmp_path: Path) -> None:
+    folder = layouts.peft_folder(layouts.known(_made("sd1"), DENOISER), tmp_path / "made")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": started}))
+    with pytest.raises(UserError, match=f"began as {started}"):
+        lora.fit(_made("sd1"), _read(folder))
+
+
+def test_a_fused_layer_with_too_few_outputs_is_an_error(tmp_path: Path) -> None:
+    path = layouts.kohya_flux(layouts.known(_made("flux"), ALL), tmp_path / "made.safetensors")
+    more = {f"lora_unet_single_blocks_7_linear1.lora_{side}.weight": torch.ones(64, 64) for side in ("down", "up")}
+    with pytest.raises(UserError, match="single_blocks_7_linear1 has 64 outputs"):
+        lora.fit(_made("flux"), _with(path, more))
+
+
+def test_the_original_names_of_sd3_are_those_of_its_checkpoints() -> None:
+    """The oracle is diffusers' conversion of a whole checkpoint of the original code."""
+    pipe = _made("sd3")
+    parts = layouts.known(pipe, "^transformer")
+    checkpoint = {"pos_embed": torch.zeros(1)}
+    for name, part in layouts.original(parts, layouts.SAI).items():
+        layer = name.removeprefix("transformer.")
+        checkpoint |= {f"{layer}.weight": part.change(), f"{layer}.bias": torch.zeros(len(part.up))}
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
+    for name, part in parts.items():
+        assert torch.allclose(converted[f"{name.removeprefix('transformer.')}.weight"], part.change(), atol=1e-6), name
+
+
+def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None:
+    """diffusers splits at the real model's widths alone, so the factors here have those, with rank 2."""
+    torch.manual_seed(0)
+    rows = {"qkv": 3 * 3072, "linear1": 21504, "adaLN_modulation_1": 2 * 3072}
+    tensors = {}
+    for dotted in layouts.BFL:
+        name = "lora_unet_" + dotted.replace("#", "0").replace(".", "_")
+        outputs = next((count for end, count in rows.items() if name.endswith(end)), 3072)
+        tensors |= {f"{name}.lora_down.weight": torch.randn(2, 3072), f"{name}.alpha": torch.tensor(3.0)}
+        tensors |= {f"{name}.lora_up.weight": torch.randn(outputs, 2)}
+    theirs = FluxLoraLoaderMixin.lora_state_dict(dict(tensors))
+    found, strange = layout.entries(tensors, {})
+    assert strange == []
+    ours = {k: v for name, part in found.items() for k, v in layout.placed(name, part, layout.Names()).items()}
+    assert len(ours) == len(theirs) // 2
+    for name, part in ours.items():
+        layer = name.removeprefix("transformer.")
+        key = f"{'transformer.' if f'{name}.lora_A.weight' in theirs else ''}{layer}"
+        # diffusers leaves the scale out in the last layers
+        scale = 1.0 if layer in {"proj_out", "norm_out.linear"} else part.scale
+        assert torch.equal(theirs[f"{key}.lora_B.weight"], part.up), name
+        assert torch.allclose(theirs[f"{key}.lora_A.weight"], scale * part.down), name
+
+
+@pytest.mark.parametrize("based", [True, False], ids=["base", "no-base"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool, tmp_path: Path) -> None:
+    pipe = _made(family)
+    folder = str(families.saved(family, tmp_path / "base")) if based else None
+    for writer in _files(family):
+        parts = layouts.known(pipe, DENOISER, shared=_denoiser(pipe) == "transformer")
+        path = writer(parts, tmp_path / f"{writer.__name__}.safetensors")
+        found = inspect.inspect(str(path), folder, 1.0, [], recipe.find("general"))
+        seen = {layer.name.replace(".", "_"): layer for layer in found.layers}
+        wanted = {name.replace(".", "_"): part for name, part in parts.items()}
+        assert set(seen) == set(wanted)
+        # a fused layer has one scale, in which its writer put all of theirs
+        fused = writer in {layouts.kohya_flux, layouts.comfy_flux, layouts.kohya_sd3}
+        assert all(fused or layer.scale == pytest.approx(wanted[name].scale) for name, layer in seen.items())
+        assert all(fused or layer.rank == wanted[name].rank for name, layer in seen.items())
+        assert found.unmatched == []
+        weights = layouts.weights(pipe)
+        for name, part in parts.items() if based else ():
+            relative = float(part.change().norm() / weights[name].double().norm())
+            assert seen[name.replace(".", "_")].relative == pytest.approx(relative, rel=1e-4), name
