@@ -172,11 +172,13 @@ _FLUX = _SEVERAL | {"transformer": "lora_unet", "text_encoder_2": "lora_te3"}
 _SD3 = _THREE | {"transformer": "lora_unet"}
 
 
+def _leveled(name: str) -> str:
+    """Text encoders with the level ``text_model``, as CLIP had when trainers took its names."""
+    return re.sub(r"^(text_encoder\w*)\.encoder\.layers", r"\1.text_model.encoder.layers", name)
+
+
 def _flat(name: str, beginnings: dict[str, str]) -> str:
-    """Kohya's name; its text encoders always have the level ``text_model``, as CLIP had when it was written."""
-    component, layer = _component(name)
-    if component.startswith("text_encoder") and layer.startswith("encoder.layers"):
-        layer = f"text_model.{layer}"
+    component, layer = _component(_leveled(name))
     return f"{beginnings[component]}_{layer}".replace(".", "_")
 
 
@@ -360,14 +362,19 @@ def xlabs(parts: Parts, path: Path) -> Path:
 
 _COMFY = {
     "transformer.": "diffusion_model.",
-    "text_encoder.": "text_encoders.clip_l.transformer.text_model.",
-    "text_encoder_2.": "text_encoders.t5xxl.transformer.",
+    "text_encoder.": "text_encoders.clip_l.transformer.",
+    "text_encoder_2.": "text_encoders.clip_g.transformer.",
+    "text_encoder_3.": "text_encoders.t5xxl.transformer.",
 }
 
 
-def comfy_flux(parts: Parts, path: Path) -> Path:
-    """ComfyUI's dotted names for Flux."""
-    named = {_begun(name, _COMFY): part for name, part in original(parts, BFL).items()}
+def comfy(parts: Parts, path: Path) -> Path:
+    """ComfyUI's dotted names, for Flux or Stable Diffusion 3 by the layers."""
+    flux = any("single_transformer_blocks" in name for name in parts)
+    encoders = {"text_encoder_2.": _COMFY["text_encoder_3."]} if any("encoder_2.encoder.b" in n for n in parts) else {}
+    named = {
+        _begun(_leveled(name), _COMFY | encoders): part for name, part in original(parts, BFL if flux else SAI).items()
+    }
     return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
 
 

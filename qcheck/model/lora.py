@@ -113,7 +113,7 @@ _OTHER_KINDS = {
 }
 _MUTATING = ("pissa", "olora", "corda", "loftq")  # PEFT's ways to begin that change the base as well
 _MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout
-_LAYOUTS = "Known layouts: LoRA files of PEFT, diffusers, kohya, OneTrainer, ComfyUI and xlabs."
+_LAYOUTS = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
 
 
 def _require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any]) -> None:

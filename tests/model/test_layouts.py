@@ -3,12 +3,14 @@
 import copy
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from peft import LoraConfig, get_peft_model
@@ -66,9 +68,9 @@ _FLUX: list[tuple[Writer, str, bool, bool]] = [
     (layouts.kohya_flux, ALL, True, False),
     (layouts.kohya_flux, ALL, True, True),
     (layouts.kohya_flux, ALL, False, True),
-    (layouts.comfy_flux, ALL, True, False),
+    (layouts.comfy, ALL, True, False),
     (layouts.original_peft_flux, DENOISER, False, True),
-    (layouts.one_trainer, DENOISER, True, False),
+    (layouts.one_trainer, ALL, True, False),
     (layouts.xlabs, XLABS, False, True),
 ]
 _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
@@ -91,6 +93,7 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
         (layouts.kohya_sd3, ALL, False, False),
         (layouts.kohya_sd3, ALL, True, True),
         (layouts.one_trainer, ALL, True, False),
+        (layouts.comfy, ALL, True, False),
     ],
     "flux": _FLUX,
     "flux-schnell": _FLUX,
@@ -308,17 +311,41 @@ def test_a_fused_layer_with_too_few_outputs_is_an_error(tmp_path: Path) -> None:
         lora.fit(_made("flux"), _with(path, more))
 
 
-def test_the_original_names_of_sd3_are_those_of_its_checkpoints() -> None:
+def _with_dual_attention() -> Any:
+    """Stable Diffusion 3.5 medium: some blocks have a second attention, and queries and keys are normalised."""
+    pipe = copy.deepcopy(_made("sd3"))
+    torch.manual_seed(4)
+    config = dict(pipe.transformer.config) | {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    pipe.register_modules(transformer=SD3Transformer2DModel.from_config(config))
+    return pipe
+
+
+@pytest.mark.parametrize("make", [functools.partial(_made, "sd3"), _with_dual_attention], ids=["3", "3.5-medium"])
+def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[], Any], tmp_path: Path) -> None:
     """The oracle is diffusers' conversion of a whole checkpoint of the original code."""
-    pipe = _made("sd3")
+    pipe = copy.deepcopy(make())
+    before = _state(pipe)
     parts = layouts.known(pipe, "^transformer")
     checkpoint = {"pos_embed": torch.zeros(1)}
     for name, part in layouts.original(parts, layouts.SAI).items():
         layer = name.removeprefix("transformer.")
         checkpoint |= {f"{layer}.weight": part.change(), f"{layer}.bias": torch.zeros(len(part.up))}
+        if layer.endswith("qkv") and any("attn2" in known for known in parts):
+            checkpoint |= {f"{layer.removesuffix('qkv')}ln_{side}.weight": torch.zeros(1) for side in "qk"}
     converted = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
     for name, part in parts.items():
         assert torch.allclose(converted[f"{name.removeprefix('transformer.')}.weight"], part.change(), atol=1e-6), name
+    path = layouts.kohya_sd3(parts, tmp_path / "made.safetensors")
+    both = arms.apply(Base("made", "made", pipe), [_read(path)])
+    assert _wrong(before, both, _changes(parts)) == []
+
+
+@pytest.mark.parametrize(("trained", "given"), [("sd1", "flux"), ("flux", "sd3"), ("sd3", "sdxl"), ("sdxl", "sd1")])
+def test_an_adapter_of_another_family_is_an_error(trained: str, given: str, tmp_path: Path) -> None:
+    for writer in _files(trained):
+        path = writer(layouts.known(_made(trained), DENOISER), tmp_path / f"{writer.__name__}.safetensors")
+        with pytest.raises(UserError, match=r"exist in this base|do not fit"):
+            lora.fit(_made(given), _read(path))
 
 
 def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None:
@@ -358,7 +385,7 @@ def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool
         wanted = {name.replace(".", "_"): part for name, part in parts.items()}
         assert set(seen) == set(wanted)
         # a fused layer has one scale, in which its writer put all of theirs
-        fused = writer in {layouts.kohya_flux, layouts.comfy_flux, layouts.kohya_sd3}
+        fused = writer in {layouts.kohya_flux, layouts.comfy, layouts.kohya_sd3}
         assert all(fused or layer.scale == pytest.approx(wanted[name].scale) for name, layer in seen.items())
         assert all(fused or layer.rank == wanted[name].rank for name, layer in seen.items())
         assert found.unmatched == []
