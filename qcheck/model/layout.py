@@ -89,10 +89,13 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
     strange = []
     for key, value in tensors.items():
         matched = next((match for match in (pattern.match(key) for pattern in _KEYS) if match), None)
-        if matched is None or (matched["part"] == "alpha" and value.numel() != 1):
+        part = matched["part"] if matched else ""
+        if matched is None or (part == "alpha" and value.numel() != 1) or (part in _PARTS and value.ndim < 2):
             strange.append(key)
+        elif _PARTS.get(part, part) in found[matched["name"]]:
+            raise LayoutError(f"it holds the same as {key} under another name")
         else:
-            found[matched["name"]][_PARTS.get(matched["part"], matched["part"])] = value
+            found[matched["name"]][_PARTS.get(part, part)] = value
     whole = {}
     for name, parts in found.items():
         if not {"down", "up"} & set(parts):
@@ -123,7 +126,6 @@ def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str
 
 _T5 = ("text_encoder_3", "text_encoder_2")  # Stable Diffusion 3's third, Flux's second
 _CLIP, _CLIP_2 = ("text_encoder",), ("text_encoder_2",)
-_TEXT = (*_CLIP, "text_encoder_2", "text_encoder_3")
 _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 # how a name begins, and the components that it may then mean; () is the denoiser
 _BEGINNINGS: dict[str, tuple[str, ...]] = {

@@ -197,7 +197,10 @@ def _with(path: Path, more: dict[str, torch.Tensor]) -> lora.Adapter:
     return _read(path)
 
 
-@pytest.mark.parametrize("key", ["{0}.alien.weight", "alien", "lora_te1_alien.alpha", "{0}.alien.lora_A.weight"])
+@pytest.mark.parametrize(
+    "key",
+    ["{0}.alien.weight", "alien", "lora_te1_alien.alpha", "{0}.alien.lora_A.weight", "{0}.alien.lora_magnitude_vector"],
+)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_one_unknown_key_is_an_error_that_names_it(family: str, key: str, tmp_path: Path) -> None:
     pipe = _made(family)
@@ -234,6 +237,14 @@ def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> 
     more = load_file(second(one, tmp_path / "second.safetensors"))
     with pytest.raises(UserError, match=r"holds \S+mlp.fc1 twice"):
         lora.fit(pipe, _with(path, more))
+
+
+def test_factors_in_two_spellings_are_an_error(tmp_path: Path) -> None:
+    pipe = _made("sd1")
+    path = layouts.peft(layouts.known(pipe, ALL), tmp_path / "made.safetensors")
+    tensors = {key.replace("lora_A", "lora_down"): value for key, value in load_file(path).items() if "conv_in" in key}
+    with pytest.raises(UserError, match="conv_in"):
+        lora.fit(pipe, _with(path, tensors))
 
 
 @pytest.mark.parametrize(
