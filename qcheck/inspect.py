@@ -10,13 +10,11 @@ Weights are streamed, one layer at a time. With D the adapter's change of a weig
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import safe_open
 
 from qcheck.errors import UserError
@@ -24,6 +22,7 @@ from qcheck.files import Number, Value
 from qcheck.job import Use
 from qcheck.model import base as bases
 from qcheck.model import lora
+from qcheck.model.layout import Factors, Names
 from qcheck.progress import Progress, Silent
 from qcheck.quantize import plan
 from qcheck.recipe import Recipe
@@ -91,29 +90,10 @@ def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[flo
     return float(change.square().sum()), float((fraction * (1 - fraction) * step.square()).sum())
 
 
-def scale_of(alphas: dict[str, float], metadata: dict[str, str], module: str, rank: int) -> float:
-    """Alpha / rank of a layer: from the file's alpha key, else from PEFT's metadata, else 1 as loaders assume."""
-    if f"{module}.alpha" in alphas:
-        return alphas[f"{module}.alpha"] / rank
-    try:
-        stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
-    component = module.split(".", maxsplit=1)[0]
-    layer = module.removeprefix(f"{component}.")
-    alpha = stored.get(f"{component}.alpha_pattern", {}).get(layer, stored.get(f"{component}.lora_alpha"))
-    if alpha is None:
-        return 1.0
-    return float(alpha) / (math.sqrt(rank) if stored.get(f"{component}.use_rslora") else rank)
-
-
-Changes = Iterator[tuple[str, torch.Tensor]]
-
-
-def _watched(changes: Changes, total: int, progress: Progress) -> Changes:
-    with progress.stage("layers", total) as advance:
-        for change in changes:
-            yield change
+def _watched(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[str, Factors]]:
+    with progress.stage("layers", len(factors)) as advance:
+        for item in factors.items():
+            yield item
             advance(1)
 
 
@@ -124,14 +104,6 @@ def _weights(folder: Path) -> dict[str, Path]:
         with safe_open(path, "pt") as stream:
             found.update(dict.fromkeys(stream.keys(), path))
     return found
-
-
-def _changes(factors: lora.Factors, scale: dict[str, float], weight: float) -> Changes:
-    for name, pair in factors.items():
-        if set(pair) != {"A", "B"}:
-            raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
-        up, down = pair["B"].float().flatten(1), pair["A"].float()
-        yield name, weight * scale[name] * (up @ down.flatten(1)).view(len(up), *down.shape[1:])
 
 
 def _left(weight: torch.Tensor) -> torch.Tensor:
@@ -166,26 +138,26 @@ def inspect(
     """
     adapter = lora.read(Use(source, weight))
     lora.require_plain(adapter)
-    factors, alphas = lora.factors_of(StableDiffusionLoraLoaderMixin, adapter)
-    scale = {n: scale_of(alphas, adapter.metadata, n, pair["A"].shape[0]) for n, pair in factors.items()}
-    stored = {} if base is None else _denoiser_weights(base)
+    names, stored = (Names(), {}) if base is None else _stored(base)
+    factors = lora.factors_of(names, adapter)
     sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in MERGES}
     layers, unmatched = [], []
-    for name, change in _watched(_changes(factors, scale, weight), len(factors), progress or Silent()):
-        layer = name.removeprefix("unet.")
+    for name, factor in _watched(factors, progress or Silent()):
+        layer = name.removeprefix(f"{names.denoiser}.")
         path = stored.get(f"{layer}.weight")
         if path is None:
-            if name.startswith("unet."):
+            if not name.startswith("text_encoder"):
                 unmatched.append(name)
-            layers.append(_bare(name, factors[name], scale[name]))
+            layers.append(_bare(name, factor))
             continue
         with safe_open(path, "pt") as stream:
             before = stream.get_tensor(f"{layer}.weight").float()
-        lora.require_shape(name, before, factors[name])
-        layers.append(_layer(name, factors[name], scale[name], before, change.view(before.shape)))
+        lora.require_shape(name, before, factor)
+        change = weight * factor.change().view(before.shape)
+        layers.append(_layer(name, factor, before, change))
         for found in chosen:
             if plan.quantizes(layer, before, found, recipe):
-                _add(sums, found, before, change.view(before.shape))
+                _add(sums, found, before, change)
     if base is not None and len(unmatched) == len(layers):
         raise UserError(
             f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
@@ -202,31 +174,42 @@ def inspect(
     )
 
 
-def _denoiser_weights(base: str) -> dict[str, Path]:
-    found = _weights(bases.locate(base) / "unet")
+def _stored(base: str) -> tuple[Names, dict[str, Path]]:
+    """What the base calls its layers, and which file holds which tensor of its denoiser."""
+    folder = bases.locate(base)
+    denoiser = next((name for name in lora.DENOISERS if (folder / name).is_dir()), lora.DENOISERS[0])
+    found = _weights(folder / denoiser)
     if not found:
         raise UserError(
-            f"base {base!r} has no unet in safetensors", "Give a pipeline with a UNet saved as safetensors."
+            f"base {base!r} has no denoiser in safetensors",
+            f"Give a pipeline with a {' or a '.join(lora.DENOISERS)} saved as safetensors.",
         )
-    return found
+    parts = [denoiser, *sorted(path.name for path in folder.glob("text_encoder*"))]
+    keys = [f"{part}.{key}" for part in parts for key in _weights(folder / part)]
+    layers = frozenset(key.removesuffix(".weight") for key in keys if key.endswith(".weight"))
+    config = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
+    return Names(denoiser, layers, lora.layers_per_block(config)), found
 
 
-def _bare(name: str, pair: dict[str, torch.Tensor], scale: float) -> LayerReport:
-    rank = pair["A"].shape[0]
+def _bare(name: str, factors: Factors) -> LayerReport:
     return LayerReport(
-        name=name, rank=rank, scale=scale, relative=None, step_growth=None, hot_columns=None, intruders=None
+        name=name,
+        rank=len(factors.down),
+        scale=factors.scale,
+        relative=None,
+        step_growth=None,
+        hot_columns=None,
+        intruders=None,
     )
 
 
-def _layer(
-    name: str, pair: dict[str, torch.Tensor], scale: float, before: torch.Tensor, change: torch.Tensor
-) -> LayerReport:
+def _layer(name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor) -> LayerReport:
     columns = change.flatten(1).norm(dim=0)
     rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
     return LayerReport(
         name=name,
-        rank=pair["A"].shape[0],
-        scale=scale,
+        rank=len(factors.down),
+        scale=factors.scale,
         relative=float(change.norm() / before.norm()),
         step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
         hot_columns=int((columns > _HOT * columns.median()).sum()),

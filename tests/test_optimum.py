@@ -78,10 +78,8 @@ def _sqnr(picture: np.ndarray, found: np.ndarray) -> float:
 def test_an_exported_folder_of_every_family_samples_there(name: str, tmp_path: Path) -> None:
     source = families.saved(name, tmp_path / name)
     adapter, out = families.adapter(name, tmp_path / "lora.safetensors"), tmp_path / "out"
-    size = ("--size", "32x32")
-    result = run(
-        "export", str(source), "--lora", str(adapter), "-s", "fp16", "-o", str(out), "--no-build", "--size", "32x32"
-    )
+    options = ("-s", "fp16", "--size", "32x32", "--no-build", "-o", str(out))
+    result = run("export", str(source), "--lora", str(adapter), *options)
     assert result.exit_code == 0, result.output
     both = arms.apply(base.load(str(source)), [lora.read(Use(str(adapter), 1.0))])
     picture = _painted(both.use("adapted").pipe, width=32, height=32)

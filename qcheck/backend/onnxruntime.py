@@ -49,7 +49,7 @@ class Feed:
     batched: bool
 
     def value(self, found: np.ndarray, count: int) -> np.ndarray:
-        """``found`` in this input's type; a number for each row as a scalar where that is asked, or as often as asked."""
+        """``found`` in this input's type; a number for each row as a scalar or as often as is asked."""
         cast = found.astype(self.dtype)
         if cast.ndim > 1:
             return cast

@@ -3,27 +3,27 @@
 import json
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.state_dict_utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from qcheck import files
 from qcheck.errors import UserError
 from qcheck.job import Use
-from qcheck.model.quiet import quiet
+from qcheck.model import layout
+from qcheck.model.layout import Factors, LayoutError, Names
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-_FACTOR = re.compile(r"^(?P<module>.+?)\.lora_(?P<side>[AB])\.weight$")
+DENOISERS = ("unet", "transformer")
+_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # what PEFT and diffusers save
+_CONFIG = "adapter_config.json"
+_STORED = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in the file
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ def read(used: Use) -> Adapter:
     Raises:
         UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
     """
-    source, path = used.source, Path(used.source)
+    source, path = used.source, _file(Path(used.source))
     if not math.isfinite(used.weight):
         raise UserError(f"adapter weight {used.weight} is not finite", "Give a number such as 1.0.")
     if not path.is_file():
-        raise UserError(f"adapter {source!r} does not exist", "Give a LoRA .safetensors file.")
+        raise UserError(
+            f"adapter {source!r} does not exist",
+            "Give a LoRA .safetensors file, or the folder that PEFT or diffusers saved one in.",
+        )
     if path.suffix in PICKLES:
         raise UserError(
             f"adapter {source!r} is a pickle, which can run code when it is loaded",
@@ -66,7 +69,15 @@ def read(used: Use) -> Adapter:
             f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
             "Its training diverged or the file is damaged: export it again from an earlier step.",
         )
-    return Adapter(path, used.weight, files.digest(path), metadata)
+    config = path.with_name(_CONFIG)
+    if path.name != _FOLDER[0] or not config.is_file():
+        return Adapter(path, used.weight, files.digest(path), metadata)
+    return Adapter(path, used.weight, files.digest(path, config), metadata | {_STORED: config.read_text("utf-8")})
+
+
+def _file(path: Path) -> Path:
+    """The file itself, or the one that PEFT or diffusers saved in a folder."""
+    return next((path / name for name in _FOLDER if (path / name).is_file()), path)
 
 
 def trigger_words(adapter: Adapter) -> list[str]:
@@ -90,20 +101,35 @@ def tag_counts(adapter: Adapter) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-Factors = dict[str, dict[str, torch.Tensor]]
-_OTHER_KINDS = {"dora_scale": "DoRA in kohya's layout", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT"}
-_MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout, which diffusers merges
+_OTHER_KINDS = {
+    r"dora_scale": "a DoRA in kohya's layout",
+    r"hada_w": "a LoHa",
+    r"lokr_w": "a LoKr",
+    r"[.]b?oft_|[.]oft_diag": "an OFT",
+    r"lora_mid": "a LoCon of three factors",
+    r"[.]diff(_b)?$": "a LoRA with whole differences of weights or biases besides",
+    r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
+    r"modules_to_save": "a LoRA with whole layers besides",
+}
+_MUTATING = ("pissa", "olora", "corda", "loftq")  # PEFT's ways to begin that change the base as well
+_MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout
+_LAYOUTS = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
 
 
-def _require_lora(adapter: Adapter) -> None:
-    with safe_open(adapter.path, "pt") as stream:
-        for key in stream.keys():  # noqa: SIM118
-            for mark, kind in _OTHER_KINDS.items():
-                if mark in key:
-                    raise UserError(
-                        f"adapter {str(adapter.path)!r} is a {kind} ({key}); this version checks LoRA and PEFT's DoRA",
-                        "Merge it into the base and check that, or train a LoRA.",
-                    )
+def _require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any]) -> None:
+    for key in keys:
+        for mark, kind in _OTHER_KINDS.items():
+            if re.search(mark, key):
+                raise UserError(
+                    f"adapter {str(adapter.path)!r} is {kind} ({key}); this version checks LoRA and PEFT's DoRA",
+                    "Merge it into the base and check that, or train a LoRA.",
+                )
+    for key, value in config.items():
+        if key.endswith("init_lora_weights") and str(value).startswith(_MUTATING):
+            raise UserError(
+                f"adapter {str(adapter.path)!r} began as {value}, which changes the base too",
+                "Save it with PEFT's path_initial_model_for_weight_conversion: that makes a LoRA of it.",
+            )
 
 
 def require_plain(adapter: Adapter) -> None:
@@ -116,57 +142,37 @@ def require_plain(adapter: Adapter) -> None:
             )
 
 
-def _converted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``state`` with every component's keys in PEFT's names, as diffusers converts them when it loads."""
-    found: dict[str, torch.Tensor] = {}
-    for component in {key.split(".")[0] for key in state}:
-        part = {k.removeprefix(f"{component}."): v for k, v in state.items() if k.startswith(f"{component}.")}
-        if component == "unet":
-            part = convert_unet_state_dict_to_peft(part)
-        elif any("lora_A" not in key and "lora_B" not in key for key in part):
-            part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
-        found |= {f"{component}.{key}": value for key, value in part.items()}
-    return found
+def _peft_config(adapter: Adapter) -> dict[str, Any]:
+    """PEFT's config of the adapter: by component as diffusers stores it in the file, or of the folder as PEFT does."""
+    written = adapter.metadata.get(_STORED, "{}")
+    try:
+        found = json.loads(written)
+    except ValueError as error:
+        raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
+    return found if isinstance(found, dict) else {}
 
 
-def factors_of(loader: Any, adapter: Adapter) -> tuple[Factors, dict[str, float]]:
-    """``{component.module: {"A": [r, in, ...], "B": [out, r, ...]}}`` in diffusers' names, and alphas by module.
-
-    ``loader`` is a diffusers pipeline or its class, which converts the layout.
+def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
+    """The adapter's factors by layer, by the names of this base where it has them.
 
     Raises:
         UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
     """
-    _require_lora(adapter)
+    tensors, config = load_file(adapter.path), _peft_config(adapter)
+    _require_lora(adapter, tensors, config)
     try:
-        with quiet():
-            state, alphas = loader.lora_state_dict(str(adapter.path.parent), weight_name=adapter.path.name)[:2]
-            plain = {k: v for k, v in state.items() if not k.endswith(".alpha") and _MAGNITUDE not in k}
-            state = _converted(plain)
-    except (ValueError, KeyError, OSError) as error:
+        entries, strange = layout.entries(tensors, config)
+        if strange or not entries:
+            raise LayoutError(f"it holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}")
+        found: dict[str, Factors] = {}
+        for name, factors in entries.items():
+            for layer, part in layout.placed(name, factors, names).items():
+                if layer in found:
+                    raise LayoutError(f"it holds {layer} twice, the second time as {name}")
+                found[layer] = part
+    except LayoutError as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
-    matches = {key: _FACTOR.match(key) for key in state}
-    strange = [key for key, matched in matches.items() if matched is None]
-    if strange or not state:
-        raise UserError(
-            f"adapter {str(adapter.path)!r} holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}",
-            _LAYOUTS,
-        )
-    found: Factors = defaultdict(dict)
-    for key, matched in matches.items():
-        if matched is not None:
-            found[matched["module"]][matched["side"]] = state[key]
-    return dict(sorted(found.items())), _alphas(alphas or {})
-
-
-def _alphas(stored: dict[str, Any]) -> dict[str, float]:
-    """Alphas by PEFT module name, from kohya's keys as diffusers renames them."""
-    suffix = ".lora_A.weight"
-    renamed = _converted({key.removesuffix(".alpha"): value for key, value in stored.items()})
-    return {key.removesuffix(suffix): float(value) for key, value in renamed.items()}
-
-
-_LAYOUTS = "Known layouts: diffusers, PEFT and kohya LoRA files."
+    return dict(sorted(found.items()))
 
 
 def _some(names: list[str]) -> str:
@@ -174,19 +180,32 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _layers(pipe: Any, components: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    """What an adapter may change in a pipeline: its denoiser first, and its text encoders."""
+    found = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    denoisers = [name for name in found if name in DENOISERS]
+    return {name: found[name] for name in (*denoisers, *(name for name in found if name.startswith("text_encoder")))}
+
+
+def _weights(pipe: Any) -> dict[str, torch.Tensor]:
     return {
         f"{component}.{name}": module.weight
-        for component in components
-        for name, module in getattr(pipe, component).named_modules()
+        for component, part in _modules(pipe).items()
+        for name, module in part.named_modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
 
 
-def _named(name: str, layers: Mapping[str, object]) -> str:
-    """The layer's name in this base; newer text encoders have no ``text_model`` level."""
-    flat = name.replace(".text_model.", ".", 1)
-    return flat if name not in layers and flat in layers else name
+def _names(pipe: Any, layers: Iterable[str]) -> Names:
+    denoiser = next(iter(_modules(pipe)))
+    config = getattr(pipe, denoiser).config
+    return Names(denoiser, frozenset(layers), layers_per_block(config))
+
+
+def layers_per_block(config: Mapping[str, Any]) -> int:
+    """Of a UNet; other denoisers have no such number, and need none."""
+    found = config.get("layers_per_block")
+    return found if isinstance(found, int) else 2
 
 
 @dataclass(frozen=True)
@@ -204,41 +223,51 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
             do not fit the layer's weight.
     """
-    layers = _layers(pipe, ("unet", "text_encoder"))
-    factors = {_named(name, layers): pair for name, pair in factors_of(pipe, adapter)[0].items()}
-    unmatched = sorted(set(factors) - set(layers))
+    weights = _weights(pipe)
+    factors = factors_of(_names(pipe, weights), adapter)
+    unmatched = sorted(set(factors) - set(weights))
     if len(unmatched) == len(factors) or (unmatched and not allow_unmatched):
         none = "none" if len(unmatched) == len(factors) else f"only {len(factors) - len(unmatched)}"
         advice = "" if none == "none" else " --allow-unmatched checks what does match, and lists the rest."
         raise UserError(
             f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
             f"missing: {_some(unmatched)}",
-            f"It was trained for another base; this one has layers such as {_some(sorted(layers))}.{advice}",
+            f"It was trained for another base; this one has layers such as {_some(sorted(weights))}.{advice}",
         )
-    matching = sorted(set(factors) - set(unmatched))
+    matching = [name for name in factors if name in weights]
     for name in matching:
-        require_shape(name, layers[name], factors[name])
-    return Fit({name: factors[name]["A"].float() for name in matching}, tuple(unmatched))
+        require_shape(name, weights[name], factors[name])
+    return Fit({name: factors[name].down.float() for name in matching}, tuple(unmatched))
 
 
-def require_shape(name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> None:
+def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
     """Refuse factors that do not multiply to the shape of the layer's weight."""
-    if set(pair) != {"A", "B"}:
-        raise UserError(f"adapter layer {name} has only factor {''.join(pair)}", "Export the adapter again.")
-    down, up = pair["A"], pair["B"]
-    expected = (weight.shape[0], weight.shape[1])
-    if (up.shape[0], down.shape[1]) != expected or up.shape[1] != down.shape[0]:
+    down, up = factors.down.flatten(1), factors.up.flatten(1)
+    if (len(up), down.shape[1]) != (len(weight), weight[0].numel()) or up.shape[1] != len(down):
         raise UserError(
-            f"adapter layer {name}: factors {list(up.shape)} x {list(down.shape)} do not fit "
+            f"adapter layer {name}: factors {list(factors.up.shape)} x {list(factors.down.shape)} do not fit "
             f"the weight {list(weight.shape)}",
             "It was trained for another base of the same family; give that base.",
         )
 
 
+@torch.no_grad()
 def merge(pipe: Any, adapter: Adapter) -> None:
-    """Add ``weight * B @ A * alpha / rank`` to the pipeline's own weights with diffusers and PEFT, in float32."""
-    with quiet():
-        pipe.load_lora_weights(str(adapter.path.parent), weight_name=adapter.path.name, adapter_name="checked")
-        pipe.set_adapters(["checked"], [adapter.weight])
-        pipe.fuse_lora(adapter_names=["checked"])
-        pipe.unload_lora_weights()
+    """Add ``weight * alpha / rank * up @ down`` to the pipeline's own weights, in float32.
+
+    It is done here: diffusers' loaders drop keys of some layouts without a word and know no factors of a T5.
+    """
+    weights = _weights(pipe)
+    for name, factors in factors_of(_names(pipe, weights), adapter).items():
+        if name in weights:
+            weights[name].data = _merged(weights[name].data, factors, adapter.weight)
+
+
+def _merged(before: torch.Tensor, factors: Factors, weight: float) -> torch.Tensor:
+    merged: torch.Tensor = before + weight * factors.change().view(before.shape)
+    if factors.magnitude is None:
+        return merged
+    sizes: torch.Tensor = factors.magnitude.float().flatten() / merged.flatten(1).norm(
+        dim=1
+    )  # DoRA: arXiv 2402.09353, eq. 5
+    return merged * sizes.view(-1, *[1] * (merged.ndim - 1))

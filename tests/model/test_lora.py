@@ -94,13 +94,28 @@ def test_a_file_of_no_lora_at_all_is_an_error(tmp_path: Path, loaded: base.Base)
         lora.fit(loaded.pipe, _saved(tmp_path, {"unet.conv_in.weight": torch.zeros(32, 4, 3, 3)}))
 
 
-def test_factors_that_the_loader_drops_are_an_error(tmp_path: Path) -> None:
-    """A file of two layouts: diffusers loads one of them and says nothing of the other."""
+def test_a_file_of_two_layouts_is_applied_whole(tmp_path: Path) -> None:
+    """diffusers loads one of them and says nothing of the other."""
     tensors = {
         k.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if ".to_q." in k else k: v
         for k, v in load_file(FLAT).items()
     }
-    with pytest.raises(UserError, match=r"did not change|LoRA"):
+    mixed, plain = (
+        arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, content)])
+        for content in (tensors, load_file(FLAT))
+    )
+    assert mixed.layers == plain.layers
+    for layer in plain.layers:
+        assert torch.equal(_change(mixed, layer), _change(plain, layer)), layer
+
+
+def test_factors_that_change_nothing_are_an_error(tmp_path: Path) -> None:
+    tensors = load_file(FLAT)
+    name = next(k for k in sorted(tensors) if "lora_B" in k)
+    tensors[name] = torch.zeros_like(tensors[name])
+    with pytest.raises(
+        UserError, match=f"did not change when it was merged, first {name.removesuffix('.lora_B.weight')}"
+    ):
         arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
 
 

@@ -1,0 +1,76 @@
+"""Layers by the original code's names, as trainers write them, and what diffusers made of them.
+
+``#`` is the block's number, dots are written as underscores. Where one layer stands for several, its outputs are theirs
+one after the other.
+"""
+
+import re
+
+_QKV = tuple(f"transformer_blocks.#.attn.to_{part}" for part in "qkv")
+_ADDED = tuple(f"transformer_blocks.#.attn.add_{part}_proj" for part in "qkv")
+_SECOND = tuple(f"transformer_blocks.#.attn2.to_{part}" for part in "qkv")
+_SINGLE = tuple(f"single_transformer_blocks.#.attn.to_{part}" for part in "qkv")
+
+_FLUX = {
+    "double_blocks_#_img_attn_qkv": _QKV,
+    "double_blocks_#_txt_attn_qkv": _ADDED,
+    "double_blocks_#_img_attn_proj": ("transformer_blocks.#.attn.to_out.0",),
+    "double_blocks_#_txt_attn_proj": ("transformer_blocks.#.attn.to_add_out",),
+    "double_blocks_#_img_mlp_0": ("transformer_blocks.#.ff.net.0.proj",),
+    "double_blocks_#_img_mlp_2": ("transformer_blocks.#.ff.net.2",),
+    "double_blocks_#_txt_mlp_0": ("transformer_blocks.#.ff_context.net.0.proj",),
+    "double_blocks_#_txt_mlp_2": ("transformer_blocks.#.ff_context.net.2",),
+    "double_blocks_#_img_mod_lin": ("transformer_blocks.#.norm1.linear",),
+    "double_blocks_#_txt_mod_lin": ("transformer_blocks.#.norm1_context.linear",),
+    "single_blocks_#_linear1": (*_SINGLE, "single_transformer_blocks.#.proj_mlp"),
+    "single_blocks_#_linear2": ("single_transformer_blocks.#.proj_out",),
+    "single_blocks_#_modulation_lin": ("single_transformer_blocks.#.norm.linear",),
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in_in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+    "time_in_out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+    "vector_in_in_layer": ("time_text_embed.text_embedder.linear_1",),
+    "vector_in_out_layer": ("time_text_embed.text_embedder.linear_2",),
+    "guidance_in_in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+    "guidance_in_out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+}
+_XLABS = {
+    "double_blocks_#_processor_qkv_lora1": _QKV,
+    "double_blocks_#_processor_qkv_lora2": _ADDED,
+    "double_blocks_#_processor_proj_lora1": ("transformer_blocks.#.attn.to_out.0",),
+    "double_blocks_#_processor_proj_lora2": ("transformer_blocks.#.attn.to_add_out",),
+    "single_blocks_#_processor_qkv_lora": _SINGLE,
+    "single_blocks_#_processor_proj_lora": ("single_transformer_blocks.#.proj_out",),
+}
+_SD3 = {
+    "joint_blocks_#_x_block_attn_qkv": _QKV,
+    "joint_blocks_#_x_block_attn2_qkv": _SECOND,
+    "joint_blocks_#_context_block_attn_qkv": _ADDED,
+    "joint_blocks_#_x_block_attn_proj": ("transformer_blocks.#.attn.to_out.0",),
+    "joint_blocks_#_x_block_attn2_proj": ("transformer_blocks.#.attn2.to_out.0",),
+    "joint_blocks_#_context_block_attn_proj": ("transformer_blocks.#.attn.to_add_out",),
+    "joint_blocks_#_x_block_mlp_fc1": ("transformer_blocks.#.ff.net.0.proj",),
+    "joint_blocks_#_x_block_mlp_fc2": ("transformer_blocks.#.ff.net.2",),
+    "joint_blocks_#_context_block_mlp_fc1": ("transformer_blocks.#.ff_context.net.0.proj",),
+    "joint_blocks_#_context_block_mlp_fc2": ("transformer_blocks.#.ff_context.net.2",),
+    "joint_blocks_#_x_block_adaLN_modulation_1": ("transformer_blocks.#.norm1.linear",),
+    "joint_blocks_#_context_block_adaLN_modulation_1": ("transformer_blocks.#.norm1_context.linear",),
+    "x_embedder_proj": ("pos_embed.proj",),
+    "context_embedder": ("context_embedder",),
+    "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
+    "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
+    "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
+    "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
+}
+_BOTH = {"final_layer_linear": ("proj_out",), "final_layer_adaLN_modulation_1": ("norm_out.linear",)}
+_TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH
+# modulations of two parts: the original gives shift first, diffusers scale
+SWAPPED = ("norm_out.linear", "norm1_context.linear")
+
+
+def layers(name: str) -> tuple[str, ...]:
+    """The denoiser's layers in diffusers that ``name`` stands for, none where it is no original name."""
+    flat = name.replace(".", "_")
+    number = re.search(r"(?<=_blocks_)\d+", flat)
+    found = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
+    return tuple(layer.replace("#", number[0] if number else "#") for layer in found)

@@ -1,0 +1,434 @@
+"""Every layout of adapter files in every family: what is merged is what the file holds, to the last layer."""
+
+import copy
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qcheck import inspect, recipe
+from qcheck.errors import UserError
+from qcheck.job import Use
+from qcheck.model import arms, layout, lora
+from qcheck.model.arms import Arms
+from qcheck.model.base import Base
+from qcheck.model.quiet import quiet
+from tests import families, layouts
+from tests.layouts import Parts, Writer
+
+EXACT = 1e-6  # of the largest value of a weight and its change, float32's own rounding
+
+DENOISER, ALL = r"^(unet|transformer)\.", r""
+ATTENTION = r"attn[12]\.|self_attn"
+# SDXL has no upsampler in a block without attention, as the tiny pipeline has; the original's name of it is another
+SGM = r"^unet\.(?!up_blocks\.0\.upsamplers)|^text"
+XLABS = r"transformer\.transformer_blocks\.\d+\.attn\.|single_transformer_blocks\.\d+\.(attn\.|proj_out)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout of one family: the layers that it can hold, and how the factors are made."""
+
+    family: str
+    writer: Writer
+    wanted: str = ALL
+    alphas: bool = True
+    shared: bool = False
+
+    def __str__(self) -> str:
+        marks = ("" if self.alphas else "-no-alpha") + ("-shared" if self.shared else "")
+        return f"{self.family}-{self.writer.__name__}{marks}"
+
+
+_ONE_ENCODER = [
+    (layouts.peft, ALL, True, False),
+    (layouts.peft, ALL, False, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+    (layouts.diffusers, ALL, False, False),
+    (layouts.processors, ATTENTION, False, False),
+    (layouts.bare_processors, r"^unet.*attn[12]\.", False, False),
+    (layouts.kohya, ALL, True, False),
+    (layouts.kohya, ALL, False, False),
+]
+_FLUX: list[tuple[Writer, str, bool, bool]] = [
+    (layouts.peft, ALL, True, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+    (layouts.kohya_flux, ALL, True, False),
+    (layouts.kohya_flux, ALL, True, True),
+    (layouts.kohya_flux, ALL, False, True),
+    (layouts.comfy, ALL, True, False),
+    (layouts.original_peft_flux, DENOISER, False, True),
+    (layouts.one_trainer, ALL, True, False),
+    (layouts.xlabs, XLABS, False, True),
+]
+_LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
+    "sd1": _ONE_ENCODER,
+    "sd2": _ONE_ENCODER,
+    "sdxl": [
+        (layouts.peft, ALL, True, False),
+        (layouts.peft_with_alphas, ALL, True, False),
+        (layouts.peft_folder, DENOISER, True, False),
+        (layouts.diffusers, ALL, False, False),
+        (layouts.kohya_xl, ALL, True, False),
+        (layouts.kohya_xl, ALL, False, False),
+        (layouts.kohya_sgm, SGM, True, False),
+    ],
+    "sd3": [
+        (layouts.peft, ALL, True, False),
+        (layouts.peft_with_alphas, ALL, True, False),
+        (layouts.peft_folder, DENOISER, True, False),
+        (layouts.kohya_sd3, ALL, True, False),
+        (layouts.kohya_sd3, ALL, False, False),
+        (layouts.kohya_sd3, ALL, True, True),
+        (layouts.one_trainer, ALL, True, False),
+        (layouts.comfy, ALL, True, False),
+    ],
+    "flux": _FLUX,
+    "flux-schnell": _FLUX,
+}
+CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
+
+
+@functools.cache
+def _made(family: str) -> Any:
+    return families.FAMILIES[family]()
+
+
+def _state(pipe: Any) -> dict[str, torch.Tensor]:
+    """Every parameter of every component."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def _base(family: str) -> Base:
+    return Base(family, family, copy.deepcopy(_made(family)))
+
+
+def _read(path: Path, weight: float = 1.0) -> lora.Adapter:
+    return lora.read(Use(str(path), weight))
+
+
+def _wrong(before: dict[str, torch.Tensor], both: Arms, wanted: dict[str, torch.Tensor]) -> list[str]:
+    """The parameters that are not what they were plus the wanted change [out, in, ...] of their layer."""
+    found = []
+    for name, after in _state(both.base.pipe).items():
+        change = wanted.get(name.removesuffix(".weight"), torch.zeros(())) if name.endswith(".weight") else None
+        if change is None or change.ndim == 0:
+            right = torch.equal(after, before[name])
+        else:
+            expected = before[name].double() + change
+            right = bool((after - expected).abs().max() <= EXACT * (before[name].abs().max() + change.abs().max()))
+        found += [] if right else [name]
+    return found
+
+
+def _changes(parts: Parts, weight: float = 1.0) -> dict[str, torch.Tensor]:
+    return {layer: weight * part.change() for layer, part in parts.items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_file_is_applied_exactly_and_to_nothing_else(case: Case, tmp_path: Path) -> None:
+    base = _base(case.family)
+    before = _state(base.pipe)
+    parts = layouts.known(base.pipe, case.wanted, case.alphas, case.shared)
+    assert len(parts) > 10
+    both = arms.apply(base, [_read(case.writer(parts, tmp_path / "made.safetensors"), 0.7)])
+    assert set(both.layers) == set(parts)
+    assert _wrong(before, both, _changes(parts, 0.7)) == []
+    for layer in both.denoiser_layers():
+        down, up = both.factors(layer)
+        wanted = 0.7 * next(part for name, part in parts.items() if name.split(".", 1)[1] == layer).change().flatten(1)
+        assert (up.double() @ down.double().flatten(1) - wanted).norm() <= 1e-4 * wanted.norm(), layer
+
+
+_THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in kohya's files, and knows no T5
+    Case("sd1", layouts.peft),
+    Case("sd1", layouts.processors, ATTENTION, alphas=False),
+    Case("sd2", layouts.kohya, alphas=False),
+    Case("sdxl", layouts.peft),
+    Case("sdxl", layouts.kohya_sgm, SGM, alphas=False),
+    Case("sd3", layouts.peft, r"^transformer|^text_encoder(_2)?\."),
+    Case("flux", layouts.peft, r"^transformer|^text_encoder\."),
+    Case("flux", layouts.xlabs, XLABS, alphas=False, shared=True),
+]
+
+
+@pytest.mark.parametrize("case", _THEIRS, ids=str)
+def test_what_diffusers_can_merge_is_merged_the_same(case: Case, tmp_path: Path) -> None:
+    ours, theirs = _base(case.family), _base(case.family).pipe
+    path = case.writer(layouts.known(theirs, case.wanted, case.alphas, case.shared), tmp_path / "made.safetensors")
+    arms.apply(ours, [_read(path, -0.6)])
+    with quiet():
+        theirs.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="made")
+        theirs.set_adapters(["made"], [-0.6])
+        theirs.fuse_lora(components=theirs._lora_loadable_modules, adapter_names=["made"])
+        theirs.unload_lora_weights()
+    wanted = _state(theirs)
+    for name, value in _state(ours.pipe).items():
+        assert torch.allclose(value, wanted[name], atol=EXACT, rtol=EXACT), name
+
+
+def _files(family: str) -> list[Writer]:
+    """The family's different writers that hold every layer and alphas."""
+    whole = [case for case in CASES if case.family == family and case.wanted == ALL and case.alphas]
+    return list(dict.fromkeys(case.writer for case in whole))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path) -> None:
+    base = _base(family)
+    before = _state(base.pipe)
+    writers = _files(family)
+    wanted: dict[str, torch.Tensor] = {}
+    read = []
+    for place, (weight, layers) in enumerate([(0.5, ALL), (-1.25, DENOISER), (0.0, ALL), (1.0, "^text")]):
+        parts = layouts.known(base.pipe, layers, seed=place)
+        read.append(_read(writers[place % len(writers)](parts, tmp_path / f"{place}.safetensors"), weight))
+        for layer, change in _changes(parts, weight).items():
+            wanted[layer] = wanted.get(layer, torch.zeros(())) + change
+    both = arms.apply(base, read)
+    assert _wrong(before, both, wanted) == []
+    both.use("base")
+    assert _wrong(before, both, {}) == []
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_an_adapter_of_text_encoders_alone(family: str, weight: float, tmp_path: Path) -> None:
+    for writer in _files(family):
+        base = _base(family)
+        before = _state(base.pipe)
+        parts = layouts.known(base.pipe, "^text")
+        both = arms.apply(base, [_read(writer(parts, tmp_path / f"{writer.__name__}.safetensors"), weight)])
+        assert both.denoiser_layers() == []
+        assert _wrong(before, both, _changes(parts, weight)) == []
+
+
+def _with(path: Path, more: dict[str, torch.Tensor]) -> lora.Adapter:
+    """The file with more tensors in it."""
+    with safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    save_file(load_file(path) | more, path, metadata)
+    return _read(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["{0}.alien.weight", "alien", "lora_te1_alien.alpha", "{0}.alien.lora_A.weight", "{0}.alien.lora_magnitude_vector"],
+)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_one_unknown_key_is_an_error_that_names_it(family: str, key: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    for writer in _files(family):
+        path = writer(layouts.known(pipe, ALL), tmp_path / f"{writer.__name__}.safetensors")
+        with pytest.raises(UserError, match=r"alien"):
+            lora.fit(pipe, _with(path, {key.format(_denoiser(pipe)): torch.ones(2, 2)}))
+
+
+def _denoiser(pipe: Any) -> str:
+    return next(name for name in ("unet", "transformer") if name in pipe.components)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    names = ["{0}.alien.lora_A.weight", "lora_unet_alien.lora_down.weight", "lora_te2_alien.lora_down.weight"]
+    for place, name in enumerate(names):
+        path = layouts.peft_with_alphas(layouts.known(pipe, ALL), tmp_path / f"{place}.safetensors")
+        down = name.format(_denoiser(pipe))
+        up = down.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
+        with pytest.raises(UserError, match=r"missing: \w+\.alien"):
+            lora.fit(pipe, _with(path, {down: torch.ones(2, 4), up: torch.ones(4, 2)}))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> None:
+    """Two layouts of one layer: diffusers takes one of them, or the sum would be merged."""
+    pipe = _made(family)
+    first, second = _files(family)[-1], layouts.peft_with_alphas
+    parts = layouts.known(pipe, ALL)
+    path = first(parts, tmp_path / "first.safetensors")
+    one = {name: part for name, part in parts.items() if name.endswith("mlp.fc1")}
+    more = load_file(second(one, tmp_path / "second.safetensors"))
+    with pytest.raises(UserError, match=r"holds \S+mlp.fc1 twice"):
+        lora.fit(pipe, _with(path, more))
+
+
+def test_factors_in_two_spellings_are_an_error(tmp_path: Path) -> None:
+    pipe = _made("sd1")
+    path = layouts.peft(layouts.known(pipe, ALL), tmp_path / "made.safetensors")
+    tensors = {key.replace("lora_A", "lora_down"): value for key, value in load_file(path).items() if "conv_in" in key}
+    with pytest.raises(UserError, match="conv_in"):
+        lora.fit(pipe, _with(path, tensors))
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("{0}.x.lora_mid.weight", "three factors"),
+        ("{0}.x.diff_b", "whole differences"),
+        ("{0}.x.diff", "whole differences"),
+        ("{0}.x.lora_B.bias", "biases"),
+        ("{0}.x.hada_w1_a", "LoHa"),
+        ("{0}.x.lokr_w1", "LoKr"),
+        ("{0}.x.oft_blocks", "OFT"),
+        ("{0}.x.dora_scale", "DoRA"),
+    ],
+)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_another_kind_of_adapter_is_refused_by_name(family: str, key: str, kind: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    path = layouts.peft(layouts.known(pipe, "proj_out|fc1"), tmp_path / "made.safetensors")
+    with pytest.raises(UserError, match=kind):
+        lora.fit(pipe, _with(path, {key.format(_denoiser(pipe)): torch.ones(2)}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
+def test_a_folder_that_peft_saved_is_merged_as_peft_merges_it(
+    family: str, settings: dict[str, bool], tmp_path: Path
+) -> None:
+    base = _base(family)
+    name = _denoiser(base.pipe)
+    torch.manual_seed(3)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q", "to_out.0", "conv1", "net.2", "proj_out"],
+        rank_pattern={"to_out.0": 2, r"transformer_blocks\.0\.attn1?\.to_q": 3},
+        alpha_pattern={"to_out.0": 5, r"^(transformer_blocks|down_blocks)\..*net\.2": 9},
+        init_lora_weights=False,
+        **settings,
+    )
+    model = get_peft_model(copy.deepcopy(base.pipe.components[name]), config)
+    for key, value in model.named_parameters():
+        if "magnitude" in key:  # as training moves it; at first it rescales nothing
+            value.data = value.data * torch.linspace(0.8, 1.2, value.numel()).view(value.shape)
+    model.save_pretrained(tmp_path)
+    merged = model.merge_and_unload().state_dict()
+    both = arms.apply(base, [_read(tmp_path)])
+    assert len(both.layers) > 3
+    after = base.pipe.components[name].state_dict()
+    assert all(torch.allclose(after[key], merged[key], atol=1e-5, rtol=0) for key in after)
+
+
+def test_the_folders_config_is_part_of_the_digest(tmp_path: Path) -> None:
+    folder = layouts.peft_folder(layouts.known(_made("sd1"), DENOISER), tmp_path / "made")
+    first = _read(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 99}))
+    assert _read(folder).digest != first.digest
+    assert _read(folder / "adapter_model.safetensors").digest == _read(folder).digest
+
+
+@pytest.mark.parametrize("started", ["pissa", "olora", "corda"])
+def test_an_adapter_that_began_by_changing_the_base_is_refused(started: str, tmp_path: Path) -> None:
+    folder = layouts.peft_folder(layouts.known(_made("sd1"), DENOISER), tmp_path / "made")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": started}))
+    with pytest.raises(UserError, match=f"began as {started}"):
+        lora.fit(_made("sd1"), _read(folder))
+
+
+def test_a_fused_layer_with_too_few_outputs_is_an_error(tmp_path: Path) -> None:
+    path = layouts.kohya_flux(layouts.known(_made("flux"), ALL), tmp_path / "made.safetensors")
+    more = {f"lora_unet_single_blocks_7_linear1.lora_{side}.weight": torch.ones(64, 64) for side in ("down", "up")}
+    with pytest.raises(UserError, match="single_blocks_7_linear1 has 64 outputs"):
+        lora.fit(_made("flux"), _with(path, more))
+
+
+def _with_dual_attention() -> Any:
+    """Stable Diffusion 3.5 medium: some blocks have a second attention, and queries and keys are normalised."""
+    pipe = copy.deepcopy(_made("sd3"))
+    torch.manual_seed(4)
+    config = dict(pipe.transformer.config) | {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    pipe.register_modules(transformer=SD3Transformer2DModel.from_config(config))
+    return pipe
+
+
+@pytest.mark.parametrize("make", [functools.partial(_made, "sd3"), _with_dual_attention], ids=["3", "3.5-medium"])
+def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[], Any], tmp_path: Path) -> None:
+    """The oracle is diffusers' conversion of a whole checkpoint of the original code."""
+    pipe = copy.deepcopy(make())
+    before = _state(pipe)
+    parts = layouts.known(pipe, "^transformer")
+    checkpoint = {"pos_embed": torch.zeros(1)}
+    for name, part in layouts.original(parts, layouts.SAI).items():
+        layer = name.removeprefix("transformer.")
+        checkpoint |= {f"{layer}.weight": part.change(), f"{layer}.bias": torch.zeros(len(part.up))}
+        if layer.endswith("qkv") and any("attn2" in known for known in parts):
+            checkpoint |= {f"{layer.removesuffix('qkv')}ln_{side}.weight": torch.zeros(1) for side in "qk"}
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
+    for name, part in parts.items():
+        assert torch.allclose(converted[f"{name.removeprefix('transformer.')}.weight"], part.change(), atol=1e-6), name
+    path = layouts.kohya_sd3(parts, tmp_path / "made.safetensors")
+    both = arms.apply(Base("made", "made", pipe), [_read(path)])
+    assert _wrong(before, both, _changes(parts)) == []
+
+
+@pytest.mark.parametrize(("trained", "given"), [("sd1", "flux"), ("flux", "sd3"), ("sd3", "sdxl"), ("sdxl", "sd1")])
+def test_an_adapter_of_another_family_is_an_error(trained: str, given: str, tmp_path: Path) -> None:
+    for writer in _files(trained):
+        path = writer(layouts.known(_made(trained), DENOISER), tmp_path / f"{writer.__name__}.safetensors")
+        with pytest.raises(UserError, match=r"exist in this base|do not fit"):
+            lora.fit(_made(given), _read(path))
+
+
+def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None:
+    """diffusers splits at the real model's widths alone, so the factors here have those, with rank 2."""
+    torch.manual_seed(0)
+    rows = {"qkv": 3 * 3072, "linear1": 21504, "adaLN_modulation_1": 2 * 3072}
+    tensors = {}
+    for dotted in layouts.BFL:
+        name = "lora_unet_" + dotted.replace("#", "0").replace(".", "_")
+        outputs = next((count for end, count in rows.items() if name.endswith(end)), 3072)
+        tensors |= {f"{name}.lora_down.weight": torch.randn(2, 3072), f"{name}.alpha": torch.tensor(3.0)}
+        tensors |= {f"{name}.lora_up.weight": torch.randn(outputs, 2)}
+    theirs = FluxLoraLoaderMixin.lora_state_dict(dict(tensors))
+    found, strange = layout.entries(tensors, {})
+    assert strange == []
+    ours = {k: v for name, part in found.items() for k, v in layout.placed(name, part, layout.Names()).items()}
+    assert len(ours) == len(theirs) // 2
+    for name, part in ours.items():
+        layer = name.removeprefix("transformer.")
+        key = f"{'transformer.' if f'{name}.lora_A.weight' in theirs else ''}{layer}"
+        # diffusers leaves the scale out in the last layers
+        scale = 1.0 if layer in {"proj_out", "norm_out.linear"} else part.scale
+        assert torch.equal(theirs[f"{key}.lora_B.weight"], part.up), name
+        assert torch.allclose(theirs[f"{key}.lora_A.weight"], scale * part.down), name
+
+
+@pytest.mark.parametrize("based", [True, False], ids=["base", "no-base"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool, tmp_path: Path) -> None:
+    pipe = _made(family)
+    folder = str(families.saved(family, tmp_path / "base")) if based else None
+    for writer in _files(family):
+        parts = layouts.known(pipe, DENOISER, shared=_denoiser(pipe) == "transformer")
+        path = writer(parts, tmp_path / f"{writer.__name__}.safetensors")
+        found = inspect.inspect(str(path), folder, 1.0, [], recipe.find("general"))
+        seen = {layer.name.replace(".", "_"): layer for layer in found.layers}
+        wanted = {name.replace(".", "_"): part for name, part in parts.items()}
+        assert set(seen) == set(wanted)
+        # a fused layer has one scale, in which its writer put all of theirs
+        fused = writer in {layouts.kohya_flux, layouts.comfy, layouts.kohya_sd3}
+        assert all(fused or layer.scale == pytest.approx(wanted[name].scale) for name, layer in seen.items())
+        assert all(fused or layer.rank == wanted[name].rank for name, layer in seen.items())
+        assert found.unmatched == []
+        weights = layouts.weights(pipe)
+        for name, part in parts.items() if based else ():
+            relative = float(part.change().norm() / weights[name].double().norm())
+            assert seen[name.replace(".", "_")].relative == pytest.approx(relative, rel=1e-4), name
