@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnxruntime import quantization as ort
 
@@ -53,14 +52,11 @@ class _Reader(ort.CalibrationDataReader):
 
 def static(plain: Path, rows: Sequence[dict[str, np.ndarray]], nodes: Sequence[str], path: Path) -> None:
     """ONNX Runtime's static INT8 of some nodes: symmetric, weights per channel, calibrated on ``rows``."""
-    model = onnx.load(plain)
-    del model.graph.value_info[:]  # symbolic shapes that it does not update, so that its file would not load
-    ort.shape_inference.quant_pre_process(
-        model, path.with_suffix(".prepared"), skip_optimization=True, skip_symbolic_shape=True
-    )
+    prepared = path.with_suffix(".prepared")
+    ort.shape_inference.quant_pre_process(plain, prepared, skip_optimization=True, skip_symbolic_shape=True)
     computing = ["Conv", "Gemm", "MatMul"]
     ort.quantize_static(
-        path.with_suffix(".prepared"),
+        prepared,
         path,
         _Reader(rows),
         op_types_to_quantize=computing,
