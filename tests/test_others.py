@@ -25,9 +25,9 @@ from tests.conftest import Prepared, run
 
 INT8 = formats.find("int8")
 
-# Rounding sends two runs of one quantized network apart: among nine simulations, their states 1e-6 to 1e-4 of their size
-# apart, the standard deviation is .003 for effect_survival, .004 for endpoint_error and up to .06 dB. These files differ
-# from theirs by at most .003, .014 and .12 dB; one layer by itself differs by 4e-5 of its largest output.
+# Rounding sends two runs of one quantized network apart: among nine simulations, their states 1e-6 to 1e-4 of their
+# size apart, the standard deviation is .003 for effect_survival, .004 for endpoint_error, up to .06 dB. These files are
+# within .003, .014 and .12 dB of theirs; one layer by itself is within 4e-5 of its largest output.
 WITHIN = {"ratio": 0.02, "dB": 0.3}
 
 
