@@ -12,7 +12,8 @@ SHAPES = {
     "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
     "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
 }
-needed = pytest.mark.skipif(importlib.util.find_spec(tensorrt.RTX) is None, reason="tensorrt-rtx is not installed here")
+present = importlib.util.find_spec(tensorrt.RTX) is not None
+needed = pytest.mark.skipif(not present, reason="tensorrt-rtx is not installed here")
 
 
 def build(model: Path, capability: str) -> Built:

@@ -199,6 +199,7 @@ def test_a_file_is_judged_as_our_simulation_of_its_ranges(
     maker: str,
     verdict: str,
     request: pytest.FixtureRequest,
+    demo_arms: Arms,
     prepared: Prepared,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,7 +213,7 @@ def test_a_file_is_judged_as_our_simulation_of_its_ranges(
     with simulated(prepared.unet, theirs) as unet:
 
         def simulation(*_: object) -> TorchRunner:
-            runners.append(TorchRunner(unet))
+            runners.append(TorchRunner(demo_arms.base.family.entry(unet)))
             return runners[-1]
 
         monkeypatch.setattr("qcheck.work.OnnxRunner", simulation)

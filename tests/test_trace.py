@@ -101,7 +101,6 @@ def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arm
         assert np.abs(ours[index] - theirs).max() < 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
     pipe = demo_arms.use("adapted").pipe
@@ -134,7 +133,6 @@ def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, 
 
 
 @pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_solvers_that_call_more_often_than_they_step_are_followed(
     demo_arms: Arms, tmp_path: Path, solver: type
 ) -> None:

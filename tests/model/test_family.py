@@ -21,7 +21,6 @@ from qcheck.work import matched
 from tests import families
 
 PROMPTS = ("a red fox", "two boats, oil on canvas")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 WIDE = {"width": 48, "height": 32}
 
 

@@ -1,0 +1,78 @@
+"""Every family from the adapter's file to the verdict: exported, quantized, built for the target and judged."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builder, families, layouts
+from tests.conftest import run
+
+SCHEMES = {"int8": "int8 x int8", "int4-g128": "float16 x int4", "fp8": "float8_e4m3 x float8_e4m3"}
+LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
+    "sd1": {"peft": layouts.peft, "kohya": layouts.kohya},
+    "sdxl": {"peft": layouts.peft, "kohya": layouts.kohya_xl},
+    "sd3": {"peft": layouts.peft, "kohya": layouts.kohya_sd3},
+    "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+}
+EVERY = [(family, layout) for family, each in LAYOUTS.items() for layout in each]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, dict[str, Any]]]:
+    """The folder and the report of a whole check of one family with an adapter in one layout, made once."""
+    root = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def base(family: str) -> Path:
+        return families.saved(family, root / family)
+
+    @functools.cache
+    def check(family: str, layout: str) -> tuple[Path, dict[str, Any]]:
+        touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp)"
+        known = layouts.known(families.FAMILIES[family](), touched, shared=family == "flux")
+        parts = {name: replace(part, up=0.1 * part.up) for name, part in known.items()}
+        out = root / f"{family}-{layout}"
+        adapter = LAYOUTS[family][layout](parts, out.with_suffix(".safetensors"))
+        schemes = [part for scheme in SCHEMES for part in ("--scheme", scheme)]
+        few = ("--width", "32", "--height", "32", "--steps", "2", "--max-probes", "2", "--threads", "2")
+        given = ("check", str(base(family)), "--lora", str(adapter), *schemes, *few, "--target", "jetson-thor-t5000")
+        result = run(*given, "--out", str(out), "--json")
+        assert result.exit_code in {0, 1, 3}, result.output
+        return out, json.loads(result.stdout)
+
+    return check
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("family", "layout"), EVERY)
+def test_a_check_goes_from_the_file_to_a_verdict(
+    family: str, layout: str, scheme: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
+) -> None:
+    folder, report = checked(family, layout)
+    case = next(case for case in report["cases"] if case["scheme"] == scheme)
+    assert case["verdict"] in {"PASS", "NEEDS-QAT", "FAIL-RECIPE", "INCONCLUSIVE"}, case["reasons"]
+    seen = {(m["name"], m["arm"]): m["value"] for m in case["measurements"]}
+    assert seen["export_control", "adapted"] > 80
+    assert seen["effect_survival", "adapted"] == pytest.approx(1, abs=0.5)
+    assert case["quantized_layers"] > 20
+    (deployed,) = (folder / "artifacts" / scheme / "merge-quantize").glob("*/model.onnx")
+    assert deployed.parent.name in {"unet", "transformer"}
+    (build,) = case["builds"]
+    assert build["status"] == ("built" if builder.present else "not run"), build
+    if builder.present:
+        assert set(build["realised"]["operands"]) == {SCHEMES[scheme]}
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_two_layouts_of_one_adapter_get_the_same_numbers(
+    family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
+) -> None:
+    (_, one), (_, other) = (checked(family, layout) for layout in LAYOUTS[family])
+    for ours, theirs in zip(one["cases"], other["cases"], strict=True):
+        for a, b in zip(ours["measurements"], theirs["measurements"], strict=True):
+            assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3), (ours["scheme"], a["name"])
