@@ -79,7 +79,7 @@ def finals(both: Arms, chosen: ProbeSet, folder: Path, side: arms.Side = "base")
 def test_four_steps_with_the_adapter_end_nearer_to_the_guided_base(
     stack: Arms, demo_arms: Arms, tmp_path: Path, prompts: tuple[str, ...], most: float
 ) -> None:
-    """Measured on 15 and 16 runs: 0.43 and 0.70 of the distance without it."""
+    """Unseen prompts gain less (training.json has their distances); noise is unseen in both."""
     chosen = CHOSEN.model_copy(update={"prompts": prompts})
 
     def distance(reached: np.ndarray) -> float:
