@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qcheck import scheme, target
 from qcheck.demo import library
@@ -52,16 +53,31 @@ def _runs(device: target.Target, found: scheme.Scheme) -> str:
 
 def training() -> str:
     """What the shipped adapters are and do, from the record that training left beside them."""
+    made = json.loads((library.ADAPTERS / "training.json").read_text())
+    return "\n\n".join(
+        (_styles([one for one in made if "style" in one]), *(_distilled(one) for one in made if "updates" in one))
+    )
+
+
+def _styles(made: Sequence[dict[str, Any]]) -> str:
     rows = [
         "| adapter | style | rank, alpha | steps | denoising loss on unseen pictures of the style: base -> adapted |"
     ]
     rows.append("|---|---|---|---|---|")
-    for made in json.loads((library.ADAPTERS / "training.json").read_text()):
-        loss = f"{made['loss_base']:.4f} -> {made['loss_adapted']:.4f} ({made['held_out_pictures']} pictures)"
-        rows.append(
-            f"| `{made['name']}` | {made['style']} | {made['rank']}, {made['alpha']:g} | {made['steps']} | {loss} |"
-        )
+    for one in made:
+        loss = f"{one['loss_base']:.4f} -> {one['loss_adapted']:.4f} ({one['held_out_pictures']} pictures)"
+        rows.append(f"| `{one['name']}` | {one['style']} | {one['rank']}, {one['alpha']:g} | {one['steps']} | {loss} |")
     return "\n".join(rows)
+
+
+def _distilled(made: dict[str, Any]) -> str:
+    return (
+        f"`{made['name']}` (rank {made['rank']}, alpha {made['alpha']:g}, {made['updates']} updates) distils steps: "
+        f"{made['steps']} at guidance {made['guidance']:g} end {made['distance_adapted']:.3f} from where the base is "
+        f"after {made['teacher_steps']} at guidance {made['teacher_guidance']:g} (relative distance of final latents, "
+        f"{made['held_out_runs']} unseen runs);\nwithout it {made['distance_base']:.3f}, or "
+        f"{made['distance_base_guided']:.3f} with that guidance."
+    )
 
 
 def block(name: str, content: str, text: str) -> str:

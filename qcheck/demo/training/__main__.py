@@ -10,7 +10,7 @@ import torch
 def main() -> None:
     """Parse the stages and run them."""
     parser = argparse.ArgumentParser(prog="python -m qcheck.demo.training", description=__doc__)
-    stages = ("download", "autoencoder", "refine", "denoiser", "focus", "adapters")
+    stages = ("download", "autoencoder", "refine", "denoiser", "focus", "adapters", "distill")
     parser.add_argument("stages", nargs="*", default=stages, metavar="STAGE", help=f"of {', '.join(stages)}")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"), help="where the packages are kept")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where the pipeline is written")
@@ -44,6 +44,10 @@ def main() -> None:
             from qcheck.demo.training import adapter
 
             adapter.train_all(arguments.pictures, arguments.out)
+        elif stage == "distill":
+            from qcheck.demo.training import distill
+
+            distill.train(arguments.out)
         else:
             parser.error(f"unknown stage {stage!r}: expected {', '.join(stages)}")
 

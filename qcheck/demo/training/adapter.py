@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,9 +49,27 @@ def _loss(pipe: StableDiffusionPipeline, hidden: torch.Tensor, latents: torch.Te
 
 
 @torch.no_grad()
-def _embed(pipe: StableDiffusionPipeline, names: tuple[str, ...]) -> torch.Tensor:
+def embed(pipe: StableDiffusionPipeline, names: tuple[str, ...]) -> torch.Tensor:
+    """Text embeddings [n, 16, 128] of the prompts of ``names``; the empty name is the empty prompt."""
     hidden: torch.Tensor = pipe.text_encoder(tokens(pipe.tokenizer, names)).last_hidden_state
     return hidden
+
+
+def save(pipe: StableDiffusionPipeline, out: Path, name: str) -> None:
+    """Write the UNet's adapter in float16 and PEFT's layout to ``out/name.safetensors``."""
+    StableDiffusionPipeline.save_lora_weights(
+        out,
+        unet_lora_layers={k: v.half() for k, v in get_peft_model_state_dict(pipe.unet).items()},
+        weight_name=f"{name}.safetensors",
+        unet_lora_adapter_metadata=_collate_lora_metadata({"unet": pipe.unet})["unet_lora_adapter_metadata"],
+    )
+
+
+def record(folder: Path, found: Sequence[Mapping[str, object]]) -> None:
+    """Put what training found into ``folder/training.json``, in place of earlier entries of the same names."""
+    path = folder / "training.json"
+    kept = {made["name"]: made for made in json.loads(path.read_text())} if path.exists() else {}
+    path.write_text(json.dumps([*(kept | {made["name"]: made for made in found}).values()], indent=1) + "\n")
 
 
 def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
@@ -62,9 +81,9 @@ def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 1
     drawn = load(pictures, recipe.style).only(common())
     seen, unseen = (_split(drawn, kept) for kept in (False, True))
     vae = AutoencoderTiny.from_pretrained(base, subfolder="vae", dtype=torch.float32)
-    data, words = encode(vae, seen), _embed(pipe, seen.names)
-    test, test_words = encode(vae, unseen), _embed(pipe, unseen.names)
-    empty = _embed(pipe, ("",))
+    data, words = encode(vae, seen), embed(pipe, seen.names)
+    test, test_words = encode(vae, unseen), embed(pipe, unseen.names)
+    empty = embed(pipe, ("",))
     before = _loss(pipe, test_words, test)
     pipe.unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.layers))
     trained = [p for p in pipe.unet.parameters() if p.requires_grad]
@@ -79,13 +98,7 @@ def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 1
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    factors = {k: v.half() for k, v in get_peft_model_state_dict(pipe.unet).items()}
-    StableDiffusionPipeline.save_lora_weights(
-        out,
-        unet_lora_layers=factors,
-        weight_name=f"{recipe.name}.safetensors",
-        unet_lora_adapter_metadata=_collate_lora_metadata({"unet": pipe.unet})["unet_lora_adapter_metadata"],
-    )
+    save(pipe, out, recipe.name)
     pipe.unet.delete_adapters("default")
     pipe.load_lora_weights(out, weight_name=f"{recipe.name}.safetensors")  # what counts is the file
     after = _loss(pipe, test_words, test)
@@ -99,8 +112,8 @@ def _split(pictures: Pictures, kept: bool) -> Pictures:
 
 
 def train_all(pictures: Path, out: Path) -> None:
-    """Train every adapter on ``out/pipeline`` into ``out/adapters``, and write ``training.json`` there."""
+    """Train every style adapter on ``out/pipeline`` into ``out/adapters``, and record it in ``training.json`` there."""
     folder = out / "adapters"
     folder.mkdir(parents=True, exist_ok=True)
     found = [_train(recipe, pictures, out / "pipeline", folder) for recipe in ADAPTERS]
-    (folder / "training.json").write_text(json.dumps(found, indent=1) + "\n")
+    record(folder, found)
