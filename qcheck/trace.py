@@ -182,7 +182,8 @@ def _scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
 
 
 def _step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor, draws: Any) -> torch.Tensor:
-    extra = {"generator": draws} if "generator" in inspect.signature(solver.step).parameters else {}
+    taken = inspect.signature(solver.step).parameters
+    extra = {name: value for name, value in (("generator", draws), ("eta", 0.0)) if name in taken}  # as pipelines do
     result: torch.Tensor = solver.step(output, timestep, latents, **extra, return_dict=False)[0]
     return result
 

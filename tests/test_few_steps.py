@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler
 
 from qcheck import trace
 from qcheck.cache import Cache
@@ -99,25 +99,28 @@ def _with_solver(folder: Path, solver: type) -> None:
     solver.from_config(solver.load_config(folder / "scheduler")).save_pretrained(folder / "scheduler")
 
 
-@pytest.mark.parametrize("solver", [LCMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+@pytest.mark.parametrize("solver", [LCMScheduler, TCDScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 def test_solvers_of_few_steps_draw_the_same_noise_in_every_arm_and_run(
     pipeline_copy: Path, tmp_path: Path, solver: type
 ) -> None:
     _with_solver(pipeline_copy, solver)
     both = stacked(pipeline_copy)
     setup, asked = setup_for(both, CHOSEN)
-    assert isinstance(setup.scheduler, solver)
+    assert isinstance(setup.solver(), solver)
     reached = trace.reference(setup, full(both), asked, Cache(tmp_path / "one"), quiet)
     again = trace.arm(setup, reached, full(both), asked, Cache(tmp_path / "two"), quiet)
     assert np.array_equal(np.stack(again.finals()), np.stack(reached.finals()))
     alone = trace.reference(replace(setup, batch=1), full(both), asked[2:], Cache(tmp_path / "three"), quiet)
     assert np.allclose(np.stack(alone.finals()), np.stack(reached.finals()[2:]), atol=1e-4)
-    drawn = both.use("adapted")(
-        asked[0].prompt,
-        num_inference_steps=asked[0].steps,
-        guidance_scale=asked[0].guidance,
-        generator=torch.Generator().manual_seed(asked[0].seed),
-        output_type="latent",
-    ).images[0]
+    drawn = (
+        both.use("adapted")
+        .pipe(
+            asked[0].prompt,
+            num_inference_steps=asked[0].steps,
+            guidance_scale=asked[0].guidance,
+            generator=torch.Generator().manual_seed(asked[0].seed),
+            output_type="latent",
+        )
+        .images[0]
+    )
     assert np.abs(reached.finals()[0] - drawn.numpy()).max() < 1e-3
