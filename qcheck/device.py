@@ -1,7 +1,7 @@
 """The script that builds engines on the device, with TensorRT's own tool and the options of its version."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -48,6 +48,7 @@ def options(release: Trtexec) -> list[str]:
     return [option for option, wanted in _WANTED.items() if release.takes(wanted)]
 
 
+_REFIT = "--refit"
 _NEEDED = (
     "--onnx",
     "--saveEngine",
@@ -56,6 +57,7 @@ _NEEDED = (
     "--maxShapes",
     "--exportLayerInfo",
     "--timingCacheFile",
+    _REFIT,
 )
 _WANTED = {
     "--stronglyTyped": "--stronglyTyped",  # the default, and without effect, from 11.0 on
@@ -64,8 +66,11 @@ _WANTED = {
 }
 
 
-def script(target: Target, shapes: Mapping[str, Shapes]) -> str:
-    """The text of the script; ``shapes`` are min, optimal and max of the inputs of every component's model.onnx."""
+def script(target: Target, shapes: Mapping[str, Shapes], refitted: Collection[str] = ()) -> str:
+    """The text of the script; ``shapes`` are min, optimal and max of the inputs of every component's model.onnx.
+
+    Engines of the components in ``refitted`` can be given other weights.
+    """
     known = [f"{r.name} (TensorRT {r.tensorrt})" for r in target.releases if r.strongly_typed]
     lines = [
         "#!/usr/bin/env bash",
@@ -95,7 +100,7 @@ def script(target: Target, shapes: Mapping[str, Shapes]) -> str:
         '        --exportLayerInfo="engines/${name}.layers.json" --timingCacheFile=engines/timing.cache "$@"',
         "}",
         "",
-        *(_call(name, given) for name, given in shapes.items()),
+        *(_call(name, given, [_REFIT] if name in refitted else []) for name, given in shapes.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -126,8 +131,8 @@ def _code(version: Sequence[int]) -> int:
     return major * 10000 + minor * 100
 
 
-def _call(name: str, shapes: Shapes) -> str:
-    words = [f"build {shlex.quote(name)}"]
+def _call(name: str, shapes: Shapes, more: Sequence[str]) -> str:
+    words = [f"build {shlex.quote(name)}", *more]
     for option, index in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2)):
         given = ",".join(f"{tensor}:{'x'.join(map(str, sizes[index]))}" for tensor, sizes in shapes.items())
         words.append(f"{option}={given}")

@@ -26,7 +26,7 @@ class Finding(Value):
 _PARTS = {
     "torch": (("torch",), "full-precision reference, export", "host"),
     "diffusers": (("diffusers",), "pipelines", "host"),
-    "peft": (("peft",), "merging adapters", "host"),
+    "peft": (("peft",), "reading adapters", "host"),
     "onnx_ir": (("onnx-ir",), "writing artifacts", "host"),
     "onnxruntime": (("onnxruntime-gpu", "onnxruntime"), "running artifacts", "host"),
     "bitsandbytes": (("bitsandbytes",), "running the bnb-* schemes", "host"),

@@ -97,8 +97,9 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
     copy_rest(base.locate(job.base), folder, type(work.setup.family), list(work.shape[2:]))
     computes = {denoiser: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
     shapes = _shapes(work, sizes)
+    refitted = [denoiser] if order == "refit" else []
     if "tensorrt" in scheme.runs:
-        (folder / device.SCRIPT).write_text(device.script(job.target, shapes), "utf-8")
+        (folder / device.SCRIPT).write_text(device.script(job.target, shapes, refitted), "utf-8")
         (folder / device.SCRIPT).chmod(0o755)
     layers = {denoiser: page.layers}
     parts = [

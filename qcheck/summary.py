@@ -218,6 +218,14 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
         if case.quantized_layers is None
         for names, reason in _ALONE
     ]
+    found += [
+        NotMeasured(
+            name=f"refitting {case.scheme}",
+            reason="a refittable engine needs a GPU to be compiled; the same file was compiled without that, if at all",
+        )
+        for case in cases
+        if case.order == "refit"
+    ]
     return found + [_unbuilt(case, made) for case in cases for made in case.builds if not _read(made)]
 
 

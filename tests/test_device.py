@@ -62,6 +62,13 @@ def test_releases_between_and_after_the_documented_ones_are_built_like_the_last_
     assert ("--stronglyTyped" in called) == (code < "110000")
 
 
+def test_the_denoiser_of_a_shared_engine_is_built_to_be_refitted() -> None:
+    text = device.script(ORIN, SHAPES, ["unet"])
+    assert [line for line in text.splitlines() if "--refit" in line] == ["    --refit \\"]
+    assert text.index("build unet") < text.index("--refit") < text.index("build text_encoder")
+    assert "--refit" not in device.script(ORIN, SHAPES)
+
+
 @pytest.mark.parametrize("code", ["8502", "100001", "x"])
 def test_a_release_without_strongly_typed_networks_or_unknown_is_an_error(code: str, tmp_path: Path) -> None:
     done, called = _run(tmp_path, code)
