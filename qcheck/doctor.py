@@ -38,6 +38,8 @@ _NEVER = (
     ("engines on a device", "engines are compiled here and deserialized nowhere: no GPU or Jetson was available"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
+    ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
+    ("real SDXL, SD3 and Flux", "each family was run with tiny random pipelines only, against diffusers' own pictures"),
     ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
 )
 

@@ -23,6 +23,7 @@ from qcheck.job import Use
 from qcheck.model import arms, layout, lora
 from qcheck.model.arms import Arms
 from qcheck.model.base import Base
+from qcheck.model.family import find
 from qcheck.model.quiet import quiet
 from tests import families, layouts
 from tests.layouts import Parts, Writer
@@ -114,7 +115,13 @@ def _state(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def _base(family: str) -> Base:
-    return Base(family, family, copy.deepcopy(_made(family)))
+    return _loaded(copy.deepcopy(_made(family)))
+
+
+def _loaded(pipe: Any) -> Base:
+    kind = find(pipe.config)
+    assert kind is not None
+    return Base("made", "made", kind(pipe))
 
 
 def _read(path: Path, weight: float = 1.0) -> lora.Adapter:
@@ -375,7 +382,7 @@ def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[
     for name, part in parts.items():
         assert torch.allclose(converted[f"{name.removeprefix('transformer.')}.weight"], part.change(), atol=1e-6), name
     path = layouts.kohya_sd3(parts, tmp_path / "made.safetensors")
-    both = arms.apply(Base("made", "made", pipe), [_read(path)])
+    both = arms.apply(_loaded(pipe), [_read(path)])
     assert _wrong(before, both, _changes(parts)) == []
 
 

@@ -15,5 +15,5 @@ FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, Stable
 
 def find(index: Mapping[str, Any]) -> type[Family] | None:
     """The family of a pipeline from its ``model_index.json``, None where it is of none."""
-    present = {name: held[1] for name, held in index.items() if isinstance(held, list) and held[1] is not None}
+    present = {name: held[1] for name, held in index.items() if isinstance(held, list | tuple) and held[1] is not None}
     return next((family for family in FAMILIES if family.fits(present)), None)
