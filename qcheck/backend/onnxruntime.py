@@ -53,7 +53,9 @@ class Feed:
         cast = found.astype(self.dtype)
         if cast.ndim > 1:
             return cast
-        return cast[0] if self.rank == 0 else np.repeat(cast[:1], self.rows or (count if self.batched else 1))
+        return (
+            cast[:1].reshape(()) if self.rank == 0 else np.repeat(cast[:1], self.rows or (count if self.batched else 1))
+        )
 
     def fits(self, found: np.ndarray) -> bool:
         """Whether an array of that shape can be fed here; a number for each row also to a scalar."""

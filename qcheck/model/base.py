@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from qcheck import files
@@ -59,7 +59,7 @@ def locate(source: str) -> Path:
 
 def _download(source: str) -> Path:
     try:
-        return Path(DiffusionPipeline.download(source))
+        return Path(diffusers.DiffusionPipeline.download(source))
     except (OSError, ValueError) as error:
         raise UserError(
             f"base {source!r} is neither a folder here nor a repository that can be reached",
@@ -85,7 +85,7 @@ def load(source: str) -> Base:
     absent = {"safety_checker": None} if "safety_checker" in index else {}
     try:
         with quiet():
-            pipe = kind.pipeline.from_pretrained(
+            pipe = getattr(diffusers, kind.pipeline).from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **absent
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:

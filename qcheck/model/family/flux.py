@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 from torch import nn
 
 from qcheck.model.family.common import Conditions, Family, Shape
@@ -48,7 +47,7 @@ class Flux(Family):
     guidance [1].
     """
 
-    pipeline = FluxPipeline
+    pipeline = "FluxPipeline"
     kind = "FluxTransformer2DModel"
     encoders: ClassVar = {"text_encoder": None, "text_encoder_2": 512}
     fixed = frozenset({"txt_ids", "img_ids"})

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import nn
 
 from qcheck.model.family.common import Conditions, Family, Shape, guided, joined
@@ -32,7 +31,7 @@ class _Entry(nn.Module):
 class StableDiffusion3(Family):
     """Three text encoders; conditions are encoder_hidden_states [1 or 2, L, D] and pooled_projections [1 or 2, D]."""
 
-    pipeline = StableDiffusion3Pipeline
+    pipeline = "StableDiffusion3Pipeline"
     kind = "SD3Transformer2DModel"
     encoders: ClassVar = {"text_encoder": None, "text_encoder_2": None, "text_encoder_3": 256}
     spare = frozenset({"text_encoder_3"})

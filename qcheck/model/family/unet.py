@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
 from qcheck.model.family.common import Conditions, Family, guided, joined
@@ -25,7 +24,7 @@ class _Entry(nn.Module):
 class StableDiffusion(Family):
     """One text encoder; conditions are encoder_hidden_states [1 or 2, L, D]."""
 
-    pipeline = StableDiffusionPipeline
+    pipeline = "StableDiffusionPipeline"
     kind = "UNet2DConditionModel"
     denoiser = "unet"
     encoders: ClassVar = {"text_encoder": None}
@@ -78,7 +77,7 @@ class _EntryXL(nn.Module):
 class StableDiffusionXL(StableDiffusion):
     """Two text encoders; conditions also text_embeds [1 or 2, D] and time_ids [1 or 2, 6], the picture's sizes."""
 
-    pipeline = StableDiffusionXLPipeline
+    pipeline = "StableDiffusionXLPipeline"
     encoders: ClassVar = {"text_encoder": None, "text_encoder_2": None}
     inner_states = True
 
