@@ -20,7 +20,7 @@ _OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 class Family(ABC):
     """One pipeline of a kind. ``pipe`` is diffusers' own object, with either arm's weights in place.
 
-    ``pipeline`` and ``kind`` are diffusers' classes of it and its denoiser; ``denoiser`` names its attribute, ``latent``
+    ``pipeline`` and ``kind`` are diffusers' classes of it and its denoiser; ``denoiser`` is its attribute, ``latent``
     and ``output`` the denoiser's input and output of latents. ``fixed`` are inputs whose first axis is not the batch,
     ``kept`` those that are always float32; ``encoders`` text encoders by the tokens' limit of each, None where its
     tokenizer has one, of which a pipeline may lack those in ``spare``. Names are those of optimum's files.
