@@ -44,6 +44,14 @@ class Component:
         return replace(self, module=copy.deepcopy(self.module).to(dtype), inputs=inputs)
 
 
+class Entry(nn.Module):
+    """A denoiser under the name that exported graphs know it by; a family's own says how it is called."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+
 class TextEncoder(nn.Module):
     """A text encoder from tokens [n, L] to its last hidden state and what it pools; with ``inner``, all states too."""
 

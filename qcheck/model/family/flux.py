@@ -7,16 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, Shape
 from qcheck.model.family.shift import shift
 from qcheck.probe import Probe
 
 
-class _Entry(nn.Module):
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
+class _Entry(Entry):
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -5,15 +5,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, guided, joined
 from qcheck.probe import Probe
 
 
-class _Entry(nn.Module):
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
+class _Entry(Entry):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
@@ -54,11 +51,7 @@ class StableDiffusion(Family):
         return _Entry(denoiser)
 
 
-class _EntryXL(nn.Module):
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
+class _EntryXL(Entry):
     def forward(
         self,
         sample: torch.Tensor,
