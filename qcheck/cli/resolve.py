@@ -48,7 +48,7 @@ def common(base: str, given: list[str]) -> tuple[Use, ...]:
     """
     found = []
     for text_given in given:
-        whole = Path(text_given).is_file()
+        whole = Path(text_given).exists()
         source, _, weight = (text_given, "", "") if whole else text_given.partition("=")
         try:
             found.append(Use(library.resolve(base, source)[1], float(weight or 1.0)))

@@ -25,6 +25,6 @@ def resolve(base: str | None, adapter: str) -> tuple[str | None, str]:
     """
     named = ADAPTERS / f"{adapter}.safetensors"
     found = str(named) if named.is_file() and not Path(adapter).exists() else adapter
-    if base == NAME and found == adapter and not Path(adapter).suffix:
+    if base == NAME and found == adapter and not Path(adapter).suffix and not Path(adapter).exists():
         raise unknown("demo adapter", adapter, adapters())
     return str(PIPELINE) if base == NAME else base, found
