@@ -63,9 +63,7 @@ def losses(arms: Arms, side: Side, runner: Runner, given: Exam) -> np.ndarray:
     alphas = family.pipe.scheduler.alphas_cumprod
     told = [
         family.conditions(
-            Probe(
-                prompt=text, negative="", seed=0, steps=1, guidance=1.0, weights=(), width=None, height=None
-            )
+            Probe(prompt=text, negative="", seed=0, steps=1, guidance=1.0, weights=(), width=None, height=None)
         )
         for text in given.prompts
     ]
