@@ -27,6 +27,7 @@ from qcheck.verdict import judge
 
 LOOKS = (8, 16)
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
+UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
 _RESAMPLED = 300
 
 
@@ -64,8 +65,8 @@ class Case:
 
     @property
     def by_utility(self) -> bool | None:
-        """Whether judge (a) calls it damaged; None where it is void."""
-        return None if self.utility.void else self.utility.value < HARMED
+        """Whether judge (a) calls it damaged; None where it is void or too noisy to say."""
+        return None if self.utility.void or self.utility.error > UNSURE else self.utility.value < HARMED
 
     def samples(self, count: int | None = None) -> list[Sample]:
         """The samples on the first ``count`` probes; what is not a row for each probe stays whole."""
@@ -203,24 +204,33 @@ def judges(cases: Sequence[Case], refused: Sequence[dict[str, Any]]) -> str:
     rows = [["utility \\ style", *order]] + [[a, *(str(seen[a, b]) for b in order)] for a in order]
     adapters = {c.adapter["adapter"]: c for c in cases}
     without = [name for name, c in adapters.items() if c.by_style is None]
-    void = [name for name, c in adapters.items() if c.by_utility is None]
+    void = dict.fromkeys(c.adapter["adapter"] for c in cases if c.by_utility is None)
     return "\n".join(
         (
             f"{len(cases)} cases of {len(adapters)} adapters",
             table(rows),
             f"style judge undefined for {len(without)} adapters: {', '.join(without)}",
-            f"utility void for {len(void)} adapters: {', '.join(void)}",
+            f"utility void or unsure for {len(void)} adapters: {', '.join(void)}",
             *(f"refused by qcheck: {one['adapter']}: {one['refused']}" for one in refused),
         )
     )
 
 
+def every_gate(cases: Sequence[Case], chosen: Limits) -> tuple[list[Gate], list[Gate]]:
+    """The gates of sampled measurements, and stand-ins at 0 for what has none, as if low were bad."""
+    gates = [gate for gate in chosen.gates if gate.role != "control"]
+    gated = {(gate.name, gate.arm) for gate in gates}
+    seen = dict.fromkeys((s.name, s.arm) for case in cases for s in case.samples())
+    return gates, [Gate(name=name, arm=arm, role="adapter", low=0.0) for name, arm in seen if (name, arm) not in gated]
+
+
 def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str:
     """For every gate: how it ranks, the share beyond its limit of today, and the limit that separates best."""
+    gates, others = every_gate(cases, chosen)
     told = [c for c in cases if c.by_style is not None]
-    useful = [c for c in cases if not c.utility.void]
+    useful = [c for c in cases if c.by_utility is not None]
     damaged = np.array([c.by_style for c in told], bool)
-    harmed = np.array([c.utility.value < HARMED for c in useful])
+    harmed = np.array([c.by_utility for c in useful], bool)
     utilities = np.array([c.utility.value for c in useful])
     train = np.array([c.adapter["adapter"] in setting for c in told], bool)
     rows = [
@@ -237,26 +247,50 @@ def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str
             "tested",
         ]
     ]
-    for gate in chosen.gates:
-        if gate.role == "control":
-            continue
+    for gate in (*gates, *others):
         scores = badness(np.array([c.value(gate, chosen) for c in told]), gate)
-        others = badness(np.array([c.value(gate, chosen) for c in useful]), gate)
+        against = badness(np.array([c.value(gate, chosen) for c in useful]), gate)
         low, high = interval(told, lambda i, s=scores: auc(s[i], damaged[i]))
-        least, most = interval(useful, lambda i, s=others: rank_correlation(s[i], utilities[i]))
+        least, most = interval(useful, lambda i, s=against: rank_correlation(s[i], utilities[i]))
         cut = best_cut(scores[train], damaged[train])
         rows.append(
             [
                 f"{gate.name} ({gate.arm})",
-                gate.text(),
+                gate.text() if gate in gates else "none; low is bad?",
                 f"{_two(auc(scores, damaged))} [{_two(low)}, {_two(high)}]",
-                _two(auc(others, harmed)),
-                f"{_two(rank_correlation(others, utilities))} [{_two(least)}, {_two(most)}]",
-                f"{int((scores > 0)[damaged].sum())}/{int(damaged.sum())}",
-                f"{int((scores > 0)[~damaged].sum())}/{int((~damaged).sum())}",
+                _two(auc(against, harmed)),
+                f"{_two(rank_correlation(against, utilities))} [{_two(least)}, {_two(most)}]",
+                f"{int((scores > 0)[damaged].sum())}/{int(damaged.sum())}" if gate in gates else "",
+                f"{int((scores > 0)[~damaged].sum())}/{int((~damaged).sum())}" if gate in gates else "",
                 _limit(gate, cut),
                 _two(balanced(scores[train], damaged[train], cut)),
                 _two(balanced(scores[~train], damaged[~train], cut)),
+            ]
+        )
+    return table(rows)
+
+
+def by_scheme(cases: Sequence[Case], chosen: Limits, gate: Gate) -> str:
+    """What one gate sees and does under every scheme, beside both judges."""
+    title = f"{gate.name} ({gate.arm}) {gate.text()}"
+    rows = [[title, "cases", "median", "median U", "median style kept", "intact by both", "of these beyond"]]
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.stored["scheme"], case.stored["order"]), []).append(case)
+    for (name, order), those in groups.items():
+        values = np.array([c.value(gate, chosen) for c in those])
+        fine = np.array([c.by_style is False and c.by_utility is False for c in those])
+        utilities = [c.utility.value for c in those if c.by_utility is not None]
+        kept = [c.style.kept for c in those if c.by_style is not None]
+        rows.append(
+            [
+                f"{name} {order}",
+                str(len(those)),
+                _two(float(np.median(values))),
+                _two(float(np.median(utilities))) if utilities else "-",
+                _two(float(np.median(kept))) if kept else "-",
+                str(int(fine.sum())),
+                str(int((badness(values, gate) > 0)[fine].sum())),
             ]
         )
     return table(rows)
@@ -266,13 +300,11 @@ def deciding(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str:
     """The worst badness of a case over all gates, each in units of its interquartile range on the setting half."""
     worst = np.full(len(cases), -np.inf)
     train = np.array([c.adapter["adapter"] in setting for c in cases])
-    for gate in chosen.gates:
-        if gate.role == "control":
-            continue
+    for gate in every_gate(cases, chosen)[0]:
         scores = badness(np.array([c.value(gate, chosen) for c in cases]), gate)
         spread = float(np.subtract(*np.quantile(scores[train], (0.75, 0.25)))) or 1.0
         worst = np.maximum(worst, scores / spread)
-    useful = np.array([not c.utility.void for c in cases])
+    useful = np.array([c.by_utility is not None for c in cases])
     told = np.array([c.by_style is not None for c in cases])
     utilities = np.array([c.utility.value for c in cases])
     damaged = np.array([bool(c.by_style) for c in cases])
@@ -322,6 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     parser.add_argument("--limits", default="default")
+    parser.add_argument("--gate", nargs="*", default=["endpoint_error:both"], metavar="NAME:ARM", help="by scheme too")
     parser.add_argument("--list", action="store_true", help="every case too")
     asked = parser.parse_args()
     chosen = limits.find(asked.limits)
@@ -332,6 +365,7 @@ def main() -> None:
     parts = [
         judges(cases, refused),
         gates_table(cases, gates, setting),
+        *(by_scheme(cases, gates, gate) for gate in gates.gates if f"{gate.name}:{gate.arm}" in asked.gate),
         deciding(cases, gates, setting),
         verdicts(held, chosen, "testing half, by style", lambda c: c.by_style),
         verdicts(held, chosen, "testing half, by utility", lambda c: c.by_utility),
