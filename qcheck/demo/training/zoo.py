@@ -30,9 +30,7 @@ HEALTHY = (
     Recipe("flat-healthy", "flat", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR),
     Recipe("flat-twin", "flat", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR, seed=8),
     Recipe("ink-healthy", "ink", rank=4, alpha=4, rate=2e-3, steps=250, layers=EVERY_LINEAR),
-    Recipe("ink-half", "ink", rank=8, alpha=4, rate=2e-3, steps=200, layers=EVERY_LINEAR),
     Recipe("twemoji-healthy", "twemoji", rank=8, alpha=8, rate=2e-3, steps=300, layers=EVERY_LINEAR),
-    Recipe("twemoji-twin", "twemoji", rank=8, alpha=8, rate=2e-3, steps=300, layers=EVERY_LINEAR, seed=8),
     Recipe("fxemoji-healthy", "fxemoji", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR),
     Recipe("fxemoji-wide", "fxemoji", rank=16, alpha=16, rate=1e-3, steps=250, layers=ATTENTION),
 )
@@ -49,6 +47,11 @@ OVERCOOKED = (
     Recipe("fxemoji-overcooked", "fxemoji", rank=4, alpha=32, rate=1e-2, steps=100, layers=EVERY_LINEAR),
     Recipe("twemoji-hot", "twemoji", rank=8, alpha=64, rate=3e-3, steps=150, layers=EVERY_LINEAR),
 )
+BURNT = (  # overcooked with rates that leave no adapter sound
+    Recipe("flat-burnt", "flat", rank=4, alpha=32, rate=3e-2, steps=120, layers=EVERY_LINEAR),
+    Recipe("ink-burnt", "ink", rank=4, alpha=4, rate=2e-1, steps=100, layers=EVERY_LINEAR),
+    Recipe("twemoji-burnt", "twemoji", rank=2, alpha=16, rate=1e-1, steps=100, layers=ATTENTION),
+)
 GRAINY = (
     Recipe("flat-grainy", "flat", rank=4, alpha=4, rate=2e-3, steps=200, layers=EVERY_LINEAR, grain=0.3),
     Recipe("ink-grainy", "ink", rank=4, alpha=8, rate=2e-3, steps=200, layers=EVERY_LINEAR, grain=0.6),
@@ -61,6 +64,7 @@ KINDS = {
     "healthy": HEALTHY,
     "wild": WILD,
     "overcooked": OVERCOOKED,
+    "burnt": BURNT,
     "grainy": GRAINY,
 }
 
