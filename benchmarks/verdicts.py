@@ -51,12 +51,8 @@ class Case:
     @cached_property
     def style(self) -> style.Judgement:
         """What judge (b) says."""
-        return style.judge(*(np.array(x) for x in (*self.odds, self.stored["style_q1"])))
-
-    @property
-    def odds(self) -> tuple[list[float], list[float]]:
-        """Log odds of the style in f0's and f1's samples."""
-        return self.adapter["style_f0"], self.adapter["style_f1"]
+        logits = (self.adapter["style_f0"], self.adapter["style_f1"], self.stored["style_q1"])
+        return style.judge(*(style.margins(np.array(seen), self.adapter["style"]) for seen in logits))
 
     @property
     def by_style(self) -> bool | None:

@@ -77,16 +77,18 @@ def test_the_style_judge_follows_its_rule():
     assert style.judge(f0, f1, f1).fate == "intact"
     assert style.judge(f0, f1, f0 + 0.8 * (f1 - f0)).fate == "intact"
     assert style.judge(f0, f1, f0 + 0.7 * (f1 - f0)).fate == "damaged"
-    assert style.judge(f0, f0 + draws.normal(0, 1, 16), f1).fate == "undefined"  # f1 does not show the style
+    assert style.judge(f0, f0 + draws.normal(0, 0.5, 16), f1).fate == "undefined"  # f1 does not show the style
     assert style.judge(f0, f1, np.full(16, np.nan)).fate == "damaged"
 
 
-def test_log_odds_are_those_of_the_logits():
+def test_margins_are_log_odds_of_two_styles():
     model = style.Classifier().eval()
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        shares = model(pictures * 2 - 1).double().softmax(1)[:, 2].numpy()
-    assert style.log_odds(model, pictures, style.STYLES[2]) == pytest.approx(np.log(shares / (1 - shares)), abs=1e-4)
+        shares = model(pictures * 2 - 1).double().softmax(1).numpy()
+    found = style.margins(style.seen(model, pictures), "flat")
+    assert style.STYLES[0] == "noto"
+    assert found == pytest.approx(np.log(shares[:, style.STYLES.index("flat")] / shares[:, 0]), abs=1e-4)
 
 
 def test_a_gate_is_scored_by_what_it_separates():

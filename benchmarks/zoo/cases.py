@@ -79,14 +79,12 @@ class Judges:
         found: np.ndarray = np.load(folder / "losses.npy")
         return found
 
-    def odds(self, started: Work, traces: Traces) -> dict[str, np.ndarray]:
-        """Log odds [n] of the style in the samples of both arms."""
+    def logits(self, started: Work, traces: Traces) -> dict[str, np.ndarray]:
+        """What the classifier sees [n, styles] in the samples of both arms."""
         family = started.arms.use("base")
         with torch.no_grad():
             return {
-                side: style.log_odds(
-                    self.classifier, family.decode(torch.from_numpy(np.stack(list(traced.finals())))), self.name
-                )
+                side: style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(traced.finals())))))
                 for side, traced in traces.items()
             }
 
@@ -125,11 +123,11 @@ def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
         asked = job(zoo / "adapters" / f"{made['name']}.safetensors", folder)
         started = work.prepare(asked, folder, Silent())
         reference = pipeline.trace_reference(started, PROBES)
-        odds = judges.odds(started, reference)
+        logits = judges.logits(started, reference)
         full = {side: judges.losses(started, started.full(side)) for side in reference}
         known |= {
-            "style_f0": odds["base"],
-            "style_f1": odds["adapted"],
+            "style_f0": logits["base"],
+            "style_f1": logits["adapted"],
             "loss_f0": float(full["base"].mean()),
             "loss_f1": float(full["adapted"].mean()),
         }
@@ -157,7 +155,7 @@ def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.nda
         samples, energies = pipeline.measure(started.setup, reference, quantized, floor)
         verdict: Verdict = pipeline.decide(asked, started.setup.weights, controls, samples, energies, [])
         losses = judges.losses(started, q1)
-        odds = judges.odds(started, quantized)
+        logits = judges.logits(started, quantized)
         yield {
             "scheme": chosen.name,
             "order": order,
@@ -168,8 +166,8 @@ def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.nda
             "utility": dataclasses.asdict(utility.utility(full["base"], full["adapted"], losses)),
             "loss_q0": float(loss_q0.mean()),
             "loss_q1": float(losses.mean()),
-            "style_q0": odds["base"],
-            "style_q1": odds["adapted"],
+            "style_q0": logits["base"],
+            "style_q1": logits["adapted"],
         }
 
 

@@ -1,15 +1,17 @@
 """Judge (b), style: a small classifier of drawing styles, trained on real pictures, looks at decoded samples.
 
-The rule, written before any metric of qcheck was looked at. The log odds of the adapter's own style against all others
-are read from the samples of f0, f1 and q1 (same prompts and seeds). Its gain is the mean of f1 - f0.
+The rule knows no metric of qcheck. The margin of a sample is the log odds of the adapter's own style against the style
+of the base; the gain is the mean of f1's margins less f0's (same prompts and seeds).
 
 - *undefined*: the classifier does not tell f1 from f0: the gain is below 1 nat, or not above 0 by a one-sided paired
-  t-test at 1 %.
+  t-test at 5 %.
 - *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means.
 - *intact*: anything else.
 
-It never sees a latent, an output of the denoiser or a full-precision weight, and knows nothing of what is drawn: an
-adapter whose style stays while its subjects fall apart is intact to it.
+It was written before any case was run, and changed once on f0 and f1 of six adapters: the odds were against all other
+styles and the level 1 %, and it told hardly any adapter from the base. It never sees a latent, an output of the denoiser
+or a weight, and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to
+it.
 
 ``python -m benchmarks.zoo.style --pictures DIR`` trains it into ``zoo/style.safetensors``.
 """
@@ -35,7 +37,7 @@ from qcheck.demo.training.pictures import PACKAGES, Pictures, held_out, load
 
 Fate = Literal["damaged", "intact", "undefined"]
 STYLES = tuple(PACKAGES)
-GAIN, SURE, KEPT = 1.0, 0.01, 0.75
+GAIN, SURE, KEPT = 1.0, 0.05, 0.75
 
 
 class Classifier(nn.Module):
@@ -54,8 +56,8 @@ class Classifier(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """As the class says."""
-        seen = self.layers(pictures)
-        found: torch.Tensor = self.head(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))
+        places = self.layers(pictures)
+        found: torch.Tensor = self.head(torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1))
         return found
 
 
@@ -84,20 +86,20 @@ def train(folder: Path, out: Path, steps: int = 2000, batch: int = 64) -> dict[s
     """
     torch.manual_seed(0)
     vae = AutoencoderTiny.from_pretrained(library.PIPELINE, subfolder="vae", dtype=torch.float32)
-    seen: list[torch.Tensor] = []
+    learned: list[torch.Tensor] = []
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for style in STYLES:
         pictures = drawn(folder, style)
         kept = torch.tensor([held_out(_plain(name)) for name in pictures.names])
         again = passed(vae, pictures)
-        seen.append(torch.stack([pictures.images[~kept], again[~kept]], 1).half())
+        learned.append(torch.stack([pictures.images[~kept], again[~kept]], 1).half())
         tests[style] = pictures.images[kept], again[kept]
     model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=5e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         labels = torch.randint(len(STYLES), (batch,))
-        rows = torch.stack([_drawn_one(seen[label]) for label in labels])
+        rows = torch.stack([_drawn_one(learned[label]) for label in labels])
         loss = F.cross_entropy(model(rows), labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -108,7 +110,7 @@ def train(folder: Path, out: Path, steps: int = 2000, batch: int = 64) -> dict[s
     save_file(model.state_dict(), out / "style.safetensors")
     record = {
         "steps": steps,
-        "pictures": {style: len(part) for style, part in zip(STYLES, seen, strict=True)},
+        "pictures": {style: len(part) for style, part in zip(STYLES, learned, strict=True)},
         "held_out": {style: len(tests[style][0]) for style in STYLES},
         "accuracy_as_drawn": {style: _accuracy(model, tests[style][0], style) for style in STYLES},
         "accuracy_through_autoencoder": {style: _accuracy(model, tests[style][1], style) for style in STYLES},
@@ -139,15 +141,15 @@ def stored(folder: Path) -> Classifier:
 
 
 @torch.no_grad()
-def log_odds(model: Classifier, pictures: torch.Tensor, style: str) -> np.ndarray:
-    """Log odds [n] in nat of ``style`` against all others, of decoded pictures [n, 3, 64, 64] in [0, 1].
+def seen(model: Classifier, pictures: torch.Tensor) -> np.ndarray:
+    """Logits [n, styles] of decoded pictures [n, 3, 64, 64] in [0, 1]; NaN where a picture is not finite."""
+    found: np.ndarray = model(pictures.float() * 2 - 1).double().numpy()
+    return found
 
-    NaN where a picture is not finite.
-    """
-    logits = model(pictures.float() * 2 - 1).double()
-    own = STYLES.index(style)
-    others = torch.cat([logits[:, :own], logits[:, own + 1 :]], 1).logsumexp(1)
-    found: np.ndarray = (logits[:, own] - others).numpy()
+
+def margins(logits: np.ndarray, style: str) -> np.ndarray:
+    """Log odds [n] in nat of ``style`` against the base's style, of logits [n, styles]."""
+    found: np.ndarray = logits[:, STYLES.index(style)] - logits[:, 0]
     return found
 
 
@@ -169,7 +171,7 @@ class Judgement:
 
 
 def judge(f0: np.ndarray, f1: np.ndarray, q1: np.ndarray) -> Judgement:
-    """The rule on log odds [n] of matched samples."""
+    """The rule on margins [n] of matched samples."""
     gains, left = f1 - f0, q1 - f0
     gain = float(gains.mean())
     p = float(stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue)
