@@ -9,9 +9,9 @@ of the base; the gain is the mean of f1's margins less f0's (same prompts and se
 - *intact*: anything else.
 
 It was written before any case was run, and changed once, for what f0 and f1 of six adapters looked like: the odds were
-against all other styles and the level 1 %, and it told hardly any adapter from the base. (Cases of four of them had been
-seen by then, all intact or undefined.) It never sees a latent, an output of the denoiser or a weight, and knows nothing
-of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
+against all other styles and the level 1 %, and it told hardly any adapter from the base. (Cases of four of them had
+been seen by then, all intact or undefined.) It never sees a latent, an output of the denoiser or a weight, and knows
+nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
 
 ``python -m benchmarks.zoo.style --pictures DIR`` trains it into ``zoo/style.safetensors``.
 """
