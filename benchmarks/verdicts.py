@@ -182,6 +182,16 @@ def _limit(gate: Gate, cut: float) -> str:
     return ", ".join(sides)
 
 
+def _best(
+    gate: Gate, cases: Sequence[Case], scores: np.ndarray, damaged: np.ndarray, setting: set[str]
+) -> tuple[str, str]:
+    """The limit that separates best on the setting half, and its balanced accuracy there and on the testing half."""
+    train = np.array([c.adapter["adapter"] in setting for c in cases], bool)
+    cut = best_cut(scores[train], damaged[train]) if train.any() else float("nan")
+    found = (balanced(scores[half], damaged[half], cut) if half.any() else float("nan") for half in (train, ~train))
+    return _limit(gate, cut), ", ".join(map(_two, found))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns, the first row their titles."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -228,7 +238,6 @@ def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str
     damaged = np.array([c.by_style for c in told], bool)
     harmed = np.array([c.by_utility for c in useful], bool)
     utilities = np.array([c.utility.value for c in useful])
-    train = np.array([c.adapter["adapter"] in setting for c in told], bool)
     rows = [
         [
             "gate",
@@ -238,9 +247,10 @@ def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str
             "rank corr. U [90 %]",
             "beyond: damaged",
             "intact",
-            "best limit",
-            "balanced acc.: set",
-            "tested",
+            "best limit by style",
+            "set, tested",
+            "best limit by U",
+            "set, tested",
         ]
     ]
     for gate in (*gates, *others):
@@ -248,7 +258,6 @@ def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str
         against = badness(np.array([c.value(gate, chosen) for c in useful]), gate)
         low, high = interval(told, lambda i, s=scores: auc(s[i], damaged[i]))
         least, most = interval(useful, lambda i, s=against: rank_correlation(s[i], utilities[i]))
-        cut = best_cut(scores[train], damaged[train])
         rows.append(
             [
                 f"{gate.name} ({gate.arm})",
@@ -258,9 +267,8 @@ def gates_table(cases: Sequence[Case], chosen: Limits, setting: set[str]) -> str
                 f"{_two(rank_correlation(against, utilities))} [{_two(least)}, {_two(most)}]",
                 f"{int((scores > 0)[damaged].sum())}/{int(damaged.sum())}" if gate in gates else "",
                 f"{int((scores > 0)[~damaged].sum())}/{int((~damaged).sum())}" if gate in gates else "",
-                _limit(gate, cut),
-                _two(balanced(scores[train], damaged[train], cut)),
-                _two(balanced(scores[~train], damaged[~train], cut)),
+                *_best(gate, told, scores, damaged, setting),
+                *_best(gate, useful, against, harmed, setting),
             ]
         )
     return table(rows)
