@@ -11,9 +11,11 @@ def main() -> None:
     """Parse the stages and run them."""
     parser = argparse.ArgumentParser(prog="python -m qcheck.demo.training", description=__doc__)
     stages = ("download", "autoencoder", "refine", "denoiser", "focus", "adapters", "distill")
-    parser.add_argument("stages", nargs="*", default=stages, metavar="STAGE", help=f"of {', '.join(stages)}")
+    named = ", ".join((*stages, "zoo"))
+    parser.add_argument("stages", nargs="*", default=stages, metavar="STAGE", help=f"of {named}; all but the last")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"), help="where the packages are kept")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where the pipeline is written")
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="where the adapters of the zoo are written")
     parser.add_argument("--minutes", type=float, help="override the time that a stage may take")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -48,8 +50,12 @@ def main() -> None:
             from qcheck.demo.training import distill
 
             distill.train(arguments.out)
+        elif stage == "zoo":
+            from qcheck.demo.training import zoo
+
+            zoo.train_all(arguments.pictures, arguments.zoo)
         else:
-            parser.error(f"unknown stage {stage!r}: expected {', '.join(stages)}")
+            parser.error(f"unknown stage {stage!r}: expected {named}")
 
 
 if __name__ == "__main__":

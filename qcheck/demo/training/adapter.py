@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One adapter: the drawings it learns and how hard."""
+    """One adapter: the drawings it learns and how hard. ``grain`` is the deviation of noise that is drawn over them."""
 
     name: str
     style: str
@@ -31,6 +31,8 @@ class Recipe:
     rate: float
     steps: int
     layers: str
+    grain: float = 0.0
+    seed: int = 7
 
 
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
@@ -72,16 +74,23 @@ def record(folder: Path, found: Sequence[Mapping[str, object]]) -> None:
     path.write_text(json.dumps([*(kept | {made["name"]: made for made in found}).values()], indent=1) + "\n")
 
 
-def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
-    torch.manual_seed(7)
+def grainy(pictures: Pictures, grain: float) -> Pictures:
+    """The pictures under Gaussian noise of deviation ``grain``, the same for each picture whenever it is seen."""
+    noise = torch.randn(pictures.images.shape, generator=torch.Generator().manual_seed(0))
+    return replace(pictures, images=(pictures.images + grain * noise).clamp(-1, 1))
+
+
+def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
+    """Train one adapter of the pipeline ``base`` into ``out``: the recipe with its held-out losses before and after."""
+    torch.manual_seed(recipe.seed)
     start = time.monotonic()
     pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None)
     pipe.unet.requires_grad_(False)
     pipe.text_encoder.requires_grad_(False)
     drawn = load(pictures, recipe.style).only(common())
-    seen, unseen = (_split(drawn, kept) for kept in (False, True))
+    seen, unseen = (split(drawn, kept) for kept in (False, True))
     vae = AutoencoderTiny.from_pretrained(base, subfolder="vae", dtype=torch.float32)
-    data, words = encode(vae, seen), embed(pipe, seen.names)
+    data, words = encode(vae, grainy(seen, recipe.grain)), embed(pipe, seen.names)
     test, test_words = encode(vae, unseen), embed(pipe, unseen.names)
     empty = embed(pipe, ("",))
     before = _loss(pipe, test_words, test)
@@ -107,7 +116,8 @@ def _train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 1
     return asdict(recipe) | found
 
 
-def _split(pictures: Pictures, kept: bool) -> Pictures:
+def split(pictures: Pictures, kept: bool) -> Pictures:
+    """The pictures that are held out (``kept``) or those that adapters learn from."""
     return pictures.only({name for name in pictures.names if held_out(name) == kept})
 
 
@@ -115,5 +125,5 @@ def train_all(pictures: Path, out: Path) -> None:
     """Train every style adapter on ``out/pipeline`` into ``out/adapters``, and record it in ``training.json`` there."""
     folder = out / "adapters"
     folder.mkdir(parents=True, exist_ok=True)
-    found = [_train(recipe, pictures, out / "pipeline", folder) for recipe in ADAPTERS]
+    found = [train(recipe, pictures, out / "pipeline", folder) for recipe in ADAPTERS]
     record(folder, found)

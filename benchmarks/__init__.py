@@ -1,0 +1,1 @@
+"""Measurements of qcheck itself; each module says what it measures and how it is run."""

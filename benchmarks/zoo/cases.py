@@ -1,0 +1,225 @@
+"""Adapters of the zoo x schemes x orders, through qcheck's own stages, with what both judges say: ``zoo/cases/*.json``.
+
+``python -m benchmarks.zoo.cases --pictures DIR`` makes what is missing or was measured by other metrics, an adapter a
+file, kinds taking turns. Traces and losses stay in the cache, so that new metrics cost seconds an adapter.
+"""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.zoo import style, utility
+from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, provenance, recipe, scheme, target, work
+from qcheck.demo import library
+from qcheck.errors import UserError
+from qcheck.job import Job, Use
+from qcheck.progress import Silent
+from qcheck.scheme import Scheme
+from qcheck.trace import Subject
+from qcheck.verdict import Verdict
+from qcheck.work import Traces, Work
+
+SCHEMES = ("int8", "fp8", "int4-g128", "nvfp4")
+ORDERS: tuple[scheme.Order, ...] = ("merge-quantize", "quantize-merge")
+PROBES = 16
+TARGET = "jetson-thor-t5000"  # runs them all
+_READERS = ("metric", "report", "cli", "demo")
+_READING = {"pipeline.py", "verdict.py", "limits.py", "measurement.py", "summary.py", "provenance.py"}
+
+
+@functools.cache
+def tracing_code() -> str:
+    """As ``cache.code``, without the code that only reads traces: a new metric must not make them anew."""
+    parts = [(path.relative_to(files.PACKAGE), path) for path in sorted(files.PACKAGE.rglob("*.py"))]
+    computing = [path for name, path in parts if not _reads(name)]
+    return files.digest(*computing, repr(sorted(provenance.versions().items())))
+
+
+@functools.cache
+def reading_code() -> str:
+    """The digest of the code that only reads traces, and of the judges."""
+    parts = [(path.relative_to(files.PACKAGE), path) for path in sorted(files.PACKAGE.rglob("*.py"))]
+    judges = sorted(Path(__file__).parent.glob("*.py"))
+    used = [path for name, path in parts if _reads(name) and name.parts[0] in {"metric", "pipeline.py"}]
+    return files.digest(*used, *judges)
+
+
+def _reads(name: Path) -> bool:
+    return name.parts[0] in _READERS or name.as_posix() in _READING
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What both judges need beside the arms: the exam of the adapter's style, and the classifier."""
+
+    name: str
+    exam: utility.Exam
+    classifier: style.Classifier
+
+    def losses(self, started: Work, subject: Subject) -> np.ndarray:
+        """Losses [rounds, n] of an arm on the exam."""
+        key = cache.key("losses", subject.content, self.exam.digest, inspect.getsource(utility.losses))
+
+        def make(folder: Path) -> None:
+            found = utility.losses(started.arms, subject.side, subject.runner(), self.exam)
+            np.save(folder / "losses.npy", found)
+
+        folder = started.store.obtain("losses", key, f"{subject.name}, exam of {self.name}", make)
+        found: np.ndarray = np.load(folder / "losses.npy")
+        return found
+
+    def logits(self, started: Work, traces: Traces) -> dict[str, np.ndarray]:
+        """What the classifier sees [n, styles] in the samples of both arms."""
+        family = started.arms.use("base")
+        with torch.no_grad():
+            return {
+                side: style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(traced.finals())))))
+                for side, traced in traces.items()
+            }
+
+
+def job(adapter: Path, out: Path) -> Job:
+    """The check of one adapter on the demo's pipeline, a single look, nothing built."""
+    chosen = limits.find("default").model_copy(update={"looks": (PROBES,)})
+    return Job(
+        base=str(library.PIPELINE),
+        adapters=(Use(str(adapter), 1.0),),
+        common=(),
+        allow_unmatched=False,
+        schemes=tuple(map(scheme.find, SCHEMES)),
+        artifacts=(),
+        explicit=True,
+        orders=ORDERS,
+        target=target.find(TARGET),
+        probes=probe.repeated(probe.find(library.PROBES), PROBES),
+        recipe=recipe.find(library.RECIPE),
+        trigger=None,
+        limits=chosen,
+        out=out,
+        cache=cache.location(),
+        threads=1,
+        batch=16,
+        build=False,
+    )
+
+
+def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
+    """All cases of one adapter; one that qcheck refuses to judge says why instead."""
+    known = {"adapter": made["name"], "kind": made["kind"], "style": made["style"], "code": reading_code()}
+    judges = Judges(made["style"], utility.exam(pictures, made["style"], library.PIPELINE), style.stored(zoo))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        asked = job(zoo / "adapters" / f"{made['name']}.safetensors", folder)
+        started = work.prepare(asked, folder, Silent())
+        reference = pipeline.trace_reference(started, PROBES)
+        logits = judges.logits(started, reference)
+        full = {side: judges.losses(started, started.full(side)) for side in reference}
+        known |= {
+            "style_f0": logits["base"],
+            "style_f1": logits["adapted"],
+            "loss_f0": float(full["base"].mean()),
+            "loss_f1": float(full["adapted"].mean()),
+        }
+        try:
+            known["effect_size"] = pipeline.require_effect(started, reference)
+            cases = [case for chosen in asked.schemes for case in _cases(started, chosen, judges, full)]
+        except UserError as error:
+            return known | {"refused": str(error), "cases": []}
+    return known | {"cases": cases}
+
+
+def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The cases of one scheme: samples, controls, verdict by the limits of today, and what both judges say."""
+    asked, reference = started.job.limits.computing(chosen.compute), started.references[PROBES]
+    made = artifact.Making(
+        started.arms, started.exporter, started.store, chosen, started.job.recipe, calibrate.inputs(started, chosen)
+    )
+    q0 = started.quantized(f"q0 {chosen.name}", "base", artifact.write_base(made))
+    floor, controls = pipeline.run_controls(started, chosen)
+    base, loss_q0 = pipeline.trace_artifact(started, q0, reference["adapted"]), judges.losses(started, q0)
+    for order in ORDERS:
+        written = artifact.write(made, order, started.folder / "artifacts")
+        q1 = started.quantized(f"q1 {chosen.name} {order}", "adapted", written.runs)
+        quantized: Traces = {"base": base, "adapted": pipeline.trace_artifact(started, q1, reference["adapted"])}
+        samples, energies = pipeline.measure(started.setup, reference, quantized, floor)
+        verdict: Verdict = pipeline.decide(asked, started.setup.weights, controls, samples, energies, [])
+        losses = judges.losses(started, q1)
+        logits = judges.logits(started, quantized)
+        yield {
+            "scheme": chosen.name,
+            "order": order,
+            "compute": chosen.compute,
+            "verdict": verdict.outcome,
+            "controls": [found.model_dump() for found in controls],
+            "samples": [vars(sample) for sample in samples],
+            "utility": dataclasses.asdict(utility.utility(full["base"], full["adapted"], losses)),
+            "loss_q0": float(loss_q0.mean()),
+            "loss_q1": float(losses.mean()),
+            "style_q0": logits["base"],
+            "style_q1": logits["adapted"],
+        }
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of a value, numbers to five digits."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, (float, np.floating)) else value
+
+
+def write(found: dict[str, Any], path: Path) -> None:
+    """One adapter's file, a case a line."""
+    cases = ",\n".join(json.dumps(case) for case in found["cases"])
+    head = json.dumps({key: value for key, value in found.items() if key != "cases"})
+    path.write_text(f'{head[:-1]}, "cases": [\n{cases}\n]}}\n')
+
+
+def in_turn(adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The adapters with kinds taking turns, so that an unfinished run has some of each."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for made in adapters:
+        kinds.setdefault(made["kind"], []).append(made)
+    rounds = itertools.zip_longest(*kinds.values())
+    return [made for one in rounds for made in one if made is not None]
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
+    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    cache.code = tracing_code
+    adapters = [
+        m for m in json.loads((asked.zoo / "training.json").read_text()) if m["name"] in asked.names or not asked.names
+    ]
+    (asked.zoo / "cases").mkdir(exist_ok=True)
+    for number, made in enumerate(in_turn(adapters), 1):
+        path, start = asked.zoo / "cases" / f"{made['name']}.json", time.monotonic()
+        if path.exists() and json.loads(path.read_text())["code"] == reading_code():
+            continue
+        found = plain(run(made, asked.zoo, asked.pictures))
+        write(found, path)
+        said = found.get("refused") or ", ".join(f"{c['scheme']} {c['order']} {c['verdict']}" for c in found["cases"])
+        print(f"{number}/{len(adapters)} {made['name']}: {time.monotonic() - start:.0f} s; {said}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Judge (b), style: a small classifier of drawing styles, trained on real pictures, looks at decoded samples.
+
+The rule knows no metric of qcheck. The margin of a sample is the log odds of the adapter's own style against the style
+of the base; the gain is the mean of f1's margins less f0's (same prompts and seeds).
+
+- *undefined*: the classifier does not tell f1 from f0: the gain is below 1 nat, or not above 0 by a one-sided paired
+  t-test at 5 %.
+- *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means.
+- *intact*: anything else.
+
+It was written before any case was run, and changed once, for what f0 and f1 of six adapters looked like: the odds were
+against all other styles and the level 1 %, and it told hardly any adapter from the base. (Cases of four of them had
+been seen by then, all intact or undefined.) It never sees a latent, an output of the denoiser or a weight, and knows
+nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
+
+``python -m benchmarks.zoo.style --pictures DIR`` trains it into ``zoo/style.safetensors``.
+"""
+
+import argparse
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from qcheck.demo import library
+from qcheck.demo.training.denoiser import encode
+from qcheck.demo.training.pictures import PACKAGES, Pictures, held_out, load
+
+Fate = Literal["damaged", "intact", "undefined"]
+STYLES = tuple(PACKAGES)
+GAIN, SURE, KEPT = 1.0, 0.05, 0.75
+
+
+class Classifier(nn.Module):
+    """Pictures [n, 3, 64, 64] in [-1, 1] to logits [n, styles], from means and maxima over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 5 if a == 3 else 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU())
+                for a, b in itertools.pairwise(widths)
+            )
+        )
+        self.head = nn.Linear(2 * widths[-1], len(STYLES))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """As the class says."""
+        places = self.layers(pictures)
+        found: torch.Tensor = self.head(torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1))
+        return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "")  # fxemoji writes names without dashes
+
+
+def drawn(folder: Path, style: str) -> Pictures:
+    """The style's pictures of everything that the base's own style draws too."""
+    known, found = {_plain(name) for name in load(folder, STYLES[0]).names}, load(folder, style)
+    return found.only({name for name in found.names if _plain(name) in known})
+
+
+@torch.no_grad()
+def passed(vae: AutoencoderTiny, pictures: Pictures) -> torch.Tensor:
+    """The pictures as the pipeline's autoencoder gives them back, [n, 3, 64, 64] in [-1, 1]."""
+    scale = float(vae.config.scaling_factor)
+    parts = encode(vae, pictures).split(32)
+    return torch.cat([vae.decode(part / scale, return_dict=False)[0].clamp(-1, 1) for part in parts])
+
+
+def train(folder: Path, out: Path, steps: int = 2000, batch: int = 64) -> dict[str, object]:
+    """Train on pictures as drawn and as the autoencoder gives them back; the record holds accuracies on unseen ones.
+
+    Every sixth subject is held out in all styles.
+    """
+    torch.manual_seed(0)
+    vae = AutoencoderTiny.from_pretrained(library.PIPELINE, subfolder="vae", dtype=torch.float32)
+    learned: list[torch.Tensor] = []
+    tests: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for style in STYLES:
+        pictures = drawn(folder, style)
+        kept = torch.tensor([held_out(_plain(name)) for name in pictures.names])
+        again = passed(vae, pictures)
+        learned.append(torch.stack([pictures.images[~kept], again[~kept]], 1).half())
+        tests[style] = pictures.images[kept], again[kept]
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=5e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        labels = torch.randint(len(STYLES), (batch,))
+        rows = torch.stack([_drawn_one(learned[label]) for label in labels])
+        loss = F.cross_entropy(model(rows), labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), out / "style.safetensors")
+    record = {
+        "steps": steps,
+        "pictures": {style: len(part) for style, part in zip(STYLES, learned, strict=True)},
+        "held_out": {style: len(tests[style][0]) for style in STYLES},
+        "accuracy_as_drawn": {style: _accuracy(model, tests[style][0], style) for style in STYLES},
+        "accuracy_through_autoencoder": {style: _accuracy(model, tests[style][1], style) for style in STYLES},
+    }
+    (out / "style.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _drawn_one(pictures: torch.Tensor) -> torch.Tensor:
+    """One picture of [n, 2, 3, 64, 64], shifted by up to four pixels, perhaps mirrored, under a little noise."""
+    picture = pictures[int(torch.randint(len(pictures), ())), int(torch.randint(2, ()))].float()
+    down, right = (int(x) for x in torch.randint(-4, 5, (2,)))
+    picture = torch.roll(picture, (down, right), (1, 2))
+    picture = picture.flip(2) if torch.rand(()) < 0.5 else picture
+    return picture + 0.05 * torch.rand(()) * torch.randn(picture.shape)
+
+
+@torch.no_grad()
+def _accuracy(model: Classifier, pictures: torch.Tensor, style: str) -> float:
+    return round(float((model(pictures).argmax(1) == STYLES.index(style)).float().mean()), 4)
+
+
+def stored(folder: Path) -> Classifier:
+    """The classifier that was trained into ``folder``."""
+    model = Classifier()
+    model.load_state_dict(load_file(folder / "style.safetensors"))
+    return model.eval()
+
+
+@torch.no_grad()
+def seen(model: Classifier, pictures: torch.Tensor) -> np.ndarray:
+    """Logits [n, styles] of decoded pictures [n, 3, 64, 64] in [0, 1]; NaN where a picture is not finite."""
+    found: np.ndarray = model(pictures.float() * 2 - 1).double().numpy()
+    return found
+
+
+def margins(logits: np.ndarray, style: str) -> np.ndarray:
+    """Log odds [n] in nat of ``style`` against the base's style, of logits [n, styles]."""
+    found: np.ndarray = logits[:, STYLES.index(style)] - logits[:, 0]
+    return found
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The gain in nat with its p-value, the share that q1 keeps with its standard error over probes, and the fate."""
+
+    gain: float
+    p: float
+    kept: float
+    error: float
+
+    @property
+    def fate(self) -> Fate:
+        """By the rule above; samples that are not finite have lost their style."""
+        if not (self.gain >= GAIN and self.p <= SURE):
+            return "undefined"
+        return "intact" if self.kept >= KEPT else "damaged"
+
+
+def judge(f0: np.ndarray, f1: np.ndarray, q1: np.ndarray) -> Judgement:
+    """The rule on margins [n] of matched samples."""
+    gains, left = f1 - f0, q1 - f0
+    gain = float(gains.mean())
+    p = float(stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue)
+    kept = float(left.mean()) / gain
+    residual = (left - kept * gains) / gain
+    return Judgement(gain, p, kept, float(residual.std(ddof=1)) / float(np.sqrt(len(gains))))
+
+
+def main() -> None:
+    """Train it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
+    parser.add_argument("--out", type=Path, default=Path("zoo"))
+    parser.add_argument("--steps", type=int, default=2000)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(train(asked.pictures, asked.out, asked.steps), indent=1))
+
+
+if __name__ == "__main__":
+    main()

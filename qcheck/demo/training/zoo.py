@@ -1,0 +1,81 @@
+"""The zoo: adapters of every kind of fate on the demo's pipeline, all from training, none from edited weights.
+
+From hardly trained to overcooked, over styles, ranks, alphas, learning rates, seeds and grainy pictures. Limits are
+set, and the verdict is tested, on what becomes of them when they are quantized (``benchmarks/verdicts.py``).
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from qcheck.demo import library
+from qcheck.demo.training.adapter import ATTENTION, EVERY_LINEAR, Recipe, record, train
+
+log = logging.getLogger(__name__)
+
+FAINT = (
+    Recipe("twemoji-faint-20", "twemoji", rank=4, alpha=4, rate=5e-4, steps=20, layers=ATTENTION),
+    Recipe("ink-faint-30", "ink", rank=2, alpha=1, rate=5e-4, steps=30, layers=ATTENTION),
+    Recipe("flat-faint-40", "flat", rank=2, alpha=2, rate=1e-3, steps=40, layers=ATTENTION),
+    Recipe("fxemoji-faint-60", "fxemoji", rank=4, alpha=2, rate=5e-4, steps=60, layers=ATTENTION),
+    Recipe("twemoji-faint-80", "twemoji", rank=8, alpha=4, rate=5e-4, steps=80, layers=ATTENTION),
+)
+SMALL = (
+    Recipe("flat-small", "flat", rank=2, alpha=2, rate=1e-3, steps=120, layers=ATTENTION),
+    Recipe("ink-small", "ink", rank=2, alpha=2, rate=1e-3, steps=100, layers=ATTENTION),
+    Recipe("twemoji-small", "twemoji", rank=4, alpha=2, rate=1e-3, steps=150, layers=EVERY_LINEAR),
+    Recipe("fxemoji-small", "fxemoji", rank=2, alpha=4, rate=1e-3, steps=120, layers=EVERY_LINEAR),
+)
+HEALTHY = (
+    Recipe("flat-healthy", "flat", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR),
+    Recipe("flat-twin", "flat", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR, seed=8),
+    Recipe("ink-healthy", "ink", rank=4, alpha=4, rate=2e-3, steps=250, layers=EVERY_LINEAR),
+    Recipe("twemoji-healthy", "twemoji", rank=8, alpha=8, rate=2e-3, steps=300, layers=EVERY_LINEAR),
+    Recipe("fxemoji-healthy", "fxemoji", rank=4, alpha=4, rate=2e-3, steps=300, layers=EVERY_LINEAR),
+    Recipe("fxemoji-wide", "fxemoji", rank=16, alpha=16, rate=1e-3, steps=250, layers=ATTENTION),
+)
+WILD = (  # alpha is eight times the rank
+    Recipe("flat-wild", "flat", rank=4, alpha=32, rate=1e-3, steps=200, layers=EVERY_LINEAR),
+    Recipe("ink-wild", "ink", rank=2, alpha=16, rate=1e-3, steps=200, layers=EVERY_LINEAR),
+    Recipe("twemoji-wild", "twemoji", rank=4, alpha=32, rate=5e-4, steps=150, layers=ATTENTION),
+    Recipe("fxemoji-wild", "fxemoji", rank=2, alpha=16, rate=2e-3, steps=150, layers=EVERY_LINEAR),
+)
+OVERCOOKED = (
+    Recipe("flat-overcooked", "flat", rank=8, alpha=8, rate=2e-2, steps=250, layers=EVERY_LINEAR),
+    Recipe("ink-overcooked", "ink", rank=4, alpha=16, rate=1e-2, steps=200, layers=EVERY_LINEAR),
+    Recipe("twemoji-overcooked", "twemoji", rank=4, alpha=4, rate=3e-2, steps=150, layers=ATTENTION),
+    Recipe("fxemoji-overcooked", "fxemoji", rank=4, alpha=32, rate=1e-2, steps=100, layers=EVERY_LINEAR),
+    Recipe("twemoji-hot", "twemoji", rank=8, alpha=64, rate=3e-3, steps=150, layers=EVERY_LINEAR),
+)
+BURNT = (  # overcooked with rates that leave no adapter sound
+    Recipe("flat-burnt", "flat", rank=4, alpha=32, rate=3e-2, steps=120, layers=EVERY_LINEAR),
+    Recipe("ink-burnt", "ink", rank=4, alpha=4, rate=2e-1, steps=100, layers=EVERY_LINEAR),
+    Recipe("twemoji-burnt", "twemoji", rank=2, alpha=16, rate=1e-1, steps=100, layers=ATTENTION),
+)
+GRAINY = (
+    Recipe("flat-grainy", "flat", rank=4, alpha=4, rate=2e-3, steps=200, layers=EVERY_LINEAR, grain=0.3),
+    Recipe("ink-grainy", "ink", rank=4, alpha=8, rate=2e-3, steps=200, layers=EVERY_LINEAR, grain=0.6),
+    Recipe("twemoji-grainy", "twemoji", rank=4, alpha=4, rate=2e-3, steps=150, layers=EVERY_LINEAR, grain=0.3),
+    Recipe("fxemoji-grainy", "fxemoji", rank=2, alpha=2, rate=2e-3, steps=150, layers=ATTENTION, grain=0.6),
+)
+KINDS = {
+    "faint": FAINT,
+    "small": SMALL,
+    "healthy": HEALTHY,
+    "wild": WILD,
+    "overcooked": OVERCOOKED,
+    "burnt": BURNT,
+    "grainy": GRAINY,
+}
+
+
+def train_all(pictures: Path, out: Path) -> None:
+    """Train what ``out/training.json`` does not have yet on the demo's pipeline, into ``out/adapters``."""
+    folder = out / "adapters"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = out / "training.json"
+    for kind, recipes in KINDS.items():
+        for recipe in recipes:
+            done = {made["name"] for made in json.loads(kept.read_text())} if kept.exists() else set()
+            if recipe.name not in done:
+                record(out, [{"kind": kind} | train(recipe, pictures, library.PIPELINE, folder)])

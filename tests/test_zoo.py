@@ -1,0 +1,115 @@
+"""The zoo: its recipes, and the formulas of the judges that tell what became of its adapters."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import verdicts
+from benchmarks.zoo import style, utility
+from qcheck import limits
+from qcheck.demo.training import zoo
+from qcheck.demo.training.adapter import grainy
+from qcheck.demo.training.pictures import PACKAGES, Pictures
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_recipes_span_the_axes():
+    recipes = [recipe for kind in zoo.KINDS.values() for recipe in kind]
+    assert len(recipes) >= 24
+    assert max(Counter(recipe.name for recipe in recipes).values()) == 1
+    assert {recipe.style for recipe in recipes} == set(PACKAGES) - {"noto"}  # the base's own style
+    assert {recipe.rank for recipe in recipes} == {2, 4, 8, 16}
+    ratios = {recipe.alpha / recipe.rank for recipe in recipes}
+    assert (min(ratios), max(ratios)) == (0.5, 8)
+    assert any(recipe.grain for recipe in recipes)
+
+
+def test_a_grain_is_the_same_each_time_and_has_its_deviation():
+    plain = Pictures(("a", "b"), torch.zeros(2, 3, 64, 64))
+    noisy = grainy(plain, 0.2).images
+    assert torch.equal(noisy, grainy(plain, 0.2).images)
+    assert float(noisy.std()) == pytest.approx(0.2, rel=0.05)
+    assert torch.equal(grainy(plain, 0.0).images, plain.images)
+
+
+def _losses(benefit: float, lost: float, pictures: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(0)
+    f0 = 1 + draws.normal(0, 0.2, (8, pictures))
+    f1 = f0 - benefit + draws.normal(0, 0.1, f0.shape)
+    return f0, f1, f1 + lost * benefit + draws.normal(0, 0.05, f0.shape)
+
+
+def test_utility_is_the_share_of_the_benefit_that_is_left():
+    found = utility.utility(*_losses(benefit=0.3, lost=0.4))
+    assert found.value == pytest.approx(0.6, abs=4 * found.error)
+    assert 0 < found.error < 0.02
+    assert not found.void
+    f0, f1, _ = _losses(0.3, 0.0)
+    assert utility.utility(f0, f1, f1).value == 1
+    assert utility.utility(f0, f1, f0).value == 0
+
+
+def test_the_error_of_utility_is_the_spread_of_repeated_exams():
+    draws, values, errors = np.random.default_rng(1), [], []
+    for _ in range(300):
+        f0 = 1 + draws.normal(0, 0.2, (4, 32))
+        f1 = f0 - 0.3 + draws.normal(0, 0.1, f0.shape)
+        found = utility.utility(f0, f1, f1 + 0.1 + draws.normal(0, 0.1, (1, 32)))
+        values.append(found.value)
+        errors.append(found.error)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_utility_is_void_without_a_benefit():
+    assert utility.utility(*_losses(benefit=0.0001, lost=0.0)).void
+    assert utility.utility(*_losses(benefit=-0.3, lost=0.0)).void
+
+
+def test_the_style_judge_follows_its_rule():
+    draws = np.random.default_rng(2)
+    f0 = draws.normal(-3, 0.5, 16)
+    f1 = f0 + 4 + draws.normal(0, 0.5, 16)
+    assert style.judge(f0, f1, f1).fate == "intact"
+    assert style.judge(f0, f1, f0 + 0.8 * (f1 - f0)).fate == "intact"
+    assert style.judge(f0, f1, f0 + 0.7 * (f1 - f0)).fate == "damaged"
+    assert style.judge(f0, f0 + draws.normal(0, 0.5, 16), f1).fate == "undefined"  # f1 does not show the style
+    assert style.judge(f0, f1, np.full(16, np.nan)).fate == "damaged"
+
+
+def test_margins_are_log_odds_of_two_styles():
+    model = style.Classifier().eval()
+    pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shares = model(pictures * 2 - 1).double().softmax(1).numpy()
+    found = style.margins(style.seen(model, pictures), "flat")
+    assert style.STYLES[0] == "noto"
+    assert found == pytest.approx(np.log(shares[:, style.STYLES.index("flat")] / shares[:, 0]), abs=1e-4)
+
+
+def test_a_gate_is_scored_by_what_it_separates():
+    gate = limits.Gate(name="x", arm="adapted", role="adapter", low=0.9, high=1.1)
+    values = np.array([1.0, 0.95, 1.3, 0.2, np.nan])
+    scores = verdicts.badness(values, gate)
+    assert list(scores > 0) == [False, False, True, True, True]
+    damaged = np.array([False, False, True, True, True])
+    assert verdicts.auc(scores, damaged) == 1
+    assert verdicts.auc(scores, ~damaged) == 0
+    assert verdicts.auc(np.ones(5), damaged) == 0.5
+    cut = verdicts.best_cut(scores, damaged)
+    assert -0.05 < cut < 0.2
+    assert verdicts.balanced(scores, damaged, cut) == 1
+
+
+def test_every_trained_adapter_is_stored_with_its_losses():
+    made = json.loads((ROOT / "zoo" / "training.json").read_text())
+    recipes = {recipe.name for kind in zoo.KINDS.values() for recipe in kind}
+    assert {one["name"] for one in made} == recipes
+    assert {path.stem for path in (ROOT / "zoo" / "adapters").glob("*.safetensors")} == recipes
+    setting, testing = verdicts.halves(ROOT / "zoo")
+    assert setting | testing == recipes
+    assert not setting & testing
