@@ -31,7 +31,8 @@ from qcheck.recipe import Recipe
 from qcheck.scheme import Order, Scheme
 
 TWIN = "float32"
-Ranges = Mapping[Side, Mapping[str, Input]]
+Origin = Literal["base", "adapted", "shared"]  # whose inputs: an arm's at f1's states, or the base's at its own
+Ranges = Mapping[Origin, Mapping[str, Input]]
 
 
 class Content(NamedTuple):
@@ -75,7 +76,7 @@ class Exporter:
         """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
         if compute not in self._graphs:
             base = self._arms.base
-            key = cache.key("graph", base.digest, compute, self._shapes())
+            key = cache.key("graph", base.digest, compute, self.shapes())
 
             def make(folder: Path) -> None:
                 component = base.family.component(self._example)
@@ -85,7 +86,8 @@ class Exporter:
             self._graphs[compute] = ir.load(found / "graph.onnx")
         return self._graphs[compute]
 
-    def _shapes(self) -> str:
+    def shapes(self) -> str:
+        """The sizes that every file is made for."""
         fixed = self._arms.base.family.fixed
         shapes = {name: v.shape if name in fixed else v.shape[1:] for name, v in self._example.items()}
         return repr((shapes, self._sizes))
@@ -96,7 +98,7 @@ class Exporter:
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
-        key = cache.key("full", self._arms.content(side), compute, self._shapes())
+        key = cache.key("full", self._arms.content(side), compute, self.shapes())
         about = f"{self._arms.base.source}, unquantized, {compute}"
         found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
         return found / "model.onnx"
@@ -135,7 +137,8 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
 
     merge-quantize: Q(W + D). quantize-merge: Q(Q(W) + D), as loaders do that merge into a quantized base.
     unmerged: Q(W) with D as a low-rank branch in the compute type; layers the recipe keeps are merged in float.
-    refit: Q(W + D) in an engine of the base, which keeps the ranges and factors that were calibrated without D.
+    refit: Q(W + D) in an engine that adapters share: its ranges and factors are the base's on its own runs, and only
+    codes and scales of weights are swapped.
     """
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
@@ -148,7 +151,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
             state[name] = before[layer].fake(base[name]) + (adapted[name] - base[name])
         elif order == "unmerged":
             state[name], branches[layer] = base[name], arms.factors(layer)
-    calibrated = ranges["base" if order == "refit" else "adapted"]
+    calibrated = ranges["shared" if order == "refit" else "adapted"]
     return Content(state, plan.make(layers, state, scheme, calibrated), branches)
 
 
@@ -174,9 +177,11 @@ class Making:
 
     def key(self, order: str) -> str:
         """The cache key of q1 in an order, or of q0 at "base"."""
-        ranges = files.digest(*(part for side in SIDES for part in _parts(self.ranges[side])))
+        origins: tuple[Origin, ...] = ("base", "shared") if order == "refit" else SIDES
+        ranges = files.digest(*(part for origin in origins for part in _parts(self.ranges[origin])))
         values = (files.digest_value(self.scheme), files.digest_value(self.recipe))
-        return cache.key("artifact", self.arms.content("base"), self.arms.content("adapted"), *values, order, ranges)
+        contents = (self.arms.content("base"), self.arms.content("adapted"))
+        return cache.key("artifact", *contents, *values, order, ranges, self.exporter.shapes())
 
 
 def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:

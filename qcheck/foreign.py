@@ -90,10 +90,12 @@ def fitted(work: Work, found: File) -> Foreign:
                 "Give --width and --height of the file, or the base and adapter that it was made from.",
             )
     timestep = next(feed for feed in feeds if feed.role == "timestep")
-    odd = [t for t in work.setup.all_timesteps() if t != int(t)]
+    every = work.setup.all_timesteps()
+    unit = float(asked["timestep"][0]) / every[0]  # flow-matching denoisers may be fed a share of the solver's time
+    odd = [t * unit for t in every if t * unit != int(t * unit)]
     if odd and timestep.dtype.kind == "i":
         raise UserError(
-            f"{found.path}: input {timestep.name!r} takes whole timesteps, this solver asks {odd[0]:g}",
+            f"{found.path}: input {timestep.name!r} takes whole timesteps, this pipeline asks {odd[0]:g}",
             "Export it with a float timestep, or check with --steps that divide the training steps.",
         )
     compute = next(feed.dtype.name for feed in feeds if feed.role == family.latent)
@@ -138,12 +140,13 @@ def build(work: Work, found: Foreign) -> Build:
 def _shapes(work: Work, found: Foreign) -> Shapes:
     """As ``gate.shapes_of``, by the file's own names; a fixed batch stays as it is."""
     own, shapes = gate.shapes_of(work), dict[str, tuple[list[int], list[int], list[int]]]()
+    batches = [sizes[0] for sizes in own[work.setup.family.latent]]
     for feed in found.feeds:
-        if feed.role in own or feed.batched:
-            rest = list(work.example[feed.role].shape[1:])
-            low, best, high = ([feed.rows or sizes[0], *rest] for sizes in next(iter(own.values())))
+        rest = list(work.example[feed.role].shape[1:])
+        if feed.batched or (feed.role in own and feed.rank > 1):
+            low, best, high = ([feed.rows or rows, *rest] for rows in batches)
             shapes[feed.name] = (low, best, high)
         elif feed.rank and None in {feed.rows, *feed.sides}:
-            exact = list(work.example[feed.role].shape)
+            exact = [1] if feed.rank == 1 else list(work.example[feed.role].shape)
             shapes[feed.name] = (exact, exact, exact)
     return shapes

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from qcheck import files, probe, trace
-from qcheck.artifact import Exporter, Quantized
+from qcheck.artifact import Exporter, Origin, Quantized
 from qcheck.backend.onnxruntime import COMPUTES, OnnxRunner
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
+from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.measurement import Measurement
 from qcheck.model import arms, base, lora
@@ -48,7 +49,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     controls: dict[str, tuple[np.ndarray, list[Measurement]]] = field(default_factory=dict)
     pictures: dict[tuple[Path, ...], np.ndarray] = field(default_factory=dict)
-    seen: dict[Side, Mapping[str, Seen]] = field(default_factory=dict)
+    seen: dict[Origin, Mapping[str, Seen]] = field(default_factory=dict)
 
     @functools.cached_property
     def needs(self) -> Needs:
@@ -132,6 +133,11 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
 def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, tuple[Probe, ...]]:
     """The shared set-up of a probe set, and its probes."""
     family = both.base.family
+    if chosen.negative and family.branches == 1:
+        raise UserError(
+            f"probes {chosen.name!r} have a negative prompt, and a {type(family).__name__} pipeline has no use for one",
+            "Leave `negative` out of the probe set.",
+        )
 
     @functools.lru_cache(maxsize=len(SIDES) * job.batch)
     def conditions(side: Side, asked: Probe) -> Conditions:

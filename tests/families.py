@@ -132,7 +132,7 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def sd3() -> StableDiffusion3Pipeline:
+def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
     """Three text encoders, a joint transformer, flow matching."""
     torch.manual_seed(12)
     transformer = SD3Transformer2DModel(
@@ -156,9 +156,14 @@ def sd3() -> StableDiffusion3Pipeline:
         tokenizer=_tokenizer(),
         text_encoder_2=_clip(2, CLIPTextModelWithProjection),
         tokenizer_2=_tokenizer(),
-        text_encoder_3=_t5(3),
-        tokenizer_3=_tokenizer(),
+        text_encoder_3=_t5(3) if t5 else None,
+        tokenizer_3=_tokenizer() if t5 else None,
     )
+
+
+def sd3_without_t5() -> StableDiffusion3Pipeline:
+    """As ``sd3`` without its third text encoder, as people save memory."""
+    return sd3(t5=False)
 
 
 def flux(guided: bool = True) -> FluxPipeline:
@@ -197,6 +202,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd2": sd2,
     "sdxl": sdxl,
     "sd3": sd3,
+    "sd3-no-t5": sd3_without_t5,
     "flux": flux,
     "flux-schnell": flux_schnell,
 }

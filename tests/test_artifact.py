@@ -152,7 +152,7 @@ def test_a_refit_swaps_weights_in_a_file_of_the_base_and_keeps_its_ranges(
     """Everything that is no weight is the base's: what one engine can be given without being built again."""
     chosen = scheme.find("int8")
     wide = {layer: plan.Input(2 * found.cut) for layer, found in prepared.ranges.items()}
-    ranges = {"base": prepared.ranges, "adapted": wide}
+    ranges = {"base": prepared.ranges, "adapted": wide, "shared": prepared.ranges}
     contents = {
         "base": artifact.base_content(demo_arms, chosen, RECIPE, ranges),  # type: ignore[arg-type]
         "refit": artifact.adapted_content(demo_arms, chosen, RECIPE, "refit", ranges),  # type: ignore[arg-type]

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from tests import builder, families, layouts
 from tests.conftest import run
@@ -76,3 +78,26 @@ def test_two_layouts_of_one_adapter_get_the_same_numbers(
     for ours, theirs in zip(one["cases"], other["cases"], strict=True):
         for a, b in zip(ours["measurements"], theirs["measurements"], strict=True):
             assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3), (ours["scheme"], a["name"])
+
+
+SHORT = ("--steps", "2", "--max-probes", "2", "--no-build", "--threads", "2")
+
+
+def test_engines_that_adapters_share_have_ranges_that_know_none_of_them(tmp_path: Path) -> None:
+    scales = []
+    for name in ("flat", "ink"):
+        out = tmp_path / name
+        result = run("check", "demo", "--lora", name, "--scheme", "int8", "--order", "refit", *SHORT, "--out", str(out))
+        assert result.exit_code in {0, 1, 3}, result.output
+        model = onnx.load(out / "artifacts" / "int8" / "refit" / "unet" / "model.onnx")
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        scales.append({n: float(v) for n, v in held.items() if n.endswith("/scale") and ".weight" not in n})
+    assert len(scales[0]) > 100
+    assert scales[0] == scales[1]
+
+
+def test_another_size_is_another_file(tmp_path: Path) -> None:
+    for side in ("64", "32"):
+        given = ("check", "demo", "--lora", "flat", "--scheme", "int4-g128", "--width", side, "--height", side)
+        result = run(*given, *SHORT, "--out", str(tmp_path / side))
+        assert result.exit_code in {0, 1, 3}, result.output

@@ -91,6 +91,7 @@ def apply(
         UserError: an adapter does not fit this base, or a layer of it did not arrive.
     """
     unmatched: list[str] = []
+    lora.require_stackable([*common, *adapters])
     for adapter in common:
         unmatched += _merge(base.pipe, adapter, allow_unmatched)[0].unmatched
     before: dict[str, torch.Tensor] = {}

@@ -82,7 +82,10 @@ def load(source: str) -> Base:
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
             "This version checks Stable Diffusion 1.x, 2.x, XL and 3, and Flux.",
         )
-    absent = {"safety_checker": None} if "safety_checker" in index else {}
+    spare = {name for encoder in kind.spare for name in (encoder, kind.tokenizer_of(encoder))}
+    absent = dict.fromkeys(
+        name for name in ("safety_checker", *spare) if name in index and (name not in spare or index[name][1] is None)
+    )
     try:
         with quiet():
             pipe = getattr(diffusers, kind.pipeline).from_pretrained(

@@ -205,7 +205,10 @@ def _found(components: tuple[str, ...], body: str, names: Names) -> str | None:
     flat = body.replace(".", "_")
     variants = (flat, flat.removeprefix("text_model_"), f"text_model_{flat}")
     known = (names.flat.get(f"{component}_{variant}") for component in components for variant in variants)
-    return next((layer for layer in known if layer is not None), None)
+    found = list(dict.fromkeys(layer for layer in known if layer is not None))
+    if len(found) > 1 and components == names.components:
+        raise LayoutError(f"{body} may be {' or '.join(found)}: write the component before its names")
+    return found[0] if found else None
 
 
 def _renamed(body: str, component: str) -> str:

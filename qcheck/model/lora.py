@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ _OTHER_KINDS = {
     r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
     r"modules_to_save": "a LoRA with whole layers besides",
 }
-_MUTATING = ("pissa", "olora", "corda", "loftq")  # PEFT's ways to begin that change the base as well
+_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")  # PEFT's that leave the base as it is
 _MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout
 _LAYOUTS = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
 
@@ -125,20 +125,35 @@ def _require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, An
                     "Merge it into the base and check that, or train a LoRA.",
                 )
     for key, value in config.items():
-        if key.endswith("init_lora_weights") and str(value).startswith(_MUTATING):
+        if key.endswith("init_lora_weights") and not str(value).lower().startswith(_STARTS):
             raise UserError(
                 f"adapter {str(adapter.path)!r} began as {value}, which changes the base too",
                 "Save it with PEFT's path_initial_model_for_weight_conversion: that makes a LoRA of it.",
             )
 
 
+def is_dora(adapter: Adapter) -> bool:
+    """Whether it also rescales whole weights."""
+    with safe_open(adapter.path, "pt") as stream:
+        return any(_MAGNITUDE in key for key in stream.keys())  # noqa: SIM118
+
+
 def require_plain(adapter: Adapter) -> None:
     """Refuse DoRA where a change of weights has to be the product of two factors."""
-    with safe_open(adapter.path, "pt") as stream:
-        if any(_MAGNITUDE in key for key in stream.keys()):  # noqa: SIM118
+    if is_dora(adapter):
+        raise UserError(
+            f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
+            "qcheck check measures it.",
+        )
+
+
+def require_stackable(adapters: Sequence[Adapter]) -> None:
+    """Refuse DoRA beside other adapters: it is made for the base's weights, which they change."""
+    for adapter in adapters:
+        if len(adapters) > 1 and is_dora(adapter):
             raise UserError(
-                f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
-                "qcheck check measures it.",
+                f"adapter {str(adapter.path)!r} is a DoRA, which rescales whole weights, beside other adapters",
+                "Check it alone, or merge the others into the base and give that base.",
             )
 
 

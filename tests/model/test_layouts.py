@@ -194,7 +194,7 @@ def _files(family: str) -> list[Writer]:
     return list(dict.fromkeys(case.writer for case in whole))
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path) -> None:
     base = _base(family)
     before = _state(base.pipe)
@@ -213,7 +213,7 @@ def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0])
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_an_adapter_of_text_encoders_alone(family: str, weight: float, tmp_path: Path) -> None:
     for writer in _files(family):
         base = _base(family)
@@ -236,7 +236,7 @@ def _with(path: Path, more: dict[str, torch.Tensor]) -> lora.Adapter:
     "key",
     ["{0}.alien.weight", "alien", "lora_te1_alien.alpha", "{0}.alien.lora_A.weight", "{0}.alien.lora_magnitude_vector"],
 )
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_one_unknown_key_is_an_error_that_names_it(family: str, key: str, tmp_path: Path) -> None:
     pipe = _made(family)
     for writer in _files(family):
@@ -249,7 +249,7 @@ def _denoiser(pipe: Any) -> str:
     return next(name for name in ("unet", "transformer") if name in pipe.components)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_path: Path) -> None:
     pipe = _made(family)
     names = ["{0}.alien.lora_A.weight", "lora_unet_alien.lora_down.weight", "lora_te2_alien.lora_down.weight"]
@@ -261,7 +261,7 @@ def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_
             lora.fit(pipe, _with(path, {down: torch.ones(2, 4), up: torch.ones(4, 2)}))
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> None:
     """Two layouts of one layer: diffusers takes one of them, or the sum would be merged."""
     pipe = _made(family)
@@ -295,7 +295,7 @@ def test_factors_in_two_spellings_are_an_error(tmp_path: Path) -> None:
         ("{0}.x.dora_scale", "DoRA"),
     ],
 )
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_another_kind_of_adapter_is_refused_by_name(family: str, key: str, kind: str, tmp_path: Path) -> None:
     pipe = _made(family)
     path = layouts.peft(layouts.known(pipe, "proj_out|fc1"), tmp_path / "made.safetensors")
@@ -341,7 +341,15 @@ def test_the_folders_config_is_part_of_the_digest(tmp_path: Path) -> None:
     assert _read(folder / "adapter_model.safetensors").digest == _read(folder).digest
 
 
-@pytest.mark.parametrize("started", ["pissa", "olora", "corda"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_names_that_may_mean_either_of_two_text_encoders_are_refused(family: str, tmp_path: Path) -> None:
+    pipe = _made(family)
+    folder = layouts.peft_folder(layouts.known(pipe, r"^text_encoder_2\."), tmp_path / "made")
+    with pytest.raises(UserError, match=r"may be text_encoder\..* or text_encoder_2\."):
+        lora.fit(pipe, _read(folder))
+
+
+@pytest.mark.parametrize("started", ["pissa", "olora", "corda", "lora_ga"])
 def test_an_adapter_that_began_by_changing_the_base_is_refused(started: str, tmp_path: Path) -> None:
     folder = layouts.peft_folder(layouts.known(_made("sd1"), DENOISER), tmp_path / "made")
     path = folder / "adapter_config.json"
@@ -419,7 +427,7 @@ def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None
 
 
 @pytest.mark.parametrize("based", [True, False], ids=["base", "no-base"])
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", _LAYOUTS)
 def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool, tmp_path: Path) -> None:
     pipe = _made(family)
     folder = str(families.saved(family, tmp_path / "base")) if based else None

@@ -313,6 +313,13 @@ def test_dora_in_pefts_layout_is_merged_as_its_formula_says(dora: tuple[Path, di
         assert torch.allclose(merged, size[:, None] * summed / summed.norm(dim=1, keepdim=True), atol=1e-6), layer
 
 
+def test_dora_beside_another_adapter_is_refused(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, _ = dora
+    for stack in ((str(FLAT), str(path)), (str(path), str(FLAT))):
+        with pytest.raises(UserError, match="beside other adapters"):
+            arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(file, 1.0)) for file in stack])
+
+
 def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, _ = dora
     both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])

@@ -130,6 +130,8 @@ class Family(ABC):
         """A new solver, set; solvers keep state, so no two runs share one."""
         solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
+        if hasattr(solver, "set_begin_index"):
+            solver.set_begin_index(0)
         return solver
 
     def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

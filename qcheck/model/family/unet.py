@@ -27,12 +27,18 @@ class StableDiffusion(Family):
     encoders: ClassVar = {"text_encoder": None}
     fixed = frozenset({"timestep"})
     latent = "sample"
+    strange: ClassVar[tuple[str, ...]] = (
+        "time_cond_proj_dim",
+        "addition_embed_type",
+        "class_embed_type",
+        "encoder_hid_dim_type",
+    )
     output = "out_sample"
 
     def unsupported(self) -> str | None:
         """As ``Family``; or a UNet that is told the guidance."""
-        embedded = self.config.time_cond_proj_dim
-        return super().unsupported() or ("a UNet with a guidance embedding" if embedded else None)
+        asked = [name for name in self.strange if self.config.get(name) is not None]
+        return super().unsupported() or (f"a UNet with {', '.join(asked)}" if asked else None)
 
     @property
     def step(self) -> int:
@@ -72,6 +78,7 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     encoders: ClassVar = {"text_encoder": None, "text_encoder_2": None}
+    strange = ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type")
     inner_states = True
 
     @torch.no_grad()
