@@ -10,7 +10,7 @@ from qcheck.files import Value, as_tuple
 from qcheck.measurement import Arm, Measurement, needs_base
 
 FOLDER = files.PACKAGE / "data" / "limits"
-Role = Literal["control", "reference", "absolute", "adapter"]
+Role = Literal["control", "reference", "absolute", "adapter", "warning"]
 
 
 class Gate(Value):

@@ -46,4 +46,4 @@ class NotMeasured(Value):
 
 def needs_base(name: str, arm: Arm) -> bool:
     """Whether a measurement of that name and arm compares with q0, the quantized base."""
-    return arm == "base" or (name, arm) in {("excess_error", "adapted"), ("endpoint_error", "both")}
+    return arm in ("base", "both") or name in ("excess_error", "worst_stratum", "worst_prompt")

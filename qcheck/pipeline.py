@@ -4,6 +4,7 @@ Probes are added look by look until each case has a verdict; the cache makes eve
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from qcheck.foreign import Foreign
 from qcheck.job import Job
 from qcheck.limits import Limits
 from qcheck.measurement import Measurement, needs_base
-from qcheck.metric import control, effect, endpoint, spectrum
+from qcheck.metric import control, distribution, effect, endpoint, lattice, spectrum, way
 from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
+from qcheck.model.arms import SIDES, Side
 from qcheck.progress import Progress
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
@@ -139,7 +141,8 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
         verdict = decide(limits, work.setup.weights, ground.controls, samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
-    case = summary.case(work, scheme, order, verdict, made, builds, energies, time.monotonic() - start)
+    steps = along(reference, quantized, SIDES)
+    case = summary.case(work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start)
     return case, summary.sheet(work, title, verdict, reference, quantized)
 
 
@@ -159,7 +162,8 @@ def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
         verdict = decide(limits, work.setup.weights, [], samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
-    case = summary.foreign_case(work, given, verdict, builds, energies, time.monotonic() - start)
+    steps = along(reference, quantized, ["adapted"])
+    case = summary.foreign_case(work, given, verdict, builds, energies, steps, time.monotonic() - start)
     return case, summary.sheet(work, given.name, verdict, reference, quantized)
 
 
@@ -182,7 +186,7 @@ def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> 
     limits = work.job.limits.computing(scheme.compute)
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
-    case = summary.case(work, scheme, order, verdict, None, [], None, 0.0)
+    case = summary.case(work, scheme, order, verdict, None, [], None, {}, 0.0)
     return case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference)
 
 
@@ -191,7 +195,7 @@ def broken_foreign(work: Work, given: Foreign, reference: Traces) -> tuple[Case,
     limits = work.job.limits.alone()
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
-    case = summary.foreign_case(work, given, verdict, [], None, 0.0)
+    case = summary.foreign_case(work, given, verdict, [], None, {}, 0.0)
     return case, summary.sheet(work, given.name, verdict, reference, reference)
 
 
@@ -242,7 +246,22 @@ def measure(
     return [
         *effect.samples(energies, setup.weights, floor, setup.timesteps()),
         *endpoint.samples(f0.finals(), f1.finals(), q0.finals(), q1.finals(), float(np.sqrt(floor.max()))),
-        spectrum.hf_energy("base", q0.finals(), f0.finals()),
-        spectrum.hf_energy("adapted", q1.finals(), f1.finals()),
+        *spectrum.samples("base", q0.finals(), f0.finals()),
+        *spectrum.samples("adapted", q1.finals(), f1.finals()),
+        *lattice.samples(lattice.read(q0.finals(), f0.finals()), lattice.read(q1.finals(), f1.finals())),
+        *way.jitter_samples(*(arm.way("turns") for arm in (f0, f1, q0, q1))),
+        *way.straightness_samples(*((arm.way("chord"), arm.way("lengths")) for arm in (f0, f1, q0, q1))),
+        Sample("divergence_slope", "adapted", "1/step", way.divergence(q1.way("apart"), np.array(setup.strata))),
+        *distribution.kl_samples(*(arm.way("moments") for arm in (f0, f1, q0, q1))),
         *endpoint.reference_health(f0.finals(), f1.finals()),
     ], energies
+
+
+def along(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[str, list[float]]:
+    """step_jitter [calls - 1] and latent_kl_excess [calls + 1] of an arm at every step of its free runs."""
+    found = {}
+    for side in sides:
+        q, f = quantized[side], reference[side]
+        found[f"step_jitter {side}"] = way.profile(q.way("turns"), f.way("turns"))
+        found[f"latent_kl_excess {side}"] = distribution.profile(q.way("moments"), f.way("moments"))
+    return found

@@ -36,6 +36,7 @@ def case(
     made: Artifact | None,
     builds: list[Build],
     energies: effect.Energies | None,
+    steps: dict[str, list[float]],
     seconds: float,
 ) -> Case:
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
@@ -50,10 +51,11 @@ def case(
         verdict=verdict.outcome,
         reasons=list(verdict.reasons),
         next=next_step(verdict.outcome, order, deployed, builds),
-        warnings=work.job.target.warns(scheme),
+        warnings=[*work.job.target.warns(scheme), *verdict.warnings],
         probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
+        steps=steps,
         quantized_layers=len(layers),
         kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
         artifact=artifact,
@@ -73,6 +75,7 @@ def foreign_case(
     verdict: Verdict,
     builds: list[Build],
     energies: effect.Energies | None,
+    steps: dict[str, list[float]],
     seconds: float,
 ) -> Case:
     """A file of someone else's as the report shows it: what is not known of it is left out."""
@@ -89,6 +92,7 @@ def foreign_case(
         probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
         measurements=list(verdict.measurements),
         stratum_sqnr={} if energies is None else {"adapted": effect.stratum_profile(energies.f1, energies.error1)},
+        steps=steps,
         quantized_layers=None,
         kept_layers=[],
         artifact=[file],
@@ -199,10 +203,6 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
     found = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
         NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
-        NotMeasured(
-            name="worst_stratum, lattice_amplitude, step_jitter, latent_kl_excess",
-            reason="faults that only they see (one timestep, a fixed grid, flicker, drift) are not in this version",
-        ),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
     ]
     found += [
@@ -230,7 +230,7 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
 
 
 _ALONE = (
-    ("excess_error, endpoint_error beside the base", "no base artifact was given to compare with"),
+    ("what compares with the quantized base", "no base artifact was given: excess_error, worst_stratum and `both`"),
     ("order, recipe, realised precision", "the file does not say how it was made, so there is nothing to hold it to"),
 )
 

@@ -24,6 +24,7 @@ from qcheck.files import digest
 from qcheck.model.arms import Side
 from qcheck.model.family import Family
 from qcheck.probe import Probe
+from qcheck.walk import Way
 
 Advance = Callable[[int], None]
 _FILE = "probe.safetensors"
@@ -138,6 +139,13 @@ class Trace:
         """Latents [T, C, h, w] of each probe before the strata's steps; the reference has them."""
         return Rows(self.paths, "states")
 
+    def way(self, name: str) -> Rows:
+        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``walk.Way``).
+
+        Other arms than the reference also have ``apart`` [T]: |x - x_f1| / |x_f1| before the strata's steps.
+        """
+        return Rows(self.paths, name)
+
     def matched(self) -> list[str]:
         """For each probe the digest of everything that its outputs depend on but the arm's own weights."""
         found = []
@@ -246,18 +254,25 @@ def _ignore(*_: object) -> None:
     """Nobody looks at the way."""
 
 
-def _walk(setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: Seen = _ignore) -> np.ndarray:
-    """Final latents [b, C, h, w] of a free run; ``seen`` gets place, latents and guided output at every stratum."""
-    solver = setup.solver()
+def _walk(
+    setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: Seen = _ignore
+) -> Iterator[dict[str, np.ndarray]]:
+    """Final latents ``final`` [C, h, w] and the way's scalars (``walk.Way``) of each free run of a batch.
+
+    ``seen`` gets place, latents and guided output of the whole batch at every stratum.
+    """
+    solver, way = setup.solver(), Way()
     x = start.latents * getattr(solver, "init_noise_sigma", 1.0)  # flow-matching solvers start from unit noise
     for index, timestep in enumerate(solver.timesteps):
         guided = _guided(setup, runner, solver, x, timestep, start.conditions)
+        way.seen(x, guided)
         if index in setup.strata:
             seen(setup.strata.index(index), x, guided)
         x = _step(solver, guided, timestep, x, list(start.generators))
         advance(len(x))
-    final: np.ndarray = x.numpy()
-    return final
+    kept = way.ended(x) | {"final": x}
+    for row in range(len(x)):
+        yield {name: values[row].numpy() for name, values in kept.items()}
 
 
 def _ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarray, advance: Advance) -> np.ndarray:
@@ -282,9 +297,8 @@ def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Ca
         def keep(place: int, x: torch.Tensor, guided: torch.Tensor) -> None:
             states[:, place], outputs[:, place] = x.numpy(), guided.numpy()
 
-        finals = _walk(setup, runner, start, advance, keep)
-        for row, final in enumerate(finals):
-            yield {"states": states[row], "outputs": outputs[row], "final": final}
+        for row, walked in enumerate(_walk(setup, runner, start, advance, keep)):
+            yield {"states": states[row], "outputs": outputs[row], **walked}
 
     keys = [cache.key("reference", setup.digest, subject.content, files.digest_value(probe)) for probe in probes]
     return _trace(setup, subject, _Work(keys, probes, None, setup.calls), store, advance, compute)
@@ -311,9 +325,17 @@ def arm(
 
     def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         start = setup.inputs(subject.side, probes[rows])
-        outputs = _ask(setup, runner, start.conditions, np.stack(reached.states()[rows]), advance)
-        for output, final in zip(outputs, _walk(setup, runner, start, advance), strict=True):
-            yield {"outputs": output, "final": final}
+        states = np.stack(reached.states()[rows])
+        outputs = _ask(setup, runner, start.conditions, states, advance)
+        apart = np.zeros(states.shape[:2])
+
+        def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
+            there = states[:, place].astype(np.float64)
+            apart[:, place] = np.linalg.norm((x.numpy() - there).reshape(len(there), -1), axis=1)
+            apart[:, place] /= np.linalg.norm(there.reshape(len(there), -1), axis=1)
+
+        for row, walked in enumerate(_walk(setup, runner, start, advance, measure)):
+            yield {"outputs": outputs[row], "apart": apart[row], **walked}
 
     keys = [cache.key("arm", subject.content, path.parent.name) for path in reached.paths]
     calls = len(setup.strata) + setup.calls

@@ -13,17 +13,23 @@ Outcome = Literal["PASS", "NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUS
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome, the sentences that led to it, and every measurement beside its limit."""
+    """The outcome, the sentences that led to it, every measurement beside its limit, and what decides nothing."""
 
     outcome: Outcome
     reasons: tuple[str, ...]
     measurements: tuple[Judged, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def _beyond(seen: Sequence[Measurement], limits: Limits) -> set[tuple[str, Arm]]:
-    """Sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha."""
-    sampled = sorted(((m.p, m.name, m.arm) for m in seen if m.p is not None), key=lambda item: item[0])
-    found: set[tuple[str, Arm]] = set()
+    """Sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha.
+
+    Warnings blame nobody: each of them is compared by itself.
+    """
+    told = {(gate.name, gate.arm) for gate in limits.gates if gate.role == "warning"}
+    every = [(m.p, m.name, m.arm) for m in seen if m.p is not None]
+    found = {(name, arm) for p, name, arm in every if (name, arm) in told and p <= limits.alpha}
+    sampled = sorted((item for item in every if item[1:] not in told), key=lambda item: item[0])
     for index, (p, name, arm) in enumerate(sampled):
         if p > limits.alpha / (len(sampled) - index):
             break
@@ -114,10 +120,12 @@ def judge(
         ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, everywhere)),
         ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
     )
+    warnings = tuple(f"hidden by quantization: {told}" for told in those("fail", {"warning"}, everywhere))
     for outcome, reasons in ladder:
         if reasons:
-            return Verdict(outcome, tuple(reasons), judged)
-    return Verdict("PASS", ("every gated measurement is inside its limit with 95 % confidence over all looks",), judged)
+            return Verdict(outcome, tuple(reasons), judged, warnings)
+    inside = "every gated measurement is inside its limit with 95 % confidence over all looks"
+    return Verdict("PASS", (inside,), judged, warnings)
 
 
 def _tail(bad_probes: Sequence[int], limits: Limits) -> list[str]:

@@ -8,6 +8,7 @@ from qcheck.verdict import Outcome, judge
 
 LIMITS = limits_module.find("default")
 NAN = float("nan")
+BLAMING = [gate for gate in LIMITS.gates if gate.role not in ("control", "warning")]
 
 
 def _healthy(**changed: tuple[float, float, float] | None) -> list[Measurement]:
@@ -60,20 +61,21 @@ def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | Non
 
 
 def test_holm_asks_more_of_one_gate_among_many() -> None:
-    """.01 is below alpha, and beyond the limit by its own interval, but not after Holm over twelve gates."""
+    """.01 is below alpha, and beyond the limit by its own interval, but not after Holm over all gates."""
     found = [
         m.model_copy(update={"value": 4.0, "low": 3.1, "high": 4.9, "p": 0.01}) if m.name == "excess_error" else m
         for m in _healthy()
     ]
     assert judge(found, [], LIMITS).outcome == "INCONCLUSIVE"
-    certain = [m.model_copy(update={"p": 0.001}) if m.name == "excess_error" else m for m in found]
+    certain = [
+        m.model_copy(update={"p": LIMITS.alpha / len(BLAMING)}) if m.name == "excess_error" else m for m in found
+    ]
     assert judge(certain, [], LIMITS).outcome == "NEEDS-QAT"
 
 
 def test_holm_steps_down() -> None:
     """The second smallest p-value is compared with alpha over one gate less."""
-    sampled = sum(1 for m in _healthy() if m.p is not None)
-    second = LIMITS.alpha / (sampled - 0.5)  # too large for the first step, small enough for the second
+    second = LIMITS.alpha / (len(BLAMING) - 0.5)  # too large for the first step, small enough for the second
     changed = {"excess_error": 1e-9, "endpoint_error": second}
     found = [
         m.model_copy(update={"value": 99.0, "low": 98.0, "high": 100.0, "p": changed[m.name]})
@@ -105,6 +107,18 @@ def test_a_build_that_ended_badly_is_never_a_pass(status: str, outcome: Outcome)
     assert outcome == "PASS" or "said so" in verdict.reasons[0]
 
 
+@pytest.mark.parametrize(("p", "told"), [(1e-9, True), (0.4, False)])
+def test_what_quantization_hides_is_told_and_decides_nothing(p: float, told: bool) -> None:
+    found = [
+        m.model_copy(update={"value": 4.0, "low": 3.1, "high": 4.9, "p": p}) if m.name == "hidden_lattice" else m
+        for m in _healthy()
+    ]
+    verdict = judge(found, [], LIMITS)
+    assert verdict.outcome == "PASS"
+    assert bool(verdict.warnings) == told
+    assert not told or "hidden by quantization: hidden_lattice" in verdict.warnings[0]
+
+
 def test_one_bad_probe_blocks_pass() -> None:
     found = judge(_healthy(), [5], LIMITS)
     assert found.outcome == "INCONCLUSIVE"
@@ -128,8 +142,9 @@ def test_not_measured_is_never_a_pass() -> None:
 
 def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> None:
     assert {g.name for g in LIMITS.gates} == {
-        "export_control", "compute_control", "reference_deviation", "stratum_sqnr", "endpoint_error", "hf_energy",
-        "effect_survival", "excess_error",
+        "export_control", "compute_control", "reference_deviation", "stratum_sqnr", "endpoint_error",
+        "over_smoothing", "effect_survival", "excess_error", "worst_stratum", "lattice_amplitude", "step_jitter",
+        "latent_kl_excess", "hidden_jitter", "hidden_lattice",
     }  # fmt: skip
 
 

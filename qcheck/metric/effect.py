@@ -71,6 +71,11 @@ def excess_error(e: Energies, weights: np.ndarray, floor: np.ndarray) -> np.ndar
     return decibels(np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0))
 
 
+def stratum_excess(e: Energies, floor: np.ndarray) -> np.ndarray:
+    """G at every stratum [n, T], dB, with the floor of ``excess_error``: the sum hides a fault of one timestep."""
+    return decibels(np.maximum(e.error1, e.f1 * floor), np.maximum(e.error0, e.f0 * floor))
+
+
 def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
     """|Df| / |f1| [n] over all strata, a ratio: how loudly the adapter speaks at all."""
     sizes = []
@@ -83,7 +88,11 @@ def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
 def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Sequence[float]) -> Sample:
     """SQNR of every probe at every stratum [n, T], dB; the lowest stratum counts."""
     values = np.minimum(decibels(signal, error), _EXACT)
-    return Sample("stratum_sqnr", arm, "dB", values, tuple(f"timestep {t:g}" for t in timesteps))
+    return Sample("stratum_sqnr", arm, "dB", values, _places(timesteps))
+
+
+def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"timestep {t:g}" for t in timesteps)
 
 
 _EXACT = 200.0  # dB: equal in every bit of float32, written as a number so that it can be averaged
@@ -95,6 +104,7 @@ def samples(e: Energies, weights: np.ndarray, floor: np.ndarray, timesteps: Sequ
         Sample("effect_survival", "adapted", "ratio", survival(e, weights)),
         Sample("effect_to_error", "adapted", "dB", np.minimum(effect_to_error(e, weights), _EXACT)),
         Sample("excess_error", "adapted", "dB", excess_error(e, weights, floor)),
+        Sample("worst_stratum", "adapted", "dB", stratum_excess(e, floor), _places(timesteps), "highest"),
         _stratum_sqnr("base", e.f0, e.error0, timesteps),
         _stratum_sqnr("adapted", e.f1, e.error1, timesteps),
     ]

@@ -66,6 +66,7 @@ class Build(Value):
 class Case(Value):
     """One scheme in one order: its verdict and everything it rests on.
 
+    ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known.
     """
 
@@ -78,6 +79,7 @@ class Case(Value):
     probes_used: int
     measurements: list[Judged]
     stratum_sqnr: dict[str, list[Number]]
+    steps: dict[str, list[Number]]
     quantized_layers: int | None
     kept_layers: list[str]
     artifact: list[ArtifactFile]

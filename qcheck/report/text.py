@@ -45,8 +45,18 @@ def _measurements(case: Case) -> Table:
         left = title in ("measurement", "arm", "")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     for seen in case.measurements:
-        table.add_row(*_row(seen))
+        if _shown(seen):
+            table.add_row(*_row(seen))
     return table
+
+
+def _shown(seen: Judged) -> bool:
+    """What decides or explains the verdict; the rest is a line of names."""
+    return seen.limit is not None or seen.name == "effect_to_error"
+
+
+def _rest(case: Case) -> str:
+    return ", ".join(dict.fromkeys(seen.name for seen in case.measurements if not _shown(seen)))
 
 
 _ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
@@ -57,9 +67,10 @@ def _row(seen: Judged) -> tuple[str | Text, ...]:
     word, style = _MARKS.get(seen.status, ("", "dim"))
     if seen.value is None:
         return seen.name, _ARMS[seen.arm], "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
-    unit = {"ratio": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
-    bounds = f"{seen.low:.2f} .. {seen.high:.2f}" if seen.low is not None and seen.low != seen.high else ""
-    return seen.name, _ARMS[seen.arm], f"{seen.value:.2f}{unit}", bounds, seen.limit or "", Text(word, style)
+    unit = {"ratio": "", "1 - cos": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
+    digits = 2 if "dB" in seen.unit or seen.unit == "ratio" else 3
+    bounds = f"{seen.low:.{digits}f} .. {seen.high:.{digits}f}" if seen.low not in (None, seen.high) else ""
+    return seen.name, _ARMS[seen.arm], f"{seen.value:.{digits}f}{unit}", bounds, seen.limit or "", Text(word, style)
 
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
@@ -150,6 +161,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
+        console.print(Text(f"reported in report.json, without a limit: {_rest(case)}"))
     console.print(Text(_about(report)))
     console.print(_summary(report))
     for case in report.cases:

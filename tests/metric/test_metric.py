@@ -125,11 +125,28 @@ def test_a_collapsed_reference_is_seen() -> None:
     assert found.value == pytest.approx(-20)
 
 
-def test_hf_energy_fires_on_blur_and_not_on_gain() -> None:
-    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+def _texture(quantized: np.ndarray, finals: np.ndarray) -> dict[str, Measurement]:
+    return {m.name: m for m in _measured(spectrum.samples("adapted", list(quantized), list(finals)))}
+
+
+def test_over_smoothing_fires_on_blur_and_not_on_gain_or_noise() -> None:
+    rng = np.random.default_rng(0)
+    finals = rng.standard_normal((8, 4, 16, 16)).cumsum(-1).cumsum(-2)
     blurred = (finals + np.roll(finals, 1, -1) + np.roll(finals, -1, -1)) / 3
-    assert _measured([spectrum.hf_energy("adapted", blurred, finals)])[0].high < -0.5  # type: ignore[operator]
-    assert _measured([spectrum.hf_energy("adapted", 1.3 * finals, finals)])[0].value == pytest.approx(0, abs=1e-9)
+    assert _texture(blurred, finals)["over_smoothing"].high < -0.5  # type: ignore[operator]
+    louder = _texture(1.3 * finals, finals)
+    assert louder["hf_energy"].value == pytest.approx(0, abs=1e-9)
+    assert louder["over_smoothing"].value == pytest.approx(20 * np.log10(1.3))
+    assert _texture(finals + 0.3 * rng.standard_normal(finals.shape), finals)["over_smoothing"].value > 0  # type: ignore[operator]
+
+
+def test_texture_that_only_loses_its_share_is_not_over_smoothed() -> None:
+    """A slow wave takes share from fine texture and leaves the Laplacian as it was."""
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    wave = 2 * np.cos(2 * np.pi * np.arange(16) / 16)
+    found = _texture(finals + wave, finals)
+    assert found["hf_energy"].value < -1  # type: ignore[operator]
+    assert abs(found["over_smoothing"].value) < 0.3  # type: ignore[arg-type]
 
 
 def test_high_share_of_white_noise_is_its_share_of_bins() -> None:

@@ -1,0 +1,371 @@
+"""The fault bench: four healthy arms on the demo, and injectors that break one of them in a known way.
+
+The quantized arms are simulated in torch, which ``quantize/test_onnx`` proves equal to the artifact.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from qcheck import limits, pipeline, recipe, scheme, trace
+from qcheck.backend.base import Runner
+from qcheck.backend.torch import TorchRunner
+from qcheck.cache import Cache
+from qcheck.metric import control, effect
+from qcheck.metric.statistics import measure_all
+from qcheck.model.arms import Arms, Side
+from qcheck.probe import Probe, ProbeSet
+from qcheck.quantize import fake, plan
+from qcheck.quantize.ranges import Histogram, observed
+from qcheck.scheme import Scheme
+from qcheck.trace import Inputs, Setup, Trace
+from qcheck.verdict import Verdict, judge
+from tests.test_trace import quiet, setup_for, subject
+
+CHOSEN = ProbeSet(
+    name="faults",
+    prompts=("red apple", "panda", "ghost", "fish", "tulip", "cactus", "pig face", "cupcake"),
+    seed=40,
+    steps=8,
+    guidance=3.0,
+)
+LIMITS = limits.find("default").computing("float16")
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Four healthy arms and what a fault needs to trace another one."""
+
+    setup: Setup
+    probes: tuple[Probe, ...]
+    models: Mapping[str, Any]
+    traces: Mapping[str, Trace]
+    store: Cache
+    scheme: Scheme
+    ranges: Mapping[str, Mapping[str, plan.Input]] = field(default_factory=dict)
+
+    def trace(self, name: str, runner: Runner, side: Side, setup: Setup | None = None) -> Trace:
+        asked = subject(f"{self.scheme.name} {name}", runner, side)
+        return trace.arm(setup or self.setup, self.traces["f1"], asked, self.probes, self.store, quiet)
+
+    def verdict(
+        self,
+        q0: Trace | None = None,
+        q1: Trace | None = None,
+        exported: Trace | None = None,
+        f1: Trace | None = None,
+    ) -> Verdict:
+        """Judge as the pipeline does, with some arms replaced."""
+        reference = {"base": self.traces["f0"], "adapted": f1 or self.traces["f1"]}
+        quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
+        floor = np.full(len(self.setup.strata), 1e-6)
+        samples, energies = pipeline.measure(self.setup, reference, quantized, floor)
+        found = measure_all(samples, LIMITS.ranges, LIMITS.alpha)
+        times = self.setup.timesteps()
+        through = exported or self.traces["exported"]
+        controls = [
+            control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
+            control.measure("compute_control", floor, times),
+        ]
+        return judge([*controls, *found], effect.bad_probes(energies, self.setup.weights, *LIMITS.tail), LIMITS)
+
+    def weights(self, of: str) -> State:
+        """A copy of the denoiser's weights of an arm at full precision."""
+        return {name: value.clone() for name, value in self.models[of].denoiser.state_dict().items()}
+
+    def numbers(self, of: str, state: State) -> plan.Plan:
+        """The scheme's scales for such weights, with the ranges of that arm's inputs."""
+        return plan.make(self.ranges[of], state, self.scheme, self.ranges[of])
+
+    def quantized(self, state: State) -> Runner:
+        """The adapted arm with other weights, quantized."""
+        return TorchRunner(simulated(self.models["f1"], state, self.numbers("f1", state)))
+
+
+def simulated(model: Any, state: State, numbers: plan.Plan) -> Any:
+    """A copy of a full-precision model that computes with the quantized weights for good."""
+    made = copy.deepcopy(model)
+    made.denoiser.load_state_dict(state)
+    made.held = ExitStack()  # a context manager that nobody holds is closed at once, and the model is as it was
+    made.held.enter_context(fake.simulated(made.denoiser, numbers))
+    return made
+
+
+def make(both: Arms, name: str, store: Cache) -> Bench:
+    """The bench of an adapter under a scheme."""
+    chosen = scheme.find(name)
+    setup, probes = setup_for(both, CHOSEN, batch=8)
+    models: dict[str, Any] = {}
+    sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
+    for side, digit in sides:
+        models[f"f{digit}"] = copy.deepcopy(both.entry(side))
+    reached = subject(f"{name} f1", TorchRunner(models["f1"]))
+    f1 = trace.reference(setup, reached, probes, store, quiet)
+    bench = Bench(setup, probes, models, {"f1": f1}, store, chosen)
+    ranges = {}
+    for side, digit in sides:
+        layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
+        seen = Histogram()
+        with observed(layers, [seen]):
+            trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
+        ranges[f"f{digit}"] = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
+        bench = replace(bench, ranges=ranges)
+        state = bench.weights(f"f{digit}")
+        models[f"q{digit}"] = simulated(models[f"f{digit}"], state, bench.numbers(f"f{digit}", state))
+    healthy: tuple[tuple[str, str, Side], ...] = (
+        ("f0", "f0", "base"),
+        ("q0", "q0", "base"),
+        ("q1", "q1", "adapted"),
+        ("exported", "f1", "adapted"),
+    )
+    traces = {"f1": f1}
+    for arm, source, of in healthy:
+        traces[arm] = bench.trace(arm, TorchRunner(models[source]), of)
+    return replace(bench, traces=traces)
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A runner with a fault around it; ``output`` gets the timestep and both branches' outputs."""
+
+    inner: Runner
+    time: Callable[[float], float] = lambda t: t
+    output: Callable[[float, np.ndarray], np.ndarray] = lambda _, x: x
+    name: str = "altered"
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        asked = float(inputs["timestep"][0])
+        moved = {"timestep": np.array([self.time(asked)], np.float32)}
+        return np.float32(self.output(asked, self.inner({**inputs, **moved})))
+
+
+def _altered(bench: Bench, arm: str, name: str, output: Callable[[float, np.ndarray], np.ndarray]) -> Trace:
+    side: Side = "base" if arm.endswith("0") else "adapted"
+    return bench.trace(f"{arm} {name}", Altered(TorchRunner(bench.models[arm]), output=output), side)
+
+
+def ends(source: Trace, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Trace:
+    """A trace whose final latents [C, h, w] are changed, moments with them: what a decoder's own fault would do."""
+    paths = []
+    for path in source.paths:
+        tensors = load_file(path)
+        final = np.float32(change(np.float64(tensors["final"])))
+        tensors["final"] = final
+        tensors["moments"][-1] = final.mean((1, 2)), final.var((1, 2))
+        kept = path.with_name(f"{name.replace(' ', '-')}.safetensors")
+        save_file(tensors, kept, metadata={"matched": source.matched()[source.paths.index(path)]})
+        paths.append(kept)
+    return Trace(name, tuple(paths))
+
+
+def dead_zone(bench: Bench) -> Verdict:
+    """Q(Q(W) + D): the adapter merged into a quantized base."""
+    base, state = bench.weights("f0"), bench.weights("f1")
+    for layer, numbers in bench.numbers("f0", base).items():
+        name = f"{layer}.weight"
+        state[name] = numbers.fake(base[name]) + (state[name] - base[name])
+    return bench.verdict(q1=bench.trace("dead zone", bench.quantized(state), "adapted"))
+
+
+def double_rounding(bench: Bench) -> Verdict:
+    """Q(Q'(W + D)), the inner grid 31 % finer: rounded twice, on grids that share nothing but 0."""
+    state = bench.weights("f1")
+    for layer, numbers in bench.numbers("f1", state).items():
+        weight = state[f"{layer}.weight"]
+        state[f"{layer}.weight"] = numbers.fake(1.31 * weight) / 1.31
+    return bench.verdict(q1=bench.trace("double", bench.quantized(state), "adapted"))
+
+
+def dropped(bench: Bench) -> Verdict:
+    """The adapter never arrived in the artifact."""
+    return bench.verdict(q1=bench.trace("dropped", TorchRunner(bench.models["q0"]), "adapted"))
+
+
+def alpha(bench: Bench) -> Verdict:
+    """Merged four times as strongly as at full precision."""
+    base, state = bench.weights("f0"), bench.weights("f1")
+    state = {name: base[name] + 4 * (value - base[name]) for name, value in state.items()}
+    return bench.verdict(q1=bench.trace("alpha", bench.quantized(state), "adapted"))
+
+
+def hot_column(bench: Bench) -> Verdict:
+    """One input column of every layer of 50 standard deviations sets the scales of the whole layer."""
+    plain, state = bench.weights("f1"), bench.weights("f1")
+    for layer in bench.ranges["f1"]:
+        weight = state[f"{layer}.weight"]
+        weight[:, 0] += 50 * weight.std()
+    numbers = bench.numbers("f1", state)
+    runner = TorchRunner(simulated(bench.models["f1"], plain, numbers))
+    return bench.verdict(q1=bench.trace("hot", runner, "adapted"))
+
+
+def blur(bench: Bench) -> Verdict:
+    """Half of the final latent is its mean over three pixels each way."""
+
+    def change(x: np.ndarray) -> np.ndarray:
+        return 0.5 * x + 0.5 * sum(np.roll(x, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
+
+    return bench.verdict(q1=ends(bench.traces["q1"], "blur", change))
+
+
+def _deviation(bench: Bench) -> np.ndarray:
+    """Of each channel of f1's final latents over pixels and probes, [C, 1, 1]."""
+    return np.sqrt(np.stack(bench.traces["f1"].finals()).var((2, 3)).mean(0))[:, None, None]
+
+
+def _checkered(bench: Bench, amount: float) -> Callable[[np.ndarray], np.ndarray]:
+    deviation = _deviation(bench)
+    return lambda x: x + amount * deviation * (-1.0) ** np.add.outer(np.arange(x.shape[1]), np.arange(x.shape[2]))
+
+
+def drift(bench: Bench) -> Verdict:
+    """Final latents are 1.35 times as large."""
+    return bench.verdict(q1=ends(bench.traces["q1"], "drift", lambda x: 1.35 * x))
+
+
+def checkerboard(bench: Bench) -> Verdict:
+    """A checkerboard of .08 standard deviations on the final latents."""
+    return bench.verdict(q1=ends(bench.traces["q1"], "checkerboard", _checkered(bench, 0.08)))
+
+
+def patch_bias(bench: Bench) -> Verdict:
+    """One pixel of every 2 x 2 patch is off by .3 in every output, as a bias of the output layer would be."""
+
+    def biased(_: float, x: np.ndarray) -> np.ndarray:
+        found = x.copy()
+        found[..., ::2, ::2] += 0.3
+        return found
+
+    return bench.verdict(q1=_altered(bench, "q1", "patch bias", biased))
+
+
+def _noisy(amount: float) -> Callable[[float, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(11)
+
+    def change(_: float, x: np.ndarray) -> np.ndarray:
+        half = len(x) // 2
+        noise = rng.standard_normal((half, *x.shape[1:]))
+        return x + amount * x.std() * np.concatenate([noise, noise])  # both branches alike: guidance leaves it as it is
+
+    return change
+
+
+def step_noise(bench: Bench) -> Verdict:
+    """Fresh noise of .3 of the output at every step."""
+    return bench.verdict(q1=_altered(bench, "q1", "noise", _noisy(0.3)))
+
+
+def _late(bench: Bench, most: float) -> Callable[[float, np.ndarray], np.ndarray]:
+    last = bench.setup.timesteps()[-1]
+    return lambda t, x: np.clip(x, -most, most) if t <= last else x
+
+
+def late_clip(bench: Bench) -> Verdict:
+    """The output is clipped to .7 at the last timestep."""
+    return bench.verdict(q1=_altered(bench, "q1", "late clip", _late(bench, 0.7)))
+
+
+def both_clipped(bench: Bench) -> Verdict:
+    """Base and adapted are clipped to .5 at the last timestep: no difference between arms shows it."""
+    return bench.verdict(
+        q0=_altered(bench, "q0", "both clip", _late(bench, 0.5)),
+        q1=_altered(bench, "q1", "both clip", _late(bench, 0.5)),
+    )
+
+
+def swapped_prompt(bench: Bench) -> Verdict:
+    """Every probe of the artifact gets the next one's prompt."""
+
+    def inputs(side: Side, asked: Any) -> Inputs:
+        found = bench.setup.inputs(side, asked)
+        return replace(found, conditions={k: np.roll(v, 1, 0) for k, v in found.conditions.items()})
+
+    other = replace(bench.setup, inputs=inputs)
+    return bench.verdict(q1=bench.trace("prompt", TorchRunner(bench.models["q1"]), "adapted", other))
+
+
+def wrong_seed(bench: Bench) -> Verdict:
+    """The artifact starts from other noise; traces like that are refused."""
+    other = tuple(probe.model_copy(update={"seed": probe.seed + 1}) for probe in bench.probes)
+    asked = subject(f"{bench.scheme.name} seed", TorchRunner(bench.models["q1"]))
+    return bench.verdict(q1=trace.reference(bench.setup, asked, other, bench.store, quiet))
+
+
+def late_timestep(bench: Bench) -> Verdict:
+    """The artifact is asked one step of the solver later than it should be."""
+    times = bench.setup.all_timesteps()
+    late = Altered(TorchRunner(bench.models["q1"]), time=lambda t: max(t - (times[0] - times[1]), 0))
+    return bench.verdict(q1=bench.trace("late", late, "adapted"))
+
+
+def off_by_one(bench: Bench) -> Verdict:
+    """The exporter's timestep is one too small: .1 % of the schedule."""
+    late = Altered(TorchRunner(bench.models["f1"]), time=lambda t: max(t - 1, 0))
+    return bench.verdict(exported=bench.trace("shift", late, "adapted"))
+
+
+def one_nan(bench: Bench) -> Verdict:
+    """One bias of the artifact's last layer is not a number."""
+    return _without_number(bench, "conv_out")
+
+
+def inner_nan(bench: Bench) -> Verdict:
+    """The same before a quantizer, which turns what is not a number into a code: no output shows it."""
+    return _without_number(bench, "mid_block.resnets.0.conv1")
+
+
+def _without_number(bench: Bench, layer: str) -> Verdict:
+    state = bench.weights("f1")
+    state[f"{layer}.bias"][0] = float("nan")
+    return bench.verdict(q1=bench.trace(f"nan {layer}", bench.quantized(state), "adapted"))
+
+
+def no_quantizer(bench: Bench) -> Verdict:
+    """The quantizer did nothing; codes and the engine's operand types show it, the outputs are perfect."""
+    return bench.verdict(
+        q0=bench.trace("noop0", TorchRunner(bench.models["f0"]), "base"),
+        q1=bench.trace("noop1", TorchRunner(bench.models["f1"]), "adapted"),
+    )
+
+
+def hidden_flicker(bench: Bench) -> Verdict:
+    """The adapter flickers at full precision and no longer once quantized."""
+    return bench.verdict(f1=_altered(bench, "f1", "flicker", _noisy(0.3)))
+
+
+def hidden_grid(bench: Bench) -> Verdict:
+    """The adapter draws a checkerboard at full precision and no longer once quantized."""
+    return bench.verdict(f1=ends(bench.traces["f1"], "hidden grid", _checkered(bench, 1.0)))
+
+
+FAULTS: dict[str, Callable[[Bench], Verdict]] = {
+    "dead-zone merge": dead_zone,
+    "dropped adapter": dropped,
+    "alpha x 4": alpha,
+    "hot column": hot_column,
+    "double rounding": double_rounding,
+    "blur": blur,
+    "checkerboard": checkerboard,
+    "patch bias": patch_bias,
+    "contrast drift": drift,
+    "step noise": step_noise,
+    "late-timestep clip": late_clip,
+    "swapped prompt": swapped_prompt,
+    "wrong seed": wrong_seed,
+    "a step late": late_timestep,
+    "export off by one timestep": off_by_one,
+    "both arms clipped": both_clipped,
+    "one NaN": one_nan,
+    "one NaN before a quantizer": inner_nan,
+    "quantizer does nothing": no_quantizer,
+    "hidden flicker": hidden_flicker,
+    "hidden grid": hidden_grid,
+}
+FAINT = {"dead-zone merge", "double rounding", "alpha x 4"}  # seen on "faint" under int4-g128, not on "flat" under int8
