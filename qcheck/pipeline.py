@@ -5,13 +5,13 @@ Probes are added look by look until each case has a verdict; the cache makes eve
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from qcheck import artifact, calibrate, foreign, gate, summary, trace
+from qcheck import artifact, calibrate, foreign, gate, reported, summary, trace
 from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
 from qcheck.foreign import Foreign
@@ -142,8 +142,13 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
         if verdict.outcome != "INCONCLUSIVE":
             break
     steps = along(reference, quantized, SIDES)
+    sheet = summary.sheet(work, title, verdict, reference, quantized)
+    prompts = [asked.prompt for asked in work.probes[:count]]
+    worst = reported.worst_prompt(energies, work.setup.weights, ground.floor, prompts)
+    also = reported.measure(reference, quantized, sheet, SIDES, limits.alpha)
+    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
     case = summary.case(work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start)
-    return case, summary.sheet(work, title, verdict, reference, quantized)
+    return case, sheet
 
 
 def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
@@ -163,8 +168,11 @@ def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
         if verdict.outcome != "INCONCLUSIVE":
             break
     steps = along(reference, quantized, ["adapted"])
+    sheet = summary.sheet(work, given.name, verdict, reference, quantized)
+    also = reported.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
+    verdict = replace(verdict, measurements=(*verdict.measurements, *also))
     case = summary.foreign_case(work, given, verdict, builds, energies, steps, time.monotonic() - start)
-    return case, summary.sheet(work, given.name, verdict, reference, quantized)
+    return case, sheet
 
 
 def decide(

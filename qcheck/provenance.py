@@ -28,6 +28,8 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "scipy",
+    "scikit-image",
+    "scikit-learn",
 )
 
 

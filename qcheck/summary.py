@@ -205,6 +205,8 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
         NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
     ]
+    absent = {m.name: m.where for case in cases for m in case.measurements if not m.measured and m.limit is None}
+    found += [NotMeasured(name=name, reason=reason) for name, reason in absent.items()]
     found += [
         NotMeasured(
             name=f"{name} in its own arithmetic",

@@ -59,7 +59,8 @@ def test_a_check_of_few_steps_sees_each_of_them_and_ends_in_a_verdict(tmp_path: 
     assert report["probes"]["timesteps"] == [999 - round(1000 / steps * index) for index in range(steps)]
     case = report["cases"][0]
     found = {(m["name"], m["arm"]): m for m in case["measurements"]}
-    assert all(isinstance(m["value"], float) for m in found.values())  # a number that is not finite is a string
+    measured = [m for m in found.values() if m["status"] != "not measured"]
+    assert all(isinstance(m["value"], float) for m in measured)  # a number that is not finite is a string
     assert found["export_control", "adapted"]["status"] == "pass"
     assert len(case["stratum_sqnr"]["adapted"]) == steps
     assert case["verdict"] != "INVALID"

@@ -34,7 +34,7 @@ def laplacian_variance(latents: Iterable[np.ndarray]) -> np.ndarray:
     for latent in latents:
         x = np.asarray(latent, np.float64)
         inner = x[:, 2:, 1:-1] + x[:, :-2, 1:-1] + x[:, 1:-1, 2:] + x[:, 1:-1, :-2] - 4 * x[:, 1:-1, 1:-1]
-        found.append(inner.var((1, 2)).sum())
+        found.append(inner.var((1, 2)).sum() + 0 * x.sum())  # a corner is in no stencil; one that broke still counts
     return decibels(np.array(found), np.ones(len(found)))
 
 

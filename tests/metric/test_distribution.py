@@ -36,6 +36,19 @@ def test_pairs_that_differ_by_noise_have_no_excess_and_a_shift_has_its_own() -> 
     assert measure(found["latent_mmd", "adapted"], None, 0.05).low > 0  # type: ignore[operator]
 
 
+def test_what_pairs_differ_by_at_random_is_not_excess() -> None:
+    """Pairs whose contrasts differ by chance have a KL, and exchanging them has the same on average."""
+    excess, plain = [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        full = rng.standard_normal((8, 4, 4, 4))
+        one, two = (_moments(full * rng.uniform(0.3, 1.7, (8, 4, 1, 1))) for _ in range(2))
+        excess.append(distribution.kl_excess(one, two, distribution.swaps(8)).sum())
+        plain.append(distribution.gaussian_kl(one, two).sum())
+    assert np.mean(plain) > 0.1
+    assert abs(np.mean(excess)) < 0.3 * np.mean(plain)
+
+
 def test_drift_that_the_base_shares_is_taken_off() -> None:
     full = np.random.default_rng(0).standard_normal(SHAPE)
     found = _samples(full, full, full + 0.3, full + 0.3)

@@ -83,6 +83,27 @@ def test_the_worst_stratum_is_found_and_named() -> None:
     assert found["base"].value == pytest.approx(34, abs=0.3)
 
 
+def test_an_error_of_one_timestep_is_excess_there_and_hidden_in_the_sum() -> None:
+    a = _arms()
+    a["q1"][:, 2] = a["f1"][:, 2] + 3 * (a["q1"][:, 2] - a["f1"][:, 2])
+    e = effect.energies(**a)
+    samples = {s.name: s for s in effect.samples(e, np.array([10, 10, 0.1, 10]), np.zeros(4), [900, 600, 300, 1])}
+    found = measure(samples["worst_stratum"], (None, 6.0), 0.05)
+    assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
+    assert found.where == "timestep 300"
+    assert found.p < 1e-6  # type: ignore[operator]
+    assert measure(samples["excess_error"], None, 0.05).value == pytest.approx(0, abs=0.2)
+
+
+def test_the_highest_place_is_the_lowest_of_its_mirror() -> None:
+    values = np.random.default_rng(0).standard_normal((9, 4))
+    places = ("a", "b", "c", "d")
+    high = measure(Sample("x", "base", "dB", values, places, "highest"), (None, 0.5), 0.05)
+    low = measure(Sample("x", "base", "dB", -values, places), (-0.5, None), 0.05)
+    assert (high.value, high.low, high.high) == (-low.value, -low.high, -low.low)  # type: ignore[operator]
+    assert (high.p, high.where) == (low.p, low.where)
+
+
 def test_a_stratum_that_certainly_fails_is_not_hidden_by_one_that_is_uncertain() -> None:
     rng = np.random.default_rng(0)
     decibels = np.stack([12 + 8 * rng.standard_normal(12), 5 + 0.3 * rng.standard_normal(12)], 1)

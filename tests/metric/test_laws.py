@@ -1,0 +1,143 @@
+"""Laws of every public measurement of latents: identity, scale, order of probes, and what is not a number."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcheck.limits import find
+from qcheck.measurement import Arm, Measurement
+from qcheck.metric import distribution, effect, endpoint, lattice, spectrum, way
+from qcheck.metric.statistics import Sample, measure, measure_all
+from qcheck.verdict import judge
+
+LIMITS = find("default")
+ONES, TIMES = np.ones(3), (900.0, 500.0, 100.0)
+
+
+class Drawn:
+    """Four arms of guided outputs [n, T, C, h, w]; finals, moments and turns of their runs follow from them."""
+
+    def __init__(self, seed: int, count: int, noise: float) -> None:
+        rng = np.random.default_rng(seed)
+        self.f0 = rng.standard_normal((count, 3, 2, 8, 8))
+        self.f1 = self.f0 + 0.3 * rng.standard_normal(self.f0.shape)
+        self.q0, self.q1 = (f + noise * rng.standard_normal(f.shape) for f in (self.f0, self.f1))
+
+    @property
+    def arms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.f0, self.f1, self.q0, self.q1
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray], only: str = "f0 f1 q0 q1") -> "Drawn":
+        """A copy whose named arms went through ``change``."""
+        other = Drawn.__new__(Drawn)
+        for name in ("f0", "f1", "q0", "q1"):
+            setattr(other, name, change(getattr(self, name)) if name in only.split() else getattr(self, name))
+        return other
+
+
+def _turns(x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(*x.shape[:2], -1)
+    norms = np.linalg.norm(flat, axis=-1)
+    with np.errstate(invalid="ignore"):
+        return 1 - (flat[:, 1:] * flat[:, :-1]).sum(-1) / (norms[:, 1:] * norms[:, :-1])
+
+
+def _moments(x: np.ndarray) -> np.ndarray:
+    return np.stack([x.mean((3, 4)), x.var((3, 4))], 2)
+
+
+def every(drawn: Drawn) -> dict[tuple[str, Arm], Sample]:
+    """All samples that a check takes of such arms."""
+    f0, f1, q0, q1 = drawn.arms
+    e = effect.energies(f0, f1, q0, q1)
+    ends = [x[:, -1] for x in drawn.arms]
+    found = [
+        *effect.samples(e, ONES, np.zeros(3), TIMES),
+        *endpoint.samples(*ends, 0.0),
+        *endpoint.reference_health(ends[0], ends[1]),
+        *spectrum.samples("base", list(ends[2]), list(ends[0])),
+        *spectrum.samples("adapted", list(ends[3]), list(ends[1])),
+        *lattice.samples(lattice.read(ends[2], ends[0]), lattice.read(ends[3], ends[1])),
+        *way.jitter_samples(*(_turns(x) for x in drawn.arms)),
+        *distribution.kl_samples(*(_moments(x) for x in drawn.arms)),
+    ]
+    return {(s.name, s.arm): s for s in found}
+
+
+def _values(drawn: Drawn) -> dict[tuple[str, Arm], Measurement]:
+    return {key: measure(sample, None, 0.05) for key, sample in every(drawn).items()}
+
+
+PERFECT = {"effect_survival": 1.0, "stratum_sqnr": 200.0, "effect_to_error": 200.0}
+OF_THE_ADAPTER = {"adapter_shift", "reference_deviation", "hidden_jitter", "hidden_lattice"}  # not of quantization
+SPREADS = {"excess_error", "worst_stratum"}  # undefined where nothing errs and there is no floor
+draws = st.builds(Drawn, st.integers(0, 10**6), st.integers(3, 9), st.floats(0.01, 0.5))
+laws = settings(max_examples=15, deadline=None)
+
+
+@laws
+@given(draws)
+def test_identity_is_perfect(drawn: Drawn) -> None:
+    same = Drawn.__new__(Drawn)
+    same.f0, same.f1, same.q0, same.q1 = drawn.f0, drawn.f1, drawn.f0, drawn.f1
+    e = effect.energies(*same.arms)
+    assert effect.stratum_excess(e, np.full(3, 1e-6)).mean() == pytest.approx(10 * np.log10(e.f1 / e.f0).mean())
+    with np.errstate(all="ignore"):
+        for (name, arm), found in _values(same).items():
+            if name not in OF_THE_ADAPTER | SPREADS:
+                assert found.value == pytest.approx(PERFECT.get(name, 0.0), abs=1e-9), (name, arm)
+
+
+@laws
+@given(draws, st.floats(0.1, 10))
+def test_the_unit_of_the_latents_does_not_matter(drawn: Drawn, scale: float) -> None:
+    louder = _values(drawn.changed(lambda x: scale * x))
+    for key, found in _values(drawn).items():
+        assert louder[key].value == pytest.approx(found.value, rel=1e-6, abs=1e-7), key
+
+
+@laws
+@given(draws, st.randoms(use_true_random=False))
+def test_the_order_of_the_probes_does_not_matter(drawn: Drawn, random: object) -> None:
+    order = np.arange(len(drawn.f0))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    mixed = _values(drawn.changed(lambda x: x[order]))
+    for key, found in _values(drawn).items():
+        loose = {"abs": 2e-3} if key[0] == "latent_kl_excess" and len(order) > 8 else {"rel": 1e-6, "abs": 1e-9}
+        assert mixed[key].value == pytest.approx(found.value, **loose), key
+
+
+@laws
+@given(draws)
+def test_both_is_the_difference_of_the_arms(drawn: Drawn) -> None:
+    found = every(drawn)
+    for name in ("lattice_amplitude", "step_jitter", "latent_kl_excess"):
+        difference = found[name, "adapted"].values - found[name, "base"].values
+        assert found[name, "both"].values == pytest.approx(difference)
+
+
+@settings(max_examples=30, deadline=None)
+@given(draws, st.sampled_from(["q0", "q1", "f1"]), st.sampled_from([np.nan, np.inf]), st.integers(0, 10**6))
+def test_what_is_not_a_number_is_never_inside_a_limit(drawn: Drawn, arm: str, odd: float, seed: int) -> None:
+    """In the last output of one probe, from which everything that a run ends with follows."""
+
+    def broken(x: np.ndarray) -> np.ndarray:
+        found = x.copy()
+        rng = np.random.default_rng(seed)
+        found[rng.integers(len(x)), -1, rng.integers(2), rng.integers(8), rng.integers(8)] = odd
+        return found
+
+    with np.errstate(all="ignore"):
+        found = every(drawn.changed(broken, arm))
+    measured = measure_all(list(found.values()), LIMITS.ranges, LIMITS.alpha)
+    judged = {(m.name, m.arm): m for m in judge(measured, [], LIMITS).measurements}
+    others: set[Arm] = {"q0": {"adapted"}, "q1": {"base"}, "f1": {"base"}}[arm]  # type: ignore[assignment]
+    for (name, of), seen in judged.items():
+        touched = of not in others and (name, arm) not in {("reference_deviation", "q1"), ("adapter_shift", "q1")}
+        if touched and seen.limit is not None and not (arm == "q0" and name == "reference_deviation"):
+            assert seen.status == "fail", (name, of, seen.value)
+        if touched and seen.limit is None and name not in {"effect_to_error"}:
+            assert not np.isfinite(seen.value), (name, of)  # type: ignore[arg-type]
