@@ -58,6 +58,12 @@ def _kl(quantized: np.ndarray, full: np.ndarray) -> np.ndarray:
     return pseudo_values(lambda i: kl_excess(quantized[i], full[i], ways[:, i]).sum(), len(full))
 
 
+@BROKEN
+def _worst(quantized: np.ndarray, full: np.ndarray) -> tuple[str, ...]:
+    """The channel with the largest excess, in words."""
+    return (f"channel {int(np.argmax(kl_excess(quantized, full, swaps(len(full)))))}",)
+
+
 def _moments(rows: Rows, step: int = -1) -> np.ndarray:
     """Moments [n, 2, C] at one step of runs whose moments are n of [calls + 1, 2, C]."""
     return np.array([row[step] for row in rows])
@@ -72,8 +78,8 @@ def kl_samples(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> list[Sample]:
     a0, a1, b0, b1 = (_moments(rows) for rows in (f0, f1, q0, q1))
     base, adapted = _kl(b0, a0), _kl(b1, a1)
     return [
-        Sample("latent_kl_excess", "base", "nat", base),
-        Sample("latent_kl_excess", "adapted", "nat", adapted),
+        Sample("latent_kl_excess", "base", "nat", base, _worst(b0, a0)),
+        Sample("latent_kl_excess", "adapted", "nat", adapted, _worst(b1, a1)),
         Sample("latent_kl_excess", "both", "nat", adapted - base),
         Sample("adapter_shift", "adapted", "nat", pseudo_values(lambda i: gaussian_kl(a1[i], a0[i]).sum(), len(a0))),
         *mmd_samples(a0, a1, b0, b1),

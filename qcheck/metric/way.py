@@ -58,11 +58,16 @@ def jitter_samples(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> list[Sample]:
     a0, a1, b0, b1 = (jitter(turns) for turns in (f0, f1, q0, q1))
     unit = "1 - cos"
     return [
-        Sample("step_jitter", "base", unit, b0 - a0),
-        Sample("step_jitter", "adapted", unit, b1 - a1),
+        Sample("step_jitter", "base", unit, b0 - a0, _worst(profile(q0, f0))),
+        Sample("step_jitter", "adapted", unit, b1 - a1, _worst(profile(q1, f1))),
         Sample("step_jitter", "both", unit, (b1 - a1) - (b0 - a0)),
         Sample("hidden_jitter", "both", unit, np.minimum(a1 - a0, (a1 - a0) - (b1 - b0))),
     ]
+
+
+def _worst(changes: list[float]) -> tuple[str, ...]:
+    """The step after which outputs turn the most, in words."""
+    return (f"step {int(np.argmax(changes)) + 1}",) if changes else ()
 
 
 @BROKEN

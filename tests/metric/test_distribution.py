@@ -28,11 +28,12 @@ def test_pairs_that_differ_by_noise_have_no_excess_and_a_shift_has_its_own() -> 
     rng = np.random.default_rng(0)
     full = rng.standard_normal(SHAPE) * rng.uniform(0.5, 1.5, (8, 4, 1, 1))
     noisy = full + 0.1 * rng.standard_normal(SHAPE)
-    found = _samples(full, full, noisy, noisy + 0.3 * full.std())
+    found = _samples(full, full, noisy, noisy + 0.3 * full.std() * np.array([1, 1, 1.2, 0.8]).reshape(-1, 1, 1))
     assert measure(found["latent_kl_excess", "base"], None, 0.05).high < 0.01  # type: ignore[operator]
     shifted = measure(found["latent_kl_excess", "adapted"], (None, 0.05), 0.05)
     assert shifted.value == pytest.approx(4 * 0.5 * 0.3**2, rel=0.2)
     assert shifted.p < 0.001  # type: ignore[operator]
+    assert shifted.where == "channel 2"
     assert measure(found["latent_mmd", "adapted"], None, 0.05).low > 0  # type: ignore[operator]
 
 

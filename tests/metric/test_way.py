@@ -36,6 +36,8 @@ def test_a_way_keeps_a_few_scalars_of_each_call() -> None:
 def test_jitter_reads_the_noise_of_every_step(noise: float) -> None:
     """Two unit vectors with independent noise of relative size s have cosine 1 / (1 + s^2)."""
     turns = [_run(n)["turns"] for n in (0.0, 0.0, 0.0, noise)]
+    turns[3][:, 6] += 0.001
+    assert way.jitter_samples(*turns[:3], turns[0] + np.eye(CALLS - 1)[6])[1].places == ("step 7",)
     found = {(s.name, s.arm): s.values.mean() for s in way.jitter_samples(*turns)}
     assert found["step_jitter", "base"] == 0
     assert found["step_jitter", "adapted"] == pytest.approx(1 - 1 / (1 + noise**2), rel=0.15)
