@@ -28,7 +28,7 @@ INT8 = formats.find("int8")
 # Rounding sends two runs of one quantized network apart: among nine simulations, their states 1e-6 to 1e-4 of their
 # size apart, the standard deviation is .003 for effect_survival, .004 for endpoint_error, up to .06 dB. These files are
 # within .003, .014 and .12 dB of theirs; one layer by itself is within 4e-5 of its largest output.
-WITHIN = {"ratio": 0.02, "dB": 0.3}
+WITHIN = {"ratio": 0.02, "dB": 0.3, "sd": 0.02, "1 - cos": 0.01, "nat": 0.05}
 
 
 class Layer(NamedTuple):
@@ -221,6 +221,8 @@ def test_a_file_is_judged_as_our_simulation_of_its_ranges(
     assert runners
     assert (found["verdict"], ours["verdict"]) == (verdict, verdict)
     for a, b in zip(found["measurements"], ours["measurements"], strict=True):
+        if a["status"] in {"reported", "not measured"} and a["name"] != "effect_to_error":
+            continue
         assert a["value"] == pytest.approx(b["value"], abs=WITHIN[a["unit"]]), (a["name"], b["name"])
 
 
