@@ -77,7 +77,8 @@ def test_two_layouts_of_one_adapter_get_the_same_numbers(
     (_, one), (_, other) = (checked(family, layout) for layout in LAYOUTS[family])
     for ours, theirs in zip(one["cases"], other["cases"], strict=True):
         for a, b in zip(ours["measurements"], theirs["measurements"], strict=True):
-            assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3), (ours["scheme"], a["name"])
+            if a["status"] not in {"reported", "not measured"}:
+                assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3), (ours["scheme"], a["name"])
 
 
 SHORT = ("--steps", "2", "--max-probes", "2", "--no-build", "--threads", "2")
