@@ -76,7 +76,7 @@ def _observe(work: Work, origin: Origin, chosen: ProbeSet) -> dict[str, Seen]:
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
     layers = dict(plan.linear_layers(work.arms.base.denoiser))
     seen = Histogram()
-    with work.timed("calibration", trace.forwards(setup, 1, 1, len(probes))) as advance:
+    with work.timed(f"calibration, {origin}", trace.forwards(setup, 1, 1, len(probes))) as advance:
         reached = trace.reference(setup, work.full(walker), probes, work.store, advance)
         with observed(layers, [seen]):
             trace.visit(setup, reached, work.full(asked).runner(), asked, probes, advance)

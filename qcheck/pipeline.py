@@ -185,8 +185,9 @@ def decide(
 ) -> Verdict:
     """The verdict on the probes so far; ``weights`` [T] are those of the strata."""
     measured = measure_all(samples, limits.ranges, limits.alpha)
+    noop = [seen for seen in control.noop(energies) if (seen.name, seen.arm) in limits.ranges]
     bad = effect.bad_probes(energies, weights, *limits.tail)
-    return judge([*controls, *measured], bad, limits, builds)
+    return judge([*controls, *noop, *measured], bad, limits, builds)
 
 
 def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> tuple[Case, Sheet]:

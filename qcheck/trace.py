@@ -5,7 +5,6 @@ Every probe of every arm is one file in the cache: memory does not grow with pro
 their own forwards, and what an interrupted run finished is there for the next.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from qcheck import cache, files
+from qcheck import cache, files, solvers
 from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.cache import Cache
 from qcheck.files import digest
@@ -73,7 +72,7 @@ class Setup:
     @cached_property
     def weights(self) -> np.ndarray:
         """Squared solver coefficient of every stratum, [T]."""
-        found: np.ndarray = coefficients(self.solver)[list(self.strata)] ** 2
+        found: np.ndarray = solvers.coefficients(self.solver)[list(self.strata)] ** 2
         return found
 
     @cached_property
@@ -181,46 +180,6 @@ def choose_strata(steps: int, count: int) -> tuple[int, ...]:
     return tuple(sorted(spread))
 
 
-def _scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """What the denoiser is fed; flow-matching solvers have no scaling of their own."""
-    if not hasattr(solver, "scale_model_input"):
-        return latents
-    found: torch.Tensor = solver.scale_model_input(latents, timestep)
-    return found
-
-
-def _step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor, draws: Any) -> torch.Tensor:
-    taken = inspect.signature(solver.step).parameters
-    extra = {name: value for name, value in (("generator", draws), ("eta", 0.0)) if name in taken}  # as pipelines do
-    result: torch.Tensor = solver.step(output, timestep, latents, **extra, return_dict=False)[0]
-    return result
-
-
-def coefficients(solver: Callable[[], Any]) -> np.ndarray:
-    """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
-
-    The solver's impulse response: run it on zero latents with output 1 at one step and 0 elsewhere. It makes eps, v
-    and flow models, and one-step and multistep solvers, comparable without knowing any of them.
-    """
-    count = len(solver().timesteps)
-    idle = _respond(solver(), np.zeros(count))
-    responses = [_respond(solver(), _IMPULSE * unit) - idle for unit in np.eye(count)]
-    found: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
-    return found
-
-
-_IMPULSE = 1e-3  # small enough that a solver which clips the sample to [-1, 1] stays linear
-
-
-def _respond(solver: Any, outputs: np.ndarray) -> float:
-    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    draws = torch.Generator().manual_seed(0)
-    for output, timestep in zip(outputs, solver.timesteps, strict=True):
-        _scaled(solver, x, timestep)
-        x = _step(solver, torch.full_like(x, output), timestep, x, draws)
-    return float(x)
-
-
 Conditions = Mapping[str, np.ndarray]
 
 
@@ -232,7 +191,7 @@ def fed(
     Branches follow each other in the batch.
     """
     branches = next(iter(conditions.values())).shape[1]
-    sample = torch.cat([_scaled(solver, x, timestep)] * branches).numpy()
+    sample = torch.cat([solvers.scaled(solver, x, timestep)] * branches).numpy()
     rows = {name: value.swapaxes(0, 1).reshape(-1, *value.shape[2:]) for name, value in conditions.items()}
     return family.feed(sample, float(timestep), rows), branches
 
@@ -268,7 +227,7 @@ def _walk(
         way.seen(x, guided)
         if index in setup.strata:
             seen(setup.strata.index(index), x, guided)
-        x = _step(solver, guided, timestep, x, list(start.generators))
+        x = solvers.step(solver, guided, timestep, x, list(start.generators))
         advance(len(x))
     kept = way.ended(x) | {"final": x}
     for row in range(len(x)):
@@ -280,7 +239,7 @@ def _ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarra
     solver, outputs = setup.solver(), np.empty_like(states)
     for place, index in enumerate(setup.strata):
         x = torch.from_numpy(states[:, place].copy())
-        guided = _guided(setup, runner, _at(solver, index), x, solver.timesteps[index], conditions)
+        guided = _guided(setup, runner, solvers.at(solver, index), x, solver.timesteps[index], conditions)
         outputs[:, place] = guided.numpy()
         advance(len(x))
     return outputs
@@ -403,10 +362,3 @@ def _batches(indices: Sequence[int], size: int) -> Iterator[slice]:
         if end == len(indices) or end - start == size or indices[end] != indices[end - 1] + 1:
             yield slice(indices[start], indices[end - 1] + 1)
             start = end
-
-
-def _at(solver: Any, index: int) -> Any:
-    """The solver with its step counter, where it keeps one, at ``index`` (input scaling depends on it)."""
-    if hasattr(solver, "_step_index"):
-        solver._step_index = index
-    return solver

@@ -17,15 +17,14 @@ from qcheck import limits, pipeline, recipe, scheme, trace
 from qcheck.backend.base import Runner
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
-from qcheck.metric import control, effect
-from qcheck.metric.statistics import measure_all
+from qcheck.metric import control
 from qcheck.model.arms import Arms, Side
 from qcheck.probe import Probe, ProbeSet
 from qcheck.quantize import fake, plan
 from qcheck.quantize.ranges import Histogram, observed
 from qcheck.scheme import Scheme
 from qcheck.trace import Inputs, Setup, Trace
-from qcheck.verdict import Verdict, judge
+from qcheck.verdict import Verdict
 from tests.test_trace import quiet, setup_for, subject
 
 CHOSEN = ProbeSet(
@@ -67,14 +66,13 @@ class Bench:
         quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
         floor = np.full(len(self.setup.strata), 1e-6)
         samples, energies = pipeline.measure(self.setup, reference, quantized, floor)
-        found = measure_all(samples, LIMITS.ranges, LIMITS.alpha)
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
             control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
             control.measure("compute_control", floor, times),
         ]
-        return judge([*controls, *found], effect.bad_probes(energies, self.setup.weights, *LIMITS.tail), LIMITS)
+        return pipeline.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
 
     def weights(self, of: str) -> State:
         """A copy of the denoiser's weights of an arm at full precision."""
@@ -317,7 +315,7 @@ def one_nan(bench: Bench) -> Verdict:
 
 
 def inner_nan(bench: Bench) -> Verdict:
-    """The same before a quantizer, which turns what is not a number into a code: no output shows it."""
+    """The same before a quantizer, which turns what is not a number into a code: outputs may not show it."""
     return _without_number(bench, "mid_block.resnets.0.conv1")
 
 
@@ -328,7 +326,7 @@ def _without_number(bench: Bench, layer: str) -> Verdict:
 
 
 def no_quantizer(bench: Bench) -> Verdict:
-    """The quantizer did nothing; codes and the engine's operand types show it, the outputs are perfect."""
+    """The quantizer did nothing: the outputs are perfect."""
     return bench.verdict(
         q0=bench.trace("noop0", TorchRunner(bench.models["f0"]), "base"),
         q1=bench.trace("noop1", TorchRunner(bench.models["f1"]), "adapted"),

@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from qcheck import trace
+from qcheck import solvers, trace
 from qcheck.backend.base import MismatchError, Runner, call
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
@@ -76,13 +76,13 @@ def test_ddim_coefficients_are_the_drop_of_sigma_over_alpha() -> None:
     )
     ratio = np.sqrt((1 - level) / level)
     expected = (ratio[:-1] - ratio[1:]) * np.sqrt(level[-1])
-    assert trace.coefficients(timed(scheduler, 10)) == pytest.approx(expected, rel=1e-4)
+    assert solvers.coefficients(timed(scheduler, 10)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_flow_coefficients_are_the_drop_of_sigma() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     sigmas = timed(scheduler, 5)().sigmas.numpy()
-    assert trace.coefficients(timed(scheduler, 5)) == pytest.approx(sigmas[:-1] - sigmas[1:], rel=1e-4)
+    assert solvers.coefficients(timed(scheduler, 5)) == pytest.approx(sigmas[:-1] - sigmas[1:], rel=1e-4)
 
 
 def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arms, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_solvers_that_call_more_often_than_they_step_are_followed(
     setup = replace(setup, solver=timed(solver.from_config(demo_arms.base.pipe.scheduler.config), CHOSEN.steps))
     setup = replace(setup, strata=trace.choose_strata(setup.calls, 4))
     assert setup.calls > CHOSEN.steps
-    assert trace.coefficients(setup.solver).shape == (setup.calls,)
+    assert solvers.coefficients(setup.solver).shape == (setup.calls,)
     units: list[int] = []
     traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
     assert sum(units) == trace.forwards(setup, 1, 0, len(asked))
@@ -151,7 +151,7 @@ def test_solvers_that_call_more_often_than_they_step_are_followed(
 def test_a_solver_that_clips_is_still_read_as_linear() -> None:
     clipped = DDIMScheduler(clip_sample=True, timestep_spacing="trailing")
     free = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    assert trace.coefficients(timed(clipped, 10)) == pytest.approx(trace.coefficients(timed(free, 10)), rel=1e-4)
+    assert solvers.coefficients(timed(clipped, 10)) == pytest.approx(solvers.coefficients(timed(free, 10)), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}, {"steps": 7}, {"prompts": ("panda",) * 3}])

@@ -142,7 +142,7 @@ def test_not_measured_is_never_a_pass() -> None:
 
 def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> None:
     assert {g.name for g in LIMITS.gates} == {
-        "export_control", "compute_control", "reference_deviation", "stratum_sqnr", "endpoint_error",
+        "export_control", "compute_control", "noop_control", "reference_deviation", "stratum_sqnr", "endpoint_error",
         "over_smoothing", "effect_survival", "excess_error", "worst_stratum", "lattice_amplitude", "step_jitter",
         "latent_kl_excess", "hidden_jitter", "hidden_lattice",
     }  # fmt: skip

@@ -1,10 +1,11 @@
-"""Controls: is the instrument sound? One arm against itself through another runner."""
+"""Controls: is the instrument sound, and did the quantizer do anything?"""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from qcheck.measurement import Measurement
+from qcheck.measurement import Arm, Measurement
+from qcheck.metric.effect import Energies
 from qcheck.metric.statistics import decibels
 
 
@@ -25,3 +26,19 @@ def measure(name: str, relative: np.ndarray, timesteps: tuple[float, ...]) -> Me
     value = float(values[worst])
     where = f"timestep {timesteps[worst]:g}"
     return Measurement(name=name, arm="adapted", unit="dB", value=value, low=value, high=value, where=where)
+
+
+_SAME = 1e-10  # of the output's power, 100 dB: float32 noise, far below what any format leaves
+
+
+def noop(e: Energies) -> list[Measurement]:
+    """noop_control: share of probes on which an arm's quantized output is the full-precision one at every stratum.
+
+    1 says that nothing was quantized, and then everything else would pass. What is not finite is not the same.
+    """
+    arms: tuple[tuple[Arm, np.ndarray, np.ndarray], ...] = (("base", e.error0, e.f0), ("adapted", e.error1, e.f1))
+    found = []
+    for arm, error, signal in arms:
+        share = float((error <= _SAME * signal).all(1).mean())
+        found.append(Measurement(name="noop_control", arm=arm, unit="ratio", value=share, low=share, high=share))
+    return found

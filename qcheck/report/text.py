@@ -56,7 +56,7 @@ def _shown(seen: Judged) -> bool:
 
 
 def _rest(case: Case) -> str:
-    return ", ".join(dict.fromkeys(seen.name for seen in case.measurements if not _shown(seen)))
+    return ", ".join(dict.fromkeys(s.name for s in case.measurements if s.value is not None and not _shown(s)))
 
 
 _ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
@@ -161,7 +161,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
-        console.print(Text(f"reported in report.json, without a limit: {_rest(case)}"))
+        console.print(Text(f"reported in report.json, without a limit: {_rest(case)}\n"))
     console.print(Text(_about(report)))
     console.print(_summary(report))
     for case in report.cases:

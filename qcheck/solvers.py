@@ -1,0 +1,56 @@
+"""diffusers' solvers, driven as its pipelines drive them, and what they make of a change of an output."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """What the denoiser is fed; flow-matching solvers have no scaling of their own."""
+    if not hasattr(solver, "scale_model_input"):
+        return latents
+    found: torch.Tensor = solver.scale_model_input(latents, timestep)
+    return found
+
+
+def step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor, draws: Any) -> torch.Tensor:
+    """The next latents; ``draws`` are the generators of a solver that adds noise."""
+    taken = inspect.signature(solver.step).parameters
+    extra = {name: value for name, value in (("generator", draws), ("eta", 0.0)) if name in taken}  # as pipelines do
+    result: torch.Tensor = solver.step(output, timestep, latents, **extra, return_dict=False)[0]
+    return result
+
+
+def coefficients(solver: Callable[[], Any]) -> np.ndarray:
+    """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
+
+    The solver's impulse response: run it on zero latents with output 1 at one step and 0 elsewhere. It makes eps, v
+    and flow models, and one-step and multistep solvers, comparable without knowing any of them.
+    """
+    count = len(solver().timesteps)
+    idle = _respond(solver(), np.zeros(count))
+    responses = [_respond(solver(), _IMPULSE * unit) - idle for unit in np.eye(count)]
+    found: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
+    return found
+
+
+_IMPULSE = 1e-3  # small enough that a solver which clips the sample to [-1, 1] stays linear
+
+
+def _respond(solver: Any, outputs: np.ndarray) -> float:
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    draws = torch.Generator().manual_seed(0)
+    for output, timestep in zip(outputs, solver.timesteps, strict=True):
+        scaled(solver, x, timestep)
+        x = step(solver, torch.full_like(x, output), timestep, x, draws)
+    return float(x)
+
+
+def at(solver: Any, index: int) -> Any:
+    """The solver with its step counter, where it keeps one, at ``index`` (input scaling depends on it)."""
+    if hasattr(solver, "_step_index"):
+        solver._step_index = index
+    return solver
