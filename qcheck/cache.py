@@ -3,19 +3,21 @@
 A run that was interrupted leaves the finished entries; the same command finds them and goes on from there.
 """
 
+import ast
 import functools
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcheck import files, provenance
+from qcheck import files, libraries
 
 VARIABLE = "QCHECK_CACHE"
+COMPUTING = ("qcheck.work", "qcheck.calibrate", "qcheck.gate")  # what they import makes all entries
 ENTRY = "entry"  # how an entry's folder is told from the shelves above it
 
 
@@ -27,11 +29,37 @@ def location() -> Path:
 
 
 @functools.cache
-def code() -> str:
-    """The digest of qcheck's own code and of the libraries it computes with: either changed, nothing is reused."""
-    sources = sorted(files.PACKAGE.rglob("*.py"))
-    named = [part for path in sources for part in (path.relative_to(files.PACKAGE).as_posix(), path)]
-    return files.digest(*named, repr(sorted(provenance.versions().items())))
+def code(*roots: str) -> str:
+    """The digest of the modules ``roots``, of all of qcheck's that they import, and of the libraries' versions."""
+    named = [part for name, path in sorted(imported(roots).items()) for part in (name, path)]
+    return files.digest(*named, repr(sorted(libraries.versions().items())))
+
+
+def imported(roots: Sequence[str]) -> dict[str, Path]:
+    """Name and file of the modules ``roots`` and, transitively, of what they import of qcheck, anywhere in them."""
+    found: dict[str, Path] = {}
+    left = list(roots)
+    while left:
+        name = left.pop()
+        path = _file(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                left += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                left += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _file(module: str) -> Path | None:
+    """The source of a module of qcheck; None for everything else."""
+    package, *rest = module.split(".")
+    if package != files.PACKAGE.name:
+        return None
+    path = files.PACKAGE.joinpath(*rest)
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -131,5 +159,9 @@ def _remove(place: Path) -> None:
 
 
 def key(*parts: bytes | str | Path) -> str:
-    """The key of what is computed from ``parts`` by this code."""
-    return files.digest(code(), *parts)
+    """The key of what is computed from ``parts`` by this code.
+
+    Code that only reads what was computed is not in it; a module that keeps entries of its own and is not imported by
+    ``COMPUTING`` adds ``code(__name__)`` to the parts.
+    """
+    return files.digest(code(*COMPUTING), *parts)

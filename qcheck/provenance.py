@@ -3,40 +3,10 @@
 import datetime
 import platform
 import subprocess
-from importlib import metadata
 
-from qcheck import __version__, files, recipe
+from qcheck import __version__, files, libraries, recipe
 from qcheck.job import Job
 from qcheck.report.model import Provenance
-
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "tensorrt",
-    "tensorrt-rtx",
-    "nvidia-modelopt",
-    "bitsandbytes",
-    "onnxscript",
-    "ml-dtypes",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "scikit-learn",
-)
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of what a check computes with."""
-    installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def _commit() -> str | None:
@@ -59,7 +29,7 @@ def collect(job: Job, seconds: dict[str, float]) -> Provenance:
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         arguments=job.arguments(),
-        versions=versions(),
+        versions=libraries.versions(),
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {job.threads} threads",
         recipe=job.recipe.name,
         recipe_digest=files.digest(files.digest_value(job.recipe), *recipe.calibration(job.recipe, job.probes).prompts),

@@ -51,8 +51,15 @@ def test_of_two_runs_that_make_the_same_entry_one_whole_entry_stays(tmp_path: Pa
 
 def test_another_version_of_the_code_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = cache.key("a")
-    monkeypatch.setattr(cache, "code", lambda: "other")
+    monkeypatch.setattr(cache, "code", lambda *_: "other")
     assert cache.key("a") != before
+
+
+def test_entries_depend_on_the_code_that_computes_and_not_on_the_code_that_reads() -> None:
+    found = set(cache.imported(cache.COMPUTING))
+    assert {"qcheck.trace", "qcheck.quantize.formats", "qcheck.backend.onnxruntime"} <= found
+    assert not {name for name in found if name.startswith(("qcheck.metric", "qcheck.cli", "qcheck.report.contact"))}
+    assert "qcheck.metric.effect" in cache.imported(["qcheck.pipeline"])
 
 
 def _filled(root: Path) -> Cache:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, provenance, recipe, scheme, target, work
+from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, recipe, scheme, target, work
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Job, Use
@@ -30,33 +30,17 @@ from qcheck.trace import Subject
 from qcheck.verdict import Verdict
 from qcheck.work import Traces, Work
 
-SCHEMES = ("int8", "fp8", "int4-g128", "nvfp4")
+_ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
+SCHEMES = ("int8", "fp8", "int4-g128", *(str(_ROUGH / f"{name}.toml") for name in ("int4-tensor", "int4-tensor-all")))
 ORDERS: tuple[scheme.Order, ...] = ("merge-quantize", "quantize-merge")
 PROBES = 16
 TARGET = "jetson-thor-t5000"  # runs them all
-_READERS = ("metric", "report", "cli", "demo")
-_READING = {"pipeline.py", "verdict.py", "limits.py", "measurement.py", "summary.py", "provenance.py"}
-
-
-@functools.cache
-def tracing_code() -> str:
-    """As ``cache.code``, without the code that only reads traces: a new metric must not make them anew."""
-    parts = [(path.relative_to(files.PACKAGE), path) for path in sorted(files.PACKAGE.rglob("*.py"))]
-    computing = [path for name, path in parts if not _reads(name)]
-    return files.digest(*computing, repr(sorted(provenance.versions().items())))
 
 
 @functools.cache
 def reading_code() -> str:
-    """The digest of the code that only reads traces, and of the judges."""
-    parts = [(path.relative_to(files.PACKAGE), path) for path in sorted(files.PACKAGE.rglob("*.py"))]
-    judges = sorted(Path(__file__).parent.glob("*.py"))
-    used = [path for name, path in parts if _reads(name) and name.parts[0] in {"metric", "pipeline.py"}]
-    return files.digest(*used, *judges)
-
-
-def _reads(name: Path) -> bool:
-    return name.parts[0] in _READERS or name.as_posix() in _READING
+    """The digest of the code that measures, and of the judges."""
+    return files.digest(cache.code("qcheck.pipeline"), *sorted(Path(__file__).parent.glob("*.py")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +190,6 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    cache.code = tracing_code
     adapters = [
         m for m in json.loads((asked.zoo / "training.json").read_text()) if m["name"] in asked.names or not asked.names
     ]
