@@ -79,6 +79,11 @@ def test_the_style_judge_follows_its_rule():
     assert style.judge(f0, f1, f0 + 0.7 * (f1 - f0)).fate == "damaged"
     assert style.judge(f0, f0 + draws.normal(0, 0.5, 16), f1).fate == "undefined"  # f1 does not show the style
     assert style.judge(f0, f1, np.full(16, np.nan)).fate == "damaged"
+    lost, left = f0 + draws.normal(0, 0.5, 16), f0 + 3 * (f1 - f0) / 4
+    assert style.judge(f0, f1, lost).fate == "damaged"
+    scattered = np.tile((-8.0, 8.0), 8)  # whether 65 or 80 % is kept cannot be said under such noise
+    assert style.judge(f0, f1, left - 0.1 * (f1 - f0) + scattered).fate == "undefined"
+    assert style.judge(f0, f1, left + 0.05 * (f1 - f0) + scattered).fate == "undefined"
 
 
 def test_margins_are_log_odds_of_two_styles():

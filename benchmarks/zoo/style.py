@@ -3,15 +3,17 @@
 The rule knows no metric of qcheck. The margin of a sample is the log odds of the adapter's own style against the style
 of the base; the gain is the mean of f1's margins less f0's (same prompts and seeds).
 
-- *undefined*: the classifier does not tell f1 from f0: the gain is below 1 nat, or not above 0 by a one-sided paired
-  t-test at 5 %.
-- *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means.
-- *intact*: anything else.
+- *undefined*: the classifier does not tell f1 from f0 (gain above 0 by a one-sided paired t-test at 5 %), or the
+  samples are too few to say which of the following holds.
+- *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means, and less than all of it at 1 %.
+- *intact*: q1 keeps 75 % or more, and more than half of it at 1 %.
 
-It was written before any case was run, and changed once, for what f0 and f1 of six adapters looked like: the odds were
-against all other styles and the level 1 %, and it told hardly any adapter from the base. (Cases of four of them had
-been seen by then, all intact or undefined.) It never sees a latent, an output of the denoiser or a weight, and knows
-nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
+Tests are paired t-tests over probes on q1 - f1 and on q1 - f0 - (f1 - f0) / 2. The rule was written before any case was
+run, and changed twice. First for what f0 and f1 of six adapters looked like: the odds were against all other styles and
+the level 1 %, and it told hardly any adapter from the base. Then because 16 samples leave a standard error of .2 on
+what is kept of a weak style: it had asked for a gain of 1 nat instead of the tests, and called chance damage and damage
+undefined (seen on six adapters under the rough schemes). It never sees a latent, an output of the denoiser or a weight,
+and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
 
 ``python -m benchmarks.zoo.style --pictures DIR`` trains it into ``zoo/style.safetensors``.
 """
@@ -37,7 +39,7 @@ from qcheck.demo.training.pictures import PACKAGES, Pictures, held_out, load
 
 Fate = Literal["damaged", "intact", "undefined"]
 STYLES = tuple(PACKAGES)
-GAIN, SURE, KEPT = 1.0, 0.05, 0.75
+TOLD, SURE, KEPT, LEAST = 0.05, 0.01, 0.75, 0.5
 
 
 class Classifier(nn.Module):
@@ -155,29 +157,43 @@ def margins(logits: np.ndarray, style: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The gain in nat with its p-value, the share that q1 keeps with its standard error over probes, and the fate."""
+    """The gain in nat, the share that q1 keeps with its standard error over probes, and p-values.
+
+    ``told`` is that of no gain, ``less`` that of all of it being kept, ``more`` that of no more than half.
+    """
 
     gain: float
-    p: float
     kept: float
     error: float
+    told: float
+    less: float
+    more: float
 
     @property
     def fate(self) -> Fate:
-        """By the rule above; samples that are not finite have lost their style."""
-        if not (self.gain >= GAIN and self.p <= SURE):
+        """By the rule above."""
+        if self.gain <= 0 or self.told > TOLD:
             return "undefined"
-        return "intact" if self.kept >= KEPT else "damaged"
+        if self.kept < KEPT:
+            return "damaged" if self.less <= SURE else "undefined"
+        return "intact" if self.more <= SURE else "undefined"
 
 
 def judge(f0: np.ndarray, f1: np.ndarray, q1: np.ndarray) -> Judgement:
-    """The rule on margins [n] of matched samples."""
-    gains, left = f1 - f0, q1 - f0
+    """The rule on margins [n] of matched samples; samples that are not finite have lost their style."""
+    gains, left = f1 - f0, np.where(np.isfinite(q1), q1, f0) - f0
     gain = float(gains.mean())
-    p = float(stats.ttest_1samp(gains, 0.0, alternative="greater").pvalue)
     kept = float(left.mean()) / gain
     residual = (left - kept * gains) / gain
-    return Judgement(gain, p, kept, float(residual.std(ddof=1)) / float(np.sqrt(len(gains))))
+    error = float(residual.std(ddof=1)) / float(np.sqrt(len(gains)))
+    return Judgement(gain, kept, error, _above(gains), _above(gains - left), _above(left - LEAST * gains))
+
+
+def _above(values: np.ndarray) -> float:
+    """One-sided p-value of a mean of 0 or less; values that do not vary speak for themselves."""
+    if np.ptp(values) == 0:
+        return float(values[0] <= 0)
+    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
 
 
 def main() -> None:
