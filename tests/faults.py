@@ -17,6 +17,7 @@ from qcheck import limits, pipeline, recipe, scheme, trace
 from qcheck.backend.base import Runner
 from qcheck.backend.torch import TorchRunner
 from qcheck.cache import Cache
+from qcheck.measurement import Arm
 from qcheck.metric import control
 from qcheck.model.arms import Arms, Side
 from qcheck.probe import Probe, ProbeSet
@@ -96,10 +97,10 @@ def simulated(model: Any, state: State, numbers: plan.Plan) -> Any:
     return made
 
 
-def make(both: Arms, name: str, store: Cache) -> Bench:
+def make(both: Arms, name: str, store: Cache, asked: ProbeSet = CHOSEN) -> Bench:
     """The bench of an adapter under a scheme."""
     chosen = scheme.find(name)
-    setup, probes = setup_for(both, CHOSEN, batch=8)
+    setup, probes = setup_for(both, asked, batch=8)
     models: dict[str, Any] = {}
     sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
     for side, digit in sides:
@@ -366,4 +367,28 @@ FAULTS: dict[str, Callable[[Bench], Verdict]] = {
     "hidden flicker": hidden_flicker,
     "hidden grid": hidden_grid,
 }
+DIAGONAL: list[tuple[str, Arm, str]] = [
+    ("export_control", "adapted", "export off by one timestep"),
+    ("noop_control", "adapted", "quantizer does nothing"),
+    ("noop_control", "base", "quantizer does nothing"),
+    ("effect_survival", "adapted", "dead-zone merge"),
+    ("effect_survival", "adapted", "dropped adapter"),
+    ("effect_survival", "adapted", "alpha x 4"),
+    ("excess_error", "adapted", "hot column"),
+    ("worst_stratum", "adapted", "late-timestep clip"),
+    ("stratum_sqnr", "base", "both arms clipped"),
+    ("stratum_sqnr", "adapted", "both arms clipped"),
+    ("endpoint_error", "adapted", "swapped prompt"),
+    ("endpoint_error", "both", "a step late"),
+    ("over_smoothing", "adapted", "blur"),
+    ("lattice_amplitude", "adapted", "checkerboard"),
+    ("lattice_amplitude", "both", "checkerboard"),
+    ("lattice_amplitude", "adapted", "patch bias"),
+    ("step_jitter", "adapted", "step noise"),
+    ("step_jitter", "both", "step noise"),
+    ("latent_kl_excess", "adapted", "contrast drift"),
+    ("latent_kl_excess", "both", "contrast drift"),
+    ("hidden_jitter", "both", "hidden flicker"),
+    ("hidden_lattice", "both", "hidden grid"),
+]
 FAINT = {"dead-zone merge", "double rounding", "alpha x 4"}  # seen on "faint" under int4-g128, not on "flat" under int8

@@ -22,7 +22,7 @@ from qcheck.model.arms import Arms, Side
 from qcheck.verdict import Verdict
 from tests import faults
 from tests.conftest import adapted_by
-from tests.faults import CHOSEN, FAINT, FAULTS, LIMITS, Altered, Bench
+from tests.faults import CHOSEN, DIAGONAL, FAINT, FAULTS, LIMITS, Altered, Bench
 from tests.test_trace import quiet, setup_for, subject
 
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
@@ -64,32 +64,6 @@ def verdict(bench: Bench, store: Cache) -> Judge:
 def _seen(verdict: Verdict | None, name: str, arm: Arm) -> Judged:
     assert verdict is not None
     return next(m for m in verdict.measurements if (m.name, m.arm) == (name, arm))
-
-
-DIAGONAL: list[tuple[str, Arm, str]] = [
-    ("export_control", "adapted", "export off by one timestep"),
-    ("noop_control", "adapted", "quantizer does nothing"),
-    ("noop_control", "base", "quantizer does nothing"),
-    ("effect_survival", "adapted", "dead-zone merge"),
-    ("effect_survival", "adapted", "dropped adapter"),
-    ("effect_survival", "adapted", "alpha x 4"),
-    ("excess_error", "adapted", "hot column"),
-    ("worst_stratum", "adapted", "late-timestep clip"),
-    ("stratum_sqnr", "base", "both arms clipped"),
-    ("stratum_sqnr", "adapted", "both arms clipped"),
-    ("endpoint_error", "adapted", "swapped prompt"),
-    ("endpoint_error", "both", "a step late"),
-    ("over_smoothing", "adapted", "blur"),
-    ("lattice_amplitude", "adapted", "checkerboard"),
-    ("lattice_amplitude", "both", "checkerboard"),
-    ("lattice_amplitude", "adapted", "patch bias"),
-    ("step_jitter", "adapted", "step noise"),
-    ("step_jitter", "both", "step noise"),
-    ("latent_kl_excess", "adapted", "contrast drift"),
-    ("latent_kl_excess", "both", "contrast drift"),
-    ("hidden_jitter", "both", "hidden flicker"),
-    ("hidden_lattice", "both", "hidden grid"),
-]
 
 
 @pytest.mark.parametrize(("metric", "arm", "fault"), DIAGONAL, ids=lambda x: str(x).replace(" ", "-"))
