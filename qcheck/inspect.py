@@ -43,8 +43,25 @@ class Forecast(Value):
     layers: int
 
 
+class Arrival(Value):
+    """What is forecast of one layer: survival, delta_snr in dB, and the share of codes that merging left as they were.
+
+    Nearly all codes the same is fatal to quantize-merge and usual for merge-quantize, where the few that change do so
+    by a whole step and make up for the others.
+    """
+
+    scheme: str
+    order: Order
+    survival: float
+    delta_snr: Number
+    same_codes: float
+
+
 class LayerReport(Value):
-    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, hot input columns of D, intruders."""
+    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, hot input columns of D, intruders.
+
+    ``arrivals`` are there for every order under every scheme that quantizes the layer.
+    """
 
     name: str
     rank: int
@@ -53,6 +70,7 @@ class LayerReport(Value):
     step_growth: float | None
     hot_columns: int | None
     intruders: int | None
+    arrivals: list[Arrival]
 
 
 class Inspection(Value):
@@ -65,6 +83,22 @@ class Inspection(Value):
     layers: list[LayerReport]
     unmatched: list[str]
     forecasts: list[Forecast]
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """Inner products of one layer in one order, <arrived, D>, |D|^2 and noise energy, and the share of same codes."""
+
+    order: Order
+    kept: float
+    whole: float
+    noise: float
+    same_codes: float
+
+    @property
+    def survival(self) -> float:
+        """The share of D that arrives; 1 where there is no D."""
+        return self.kept / self.whole if self.whole else 1.0
 
 
 @dataclass
@@ -154,10 +188,11 @@ def inspect(
             before = stream.get_tensor(f"{layer}.weight").float()
         lora.require_shape(name, before, factor)
         change = weight * factor.change().view(before.shape)
-        layers.append(_layer(name, factor, before, change))
-        for found in chosen:
-            if plan.quantizes(layer, before, found, recipe):
-                _add(sums, found, before, change)
+        quantizing = [found for found in chosen if plan.quantizes(layer, before, found, recipe)]
+        arrived = [(found.name, seen) for found in quantizing for seen in arrivals(found, before, change)]
+        for key, seen in arrived:
+            _add(sums[key, seen.order], seen)
+        layers.append(_layer(name, factor, before, change, [_told(key, seen) for key, seen in arrived]))
     if base is not None and len(unmatched) == len(layers):
         raise UserError(
             f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
@@ -200,10 +235,13 @@ def _bare(name: str, factors: Factors) -> LayerReport:
         step_growth=None,
         hot_columns=None,
         intruders=None,
+        arrivals=[],
     )
 
 
-def _layer(name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor) -> LayerReport:
+def _layer(
+    name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor, arrived: list[Arrival]
+) -> LayerReport:
     columns = change.flatten(1).norm(dim=0)
     rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
     return LayerReport(
@@ -214,6 +252,7 @@ def _layer(name: str, factors: Factors, before: torch.Tensor, change: torch.Tens
         step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
         hot_columns=int((columns > _HOT * columns.median()).sum()),
         intruders=intruders(before.flatten(1), (before + change).flatten(1)),
+        arrivals=arrived,
     )
 
 
@@ -221,22 +260,49 @@ def _grid(weight: torch.Tensor, found: Scheme) -> plan.Grid:
     return plan.make_layer(weight, found, plan.Input(1.0)).weight
 
 
-def _add(sums: dict[tuple[str, Order], _Sums], found: Scheme, before: torch.Tensor, change: torch.Tensor) -> None:
+def arrivals(found: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iterator[_Arrived]:
+    """The forecast of one layer in every order, of a weight [out, in, ...] and its change."""
+    base = _grid(before, found)
+    codes, rounded = base.codes(before), base.fake(before)
+    stored = {"merge-quantize": before + change, "quantize-merge": rounded + change, "unmerged": rounded}
     for order in MERGES:
-        on_grid = order == "merge-quantize" and torch.equal(_grid(before, found).fake(before), before)
+        on_grid = order == "merge-quantize" and torch.equal(rounded, before)
         met: Order = "quantize-merge" if on_grid else order
         merged = before + change if order == "merge-quantize" else before
         kept, noise = arrival(change, _grid(merged, found).spacing(merged), met)
-        total = sums[found.name, order]
-        total.kept += kept
-        total.noise += noise
-        total.whole += float(change.square().sum())
-        total.layers += 1
+        same = (_grid(stored[order], found).codes(stored[order]) == codes).float().mean()
+        yield _Arrived(order, kept, float(change.square().sum()), noise, float(same))
+
+
+def _add(total: _Sums, seen: _Arrived) -> None:
+    total.kept += seen.kept
+    total.noise += seen.noise
+    total.whole += seen.whole
+    total.layers += 1
+
+
+def _told(name: str, seen: _Arrived) -> Arrival:
+    return Arrival(
+        scheme=name,
+        order=seen.order,
+        survival=seen.survival,
+        delta_snr=_decibels(seen.whole, seen.noise),
+        same_codes=seen.same_codes,
+    )
+
+
+def _decibels(power: float, against: float) -> float:
+    """Infinite where there is nothing to stand against."""
+    if not against:
+        return float("inf")
+    return float(10 * torch.log10(torch.tensor(power, dtype=torch.float64) / against))
 
 
 def _forecast(key: tuple[str, Order], total: _Sums) -> Forecast:
-    whole = torch.tensor(total.whole, dtype=torch.float64)
-    snr = float(10 * torch.log10(whole / total.noise)) if total.noise else float("inf")
     return Forecast(
-        scheme=key[0], order=key[1], survival=total.kept / max(total.whole, 1e-300), snr=snr, layers=total.layers
+        scheme=key[0],
+        order=key[1],
+        survival=total.kept / max(total.whole, 1e-300),
+        snr=_decibels(total.whole, total.noise),
+        layers=total.layers,
     )

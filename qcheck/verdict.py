@@ -94,8 +94,8 @@ def judge(
 
     A build that was refused, or whose engine computes in other types than were asked, condemns the scheme here; one
     that crashed says nothing about it and makes the verdict INVALID, as a gate without its measurement does: not
-    measured is never passed. The adapter's quantization is not blamed while the base or the full-precision adapter is
-    open.
+    measured is never passed. Nothing is blamed while the full-precision adapter is open. While the base is open, the
+    adapter is blamed for what it has beyond the base, and not for what either arm may have by itself.
     """
     judged = _judged(measurements, limits)
     by_key = {(seen.name, seen.arm): seen for seen in judged}
@@ -111,13 +111,15 @@ def judge(
     broken += those("not measured", every_role, everywhere)
     broken += _ended(builds, {"crashed": "the builder crashed"})
     unfit = _ended(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
-    first_open = those("undecided", {"absolute"}, {"base"}) + those("undecided", {"reference"}, everywhere)
+    unsound, base_open = those("undecided", {"reference"}, everywhere), those("undecided", {"absolute"}, {"base"})
+    own = those("fail", {"adapter"}, everywhere)
     ladder: tuple[tuple[Outcome, list[str]], ...] = (
         ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
         ("INVALID", broken + those("fail", {"control"}, everywhere)),
         ("FAIL-RECIPE", unfit + those("fail", {"absolute"}, {"base"})),
-        ("INCONCLUSIVE", first_open),
-        ("NEEDS-QAT", those("fail", {"absolute", "adapter"}, everywhere)),
+        ("INCONCLUSIVE", unsound),
+        ("NEEDS-QAT", own if base_open else those("fail", {"absolute", "adapter"}, everywhere)),
+        ("INCONCLUSIVE", base_open),
         ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
     )
     warnings = tuple(f"hidden by quantization: {told}" for told in those("fail", {"warning"}, everywhere))

@@ -379,7 +379,6 @@ DIAGONAL: list[tuple[str, Arm, str]] = [
     ("stratum_sqnr", "base", "both arms clipped"),
     ("stratum_sqnr", "adapted", "both arms clipped"),
     ("endpoint_error", "adapted", "swapped prompt"),
-    ("endpoint_error", "both", "a step late"),
     ("over_smoothing", "adapted", "blur"),
     ("lattice_amplitude", "adapted", "checkerboard"),
     ("lattice_amplitude", "both", "checkerboard"),

@@ -1,6 +1,7 @@
 """The forecast from weights alone against what quantizing those weights really does."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,25 @@ def test_trigger_words_of_the_file_are_offered(tmp_path: Path) -> None:
     shown = run("inspect", str(tmp_path / "k.safetensors"), "--base", "demo", "--scheme", "int8")
     assert "flat emoji (40)" in shown.stdout
     assert "--trigger" in shown.stdout
+
+
+def test_the_share_of_codes_that_stay_is_the_theory_s() -> None:
+    """Gaussian D of x steps: 1 - x sqrt(2 / pi) under dither, erf(1 / (2 sqrt(2) x)) in the dead zone."""
+    generator, x = torch.Generator().manual_seed(6), 0.2
+    before = 0.02 * torch.randn(256, 2048, generator=generator)
+    before[:, 0] = 0.1  # the largest of every row, which the change leaves alone: steps stay
+    change = x * 0.1 / 127 * torch.randn(before.shape, generator=generator)
+    change[:, 0] = 0
+    found = {seen.order: seen for seen in inspect.arrivals(scheme.find("int8"), before, change)}
+    assert found["merge-quantize"].same_codes == pytest.approx(1 - x * (2 / torch.pi) ** 0.5, abs=0.005)
+    assert found["quantize-merge"].same_codes == pytest.approx(math.erf(1 / (2 * 2**0.5 * x)), abs=0.005)
+    assert found["merge-quantize"].survival == 1
+    assert found["quantize-merge"].survival < 0.2
+
+
+def test_a_layer_s_forecasts_are_of_every_scheme_that_quantizes_it(case: tuple[Arms, Inspection]) -> None:
+    _, found = case
+    layers = {name: sum(seen.layers for seen in found.forecasts if seen.scheme == name) / 3 for name in FORECAST}
+    for name in FORECAST:
+        orders = [seen.order for layer in found.layers for seen in layer.arrivals if seen.scheme == name]
+        assert {order: orders.count(order) for order in MERGES} == dict.fromkeys(MERGES, layers[name])
