@@ -108,7 +108,7 @@ class Case:
         return self.means.get((gate.name, gate.arm), float("nan"))
 
     def replayed(self, gates: Limits, looks: Sequence[int]) -> tuple[str, int]:
-        """The verdict of a check that looks at more and more probes, and how many it took, without what is not stored."""
+        """The verdict of a check that looks at more and more probes, by what is stored, and how many it took."""
         chosen = gates.computing(self.stored["compute"])
         stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
         chosen, outcome, count = chosen.model_copy(update={"gates": stored}), "INVALID", 0
