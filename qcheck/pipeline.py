@@ -23,7 +23,7 @@ from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
 from qcheck.model.arms import SIDES, Side
 from qcheck.progress import Progress
-from qcheck.report import contact
+from qcheck.report import contact, junit, markdown
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Case, Report
 from qcheck.scheme import Order, Scheme
@@ -33,7 +33,7 @@ from qcheck.work import Traces, Work, prepare
 
 
 def check(job: Job, folder: Path, progress: Progress) -> Report:
-    """Run ``job``, writing artifacts, pictures and report.json below ``folder``.
+    """Run ``job``, writing artifacts, pictures and the report below ``folder``.
 
     Raises:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
@@ -53,6 +53,8 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     report = summary.assemble(work, [case for case, _ in found], size)
     contact.draw([sheet for _, sheet in found], folder / "contact.png")
     (folder / "report.json").write_text(report.to_json(), "utf-8")
+    (folder / "report.md").write_text(markdown.render(report), "utf-8")
+    (folder / "junit.xml").write_text(junit.render(report), "utf-8")
     return report
 
 
