@@ -14,7 +14,7 @@ PASSING: dict[str, dict[str, Any]] = {
 
 def measurement(name: str, **changed: Any) -> dict[str, Any]:
     """One judged measurement of the adapted arm, passing unless changed."""
-    made = {"name": name, "arm": "adapted"} | PASSING[name]
+    made = {"name": name, "arm": "adapted", "p": 0.9 if "limit" in PASSING[name] else None} | PASSING[name]
     made["status"] = "pass" if made.get("limit") else "reported"
     return made | changed
 

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qcheck.measurement import Judged
+from qcheck.report.decided import deciding
 from qcheck.report.model import Case, Report
 from qcheck.report.plain import line
 from qcheck.report.text import ARMS, MARKS, artifact_bytes, bounds, build_line, megabytes, number, rest, shown
 
 COMMENT = 65_536  # characters that a comment on GitHub may have
-_SIGNS = {
+SIGNS = {
     "PASS": "✅",
     "NEEDS-QAT": "⚠️",
     "FAIL-RECIPE": "❌",
@@ -71,24 +71,13 @@ def _case(case: Case) -> list[str]:
     return [
         escape(case.scheme),
         escape(case.order),
-        f"{_SIGNS[case.verdict]} **{case.verdict}**",
+        f"{SIGNS[case.verdict]} **{case.verdict}**",
         f"{escape(seen.name)} ({ARMS[seen.arm]}) {escape(number(seen))}" if seen else "-",
         bounds(seen) if seen else "",
         escape(seen.limit or "") if seen else "",
         size or "-",
         ", ".join(dict.fromkeys(made.status for made in case.builds)) or "-",
     ]
-
-
-_RANK = ("fail", "not measured", "undecided", "pass")
-
-
-def deciding(case: Case) -> Judged | None:
-    """The gated measurement that says most: the first that fails, was not measured or is open, else survival."""
-    gated = [seen for seen in case.measurements if seen.limit is not None]
-    survival = [seen for seen in gated if seen.name == "effect_survival"]
-    found = sorted([*survival, *gated], key=lambda seen: _RANK.index(seen.status))
-    return found[0] if found else None
 
 
 def _told(report: Report) -> str:

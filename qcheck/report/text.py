@@ -11,7 +11,7 @@ from qcheck.measurement import Arm, Judged
 from qcheck.report.model import Build, Case, Report
 from qcheck.verdict import Outcome
 
-_COLOURS: dict[Outcome, str] = {
+COLOURS: dict[Outcome, str] = {
     "PASS": "bold green",
     "NEEDS-QAT": "bold yellow",
     "FAIL-RECIPE": "bold red",
@@ -105,7 +105,7 @@ def _comparison(report: Report) -> Table:
     for case in report.cases:
         seen = {(m.name, m.arm): m for m in case.measurements}
         cells = [_cell(seen.get((name, arm))) for _, name, arm in _COMPARED]
-        table.add_row(case.scheme, case.order, *cells, Text(case.verdict, _COLOURS[case.verdict]))
+        table.add_row(case.scheme, case.order, *cells, Text(case.verdict, COLOURS[case.verdict]))
     return table
 
 
@@ -132,7 +132,7 @@ def _summary(report: Report) -> Table:
         layers = f"\n{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
         known = case.artifact and case.quantized_layers is not None
         cells = (case.scheme, case.order, f"{size or '-'}{layers if known else ''}", builds)
-        table.add_row(*map(Text, cells), Text(case.verdict, _COLOURS[case.verdict]))
+        table.add_row(*map(Text, cells), Text(case.verdict, COLOURS[case.verdict]))
     return table
 
 
@@ -180,7 +180,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     console.print(_summary(report))
     for case in report.cases:
         title = f"  {case.scheme} {case.order}: {case.next}"
-        console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
+        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
         if case.estimate is not None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from qcheck.report import markdown
+from qcheck.report.decided import deciding
 from qcheck.report.model import Report
 from qcheck.report.plain import line
 from tests import reports
@@ -103,7 +104,7 @@ def test_the_table_names_what_decided(finished: Finished) -> None:
 def test_what_was_not_measured_decides_before_what_passes() -> None:
     absent = reports.measurement("stratum_sqnr", value=None, low=None, high=None, status="not measured")
     case = reports.report(reports.case(measurements=[reports.measurement("effect_survival"), absent])).cases[0]
-    found = markdown.deciding(case)
+    found = deciding(case)
     assert found is not None
     assert found.name == "stratum_sqnr"
 
