@@ -161,6 +161,12 @@ def _about(report: Report) -> str:
     return found
 
 
+def brief(report: Report, console: Console) -> None:
+    """A line a case: its verdict, scheme and order."""
+    for case in report.cases:
+        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}"))
+
+
 def render(report: Report, folder: Path, console: Console) -> None:
     """Print the report; ``folder`` is where its files are."""
     console.print()
