@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from scipy import stats
 
-from qcheck import compare
+from qcheck import compare, limits
 from qcheck.errors import UserError
 from qcheck.limits import Gate
 from qcheck.measurement import Judged
@@ -81,6 +83,21 @@ def test_what_was_not_sampled_changes_when_it_crosses_its_limit() -> None:
     assert compare.compare(before, near, ">= 80") is None
     assert compare.compare(near, below, ">= 80") == "worse"
     assert compare.compare(below, near, ">= 80") == "better"
+
+
+def _judged(samples: np.ndarray) -> list[Judged]:
+    """Means of the rows of [n, probes] with the bounds that a look at that many probes gives."""
+    mean, error = samples.mean(1), samples.std(1, ddof=1) / samples.shape[1] ** 0.5
+    half = stats.t.ppf(1 - limits.find("default").alpha, samples.shape[1] - 1) * error
+    return [_seen(float(m), float(h), ">= 0") for m, h in zip(mean, half, strict=True)]
+
+
+@pytest.mark.parametrize(("probes", "loss", "low", "high"), [(8, 0, 0, 0.004), (8, 2, 0.55, 0.70), (64, 1, 0.97, 1.0)])
+def test_how_often_a_loss_of_so_many_sd_is_called_worse(probes: int, loss: float, low: float, high: float) -> None:
+    rng, runs = np.random.default_rng(1), 3000
+    before, after = (_judged(rng.standard_normal((runs, probes)) + shift) for shift in (9, 9 - loss))
+    called = [compare.compare(was, now, ">= 0") for was, now in zip(before, after, strict=True)]
+    assert low <= called.count("worse") / runs <= high
 
 
 def _against(before: Report, after: Report) -> compare.Comparison:

@@ -1,8 +1,13 @@
 """What is said to be ahead is what is run."""
 
+import re
+
 import pytest
 
+from qcheck import recipe
+from qcheck.demo import library
 from qcheck.workload import Workload
+from tests.conftest import Finished
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,9 @@ def settings(context: typer.Context, job: Job) -> list[Setting]:
         value = resolved.get(name, _plain(context.params.get(parameter.name)))
         source = _source(context, parameter)
         if source == "default" and name in _SAMPLED and value is not None:
-            source = f"probes {job.probes.name}"
+            source = "probe set"
+        if name == "probes" and context.params["prompts"] is not None:
+            source = "prompts"
         found.append(Setting(name=name, value=value, source=source))
     moved = f"environment, {cache.VARIABLE}" if cache.moved() else "default"
     where = str(job.cache) if job.cache else None

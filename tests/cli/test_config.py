@@ -58,7 +58,7 @@ def test_every_value_says_where_it_came_from(project: Path, cache_root: Path) ->
     assert found["scheme"] == (["int8"], file)
     assert found["target"] == ("dgx-spark", "command line")
     assert found["seed"] == (7, "command line")
-    assert found["steps"] == (20, "probes emoji")
+    assert found["steps"] == (20, "probe set")
     assert found["order"] == (["merge-quantize"], "default")
     assert found["cache"] == (str(cache_root / "qcheck"), "environment, QCHECK_CACHE")
     shown = run("check", "--print-config")
@@ -115,6 +115,7 @@ def test_the_nearest_file_above_is_taken_and_its_paths_are_beside_it(
     assert found["lora"][0] == [style]
     assert found["with-lora"][0] == [f"{style}=0.5"]
     assert found["prompts"][0] == str(project / "prompts.txt")
+    assert found["probes"] == ("prompts", "prompts")
 
 
 def test_a_file_can_be_named(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
