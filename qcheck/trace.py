@@ -255,12 +255,13 @@ def known(setup: Setup, subject: Subject, probe: Probe, store: Cache) -> bool:
     return store.find("trace", _reference_key(setup, subject, probe)) is not None
 
 
-def seconds(setup: Setup, subject: Subject, probes: Sequence[Probe]) -> float:
-    """Seconds of one denoiser call for one probe, from the first call for all of ``probes`` together."""
-    start, solver, runner = setup.inputs(subject.side, probes), setup.solver(), subject.runner()
-    began = time.monotonic()
-    _guided(setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
-    return (time.monotonic() - began) / len(probes)
+def seconds(setup: Setup, subject: Subject, asked: Probe) -> float:
+    """Seconds of one denoiser call for one probe, all branches of guidance: the second call, the first warms up."""
+    start, solver, runner = setup.inputs(subject.side, [asked]), setup.solver(), subject.runner()
+    for _ in range(2):
+        began = time.monotonic()
+        _guided(setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
+    return time.monotonic() - began
 
 
 def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance) -> Trace:

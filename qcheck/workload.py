@@ -29,7 +29,7 @@ class Workload:
         if seconds is None:
             return f"{counted}, less what the cache holds"
         taken = " to ".join(dict.fromkeys(_duration(seconds * calls) for calls in self.calls))
-        return f"{counted}; at {seconds:.2g} s for the first one that is {taken}, and artifacts and builds"
+        return f"{counted}; at {seconds:.2g} s each, as measured now, {taken}, and artifacts and builds"
 
 
 def _span(low: int, high: int) -> str:
@@ -67,8 +67,7 @@ def _calibration(job: Job, setup: Setup) -> int:
 
 
 def announce(work: Work) -> None:
-    """Say what is ahead, from one call of the full-precision model on the first batch where nothing is known yet."""
-    setup, subject, probes = work.setup, work.full("adapted"), work.probes[: work.job.limits.looks[0]]
-    known = trace.known(setup, subject, probes[0], work.store)
-    seconds = None if known else trace.seconds(setup, subject, probes[: setup.batch])
-    work.progress.note(plan(work.job, setup).text(seconds))
+    """Say what is ahead; how long it takes comes from one timed call, where the reference is not known already."""
+    setup, subject, first = work.setup, work.full("adapted"), work.probes[0]
+    known = trace.known(setup, subject, first, work.store)
+    work.progress.note(plan(work.job, setup).text(None if known else trace.seconds(setup, subject, first)))

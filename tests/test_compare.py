@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from scipy import stats
+from typer.testing import CliRunner, Result
 
 from qcheck import compare, limits
+from qcheck.cli.app import app
 from qcheck.errors import UserError
 from qcheck.limits import Gate
 from qcheck.measurement import Judged
@@ -20,7 +22,6 @@ from qcheck.report import comparison
 from qcheck.report.limits import bounds
 from qcheck.report.model import Report
 from tests import reports
-from tests.conftest import run
 from tests.report.test_markdown import HOSTILE
 
 FINITE = st.floats(-1e6, 1e6).map(lambda value: float(f"{value:g}"))
@@ -163,6 +164,10 @@ def test_the_matrix_has_a_row_a_report_and_a_column_a_scheme_and_order() -> None
     rows = comparison.matrix_markdown(found).splitlines()
     assert rows[2] == "| flat | jetson-agx-orin-64gb | a | ✅ PASS 0.99 | ✅ PASS 0.99 | not checked |"
     assert rows[3] == "| flat | jetson-agx-orin-64gb | b | not checked | not checked | ⚠️ NEEDS-QAT 0.99 |"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments])
 
 
 def _stored(folder: Path, report: Report) -> str:

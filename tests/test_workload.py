@@ -14,8 +14,8 @@ from tests.conftest import Finished
     ("seconds", "text"),
     [
         (None, "2 cases, 8 to 64 probes each, 100 to 4,000 denoiser calls, less what the cache holds"),
-        (0.1, "at 0.1 s for the first one that is less than a minute to 7 min, and artifacts and builds"),
-        (6.0, "that is 10 min to 6.7 h,"),
+        (0.1, "at 0.1 s each, as measured now, less than a minute to 7 min, and artifacts and builds"),
+        (6.0, "each, as measured now, 10 min to 6.7 h,"),
     ],
 )
 def test_the_words(seconds: float | None, text: str) -> None:

@@ -1,7 +1,6 @@
 """Markdown: read back by a parser, whatever names and prompts hold."""
 
 import html as markup
-import json
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +9,8 @@ from markdown_it import MarkdownIt
 
 from qcheck.report import markdown
 from qcheck.report.decided import deciding
-from qcheck.report.model import Report
 from qcheck.report.plain import line
 from tests import reports
-from tests.conftest import Finished
 
 PARSER = MarkdownIt("gfm-like", {"linkify": False})
 HOSTILE = [
@@ -91,9 +88,8 @@ def _refused(text: str) -> dict[str, object]:
     return {"builder": text, "capability": "8.6", "proxy": True, "status": "refused", "detail": text}
 
 
-def test_the_table_names_what_decided(finished: Finished) -> None:
-    report = Report.model_validate_json(json.dumps(finished.report))
-    shown = markdown.render(report)
+def test_the_table_names_what_decided() -> None:
+    shown = markdown.render(reports.report())
     assert "| int8 | merge-quantize | ✅ **PASS** | effect\\_survival (LoRA) 0.99 |" in shown
     lost = [reports.measurement("stratum_sqnr", value=3.0, low=2.0, high=4.0, status="fail")]
     failed = markdown.render(reports.report(reports.case(verdict="NEEDS-QAT", measurements=lost)))
