@@ -6,7 +6,6 @@ With y the guided output, J a layer's Jacobian and e what a case changes in that
 all schemes and both kinds of error.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Scores:
     """<g, dW x> and <g, W dx> of every layer at every sample: ``parts`` [n, L, 2].
 
     A sample is one z at one state; ``strata`` [n] are the states' timesteps as places in the set-up, ``weights`` [n]
-    how much a sample counts: its stratum's squared solver coefficient, all samples together 1.
+    how much a sample counts: its stratum's squared solver coefficient among those there, all together 1.
     """
 
     layers: tuple[str, ...]
@@ -144,10 +143,18 @@ class Spot:
     digest: str
 
 
-def places(probes: int, strata: int, count: int) -> list[tuple[int, int]]:
-    """``count`` different pairs (probe, stratum), as even over both as it goes."""
-    lap = math.lcm(probes, strata)
-    return [(index % probes, (index + index // lap) % strata) for index in range(min(count, probes * strata))]
+def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]]:
+    """About ``count`` pairs (probe, stratum): every stratum once, the rest where ``weights`` [T] make noise count most.
+
+    A stratum's part of the variance is weight^2 / samples (Neyman's allocation); probes take turns.
+    """
+    counts = np.ones(len(weights), np.int64)
+    for _ in range(count - len(weights)):
+        gain = np.where(counts < probes, weights**2 / (counts * (counts + 1)), 0)
+        if not gain.any():
+            break
+        counts[gain.argmax()] += 1
+    return [((place + turn) % probes, place) for place, many in enumerate(counts) for turn in range(many)]
 
 
 def spots(
@@ -172,70 +179,58 @@ def score(
     draws: int = 1,
     advance: trace.Advance = lambda _: None,
 ) -> dict[str, Scores]:
-    """Scores of every case, from one forward and backward pass of f1 for each of ``draws`` z at each spot."""
+    """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z there."""
     entry = arms.entry("adapted")
-    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if _any(cases, name)}
-    names = tuple(layers)
-    found = {case: np.zeros((len(visited) * draws, len(names), 2)) for case in cases}
-    tap = _Tap(cases, found, {name: place for place, name in enumerate(names)})
+    wanted = {name for held in cases.values() for name in held}
+    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in wanted}
     rounded = {name for held in cases.values() for name, error in held.items() if error.rounds_input}
-    with tapped(layers, rounded, tap.weight, tap.input):
+    tap = _Tap(cases, list(layers))
+    with tapped(layers, rounded, tap.weight, tap.input), torch.enable_grad():
         for spot in visited:
+            output = entry(**{name: torch.from_numpy(value) for name, value in spot.given.items()})
             for draw in range(draws):
-                _probe(entry, spot, setup.guidance, draw)
                 tap.next()
-                advance(1)
+                output.backward(cotangent(spot, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
+            advance(1)
     strata = np.repeat([spot.stratum for spot in visited], draws)
-    weights = setup.weights[strata] / setup.weights[strata].sum()
-    return {case: _of(names, cases[case], strata, weights, parts) for case, parts in found.items()}
+    weights = setup.weights[strata] / np.bincount(strata)[strata]
+    weights /= weights.sum()
+    return {case: Scores(tuple(held), strata, weights, tap.parts(case)) for case, held in cases.items()}
 
 
-def _any(cases: Mapping[str, Errors], layer: str) -> bool:
-    return any(layer in held for held in cases.values())
-
-
-def _of(names: Sequence[str], held: Errors, strata: np.ndarray, weights: np.ndarray, parts: np.ndarray) -> Scores:
-    """Without the layers that the case does not quantize."""
-    kept = [place for place, name in enumerate(names) if name in held]
-    return Scores(tuple(names[place] for place in kept), strata, weights, parts[:, kept])
-
-
-def _probe(entry: nn.Module, spot: Spot, guidance: float, draw: int) -> None:
-    """Run one z backward through the guided output."""
-    with torch.enable_grad():
-        output = entry(**{name: torch.from_numpy(value) for name, value in spot.given.items()})
-        seed = int(files.digest(_DOMAIN, spot.digest, str(draw)), 16) >> 1
-        z = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed))
-        rows = [z] if spot.branches == 1 else [(1 - guidance) * z, guidance * z]  # negative + w (positive - negative)
-        output.backward(torch.stack(rows))
+def cotangent(spot: Spot, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
+    """What z on the guided output is on the branches that it is made of, of the raw output's ``shape``."""
+    seed = int(files.digest(_DOMAIN, spot.digest, str(draw)), 16) >> 1
+    z = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
+    return torch.stack([z] if spot.branches == 1 else [(1 - guidance) * z, guidance * z])
 
 
 class _Tap:
-    """Inner products of the gradients of one pass with the errors of every case."""
+    """Inner products of the gradients of each pass with the errors of every case."""
 
-    def __init__(self, cases: Mapping[str, Errors], found: Mapping[str, np.ndarray], place: Mapping[str, int]) -> None:
-        self._cases, self._found, self._place = cases, found, place
-        self._sample = 0
+    def __init__(self, cases: Mapping[str, Errors], layers: Sequence[str]) -> None:
+        self.seen: list[dict[tuple[str, str, int], torch.Tensor]] = []
+        self._cases = cases
+        self._weights = {name: _stacked(cases, name) for name in layers}
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
     def next(self) -> None:
-        """Go to the next sample."""
-        self._sample, self._shared = self._sample + 1, None
+        """Begin a sample."""
+        self._shared = None
+        self.seen.append({})
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
         """As ``taps.OfWeight``."""
-        flat = gradient.flatten()
-        for case, held in self._cases.items():
-            if layer in held:
-                self._found[case][self._sample, self._place[layer], 0] = torch.dot(flat, held[layer].weight.flatten())
+        names, weights = self._weights[layer]
+        for name, found in zip(names, weights @ gradient.flatten(), strict=True):
+            self.seen[-1][name, layer, 0] = found
 
     def input(self, layer: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
         """As ``taps.OfInput``."""
         flat = gradient.flatten()
         for case, held in self._cases.items():
             if layer in held and held[layer].rounds_input:
-                moved = self._error(values, held[layer])
-                self._found[case][self._sample, self._place[layer], 1] = torch.dot(flat, moved.flatten())
+                self.seen[-1][case, layer, 1] = torch.dot(flat, self._error(values, held[layer]).flatten())
 
     def _error(self, values: torch.Tensor, error: LayerError) -> torch.Tensor:
         """dx; layers that read the same tensor in the same numbers share it."""
@@ -247,6 +242,17 @@ class _Tap:
             found = error.input(values)
             known.append((error.numbers, found))
         return found
+
+    def parts(self, case: str) -> np.ndarray:
+        """[n, L, 2] of a case over its own layers."""
+        layers = list(self._cases[case])
+        return np.array([[[float(seen.get((case, layer, of), 0.0)) for of in (0, 1)] for layer in layers] for seen in self.seen])
+
+
+def _stacked(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
+    """The cases that have the layer, and their dW, [cases, out * in ...]."""
+    names = [case for case, held in cases.items() if layer in held]
+    return names, torch.stack([cases[case][layer].weight.flatten() for case in names])
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
