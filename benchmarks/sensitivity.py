@@ -106,7 +106,7 @@ def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: i
         sensitivity.score(started.arms, started.setup, chosen, spots[:4], draws)
         return (time.perf_counter() - start) / 4 / draws
 
-    first = {name: held for name, held in list(cases.items())[:1]}
+    first = dict(list(cases.items())[:1])
     bare, every, one = [], [], []
     forward()
     for _ in range(rounds):
@@ -156,7 +156,8 @@ def main() -> None:
                 f"{name} ({len(held)} layers), {kind} weights: Spearman "
                 + " / ".join(f"{rank:.3f}" for rank in ranks)
                 + f" with {' / '.join(map(str, DRAWS))} draws, ModelOpt's {theirs:.3f} with 1; "
-                f"sum of single costs / whole {alone.sum() / whole:.2f}, of scores {_costs(best, weights).sum() / whole:.2f}",
+                f"sum of single costs / whole {alone.sum() / whole:.2f}, "
+                f"of scores {_costs(best, weights).sum() / whole:.2f}",
                 flush=True,
             )
 

@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from qcheck import files, solvers, trace
-from qcheck.artifact import Content
+from qcheck import artifact, cache, files, solvers, trace
+from qcheck.artifact import Content, Making
 from qcheck.backend.torch import TorchRunner
 from qcheck.model.arms import Arms
 from qcheck.model.taps import tapped
 from qcheck.probe import Probe
 from qcheck.quantize import plan
 from qcheck.quantize.plan import LayerPlan
+from qcheck.scheme import Order
 from qcheck.trace import Setup, Trace
+from qcheck.work import Work
 
+STATES, DRAWS = 16, 2  # what a check spends on a case
+_FILE = "scores.npz"
 _DOMAIN = "sensitivity"  # z drawn from the seeds of the latents would be the noise that the states hold
 
 
@@ -42,7 +47,7 @@ class LayerError:
         return self.numbers.input is not None
 
     def input(self, values: torch.Tensor) -> torch.Tensor:
-        """dx of an input, same shape."""
+        """What rounding adds to an input, same shape."""
         found = self.numbers.fake_input(values)
         return (found if self.numbers.smooth is None else found / self.numbers.smooth) - values
 
@@ -107,6 +112,10 @@ class Scores:
         found: np.ndarray = np.sqrt((self.weights**2) @ apart**2)
         return found
 
+    def save(self, path: Path) -> None:
+        """Write them as numpy's npz."""
+        np.savez(path, layers=np.array(self.layers), strata=self.strata, weights=self.weights, parts=self.parts)
+
     def by_stratum(self, count: int) -> np.ndarray:
         """Unweighted mean cost of each layer at each of ``count`` strata, [count, L]; NaN where no sample is."""
         squares = self.parts.sum(2) ** 2
@@ -122,7 +131,7 @@ class Scores:
 
 
 def block(layer: str) -> str:
-    """The part of the denoiser a layer is in: its name up to the first number ("down_blocks.1"), or to the first dot."""
+    """The part of the denoiser a layer is in: "down_blocks.1", or its first name where no number follows."""
     parts = layer.split(".")
     places = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: places[0] + 1 if places and places[0] == 1 else 1])
@@ -157,9 +166,7 @@ def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]
     return [((place + turn) % probes, place) for place, many in enumerate(counts) for turn in range(many)]
 
 
-def spots(
-    setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]
-) -> Iterator[Spot]:
+def spots(setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]) -> Iterator[Spot]:
     """The states at ``chosen`` pairs (probe, stratum) of the reference."""
     solver, known = setup.solver(), reached.matched()
     for row, stratum in chosen:
@@ -179,7 +186,7 @@ def score(
     draws: int = 1,
     advance: trace.Advance = lambda _: None,
 ) -> dict[str, Scores]:
-    """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z there."""
+    """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z."""
     entry = arms.entry("adapted")
     wanted = {name for held in cases.values() for name in held}
     layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in wanted}
@@ -246,7 +253,9 @@ class _Tap:
     def parts(self, case: str) -> np.ndarray:
         """[n, L, 2] of a case over its own layers."""
         layers = list(self._cases[case])
-        return np.array([[[float(seen.get((case, layer, of), 0.0)) for of in (0, 1)] for layer in layers] for seen in self.seen])
+        return np.array(
+            [[[float(seen.get((case, layer, of), 0.0)) for of in (0, 1)] for layer in layers] for seen in self.seen]
+        )
 
 
 def _stacked(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
@@ -262,6 +271,42 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _alike(one: LayerPlan, other: LayerPlan) -> bool:
     """Whether two layers round an input alike."""
     return one.smooth is None and other.smooth is None and one.input == other.input
+
+
+def find(work: Work, making: Making, reached: Trace) -> dict[Order, Scores]:
+    """Scores of a scheme in the job's orders, at states of the reference ``reached``; kept in the cache.
+
+    None where nothing is rounded to codes, or where PyTorch quantizes while it loads, by rules of its own.
+    """
+    if making.scheme.control or not making.scheme.exported:
+        return {}
+    pairs = places(work.setup.weights, len(reached.paths), STATES)
+    probes, known = work.probes[: len(reached.paths)], reached.matched()
+    at = [f"{known[row]} {stratum}" for row, stratum in pairs]
+    keys = {o: cache.key(cache.code(__name__), making.key(o), *at, str(DRAWS)) for o in work.job.orders}
+    missing = [order for order in keys if work.store.find("sensitivity", keys[order]) is None]
+    if missing:
+        cases: dict[str, Errors] = {}
+        for order in missing:
+            content = artifact.adapted_content(work.arms, making.scheme, making.recipe, order, making.ranges)
+            cases[order] = errors(work.arms, content)
+        with work.timed(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
+            visited = list(spots(work.setup, reached, probes, pairs))
+            scored = score(work.arms, work.setup, cases, visited, DRAWS, advance)
+        for order in missing:
+            with work.store.put("sensitivity", keys[order], f"{making.scheme.name} {order}") as folder:
+                scored[order].save(folder / _FILE)
+    return {order: load(work.store.obtain("sensitivity", key, "", _absent) / _FILE) for order, key in keys.items()}
+
+
+def _absent(folder: Path) -> None:
+    raise FileNotFoundError(f"{folder} vanished while it was being used")
+
+
+def load(path: Path) -> Scores:
+    """What ``Scores.save`` wrote."""
+    with np.load(path) as stored:
+        return Scores(tuple(map(str, stored["layers"])), *(stored[name] for name in ("strata", "weights", "parts")))
 
 
 def exact(

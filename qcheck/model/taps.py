@@ -12,7 +12,9 @@ OfInput = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 @contextmanager
-def tapped(layers: Mapping[str, nn.Module], inputs: Collection[str], weight: OfWeight, given: OfInput) -> Iterator[None]:
+def tapped(
+    layers: Mapping[str, nn.Module], inputs: Collection[str], weight: OfWeight, given: OfInput
+) -> Iterator[None]:
     """While open, a backward pass hands over the gradients of ``layers``, each freed as soon as it was seen.
 
     ``weight`` gets a layer's name and dL/dW [out, in, ...], summed over the rows of the batch. For those in ``inputs``

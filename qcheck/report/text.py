@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcheck.measurement import Arm, Judged
-from qcheck.report.model import Build, Case, Report
+from qcheck.report.model import Build, Case, LayerShare, Report
 from qcheck.verdict import Outcome
 
 _COLOURS: dict[Outcome, str] = {
@@ -79,6 +79,14 @@ _COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("SQNR", "stratum_sqnr", "adapted"),
     ("endpoint", "endpoint_error", "adapted"),
 )
+
+
+_TOP = 5
+
+
+def _carries(layer: LayerShare) -> str:
+    inner = layer.kind if layer.kind.startswith(layer.block) else f"{layer.block}...{layer.kind}"
+    return f"{inner} {100 * layer.share:.0f} %"
 
 
 def _comparison(report: Report) -> Table:
@@ -169,6 +177,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
+        if case.layers:
+            console.print(Text(f"  most of the gap: {', '.join(map(_carries, case.layers[:_TOP]))}"))
         if case.estimate is not None:
             console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:
