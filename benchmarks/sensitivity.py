@@ -1,6 +1,6 @@
 """The sensitivity score beside what it stands for: each layer of the demo's denoiser quantized alone.
 
-``python benchmarks/sensitivity.py`` takes the adapter "flat" merged into the demo's base and quantizes under four
+``python -m benchmarks.sensitivity`` takes the adapter "flat" merged into the demo's base and quantizes under four
 schemes each layer alone, then all, at two probes x eight timesteps (13 400 denoiser calls). Beside it stand our score
 with 1, 2 and 4 draws a state and the score of NVIDIA ModelOpt's ``auto_quantize`` (its formula, sum of (g * dy)^2
 elementwise, on our draws, which do better in it than a task's loss). Costs are medians of passes interleaved with

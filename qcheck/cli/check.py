@@ -29,6 +29,7 @@ def check(
     artifacts: options.Artifacts = None,
     orders: options.Orders = None,
     ranges: options.Ranges = None,
+    ranges_file: options.RangesFile = None,
     bounds: options.Bounds = "default",
     probes: options.Probes = None,
     prompts: options.Prompts = None,
@@ -80,6 +81,7 @@ def check(
         threads=threads,
         batch=batch,
         build=build,
+        ranges=ranges_file,
     )
     _run(job, as_json)
 

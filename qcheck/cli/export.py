@@ -34,6 +34,7 @@ def export(
     allow_unmatched: options.Unmatched = False,
     order: Annotated[str | None, typer.Option(help="When the adapter is merged, as for check.")] = None,
     ranges: options.Ranges = None,
+    ranges_file: options.RangesFile = None,
     trigger: options.Trigger = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -84,6 +85,7 @@ def export(
         threads=threads,
         batch=batch,
         build=build,
+        ranges=ranges_file,
     )
     with output.interruptible(job.cache is not None), output.staged(job.out) as folder:
         found = host("qcheck.export").export(job, asked, folder, Silent() if as_json else Bars(Console(stderr=True)))

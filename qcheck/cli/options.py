@@ -68,6 +68,14 @@ Ranges = Annotated[
     str | None,
     typer.Option("--recipe", help="The calibration recipe, by name or TOML file.", rich_help_panel=_QUANTIZING),
 ]
+RangesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        help="Ranges that `qcheck calibrate` wrote, instead of calibrating now; they must fit base, LoRA and scheme.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Bounds = Annotated[
     str,
     typer.Option("--limits", help="The limits of the verdict, by name or TOML file.", rich_help_panel=_QUANTIZING),
