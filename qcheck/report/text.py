@@ -85,8 +85,9 @@ _TOP = 5
 
 
 def _carries(layer: LayerShare) -> str:
-    inner = layer.kind if layer.kind.startswith(layer.block) else f"{layer.block}...{layer.kind}"
-    return f"{inner} {100 * layer.share:.0f} %"
+    """A layer's share of the gap, with its standard error, and which of its two roundings makes most of it."""
+    part = "input" if layer.activation > layer.weight else "weight"
+    return f"{100 * layer.share:.0f} % (+-{100 * layer.standard_error:.0f}) of the gap: {layer.name}, its {part}"
 
 
 def _comparison(report: Report) -> Table:
@@ -177,8 +178,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
-        if case.layers:
-            console.print(Text(f"  most of the gap: {', '.join(map(_carries, case.layers[:_TOP]))}"))
+        for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
+            console.print(Text(f"  {_carries(layer)}"))
         if case.estimate is not None:
             console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:
