@@ -54,26 +54,25 @@ def choose(options: Options, budget: int, most: int | None = None) -> dict[str, 
     kept = np.array([option.name == KEEP for _, option in flat], np.float64)
     costs = np.array([option.cost for _, option in flat])
     scale = costs.max(initial=0.0) or 1.0
-    room = budget
-    while True:  # the solver's tolerance may overdraw the budget by some bytes
+    held = [
+        LinearConstraint(once, 1, 1),
+        LinearConstraint(sizes / budget, ub=1),
+        LinearConstraint(kept, ub=len(rows) if most is None else most),
+    ]
+    while True:
         found = milp(
             costs / scale,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(once, 1, 1),
-                LinearConstraint(sizes / budget, ub=room / budget),
-                LinearConstraint(kept, ub=len(rows) if most is None else most),
-            ],
+            constraints=held,
             options={"mip_rel_gap": 0.0},
         )
         if found.x is None:
             raise UserError(f"no choice of options fits {budget} bytes", "Give a larger budget, or keep more layers.")
-        taken = {layer: option for (layer, option), chosen in zip(flat, found.x > 0.5, strict=True) if chosen}
-        over = sum(option.bytes for option in taken.values()) - budget
-        if over <= 0:
-            return taken
-        room -= over
+        chosen = found.x > 0.5
+        if sum(option.bytes for (_, option), taken in zip(flat, chosen, strict=True) if taken) <= budget:
+            return {layer: option for (layer, option), taken in zip(flat, chosen, strict=True) if taken}
+        held.append(LinearConstraint(chosen.astype(np.float64), ub=len(rows) - 1))  # over by less than solvers see
 
 
 def sizes(content: Content, compute: str) -> dict[str, tuple[int, int]]:

@@ -54,6 +54,12 @@ def test_a_costly_layer_goes_before_two_cheap_ones_only_if_it_is_worse_than_both
     assert mixed.kept(mixed.choose(options, 50, most=1)) == ["layer0"]
 
 
+def test_one_byte_over_is_over() -> None:
+    options = _options([(3.0, 10**9, 10**9), (2.0, 10**9, 10**9 - 1), (1.0, 10**9, 10**9 - 2)])
+    assert mixed.kept(mixed.choose(options, 4 * 10**9 - 1)) == ["layer1"]
+    assert mixed.kept(mixed.choose(options, 4 * 10**9)) == ["layer0"]
+
+
 def test_more_than_two_formats_may_be_offered() -> None:
     options = {
         "a": [Option("int4", 9, 4), Option("int8", 1, 8), Option(KEEP, 0, 16)],

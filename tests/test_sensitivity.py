@@ -196,6 +196,8 @@ def test_places_cover_the_strata_and_go_where_noise_counts_most() -> None:
     counts = np.bincount([stratum for _, stratum in found])
     assert list(counts) == [4, 2, 2]  # all probes at the heavy one
     assert len(sensitivity.places(np.ones(3), 2, 99)) == 6
+    heavy = [stratum for _, stratum in sensitivity.places(np.array([6.0, 1.0, 1.0]), 99, 9)]
+    assert list(np.bincount(heavy)) == [7, 1, 1]  # 36 / (6 * 7) is still more than 1 / 2
 
 
 @pytest.mark.parametrize(
