@@ -7,14 +7,20 @@ import numpy as np
 from torch import nn
 
 from qcheck import cache, files, recipe, trace
+from qcheck import ranges as range_files
 from qcheck.artifact import Origin, Ranges
 from qcheck.backend.torch import TorchRunner
 from qcheck.errors import UserError
-from qcheck.model.arms import Side
+from qcheck.job import Use
+from qcheck.model import lora
+from qcheck.model.arms import SIDES, Side
 from qcheck.probe import ProbeSet
 from qcheck.quantize import plan, ranges
+from qcheck.quantize.formats import Format, Integer
 from qcheck.quantize.plan import Input
 from qcheck.quantize.ranges import Histogram, Seen, observed
+from qcheck.ranges import Ranges as RangesFile
+from qcheck.recipe import METHODS, Method, Recipe
 from qcheck.scheme import Scheme, Smoothing
 from qcheck.work import Work, matched
 
@@ -37,16 +43,81 @@ def inputs(work: Work, scheme: Scheme) -> Ranges:
         plain = dict.fromkeys(layers, Input(0.0))
         return {origin: plain | find_factors(work, scheme, origin) for origin in origins}
     numbers, how = plan.input_formats(work.arms.base.denoiser, scheme), work.job.recipe
+    if work.job.ranges is not None:
+        given = _given(work, scheme, numbers, work.job.ranges)
+        if absent := [origin for origin in origins if origin not in given]:
+            raise UserError(f"the ranges lack those of {absent[0]}", "Run `qcheck calibrate` with --order refit.")
+        return {origin: given[origin] | find_factors(work, scheme, origin) for origin in origins}
     return {
         origin: ranges.clips(find_ranges(work, origin), numbers, how) | find_factors(work, scheme, origin)
         for origin in origins
     }
 
 
+def _given(work: Work, scheme: Scheme, numbers: Mapping[str, Format], path: Path) -> dict[str, dict[str, Input]]:
+    """What the user's file says."""
+    found = range_files.read(path)
+    contents: dict[str, str] = {side: work.arms.content(side) for side in SIDES}
+    formats = {layer: number.name for layer, number in numbers.items()}
+    range_files.require_fit(found, contents, scheme.name, formats, work.job.probes)
+    return {
+        origin: {
+            layer: Input(cuts[found.method] if layer in numbers else cuts["max"]) for layer, cuts in layers.items()
+        }
+        for origin, layers in found.cuts.items()
+    }
+
+
+def ranges_file(work: Work, scheme: Scheme, left_out: Mapping[str, str]) -> RangesFile:
+    """Ranges of a scheme by every method from one pass, as a file.
+
+    Raises:
+        UserError: the scheme has no inputs on fixed steps.
+    """
+    numbers, how, job = plan.input_formats(work.arms.base.denoiser, scheme), work.job.recipe, work.job
+    if not numbers:
+        raise UserError(
+            f"scheme {scheme.name!r} needs no ranges: its inputs stay in float or get their steps while it runs",
+            "Calibrate for a scheme with quantized activations, such as int8 or fp8.",
+        )
+    origins: tuple[Origin, ...] = ("base", "adapted", "shared") if "refit" in job.orders else ("base", "adapted")
+    chosen = _prompts(work, "adapted")
+    cuts = {
+        origin: {layer: _cuts(seen, numbers.get(layer), how) for layer, seen in find_ranges(work, origin).items()}
+        for origin in origins
+    }
+    return RangesFile(
+        contents={side: work.arms.content(side) for side in SIDES},
+        scheme=scheme.name,
+        formats={layer: number.name for layer, number in numbers.items()},
+        method=how.method,
+        percentile=how.percentile,
+        settings=range_files.settings(chosen),
+        prompts=list(chosen.prompts),
+        prompts_digest=files.digest_value(chosen),
+        left_out=dict(left_out),
+        cuts={str(origin): layers for origin, layers in cuts.items()},
+    )
+
+
+def _cuts(seen: Seen, number: Format | None, how: Recipe) -> dict[Method, float]:
+    """The cut by every method that the format has; the maximum alone where the input stays in float."""
+    usable = [m for m in METHODS if m == how.method or m != "entropy" or isinstance(number, Integer)]
+    return {m: seen.clip(m, number, how.percentile) for m in usable} if number else {"max": seen.absmax}
+
+
+def own_prompts(source: str) -> list[str]:
+    """Prompts from what a trainer wrote into an adapter's file: the trigger phrase with each tag, commonest first."""
+    adapter = lora.read(Use(source, 1.0))
+    tags = list(lora.tag_counts(adapter))
+    phrases = [word for word in lora.trigger_words(adapter)[:1] if word not in tags] or tags[:1]
+    return [*phrases, *(f"{phrases[0]}, {tag}" for tag in tags if tag not in phrases)]
+
+
 def _prompts(work: Work, origin: Origin) -> ProbeSet:
     """Calibration prompts; the adapter's trigger words are in all but the shared ones."""
     job = work.job
-    return recipe.calibration(job.recipe, job.probes, None if origin == "shared" else job.trigger)
+    return recipe.calibration(job.recipe, job.probes, None if origin == "shared" else job.trigger, job.calibrating)
 
 
 def _contents(work: Work, origin: Origin) -> list[str]:

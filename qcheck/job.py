@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qcheck.limits import Limits
 from qcheck.probe import ProbeSet
-from qcheck.recipe import Recipe
+from qcheck.recipe import PromptSet, Recipe
 from qcheck.scheme import Order, Scheme
 from qcheck.target import Target
 
@@ -26,6 +26,7 @@ class Job:
 
     ``adapters`` are judged together; those in ``common`` belong to both arms. ``explicit`` says that the user named the
     schemes; ``artifacts`` are files of others that are judged beside them. ``cache`` None keeps nothing beyond the run.
+    ``ranges`` is a file of them; ``calibrating`` are prompts to find them on instead of the recipe's.
     """
 
     base: str
@@ -46,6 +47,8 @@ class Job:
     threads: int
     batch: int
     build: bool
+    ranges: Path | None = None
+    calibrating: PromptSet | None = None
 
     def arguments(self) -> dict[str, Argument]:
         """What was asked for, by the names of the options, resolved."""
@@ -63,6 +66,7 @@ class Job:
             "probes": self.probes.name,
             "trigger": self.trigger,
             "recipe": self.recipe.name,
+            "ranges": None if self.ranges is None else str(self.ranges),
             "limits": self.limits.name,
             "max_probes": self.limits.looks[-1],
             "build": self.build,

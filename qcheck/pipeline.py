@@ -4,14 +4,14 @@ Probes are added look by look until each case has a verdict; the cache makes eve
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from qcheck import artifact, calibrate, foreign, gate, reported, summary, trace, workload
+from qcheck import artifact, calibrate, foreign, gate, reported, sensitivity, summary, trace, workload
 from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
 from qcheck.foreign import Foreign
@@ -27,6 +27,7 @@ from qcheck.report import contact, junit, markdown
 from qcheck.report.contact import Sheet
 from qcheck.report.model import Build, Case, Report
 from qcheck.scheme import Order, Scheme
+from qcheck.sensitivity import Scores
 from qcheck.trace import Setup, Subject, Trace
 from qcheck.verdict import Verdict, judge
 from qcheck.work import Traces, Work, prepare
@@ -100,7 +101,7 @@ def require_effect(work: Work, reference: Traces) -> float:
 class Ground:
     """What every order of a scheme is made from and compared with. ``floor`` is the compute type's own error, [T].
 
-    ``bases`` holds q0's traces by the number of their probes.
+    ``bases`` holds q0's traces by the number of their probes, ``scores`` what each order's layers cost.
     """
 
     making: Making
@@ -108,6 +109,7 @@ class Ground:
     bases: dict[int, Trace]
     floor: np.ndarray
     controls: list[Measurement]
+    scores: Mapping[Order, Scores]
 
 
 def run_scheme(work: Work, scheme: Scheme) -> list[tuple[Case, Sheet]]:
@@ -119,7 +121,8 @@ def run_scheme(work: Work, scheme: Scheme) -> list[tuple[Case, Sheet]]:
         advance(1)
     floor, controls = run_controls(work, scheme)
     q0 = work.quantized(f"{scheme.name}: base (q0)", "base", base)
-    ground = Ground(making, q0, {}, floor, controls)
+    scores = sensitivity.find(work, making, trace_reference(work, work.job.limits.looks[0])["adapted"])
+    ground = Ground(making, q0, {}, floor, controls, scores)
     return [run_case(work, order, ground) for order in work.job.orders]
 
 
@@ -150,7 +153,9 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
     worst = reported.worst_prompt(energies, work.setup.weights, ground.floor, prompts)
     also = reported.measure(reference, quantized, sheet, SIDES, limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
-    case = summary.case(work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start)
+    case = summary.case(
+        work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start, ground.scores.get(order)
+    )
     return case, sheet
 
 

@@ -51,20 +51,23 @@ def find(name: str) -> Recipe:
     return files.find(Recipe, FOLDER, name)
 
 
-def _plain(prompt: str) -> str:
+def plain(prompt: str) -> str:
+    """A prompt as it is compared: lower case, single spaces."""
     return " ".join(prompt.lower().split())
 
 
-def calibration(recipe: Recipe, judged: ProbeSet, trigger: str | None = None) -> ProbeSet:
-    """The recipe's prompts, trigger words added, as a probe set with the sampling settings of ``judged``.
+def calibration(
+    recipe: Recipe, judged: ProbeSet, trigger: str | None = None, given: PromptSet | None = None
+) -> ProbeSet:
+    """The recipe's prompts, or those ``given``, trigger words added, as a probe set sampled as ``judged`` is.
 
     Raises:
         UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
     """
-    chosen = files.find(PromptSet, PROMPTS, recipe.prompts)
+    chosen = given or files.find(PromptSet, PROMPTS, recipe.prompts)
     used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
     calibrating = triggered(judged.model_copy(update=used), trigger)
-    both = {_plain(p) for p in calibrating.prompts} & {_plain(p) for p in judged.prompts}
+    both = {plain(p) for p in calibrating.prompts} & {plain(p) for p in judged.prompts}
     if both:
         raise UserError(
             f"prompts are both in the calibration set {chosen.name!r} and in the probe set {judged.name!r}: "
@@ -83,3 +86,23 @@ def calibration(recipe: Recipe, judged: ProbeSet, trigger: str | None = None) ->
             "Lower `samples` or add prompts.",
         )
     return calibrating
+
+
+def screened(chosen: PromptSet, judged: ProbeSet) -> tuple[PromptSet, dict[str, str]]:
+    """``chosen`` without what is also a probe's prompt, and what was left out with the reason.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    probes = {plain(prompt) for prompt in judged.prompts}
+    left = {
+        prompt: f"it is a prompt of the probe set {judged.name!r}"
+        for prompt in chosen.prompts
+        if plain(prompt) in probes
+    }
+    kept = tuple(prompt for prompt in chosen.prompts if prompt not in left)
+    if not kept:
+        raise UserError(
+            f"every prompt of {chosen.name!r} is also in the probe set {judged.name!r}", "Give other prompts."
+        )
+    return chosen.model_copy(update={"prompts": kept}), left

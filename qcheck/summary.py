@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from qcheck import files, foreign, provenance
+from qcheck import files, foreign, provenance, sensitivity
 from qcheck.artifact import TWIN, Artifact
 from qcheck.estimate import Estimate
 from qcheck.foreign import Foreign
@@ -20,9 +20,10 @@ from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
 from qcheck.report import contact
 from qcheck.report.contact import Sheet
-from qcheck.report.model import ArtifactFile, Build, Case, Input, Probing, Report
+from qcheck.report.model import ArtifactFile, Build, Case, Input, LayerShare, Probing, Report
 from qcheck.report.steps import next_step
 from qcheck.scheme import Order, Scheme
+from qcheck.sensitivity import Scores
 from qcheck.trace import Trace
 from qcheck.verdict import Verdict
 from qcheck.work import Work
@@ -38,6 +39,7 @@ def case(
     energies: effect.Energies | None,
     steps: dict[str, list[float]],
     seconds: float,
+    scores: Scores | None = None,
 ) -> Case:
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
     layers = {layer.name for layer in made.manifest.layers} if made is not None else set()
@@ -58,6 +60,7 @@ def case(
         steps=steps,
         quantized_layers=len(layers),
         kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
+        layers=[] if scores is None else _shares(scores),
         artifact=artifact,
         ran_as=scheme.ran_as,
         control=scheme.control,
@@ -67,6 +70,26 @@ def case(
         builds=builds,
         seconds=round(seconds, 1),
     )
+
+
+def _shares(scores: Scores) -> list[LayerShare]:
+    total = float(scores.costs.sum()) or 1.0
+    columns = (scores.costs, scores.standard_errors(), scores.weight_costs, scores.activation_costs)
+    found = [
+        LayerShare(
+            name=layer,
+            block=sensitivity.block(layer),
+            kind=sensitivity.kind(layer),
+            share=share,
+            standard_error=error,
+            weight=weight,
+            activation=activation,
+        )
+        for layer, (share, error, weight, activation) in zip(
+            scores.layers, (np.stack(columns, 1) / total).tolist(), strict=True
+        )
+    ]
+    return sorted(found, key=lambda layer: -layer.share)
 
 
 def foreign_case(

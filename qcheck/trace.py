@@ -235,7 +235,7 @@ def _walk(
         yield {name: values[row].numpy() for name, values in kept.items()}
 
 
-def _ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarray, advance: Advance) -> np.ndarray:
+def ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarray, advance: Advance) -> np.ndarray:
     """Guided outputs [b, T, C, h, w] at given states of that shape."""
     solver, outputs = setup.solver(), np.empty_like(states)
     for place, index in enumerate(setup.strata):
@@ -289,7 +289,7 @@ def forced(
 
     def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         conditions = setup.inputs(subject.side, probes[rows]).conditions
-        for output in _ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
+        for output in ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
             yield {"outputs": output}
 
     keys = [cache.key("forced", subject.content, path.parent.name) for path in reached.paths]
@@ -304,7 +304,7 @@ def arm(
     def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
         start = setup.inputs(subject.side, probes[rows])
         states = np.stack(reached.states()[rows])
-        outputs = _ask(setup, runner, start.conditions, states, advance)
+        outputs = ask(setup, runner, start.conditions, states, advance)
         apart = np.zeros(states.shape[:2])
 
         def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
@@ -324,7 +324,7 @@ def visit(setup: Setup, reached: Trace, runner: Runner, side: Side, probes: Sequ
     """Run an arm at the states that the reference reached for the sake of who watches its layers; nothing is kept."""
     for rows in _batches(range(len(probes)), setup.batch):
         conditions = setup.inputs(side, probes[rows]).conditions
-        _ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance)
+        ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance)
 
 
 def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:

@@ -30,6 +30,7 @@ def check(
     artifacts: options.Artifacts = None,
     orders: options.Orders = None,
     ranges: options.Ranges = None,
+    ranges_file: options.RangesFile = None,
     bounds: options.Bounds = "default",
     probes: options.Probes = None,
     prompts: options.Prompts = None,
@@ -85,6 +86,7 @@ def check(
         threads=threads,
         batch=batch,
         build=build,
+        ranges=ranges_file,
     )
     if print_config:
         config.show(config.settings(context, job), as_json)

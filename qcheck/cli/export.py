@@ -39,6 +39,7 @@ def export(
         str | None, typer.Option(help="When the adapter is merged, as for check.", autocompletion=options.orders)
     ] = None,
     ranges: options.Ranges = None,
+    ranges_file: options.RangesFile = None,
     trigger: options.Trigger = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -91,6 +92,7 @@ def export(
         threads=threads,
         batch=batch,
         build=build,
+        ranges=ranges_file,
     )
     with output.session(job, as_json or quiet, log) as (folder, progress):
         found = host("qcheck.export").export(job, asked, folder, progress)

@@ -119,6 +119,14 @@ Ranges = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+RangesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        help="Ranges that `qcheck calibrate` wrote, instead of calibrating now; they must fit base, LoRA and scheme.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Bounds = Annotated[
     str,
     typer.Option(

@@ -63,14 +63,22 @@ class Float:
 
     def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
         """Distance of neighbouring codes at values in units of the scale."""
-        exponent = torch.where(ratio == 0, self.smallest, torch.frexp(ratio).exponent - 1)
-        return torch.exp2((exponent.clamp(min=self.smallest) - self.mantissa).to(ratio.dtype))
+        return _binade(ratio).clamp(min=2.0**self.smallest) * 2.0**-self.mantissa
 
     def nearest(self, ratio: torch.Tensor) -> torch.Tensor:
         """Codes as the float32 values they stand for: round half to even, saturate."""
         inside = ratio.clamp(-self.limit, self.limit)
         spacing = self.spacing(inside)
         return torch.round(inside / spacing) * spacing
+
+
+_EXPONENTS = {torch.float32: (torch.int32, 0xFF << 23), torch.float64: (torch.int64, 0x7FF << 52)}
+
+
+def _binade(values: torch.Tensor) -> torch.Tensor:
+    """The power of two at or below each magnitude, 0 below the smallest normal number: the exponent's bits alone."""
+    integer, mask = _EXPONENTS[values.dtype]
+    return (values.view(integer) & mask).view(values.dtype)
 
 
 @dataclass(frozen=True)

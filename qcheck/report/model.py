@@ -63,9 +63,26 @@ class Build(Value):
     peak_memory_mb: float | None = None
 
 
+class LayerShare(Value):
+    """What one quantized layer has of the case's gap: its share of the squared errors that all layers make alone.
+
+    ``weight`` and ``activation`` are what rounding its weight or its input alone would make of the same sum; ``share``
+    is of both together, where errors may point alike. ``standard_error`` is of ``share``, over states and draws.
+    """
+
+    name: str
+    block: str
+    kind: str
+    share: Number
+    standard_error: Number
+    weight: Number
+    activation: Number
+
+
 class Case(Value):
     """One scheme in one order: its verdict and everything it rests on.
 
+    ``layers`` are those that are quantized, the one with most of the gap first; empty where that was not estimated.
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known.
     """
@@ -82,6 +99,7 @@ class Case(Value):
     steps: dict[str, list[Number]]
     quantized_layers: int | None
     kept_layers: list[str]
+    layers: list[LayerShare] = Field(default_factory=list)
     artifact: list[ArtifactFile]
     compute: str
     ran_as: RanAs

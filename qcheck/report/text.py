@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcheck.measurement import Arm, Judged
-from qcheck.report.model import Build, Case, Report
+from qcheck.report.model import Build, Case, LayerShare, Report
 from qcheck.verdict import Outcome
 
 COLOURS: dict[Outcome, str] = {
@@ -92,6 +92,15 @@ _COMPARED: tuple[tuple[str, str, Arm], ...] = (
     ("SQNR", "stratum_sqnr", "adapted"),
     ("endpoint", "endpoint_error", "adapted"),
 )
+
+
+_TOP = 5
+
+
+def _carries(layer: LayerShare) -> str:
+    """A layer's share of the gap, with its standard error, and which of its two roundings makes most of it."""
+    part = "input" if layer.activation > layer.weight else "weight"
+    return f"{100 * layer.share:.0f} % (+-{100 * layer.standard_error:.0f}) of the gap: {layer.name}, its {part}"
 
 
 def _comparison(report: Report) -> Table:
@@ -189,6 +198,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
+        for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
+            console.print(Text(f"  {_carries(layer)}"))
         if case.estimate is not None:
             console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:

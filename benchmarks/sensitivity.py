@@ -1,0 +1,175 @@
+"""The sensitivity score beside what it stands for: each layer of the demo's denoiser quantized alone.
+
+``python -m benchmarks.sensitivity`` takes the adapter "flat" merged into the demo's base and quantizes under four
+schemes each layer alone, then all, at two probes x eight timesteps (13 400 denoiser calls). Beside it stand our score
+with 1, 2 and 4 draws a state and the score of NVIDIA ModelOpt's ``auto_quantize`` (its formula, sum of (g * dy)^2
+elementwise, on our draws, which do better in it than a task's loss). Costs are medians of passes interleaved with
+forwards of the same state (``--cost``: time it beside nothing else).
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from qcheck import artifact, cache, calibrate, limits, pipeline, probe, recipe, scheme, sensitivity, target, work
+from qcheck.demo import library
+from qcheck.job import Job, Use
+from qcheck.model.taps import tapped
+from qcheck.progress import Silent
+from qcheck.sensitivity import Errors, Spot
+from qcheck.work import Work
+
+SCHEMES = ("int8", "fp8", "int4-g128", "nf4-g64")
+DRAWS = (1, 2, 4)
+
+
+def job(adapter: str, threads: int) -> Job:
+    """A check of one of the demo's adapters."""
+    return Job(
+        base=str(library.PIPELINE),
+        adapters=(Use(str(library.ADAPTERS / f"{adapter}.safetensors"), 1.0),),
+        common=(),
+        allow_unmatched=False,
+        schemes=tuple(map(scheme.find, SCHEMES)),
+        artifacts=(),
+        explicit=True,
+        orders=("merge-quantize",),
+        target=target.find("jetson-thor-t5000"),
+        probes=probe.repeated(probe.find(library.PROBES), 8),
+        recipe=recipe.find(library.RECIPE),
+        trigger=None,
+        limits=limits.find("default"),
+        out=Path("unused"),
+        cache=cache.location(),
+        threads=threads,
+        batch=8,
+        build=False,
+    )
+
+
+def modelopt(started: Work, held: Errors, spots: list[Spot], draws: int) -> np.ndarray:
+    """ModelOpt's gradient score of every layer, [samples, L]: sum over the layer's output of (g * dy)^2."""
+    entry, model = started.arms.entry("adapted"), started.setup.family.module
+    found, seen = np.zeros((len(spots) * draws, len(held))), dict[str, float]()
+
+    def watch(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def after(module: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            inputs = given[0].detach()
+
+            def back(gradient: torch.Tensor) -> None:
+                with torch.no_grad(), sensitivity.disturbed(model, {layer: held[layer]}):
+                    moved = type(module).forward(module, inputs + _rounded(held[layer], inputs))
+                seen[layer] = float((gradient * (moved - output.detach())).square().sum())
+
+            output.register_hook(back)
+
+        return after
+
+    handles = [model.get_submodule(layer).register_forward_hook(watch(layer)) for layer in held]
+    layers = {layer: model.get_submodule(layer) for layer in held}
+    with tapped(layers, (), lambda *_: None, lambda *_: None), torch.enable_grad():
+        for place, (spot, draw) in enumerate(itertools.product(spots, range(draws))):
+            given = {name: torch.from_numpy(value) for name, value in spot.given.items()}
+            output = entry(**given)
+            output.backward(sensitivity.cotangent(spot, output.shape, started.setup.guidance, draw))
+            found[place] = [seen.get(layer, 0.0) for layer in held]
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _rounded(error: sensitivity.LayerError, inputs: torch.Tensor) -> torch.Tensor:
+    return error.input(inputs) if error.rounds_input else torch.zeros(())
+
+
+def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: int, rounds: int) -> tuple[float, float]:
+    """Forward-equivalents of a draw, of a pass for all ``cases``, and of one with hooks of a single case."""
+    entry = started.arms.entry("adapted")
+
+    def forward() -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            entry(**{name: torch.from_numpy(value) for name, value in spots[0].given.items()})
+        return time.perf_counter() - start
+
+    def passes(chosen: Mapping[str, Errors]) -> float:
+        start = time.perf_counter()
+        sensitivity.score(started.arms, started.setup, chosen, spots[:4], draws)
+        return (time.perf_counter() - start) / 4 / draws
+
+    first = dict(list(cases.items())[:1])
+    bare, every, one = [], [], []
+    forward()
+    for _ in range(rounds):
+        bare += [forward() for _ in range(8)]
+        every.append(passes(cases))
+        bare += [forward() for _ in range(8)]
+        one.append(passes(first))
+    return statistics.median(every) / statistics.median(bare), statistics.median(one) / statistics.median(bare)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapter", default="flat")
+    parser.add_argument("--probes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cost", action="store_true", help="time it, and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    started = work.prepare(job(options.adapter, options.threads), Path(tempfile.mkdtemp()), Silent())
+    reached, setup = pipeline.trace_reference(started, 8)["adapted"], started.setup
+    cases = {}
+    for chosen in started.job.schemes:
+        inputs = calibrate.inputs(started, chosen)
+        content = artifact.adapted_content(started.arms, chosen, started.job.recipe, "merge-quantize", inputs)
+        cases[chosen.name] = sensitivity.errors(started.arms, content)
+    pairs = list(itertools.product(range(options.probes), range(len(setup.strata))))
+    spots = list(sensitivity.spots(setup, reached, started.probes, pairs))
+    for draws in DRAWS if options.cost else ():
+        every, one = cost(started, cases, spots, draws, 7)
+        print(f"{draws} draws a state: {every:.2f} forwards a draw for all of {', '.join(cases)}; {one:.2f} for one")
+    if options.cost:
+        return
+    scores = {draws: sensitivity.score(started.arms, setup, cases, spots, draws) for draws in DRAWS}
+    solver = setup.weights / setup.weights.sum()
+    even = np.full(len(solver), 1 / len(solver))
+    for name, held in cases.items():
+        exact = sensitivity.exact(started.arms, setup, held, reached, started.probes[: options.probes]).mean(1)
+        rival = modelopt(started, held, spots, 1)
+        for kind, weights in (("even", even), ("solver", solver)):
+            alone, whole = exact[:-1] @ weights, float(exact[-1] @ weights)
+            ranks = [_rank(scores[draws][name], weights, alone) for draws in DRAWS]
+            strata = np.array([stratum for _, stratum in pairs])
+            theirs = spearmanr(weights[strata] @ rival, alone).statistic
+            best = scores[DRAWS[-1]][name]
+            print(
+                f"{name} ({len(held)} layers), {kind} weights: Spearman "
+                + " / ".join(f"{rank:.3f}" for rank in ranks)
+                + f" with {' / '.join(map(str, DRAWS))} draws, ModelOpt's {theirs:.3f} with 1; "
+                f"sum of single costs / whole {alone.sum() / whole:.2f}, "
+                f"of scores {_costs(best, weights).sum() / whole:.2f}",
+                flush=True,
+            )
+
+
+def _costs(scores: sensitivity.Scores, weights: np.ndarray) -> np.ndarray:
+    return (weights[scores.strata] / np.bincount(scores.strata)[scores.strata]) @ scores.parts.sum(2) ** 2
+
+
+def _rank(scores: sensitivity.Scores, weights: np.ndarray, alone: np.ndarray) -> float:
+    found: float = spearmanr(_costs(scores, weights), alone).statistic
+    return found
+
+
+if __name__ == "__main__":
+    main()

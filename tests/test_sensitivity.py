@@ -1,0 +1,237 @@
+"""The one-backward score against its definition, and what a check makes of it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qcheck import artifact, recipe, scheme, sensitivity
+from qcheck.artifact import Content
+from qcheck.model.arms import Arms
+from qcheck.quantize import formats, plan
+from qcheck.quantize.plan import LayerPlan, Static
+from qcheck.sensitivity import Errors, LayerError, Scores, Spot, disturbed
+from tests.conftest import Finished, Prepared
+
+INT8 = scheme.find("int8")
+
+
+class Chain(nn.Module):
+    """A convolution and two linear layers that read one tensor: linear in each of its weights and inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.left, self.right = nn.Linear(4, 5), nn.Linear(4, 5, bias=False)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        tokens = self.first(sample).flatten(2).mT
+        return self.left(tokens) + 0.5 * self.right(tokens)
+
+
+@pytest.fixture
+def chain() -> Chain:
+    torch.manual_seed(5)
+    return Chain().requires_grad_(False)
+
+
+def _errors(model: nn.Module) -> dict[str, LayerError]:
+    return {
+        name: LayerError(
+            0.1 * torch.randn_like(module.weight),
+            LayerPlan(
+                plan.make_layer(module.weight, INT8, plan.Input(3.0)).weight,
+                Static(formats.find("int8"), torch.tensor(0.3)),
+            ),
+        )
+        for name, module in plan.linear_layers(model)
+    }
+
+
+def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[Any, Any]:
+    family = SimpleNamespace(module=model)
+    setup = SimpleNamespace(family=family, guidance=3.0, weights=np.array(weights))
+    return SimpleNamespace(entry=lambda _: model), setup
+
+
+def _spot(rows: int, stratum: int = 0) -> Spot:
+    draws = torch.Generator().manual_seed(stratum)
+    return Spot({"sample": torch.randn(rows, 3, 6, 6, generator=draws).numpy()}, rows, stratum, f"spot {stratum}")
+
+
+@pytest.mark.parametrize("rows", [1, 2], ids=["no guidance", "guidance"])
+def test_parts_are_what_each_error_alone_adds_to_the_guided_output_along_z(chain: Chain, rows: int) -> None:
+    arms, setup = _around(chain)
+    held, spot = _errors(chain), _spot(rows)
+    sample = torch.from_numpy(spot.given["sample"])
+    found = sensitivity.score(arms, setup, {"case": held}, [spot], 2)["case"]
+    for draw in range(2):
+        z = sensitivity.cotangent(spot, chain(sample).shape, 3.0, draw)
+        for place, layer in enumerate(found.layers):
+            error = held[layer]
+            exact = LayerPlan(error.numbers.weight)
+            with disturbed(chain, {layer: LayerError(error.weight, exact)}):
+                weight = float((z * (chain(sample))).sum())
+            with disturbed(chain, {layer: LayerError(torch.zeros_like(error.weight), error.numbers)}):
+                inputs = float((z * chain(sample)).sum())
+            whole = float((z * chain(sample)).sum())
+            expected = (weight - whole, inputs - whole)
+            np.testing.assert_allclose(found.parts[draw, place], expected, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(found.parts[0], found.parts[1])
+
+
+def test_guidance_weighs_its_branches_and_draws_are_not_the_latents(chain: Chain) -> None:
+    spot = _spot(2)
+    negative, positive = sensitivity.cotangent(spot, (2, 8, 8), 3.0, 0)
+    torch.testing.assert_close(negative, -2 / 3 * positive)
+    assert positive.std() == pytest.approx(3, rel=0.4)
+    assert not torch.equal(sensitivity.cotangent(spot, (2, 8, 8), 3.0, 1)[1], positive)
+
+
+def test_a_score_has_the_exact_cost_as_its_mean(chain: Chain) -> None:
+    arms, setup = _around(chain)
+    held, spot = _errors(chain), _spot(2)
+    found = sensitivity.score(arms, setup, {"case": held}, [spot], 600)["case"]
+    sample = torch.from_numpy(spot.given["sample"])
+
+    def guided() -> torch.Tensor:
+        negative, positive = chain(sample)
+        return negative + 3 * (positive - negative)
+
+    for layer, cost, error in zip(found.layers, found.costs, found.standard_errors(), strict=True):
+        with disturbed(chain, {layer: held[layer]}):
+            moved = guided()
+        assert abs(cost - float((moved - guided()).square().sum())) < 4 * error
+    with disturbed(chain, held):
+        moved = guided()
+    assert found.joint == pytest.approx(float((moved - guided()).square().sum()), rel=0.35)
+
+
+def test_strata_count_by_their_weight_however_many_samples_they_have() -> None:
+    parts = np.zeros((3, 1, 2))
+    parts[:, 0, 0] = [1, 1, 2]
+    chain = nn.Sequential(nn.Linear(3, 3, bias=False)).requires_grad_(False)
+    arms, setup = _around(chain)
+    spots = [Spot({"input": np.ones((1, 3), np.float32)}, 1, stratum, f"{n}") for n, stratum in enumerate((0, 0, 1))]
+    found = sensitivity.score(arms, setup, {"case": _errors(chain)}, spots)["case"]
+    np.testing.assert_allclose(found.weights, [0.125, 0.125, 0.75])
+    made = Scores(("0",), np.array([0, 0, 1]), found.weights, parts)
+    assert made.costs == pytest.approx([0.25 + 0.75 * 4])
+    np.testing.assert_allclose(made.by_stratum(3)[:2, 0], [1, 4])
+    assert np.isnan(made.by_stratum(3)[2, 0])
+
+
+def test_everything_is_as_it_was_afterwards(chain: Chain) -> None:
+    arms, setup = _around(chain)
+    sample = torch.from_numpy(_spot(1).given["sample"])
+    before = chain(sample)
+    sensitivity.score(arms, setup, {"case": _errors(chain)}, [_spot(1)])
+    with disturbed(chain, _errors(chain)):
+        assert not torch.equal(chain(sample), before)
+    assert torch.equal(chain(sample), before)
+    assert not any(value.requires_grad or value.grad is not None for value in chain.parameters())
+
+
+@pytest.mark.parametrize("order", ["merge-quantize", "quantize-merge", "unmerged"])
+def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order: scheme.Order) -> None:
+    given = {"base": prepared.ranges, "adapted": prepared.ranges}
+    content = artifact.adapted_content(demo_arms, INT8, recipe.find("emoji"), order, given)  # type: ignore[arg-type]
+    held = sensitivity.errors(demo_arms, content)
+    adapted = demo_arms.state("adapted")
+    assert set(held) == set(content.plan)
+    for layer in [*content.plan][:3] + demo_arms.denoiser_layers()[:3]:
+        if layer in held:
+            whole = _whole(content, layer)
+            torch.testing.assert_close(adapted[f"{layer}.weight"] + held[layer].weight, whole, rtol=1e-3, atol=1e-5)
+
+
+def _whole(content: Content, layer: str) -> torch.Tensor:
+    """What the artifact multiplies with, an unmerged branch included."""
+    weight = content.plan[layer].fake(content.state[f"{layer}.weight"])
+    if layer in content.branches:
+        down, up = content.branches[layer]
+        weight = weight + (up @ down.flatten(1)).view(weight.shape)
+    return weight
+
+
+def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared: Prepared) -> None:
+    """A small error in a convolution, in layers that share their input, and in one that reads the text."""
+    model, draws = prepared.unet, torch.Generator().manual_seed(1)
+    names = [
+        "down_blocks.0.resnets.0.conv1",
+        *(n for n, _ in plan.linear_layers(model) if n.endswith(("attn1.to_q", "attn2.to_k"))),
+    ]
+    held: Errors = {}
+    for name in names[:1] + names[1:3] + names[-2:]:
+        weight = model.get_submodule(name).weight
+        change = 1e-3 * weight.std() * torch.randn(weight.shape, generator=draws)
+        held = {**held, name: LayerError(change, LayerPlan(prepared.plan[name].weight, None))}
+    given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
+    setup: Any = SimpleNamespace(family=SimpleNamespace(module=model), guidance=3.0, weights=np.ones(1))
+    spot = Spot(given, 2, 0, "demo")
+    found = sensitivity.score(demo_arms, setup, {"case": held}, [spot])["case"]
+    entry = demo_arms.entry("adapted").double()
+    try:
+        feed = {name: torch.from_numpy(value).double() for name, value in given.items()}
+        with torch.no_grad():
+            whole = entry(**feed)
+            z = sensitivity.cotangent(spot, whole.shape, 3.0, 0).double()
+            for place, (layer, error) in enumerate(held.items()):
+                with disturbed(model, {layer: error}):
+                    expected = float((z * (entry(**feed) - whole)).sum())
+                assert found.parts[0, place, 0] == pytest.approx(expected, rel=0.02, abs=1e-4)
+                assert found.parts[0, place, 1] == 0
+    finally:
+        entry.float()
+    demo_arms.use("adapted")
+
+
+def test_places_cover_the_strata_and_go_where_noise_counts_most() -> None:
+    found = sensitivity.places(np.array([8.0, 1.0, 1.0]), 4, 8)
+    assert len(set(found)) == len(found) == 8
+    counts = np.bincount([stratum for _, stratum in found])
+    assert list(counts) == [4, 2, 2]  # all probes at the heavy one
+    assert len(sensitivity.places(np.ones(3), 2, 99)) == 6
+    heavy = [stratum for _, stratum in sensitivity.places(np.array([6.0, 1.0, 1.0]), 99, 9)]
+    assert list(np.bincount(heavy)) == [7, 1, 1]  # 36 / (6 * 7) is still more than 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "block", "kind"),
+    [
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "down_blocks.1", "attn2.to_k"),
+        ("up_blocks.2.resnets.0.conv1", "up_blocks.2", "resnets.conv1"),
+        ("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj", "mid_block", "net.proj"),
+        ("transformer_blocks.11.attn.to_out.0", "transformer_blocks.11", "attn.to_out"),
+        ("conv_in", "conv_in", "conv_in"),
+    ],
+)
+def test_blocks_and_kinds(layer: str, block: str, kind: str) -> None:
+    assert (sensitivity.block(layer), sensitivity.kind(layer)) == (block, kind)
+
+
+def test_scores_are_read_as_written(tmp_path: Path) -> None:
+    draws = np.random.default_rng(3)
+    made = Scores(("a.0", "b.1"), np.array([0, 1]), np.array([0.5, 0.5]), draws.normal(size=(2, 2, 2)))
+    made.save(tmp_path / "scores.npz")
+    read = sensitivity.load(tmp_path / "scores.npz")
+    assert read.layers == made.layers
+    np.testing.assert_array_equal(read.costs, made.costs)
+    assert read.grouped(lambda _: "all") == pytest.approx({"all": made.costs.sum()})
+
+
+def test_a_check_names_the_layers_that_carry_the_gap(finished: Finished) -> None:
+    (case,) = finished.report["cases"]
+    shares = [layer["share"] for layer in case["layers"]]
+    assert len(shares) == case["quantized_layers"]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert not {layer["name"] for layer in case["layers"]} & set(case["kept_layers"])
+    assert any(layer["activation"] > layer["weight"] for layer in case["layers"])
+    shown = " ".join(finished.result.output.split())
+    assert all(f"of the gap: {layer['name']}, its" in shown for layer in case["layers"][:5])
+    assert case["layers"][5]["name"] not in shown
