@@ -1,4 +1,4 @@
-"""What a report shows beyond its numbers, gathered from the traces of a case that has its verdict, and written small."""
+"""What a report shows beyond its numbers: gathered from the traces of a case that has its verdict, written small."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def gather(
             Along(
                 arm=side,
                 sqnr=spread(np.minimum(decibels(*gaps[side]), _EXACT)),
-                apart=spread(np.stack(list(quantized[side].way("apart")))),
+                apart=spread(np.stack(list(quantized[side].way("apart")))) if side == "adapted" else None,
             )
             for side in sides
         ],
@@ -65,7 +65,7 @@ def gather(
     )
 
 
-def _finals(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[str, Sequence[np.ndarray]]:
+def _finals(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> Mapping[str, Sequence[np.ndarray]]:
     """Final latents, n of [C, h, w], by arm."""
     full = {f"f{number}": reference[side].finals() for side, number in ARMS.items()}
     return full | {f"q{ARMS[side]}": quantized[side].finals() for side in sides}
@@ -120,7 +120,10 @@ def histogram(channel: int, values: Mapping[str, Sequence[np.ndarray]]) -> Histo
 def arrivals(work: Work, scheme: Scheme, order: Order, made: Artifact) -> tuple[list[Arrival], str]:
     """What the codes hold of the adapter's change of every layer that is quantized; or nothing, and why."""
     if scheme.smoothing or not scheme.exported or scheme.control:
-        return [], f"{scheme.name} {_UNREAD['smoothed' if scheme.smoothing else 'cast' if scheme.control else 'loaded']}"
+        return (
+            [],
+            f"{scheme.name} {_UNREAD['smoothed' if scheme.smoothing else 'cast' if scheme.control else 'loaded']}",
+        )
     if order == "unmerged":
         return [], "unmerged: the adapter keeps its own factors in float, so all of it arrives"
     prefix = f"{work.arms.base.family.denoiser}."
@@ -181,7 +184,9 @@ def _draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
         arm=side,
         reference=[_picture(full[i], folder, f"f{arm}-{i + 1}") for i in rows],
         quantized=[_picture(quantized[i], folder, f"q{arm}-{i + 1}-case{number + 1}") for i in rows],
-        difference=[_picture(difference(full[i], quantized[i]), folder, f"e{arm}-{i + 1}-case{number + 1}") for i in rows],
+        difference=[
+            _picture(difference(full[i], quantized[i]), folder, f"e{arm}-{i + 1}-case{number + 1}") for i in rows
+        ],
     )
 
 

@@ -188,9 +188,7 @@ def run_foreign(work: Work, given: Foreign) -> Result:
     also = reported.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, *also))
     case = summary.foreign_case(work, given, verdict, builds, energies, steps, time.monotonic() - start)
-    seen = evidence.gather(
-        reference, quantized, energies, work.setup.weights, ["adapted"], (given.name, foreign.ORDER)
-    )
+    seen = evidence.gather(reference, quantized, energies, work.setup.weights, ["adapted"], (given.name, foreign.ORDER))
     return Result(case, sheet, seen.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
 

@@ -26,13 +26,14 @@ class Sheet:
 
 def eight_bits(picture: np.ndarray) -> np.ndarray:
     """A picture in [0, 1] as bytes; what is not a number is grey."""
-    values = np.nan_to_num(picture, nan=0.5)
-    return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
+    found: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
+    return found
 
 
 def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
     """The change by quantization, enlarged: grey where nothing differs."""
-    return 0.5 + AMPLIFY * (quantized - full) / 2
+    found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
+    return found
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

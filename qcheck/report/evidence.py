@@ -1,7 +1,7 @@
 """What a report shows beyond its numbers: evidence.json is this value, and pictures/ the files that it names.
 
-Everything is small: scalars a step, a ring or a bin, never a latent. A report can be rendered again from these files and
-report.json alone.
+Everything is small: scalars a step, a ring or a bin, never a latent. A report can be rendered again from these files
+and report.json alone.
 """
 
 from typing import Literal
@@ -26,12 +26,13 @@ class Spread(Value):
 class Along(Value):
     """How far one arm is from its reference at the strata: ``sqnr`` in dB where both are asked at f1's states.
 
-    ``apart`` is |x - x_f1| / |x_f1| of its own free run before those steps.
+    ``apart`` is |q1 - f1| / |f1| of the latents of free runs before those steps; the base, which is not followed, has
+    none.
     """
 
     arm: Arm
     sqnr: Spread
-    apart: Spread
+    apart: Spread | None
 
 
 class Histogram(Value):
@@ -47,7 +48,7 @@ class Histogram(Value):
 
 
 class Pictures(Value):
-    """Decoded pictures of one arm, a probe each, relative to the folder; ``difference`` is 0.5 + AMPLIFY (q - f) / 2."""
+    """Decoded pictures of an arm, a probe each, relative to the folder; ``difference`` is 0.5 + amplify (q - f) / 2."""
 
     arm: Arm
     reference: list[str]

@@ -29,7 +29,7 @@ from qcheck.report.page.charts import Chart
 
 NAME = "report.html"
 BUDGET = 3_500_000  # bytes of pictures in one page; the rest stays in the folder, and the page says so
-_VEGA = "window.vega = vega; window.vegaLite = vegaLite;"
+_VEGA = "window.vegaEmbed = vegaEmbed;"
 Record = Mapping[str, Any]
 V = TypeVar("V", bound=Value)
 
@@ -94,7 +94,12 @@ def _pictures(found: Evidence, folder: Path) -> dict[str, str]:
     shown: dict[str, str] = {}
     spent = 0
     for probe in range(len(found.prompts)):
-        names = [n for case in found.cases for p in case.pictures for n in (*_at(p.reference, probe), *_at(p.quantized, probe), *_at(p.difference, probe))]
+        names = [
+            n
+            for case in found.cases
+            for p in case.pictures
+            for n in (*_at(p.reference, probe), *_at(p.quantized, probe), *_at(p.difference, probe))
+        ]
         fresh = {name: _uri(folder, name) for name in dict.fromkeys(names) if name not in shown}
         spent += sum(map(len, fresh.values()))
         if spent > BUDGET and shown:
@@ -193,7 +198,7 @@ def render(source: Source) -> str:
         "plots": [{f"{group}-{i}": c.spec for group, cs in p.plots.items() for i, c in enumerate(cs)} for p in panels],
         "layers": [p.layers for p in panels],
     }
-    return _template().render(
+    text: str = _template().render(
         source=source,
         report=source.report,
         evidence=source.evidence,
@@ -204,8 +209,9 @@ def render(source: Source) -> str:
         data=data,
         style=Markup(_asset("style.css")),  # noqa: S704  # the package's own file
         scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704  # the package's and the library's
-        policy=" ".join(f"'sha256-{_digest(text)}'" for text in scripts.values()),
+        policy=" ".join(f"'sha256-{_digest(script)}'" for script in scripts.values()),
     )
+    return text
 
 
 def _digest(script: str) -> str:
@@ -214,7 +220,7 @@ def _digest(script: str) -> str:
 
 @functools.cache
 def _vega() -> str:
-    """Vega and Vega-Lite as one script."""
+    """Vega, Vega-Lite and Vega-Embed as one script."""
     import vl_convert
 
     return vl_convert.javascript_bundle(_VEGA)

@@ -64,7 +64,7 @@ def _y(field: str, title: str, zero: bool = False, **more: Any) -> Spec:
 
 
 def _arm(name: str = "colour") -> Spec:
-    legend = {"title": None, "orient": "top", "symbolSize": 80}
+    legend = {"title": None, "orient": "top", "symbolSize": 80, "symbolOpacity": 1}
     values = {"colour": list(_COLOURS), "shape": ["circle", "triangle-up"]}
     return {"field": "arm", "type": "nominal", "scale": {"domain": _ARMS, "range": values[name]}, "legend": legend}
 
@@ -76,7 +76,11 @@ def _rules(bounds: Range) -> list[Spec]:
         for bound in bounds
         if bound is not None
         for spec in (
-            {"data": {"values": [{"y": bound}]}, "mark": "rule", "encoding": {"y": {"field": "y", "type": "quantitative"}}}
+            {
+                "data": {"values": [{"y": bound}]},
+                "mark": "rule",
+                "encoding": {"y": {"field": "y", "type": "quantitative"}},
+            }
             | {"mark": {"type": "rule", "strokeDash": [2, 3], "color": "var(--ink)"}},
             {
                 "data": {"values": [{"y": bound, "text": f"limit {bound:g}"}]},
@@ -99,7 +103,10 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
         for place, mean, low, high in zip(where, found.mean, found.low, found.high, strict=True)
     ]
     x = _x("step", "denoising step")
-    tips = [{"field": name, "type": "quantitative", "format": ".3~g"} for name in ("step", "timestep", "mean", "low", "high")]
+    tips = [
+        {"field": name, "type": "quantitative", "format": ".3~g"}
+        for name in ("step", "timestep", "mean", "low", "high")
+    ]
     return _spec(
         title,
         records,
@@ -127,13 +134,15 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
     )
 
 
-def steps(report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Range]) -> list[Chart]:
+def steps(
+    report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Range]
+) -> list[Chart]:
     """The gap along the denoising steps."""
     where: Records = [
         {"step": step, "timestep": t} for step, t in zip(evidence.strata, report.probes.timesteps, strict=True)
     ]
-    sqnr = {along.arm: along.sqnr for along in seen.along}
-    apart = {along.arm: along.apart for along in seen.along}
+    sqnr: dict[str, Spread] = {along.arm: along.sqnr for along in seen.along}
+    apart: dict[str, Spread] = {along.arm: along.apart for along in seen.along if along.apart is not None}
     asked = "Signal to noise along the steps"
     found = [
         Chart(
@@ -143,13 +152,15 @@ def steps(report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Ma
         )
     ]
     if seen.survival is not None:
-        kept = {"adapted": seen.survival}
+        kept: dict[str, Spread] = {"adapted": seen.survival}
         title = "Survival of the adapter's effect along the steps"
         bounds = limits.get(("effect_survival", "adapted"), (None, None))
-        words = f"1: all of it is there, 0: erased. {_lowest(kept, evidence, '')} The limits hold for the sum over steps."
+        words = (
+            f"1: all of it is there, 0: erased. {_lowest(kept, evidence, '')} The limits hold for the sum over steps."
+        )
         found.append(Chart(title, words, _banded(title, "effect survival", kept, where, bounds)))
     title = "Free runs part from full precision"
-    words = "Distance of the latents of runs left to themselves, relative to their size; the last step is what is seen."
+    words = "Distance of the latents of runs left to themselves before each step, relative to their size."
     found.append(Chart(title, words, _banded(title, "relative distance", apart, where, (None, None))))
     return [*found, *_profiles(case)]
 
@@ -210,8 +221,8 @@ def spectra(evidence: Evidence, seen: Seen) -> list[Chart]:
             records = _rings(evidence, {name: seen.spectra[f"{name}{number}"] for name in "fqe"}, number)
             title = f"Radial spectrum, {arm}"
             words = (
-                "Power of the final latents by spatial frequency, mean over probes and channels. Lines that lie on each "
-                "other: the same texture. The difference is what quantization put there or took away."
+                "Power of the final latents by spatial frequency, mean over probes and channels. Lines on each other: "
+                "the same texture. The difference is what quantization put there or took away."
             )
             encoding = {
                 "x": _x("frequency", "cycles per latent pixel", axis={"grid": False}),
@@ -356,6 +367,10 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
             "legend": {"title": None, "orient": "top"},
         },
         "opacity": {"condition": _MATCHES, "value": 0.12},
-        "tooltip": [{"field": "layer"}, {"field": "part"}, {"field": "share", "type": "quantitative", "format": ".3~g"}],
+        "tooltip": [
+            {"field": "layer"},
+            {"field": "part"},
+            {"field": "share", "type": "quantitative", "format": ".3~g"},
+        ],
     }
     return Chart(title, words, _spec(title, records, [{"mark": {"type": "bar"}, "encoding": encoding}]) | _QUERY)

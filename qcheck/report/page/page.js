@@ -25,14 +25,10 @@
     tip.style.top = `${Math.max(0, Math.min(event.clientY + 12, innerHeight - tip.offsetHeight - 8))}px`;
   };
 
-  function draw(element) {
-    const spec = data.plots[element.dataset.of][element.dataset.plot];
-    const words = element.getAttribute("aria-label");
-    const made = vega.parse(vegaLite.compile({ ...spec, description: words }, { config }).spec);
-    const view = new vega.View(made, { renderer: "svg", container: element, hover: true, logLevel: vega.Error });
-    view.tooltip(tell);
-    views.set(element, view);
-    return view.runAsync();
+  async function draw(element) {
+    const spec = { ...data.plots[element.dataset.of][element.dataset.plot], description: element.getAttribute("aria-label") };
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: tell, config };
+    views.set(element, (await vegaEmbed(element, spec, options)).view);
   }
 
   const query = () => (search ? search.value.trim().toLowerCase() : "");
@@ -45,7 +41,10 @@
     if (picker) picker.value = String(index);
     await Promise.all(all(`.vega[data-of="${index}"]`).filter((element) => !views.has(element)).map(draw));
     for (const [element, view] of views) if (Number(element.dataset.of) === index) ask(view);
-    if (table) fill();
+    if (table) {
+      sorted = data.layers[index].some((row) => row.share !== undefined) ? ["share", -1] : ["snr", 1];
+      fill();
+    }
     document.documentElement.dataset.ready = String(index);
   }
 
@@ -73,7 +72,7 @@
   const every = document.getElementById("every");
   if (every) every.addEventListener("input", () => probes.forEach((probe) => cut(probe, every.value)));
 
-  const FEW = 100;
+  const FEW = 20;
   const COLUMNS = [
     ["layer", "layer"], ["kind", "kind"], ["share", "share of the gap, %"], ["weight", "by weight, %"], ["activation", "by input, %"],
     ["survival", "delta survival"], ["snr", "change over noise, dB"],
@@ -83,7 +82,7 @@
   const search = document.getElementById("search");
   const found = document.getElementById("found");
   const more = document.getElementById("more");
-  let sorted = ["", 1];
+  let sorted = ["snr", 1];
   let whole = false;
 
   const cell = (key, value) => {
@@ -94,7 +93,7 @@
   function fill() {
     const rows = data.layers[shown].filter((row) => row.layer.toLowerCase().includes(query()));
     const columns = COLUMNS.filter(([key]) => data.layers[shown].some((row) => row[key] !== undefined));
-    const [key, sign] = sorted;
+    const [key, sign] = sorted;  // the worst first
     const rank = (row) => (row[key] === null || row[key] === undefined ? -Infinity : row[key]);
     if (key) rows.sort((a, b) => sign * (rank(a) > rank(b) ? 1 : rank(a) < rank(b) ? -1 : 0));
     table.tHead.replaceChildren(head(columns));

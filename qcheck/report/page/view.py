@@ -22,6 +22,7 @@ KINDS: dict[Outcome, tuple[Kind, str]] = {
     "INCONCLUSIVE": ("open", "?"),
     "INVALID": ("open", "!"),
 }
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _ALONE: dict[Outcome, str] = {
     "PASS": "{adapter} survives {scheme} on {target}.",
     "NEEDS-QAT": "{adapter} does not survive {scheme} on {target} as it is: the base does, the adapter does not.",
@@ -34,7 +35,7 @@ _STATUS = {
     "pass": ("good", "✓", "inside"),
     "fail": ("bad", "✕", "outside"),
     "undecided": ("open", "?", "open"),
-    "not measured": ("open", "–", "not measured"),
+    "not measured": ("open", NONE, "not measured"),
     "reported": ("", "", "no limit"),
 }
 _ARMS = {"base": "base", "adapted": "with LoRA", "both": "LoRA beside base"}
@@ -136,9 +137,9 @@ def row(seen: Judged) -> Row:
     return Row(
         name=seen.name,
         arm=_ARMS[seen.arm],
-        value=f"{number(seen.value)} {_UNITS.get(seen.unit, seen.unit)}".strip() if known else "–",
+        value=f"{number(seen.value)} {_UNITS.get(seen.unit, seen.unit)}".strip() if known else NONE,
         bounds=f"{number(seen.low)} to {number(seen.high)}" if known and seen.low not in {None, seen.high} else "",
-        limit=(seen.limit or "").replace(">=", "≥").replace("<=", "≤").replace("..", "to").replace("-", "−"),
+        limit=(seen.limit or "").replace(">=", "≥").replace("<=", "≤").replace("..", "to").replace("-", MINUS),
         kind=kind,
         mark=mark,
         word=word,
@@ -150,10 +151,10 @@ def row(seen: Judged) -> Row:
 def number(value: float | None) -> str:
     """Three significant digits, a true minus."""
     if value is None:
-        return "–"
+        return NONE
     if not math.isfinite(value):
         return "not finite"
-    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("-", "−")
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("e-0", "e-").replace("-", MINUS)
 
 
 def deciding(case: Case) -> Judged | None:
@@ -201,7 +202,7 @@ def overview(case: Case) -> Overview:
         case=case,
         kind=kind,
         mark=mark,
-        sizes=" → ".join(sizes) or "–",
+        sizes=" → ".join(sizes) or NONE,
         memory=memory,
         latency=latency,
         builds=[build_line(made) for made in case.builds],
