@@ -19,7 +19,7 @@ from tests.report import FOLDER
 
 SECTIONS = ("schemes", "pictures", "measurements", "steps", "spectra", "latents", "layers", "missing", "provenance")
 MARKUP = "\"><img src=x onerror='window.pwned=1'></title></script><script>window.pwned=1</script><!-- {{ 7*7 }} & 🦊 "
-HOSTILE = MARKUP + "\u202eمرحبا"
+HOSTILE = MARKUP + "\u202e\u0645\u0631\u062d\u0628\u0627"
 LONG = MARKUP * 100
 
 
@@ -140,8 +140,9 @@ def test_a_column_of_the_layers_sorts_by_its_button(opened: Page) -> None:
         opened.keyboard.press("Enter")
         assert opened.locator("#layer-table th[aria-sort]").get_attribute("aria-sort") == wanted
         values = [
-            float(text.replace("−", "-")) for text in opened.locator("#layer-table td:last-child").all_inner_texts()
-        ]  # noqa: RUF001
+            float(text.replace("\N{MINUS SIGN}", "-"))
+            for text in opened.locator("#layer-table td:last-child").all_inner_texts()
+        ]
         assert values == sorted(values, key=lambda value: sign * value)
     opened.get_by_role("button", name="Show all").press("Enter")
     assert opened.locator("#layer-table tbody tr").count() == int(opened.inner_text("#found").split()[0])
@@ -189,7 +190,7 @@ def hostile(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     seen = json.loads((folder / "evidence.json").read_text())
     report["probes"]["prompts"][:2] = seen["prompts"][:2] = [HOSTILE, LONG]
-    report["adapters"][0]["source"] = f"/tmp/{HOSTILE.replace('/', '')}.safetensors"
+    report["adapters"][0]["source"] = f"./{HOSTILE.replace('/', '')}.safetensors"
     report["base"]["source"] = report["target"] = report["provenance"]["machine"] = HOSTILE
     report["provenance"]["arguments"] |= {"base": HOSTILE, "lora": [HOSTILE], "trigger": HOSTILE}
     report["provenance"]["versions"] |= {HOSTILE: HOSTILE}
@@ -226,7 +227,7 @@ def test_markup_quotes_emoji_and_ten_thousand_characters_are_text(browser: Brows
     text = opened.locator("main").evaluate("one => one.textContent")
     header = opened.locator("header").evaluate("one => one.textContent")
     assert text.count(HOSTILE) > 25
-    assert header.count(MARKUP.split("</")[0]) >= 3
+    assert header.count(MARKUP.partition("</")[0]) >= 3
     assert text.count(LONG) >= 4
     assert len(LONG) > 10_000
     opened.context.close()

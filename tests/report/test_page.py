@@ -138,7 +138,7 @@ def test_a_page_has_no_more_pictures_than_its_budget(folder: Path, monkeypatch: 
 
 
 def test_a_folder_without_a_report_is_a_mistake_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no report.json"):
+    with pytest.raises(UserError, match=r"no report\.json"):
         page.read(tmp_path)
 
 
