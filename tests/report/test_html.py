@@ -21,6 +21,7 @@ SECTIONS = ("schemes", "pictures", "measurements", "steps", "spectra", "latents"
 MARKUP = "\"><img src=x onerror='window.pwned=1'></title></script><script>window.pwned=1</script><!-- {{ 7*7 }} & 🦊 "
 HOSTILE = MARKUP + "\u202e\u0645\u0631\u062d\u0628\u0627"
 LONG = MARKUP * 100
+NUMBERS = ("bytes", "survival", "excess_error")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,9 @@ def hostile(folder: Path) -> None:
         shown["arrivals"][0]["layer"] = HOSTILE
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "evidence.json").write_text(json.dumps(seen))
-    (folder / "advice.json").write_text(json.dumps({"tried": [{"cure": HOSTILE, "verdict": "PASS", HOSTILE: LONG}]}))
+    tried = {"title": HOSTILE, "why": LONG, "verdict": "PASS", "command": HOSTILE}
+    advised = {"scheme": HOSTILE, "order": HOSTILE, "cure": 0, "tried": [tried | dict.fromkeys(NUMBERS)]}
+    (folder / "advice.json").write_text(json.dumps({"cases": [advised]}))
     Report.model_validate_json((folder / "report.json").read_text())
     Evidence.model_validate_json((folder / "evidence.json").read_text())
 

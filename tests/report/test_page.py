@@ -5,6 +5,7 @@ import math
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -119,12 +120,41 @@ def test_a_folder_with_no_evidence_still_has_its_page_and_says_what_is_missing(f
     assert "No pictures are stored" in text
 
 
+TRIED = {
+    "kind": "ranges",
+    "title": "mse ranges",
+    "why": "outliers",
+    "verdict": "PASS",
+    "bytes": 5_400_000,
+    "survival": 0.97,
+    "excess_error": 1.2,
+    "command": "qcheck check demo --recipe mse",
+}
+
+
+def advised(*tried: dict[str, object]) -> str:
+    cases = [{"scheme": "int4", "order": "unmerged", "verdict": "NEEDS-QAT", "cure": 0, "tried": [*tried]}]
+    return json.dumps({"schema": "qcheck-advice/1", "cases": cases})
+
+
 def test_cures_are_shown_where_they_were_tried_and_missing_where_not(folder: Path) -> None:
     assert "none was tried" in page.render(page.read(folder))
-    (folder / "advice.json").write_text(json.dumps({"tried": [{"cure": "mse ranges", "verdict": "PASS"}]}))
+    unrun = TRIED | {"title": "wider", "verdict": None, "bytes": None, "survival": None, "excess_error": None}
+    (folder / "advice.json").write_text(advised(TRIED, unrun))
     text = page.render(page.read(folder))
-    assert "mse ranges" in text
     assert "none was tried" not in text
+    for shown in ("mse ranges", "0.97", "5.4 MB", "1.2 dB", "not run", "qcheck check demo --recipe mse"):
+        assert shown in text
+    assert text.count("the cheapest that passes") == 1
+
+
+def test_layers_have_their_share_of_the_gap_where_a_report_holds_it(report: Report) -> None:
+    share = SimpleNamespace(name="a.to_v", kind="attention", share=0.5, weight=0.3, activation=0.1)
+    case = report.cases[0].model_copy()
+    object.__setattr__(case, "layers", [share])
+    found = page.panel(page.read(FOLDER), case)
+    assert found.layers[0] == {"layer": "a.to_v", "kind": "attention", "share": 0.5, "weight": 0.3, "activation": 0.1}
+    assert [plot.title for plot in found.plots["layers"]] == ["Sensitivity by layer", "Delta survival by layer"]
 
 
 def test_a_page_has_no_more_pictures_than_its_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

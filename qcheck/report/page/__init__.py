@@ -81,12 +81,16 @@ def _value(kind: type[V], path: Path) -> V | None:
 
 
 def _cures(path: Path) -> list[Record]:
-    """The rows of a table of tried cures."""
+    """The rows of a table of tried cures: those of ``qcheck advise``, each with the case that it is for."""
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}", "Remove it, or ask for advice again.") from error
-    return [row for row in found.get("tried", []) if isinstance(row, dict)]
+        found = json.loads(path.read_bytes()) if path.exists() else {"cases": []}
+        return [
+            {"for": f"{case['scheme']}, {case['order']}", "cure": case["cure"] == place} | tried
+            for case in found["cases"]
+            for place, tried in enumerate(case["tried"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no advice: {error}", "Remove it, or run qcheck advise again.") from error
 
 
 def _pictures(found: Evidence, folder: Path) -> dict[str, str]:
@@ -156,7 +160,7 @@ def _layers(case: Case, seen: Seen | None) -> list[Record]:
     """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it."""
     rows: dict[str, dict[str, Any]] = {}
     for found in getattr(case, "layers", None) or ():
-        rows[found.layer] = {key: getattr(found, key) for key in ("kind", "share", "weight", "activation")}
+        rows[found.name] = {key: getattr(found, key) for key in ("kind", "share", "weight", "activation")}
     for one in seen.arrivals if seen is not None else ():
         numbers = {"survival": charts.finite(one.survival), "snr": charts.finite(one.snr)}
         rows[one.layer] = rows.get(one.layer, {}) | numbers

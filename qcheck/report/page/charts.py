@@ -348,7 +348,7 @@ _QUERY: Spec = {"params": [{"name": "query", "value": ""}]}
 
 
 def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
-    """Each layer's share of the gap by what causes it, in the network's order; ``query`` dims what does not match."""
+    """Each layer's share of the gap by what causes it, most of it first; ``query`` dims what does not match."""
     records: Records = [
         {"order": place + 1, "layer": row["layer"], "part": part, "share": 100 * row[part]}
         for place, row in enumerate(rows)
@@ -356,9 +356,9 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
         if row.get(part) is not None
     ]
     title = "Sensitivity by layer"
-    words = "How much of the gap each layer's quantization causes by itself, by its weight and by its input."
+    words = "How much of the gap each layer causes by itself, by rounding its weight alone and its input alone."
     encoding = {
-        "x": _x("order", "layer, in the network's order"),
+        "x": _x("order", "layer, most of the gap first"),
         "y": _y("share", "% of the gap", zero=True),
         "color": {
             "field": "part",

@@ -54,7 +54,7 @@ def name(source: str) -> str:
 
 def adapters(report: Report) -> str:
     """The judged adapters' names without endings."""
-    judged = [used for used in report.adapters if used.arms != "both"]
+    judged = [used for used in report.adapters if used.arms == "adapted"]
     return " + ".join(isolated(name(used.source).removesuffix(".safetensors")) for used in judged)
 
 
