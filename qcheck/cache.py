@@ -21,9 +21,14 @@ COMPUTING = ("qcheck.work", "qcheck.calibrate", "qcheck.gate")  # what they impo
 ENTRY = "entry"  # how an entry's folder is told from the shelves above it
 
 
+def moved() -> str | None:
+    """The folder that the environment names instead of the user's cache folder."""
+    return os.environ.get(VARIABLE) or None
+
+
 def location() -> Path:
     """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched."""
-    if chosen := os.environ.get(VARIABLE):
+    if chosen := moved():
         return Path(chosen) / "qcheck"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcheck"
 

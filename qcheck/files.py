@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from qcheck.errors import UserError, unknown
 
@@ -32,7 +32,11 @@ def as_number(seen: object) -> object:
     return float(seen) if seen in ("NaN", "Infinity", "-Infinity") else seen
 
 
-Number = Annotated[float, BeforeValidator(as_number)]
+Number = Annotated[
+    float,
+    BeforeValidator(as_number),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 

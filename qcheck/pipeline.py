@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qcheck import artifact, calibrate, evidence, foreign, gate, reported, summary, trace
+from qcheck import artifact, calibrate, evidence, foreign, gate, reported, summary, trace, workload
 from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
 from qcheck.foreign import Foreign
@@ -23,7 +23,7 @@ from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
 from qcheck.model.arms import SIDES, Side
 from qcheck.progress import Progress
-from qcheck.report import contact, page
+from qcheck.report import contact, junit, markdown, page
 from qcheck.report.contact import Sheet
 from qcheck.report.evidence import Seen
 from qcheck.report.model import Build, Case, Report
@@ -43,6 +43,7 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     given = [foreign.read(path, job.threads) for path in job.artifacts]
     work = prepare(job, folder, progress)
     others = [foreign.fitted(work, file) for file in given]
+    workload.announce(work)
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):
@@ -55,6 +56,8 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     contact.draw([result.sheet for result in found], folder / "contact.png")
     evidence.store(work, [(result.seen, result.sheet) for result in found], folder)
     (folder / "report.json").write_text(report.to_json(), "utf-8")
+    (folder / "report.md").write_text(markdown.render(report), "utf-8")
+    (folder / "junit.xml").write_text(junit.render(report), "utf-8")
     with work.timed("report", 1) as advance:
         page.write(folder)
         advance(1)
@@ -129,7 +132,7 @@ def run_scheme(work: Work, scheme: Scheme) -> list[Result]:
         base = artifact.write_base(making)
         advance(1)
     floor, controls = run_controls(work, scheme)
-    q0 = work.quantized(f"q0 {scheme.name}", "base", base)
+    q0 = work.quantized(f"{scheme.name}: base (q0)", "base", base)
     ground = Ground(making, q0, {}, floor, controls)
     return [run_case(work, order, ground) for order in work.job.orders]
 
@@ -142,7 +145,7 @@ def run_case(work: Work, order: Order, ground: Ground) -> Result:
         made = artifact.write(ground.making, order, work.folder / "artifacts")
         advance(1)
     builds = [gate.build(work, title, scheme, made)]
-    q1 = work.quantized(f"q1 {title}", "adapted", made.runs)
+    q1 = work.quantized(f"{title}: LoRA (q1)", "adapted", made.runs)
     for count in limits.looks:
         reference = trace_reference(work, count)
         if count not in ground.bases:
@@ -171,7 +174,7 @@ def run_foreign(work: Work, given: Foreign) -> Result:
     """A file of someone else's: q1 on the same probes. With no q0, Dq is q1 - f0, and nothing is laid to the base."""
     start, limits = time.monotonic(), work.job.limits.alone()
     builds = [foreign.build(work, given)]
-    q1 = work.stored(f"q1 {given.name}", "adapted", given.path, given.digest)
+    q1 = work.stored(f"{given.name}: LoRA (q1)", "adapted", given.path, given.digest)
     for count in limits.looks:
         reference = trace_reference(work, count)
         quantized: Traces = {
@@ -245,7 +248,7 @@ def _control(work: Work, compute: str) -> np.ndarray:
     """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
     probes = work.probes[: work.job.limits.looks[0]]
     reached = trace_reference(work, len(probes))["adapted"]
-    with work.timed(f"control {compute}", trace.forwards(work.setup, 0, 1, len(probes))) as advance:
+    with work.timed(f"control: reference in {compute}", trace.forwards(work.setup, 0, 1, len(probes))) as advance:
         subject = work.computing("adapted", compute)
         traced = trace.forced(work.setup, reached, subject, probes, work.store, advance)
     return control.noise(traced.outputs(), reached.outputs())

@@ -6,15 +6,22 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Stages of known length."""
+    """Stages of known length, and notes between them."""
 
     def stage(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A context in which the returned function is called with the number of units just done."""
         ...
 
+    def note(self, text: str) -> None:
+        """Say something that belongs to no stage."""
+        ...
+
 
 class Silent:
     """No output."""
+
+    def note(self, text: str) -> None:
+        """As ``Progress.note``."""
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -5,6 +5,7 @@ Every probe of every arm is one file in the cache: memory does not grow with pro
 their own forwards, and what an interrupted run finished is there for the next.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -245,6 +246,24 @@ def _ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarra
     return outputs
 
 
+def _reference_key(setup: Setup, subject: Subject, probe: Probe) -> str:
+    return cache.key("reference", setup.digest, subject.content, files.digest_value(probe))
+
+
+def known(setup: Setup, subject: Subject, probe: Probe, store: Cache) -> bool:
+    """Whether the reference of that probe is there from an earlier run."""
+    return store.find("trace", _reference_key(setup, subject, probe)) is not None
+
+
+def seconds(setup: Setup, subject: Subject, asked: Probe) -> float:
+    """Seconds of one denoiser call for one probe, all branches of guidance: the second call, the first warms up."""
+    start, solver, runner = setup.inputs(subject.side, [asked]), setup.solver(), subject.runner()
+    for _ in range(2):
+        began = time.monotonic()
+        _guided(setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
+    return time.monotonic() - began
+
+
 def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance) -> Trace:
     """Trace f1: its free run, with states and outputs at the strata."""
 
@@ -259,7 +278,7 @@ def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Ca
         for row, walked in enumerate(_walk(setup, runner, start, advance, keep)):
             yield {"states": states[row], "outputs": outputs[row], **walked}
 
-    keys = [cache.key("reference", setup.digest, subject.content, files.digest_value(probe)) for probe in probes]
+    keys = [_reference_key(setup, subject, probe) for probe in probes]
     return _trace(setup, subject, _Work(keys, probes, None, setup.calls), store, advance, compute)
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import cache, catalogue, check, doctor, export, inspect, report
+from qcheck.cli import cache, catalogue, check, compare, doctor, export, inspect, report
 from qcheck.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("check")(check.check)
 app.command("demo")(check.demo)
 app.command("report")(report.report)
 app.command("export")(export.export)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("targets")(catalogue.targets)
 app.command("schemes")(catalogue.schemes)

@@ -12,14 +12,17 @@ from qcheck import cache as store
 from qcheck.cache import Cache, Item
 
 app = typer.Typer(
-    help=f"Show or prune what runs keep: traces, ranges, artifacts, builds. ${store.VARIABLE} moves it.",
+    help=f"Show or prune what runs keep: traces, ranges, artifacts, builds. ${store.VARIABLE} moves it. `qcheck cache`",
     invoke_without_command=True,
 )
 
 
 @app.callback()
 def show(context: typer.Context) -> None:
-    """Show what runs keep: traces, ranges, artifacts, builds."""
+    """Show what runs keep: traces, ranges, artifacts, builds.
+
+    `qcheck cache`
+    """
     if context.invoked_subcommand is not None:
         return
     folder = store.location()
@@ -46,7 +49,10 @@ def prune(
         float, typer.Option("--max-gb", min=0, help="Then remove the oldest until this many GB are left.")
     ] = float("inf"),
 ) -> None:
-    """Remove what has not been used for a while; anything removed is computed again when it is needed."""
+    """Remove what has not been used for a while; anything removed is computed again when it is needed.
+
+    `qcheck cache prune --older-than 7 --max-gb 20`
+    """
     removed = Cache(store.location()).prune(older, size * 1e9)
     typer.echo(f"removed {len(removed)} entries, {_size(removed)}")
 

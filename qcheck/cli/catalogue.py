@@ -18,7 +18,12 @@ _Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, w
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="One device, by name or TOML file; without it, all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="One device, by name or TOML file; without it, all.", autocompletion=options.named(target.FOLDER)
+        ),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Show the devices that are known, or one of them: numbers, where they come from, what it runs and what not.
@@ -96,7 +101,15 @@ def _one(device: Target, console: Console) -> None:
 
 
 def schemes(
-    device: Annotated[str | None, typer.Option("--target", "-t", help="Say which of them this device runs.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Say which of them this device runs.",
+            autocompletion=options.named(target.FOLDER),
+        ),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Show the schemes that are known: what each quantizes, what is left in which type, and what runs it.

@@ -1,25 +1,26 @@
 """``qcheck check`` and ``qcheck demo``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from qcheck import cache, limits, probe, recipe, target
-from qcheck.cli import options, output, resolve
+from qcheck import cache, limits, probe, recipe, scheme, target
+from qcheck.cli import config, options, output, resolve
 from qcheck.cli.lazy import host
+from qcheck.cli.log import LOGGER
 from qcheck.cli.options import ALL
-from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.job import Job
-from qcheck.progress import Silent
 from qcheck.report import text
 from qcheck.report.model import Report, exit_code
 from qcheck.scheme import MERGES
 
 
 def check(
-    base: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE")],
+    context: typer.Context,
+    base: options.Base,
     lora: options.Loras,
     weight: options.Weights = None,
     with_lora: options.Common = None,
@@ -41,10 +42,14 @@ def check(
     most: options.Most = None,
     out: options.Out = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log: options.Log = None,
     build: options.Build = True,
     no_cache: options.NoCache = False,
     threads: options.Threads = options.CORES,
     batch: options.Batch = 8,
+    configured: options.Config = None,
+    print_config: options.PrintConfig = False,
 ) -> None:
     """Check one LoRA, or a stack of them, on one base for a device.
 
@@ -81,25 +86,44 @@ def check(
         batch=batch,
         build=build,
     )
-    _run(job, as_json)
+    if print_config:
+        config.show(config.settings(context, job), as_json)
+    else:
+        _run(job, as_json, quiet, log)
 
 
 def demo(
-    lora: Annotated[str, typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER")] = "flat",
+    context: typer.Context,
+    lora: Annotated[
+        str,
+        typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER", autocompletion=options.adapters),
+    ] = "flat",
     device: options.Device = options.TARGET,
     schemes: Annotated[
-        list[str] | None, typer.Option("--scheme", "-s", help=f"As for check, repeatable. Default: {library.SCHEME}.")
+        list[str] | None,
+        typer.Option(
+            "--scheme",
+            "-s",
+            help=f"As for check, repeatable. Default: {library.SCHEME}.",
+            autocompletion=options.named(scheme.FOLDER, ALL),
+        ),
     ] = None,
     orders: options.Orders = None,
     most: options.Most = None,
     out: options.Out = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log: options.Log = None,
     build: options.Build = True,
     no_cache: options.NoCache = False,
     threads: options.Threads = options.CORES,
 ) -> None:
-    """The same on the small trained pipeline and an adapter that ship with qcheck."""
+    """The same on the small trained pipeline and an adapter that ship with qcheck.
+
+    `qcheck demo` shows one that passes, `qcheck demo faint --scheme int4-g128 --order quantize-merge` one that is lost.
+    """
     check(
+        context,
         library.NAME,
         [lora],
         device=device,
@@ -108,18 +132,23 @@ def demo(
         most=most,
         out=out,
         as_json=as_json,
+        quiet=quiet,
+        log=log,
         build=build,
         no_cache=no_cache,
         threads=threads,
     )
 
 
-def _run(job: Job, as_json: bool) -> None:
-    bars = Silent() if as_json else Bars(Console(stderr=True))
-    with output.interruptible(job.cache is not None), output.staged(job.out) as folder:
-        report: Report = host("qcheck.pipeline").check(job, folder, bars)
+def _run(job: Job, as_json: bool, quiet: bool, log: Path | None) -> None:
+    with output.session(job, as_json or quiet, log) as (folder, progress):
+        report: Report = host("qcheck.pipeline").check(job, folder, progress)
+        for case in report.cases:
+            LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
     if as_json:
         typer.echo(report.to_json(), nl=False)
+    elif quiet:
+        text.brief(report, Console())
     else:
         text.render(report, job.out, Console())
     raise typer.Exit(exit_code(report, job.explicit))

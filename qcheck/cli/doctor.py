@@ -17,7 +17,10 @@ _STYLE = {"ready": "green", "missing": "yellow", "never run": "magenta"}
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Say what this machine can run, what is missing and how to add it, and what was never run anywhere."""
+    """Say what this machine can run, what is missing and how to add it, and what was never run anywhere.
+
+    `qcheck doctor`
+    """
     found = stage.examine()
     if as_json:
         typer.echo(json.dumps([finding.model_dump() for finding in found], indent=1))

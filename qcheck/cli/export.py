@@ -11,28 +11,33 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import cache, limits, recipe, target
+from qcheck import cache, limits, recipe, scheme, target
 from qcheck.cli import options, output, resolve
 from qcheck.cli.lazy import host
-from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Job
-from qcheck.progress import Silent
 from qcheck.report.text import build_line, megabytes
 
 _FAILED = ("refused", "crashed", "fell back")
 
 
 def export(
-    base: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE")],
+    base: options.Base,
     lora: options.Loras,
-    chosen: Annotated[str, typer.Option("--scheme", "-s", help="A scheme by name or TOML file.")] = library.SCHEME,
+    chosen: Annotated[
+        str,
+        typer.Option(
+            "--scheme", "-s", help="A scheme by name or TOML file.", autocompletion=options.named(scheme.FOLDER)
+        ),
+    ] = library.SCHEME,
     device: options.Device = options.TARGET,
     weight: options.Weights = None,
     with_lora: options.Common = None,
     allow_unmatched: options.Unmatched = False,
-    order: Annotated[str | None, typer.Option(help="When the adapter is merged, as for check.")] = None,
+    order: Annotated[
+        str | None, typer.Option(help="When the adapter is merged, as for check.", autocompletion=options.orders)
+    ] = None,
     ranges: options.Ranges = None,
     trigger: options.Trigger = None,
     steps: options.Steps = None,
@@ -47,6 +52,8 @@ def export(
     ] = None,
     out: options.Out = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log: options.Log = None,
     build: options.Build = True,
     no_cache: options.NoCache = False,
     threads: options.Threads = options.CORES,
@@ -85,10 +92,12 @@ def export(
         batch=batch,
         build=build,
     )
-    with output.interruptible(job.cache is not None), output.staged(job.out) as folder:
-        found = host("qcheck.export").export(job, asked, folder, Silent() if as_json else Bars(Console(stderr=True)))
+    with output.session(job, as_json or quiet, log) as (folder, progress):
+        found = host("qcheck.export").export(job, asked, folder, progress)
     if as_json:
         typer.echo(found.to_json(), nl=False)
+    elif quiet:
+        typer.echo(job.out)
     else:
         _render(found, job, Console())
     if any(part.build.status in _FAILED for part in found.parts):

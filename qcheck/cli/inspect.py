@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcheck import recipe, scheme
+from qcheck.cli import options
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
 from qcheck.demo import library
@@ -17,11 +18,24 @@ from qcheck.progress import Silent
 
 
 def inspect(
-    lora: Annotated[str, typer.Argument(help="The LoRA: a .safetensors file, or a name of the demo's.", metavar="L")],
+    lora: Annotated[
+        str,
+        typer.Argument(
+            help="The LoRA: a .safetensors file, or a name of the demo's.",
+            metavar="L",
+            autocompletion=options.adapters,
+        ),
+    ],
     base: Annotated[str | None, typer.Option(help="The base it is meant for: a pipeline folder, or `demo`.")] = None,
     weight: Annotated[float, typer.Option(help="How strongly the adapter is applied.")] = 1.0,
-    schemes: Annotated[list[str] | None, typer.Option("--scheme", "-s", help="Default: all.")] = None,
-    ranges: Annotated[str, typer.Option("--recipe", help="Whose kept layers are left out.")] = "general",
+    schemes: Annotated[
+        list[str] | None,
+        typer.Option("--scheme", "-s", help="Default: all.", autocompletion=options.named(scheme.FOLDER)),
+    ] = None,
+    ranges: Annotated[
+        str,
+        typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=options.named(recipe.FOLDER)),
+    ] = "general",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Look at an adapter without running it: ranks, scale, and whether each scheme and order would lose it.

@@ -1,28 +1,57 @@
 """The options of ``qcheck check``, each once."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from qcheck import files, limits, probe, recipe, scheme, target
+from qcheck.cli import config
+from qcheck.demo import library
 from qcheck.scheme import ORDERS
 
-_PROBING, _QUANTIZING, _RUNNING = "Probes", "Quantization", "Output and machine"
+_ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and device", "Probes", "Quantization", "Output and machine"
 CORES = os.cpu_count() or 1
 TARGET = "jetson-agx-orin-64gb"
 ALL = "all"
 
+
+def named(folder: Path, *more: str) -> Callable[[str], list[str]]:
+    """A completion: the names of the TOML files in ``folder``, and ``more``."""
+    return lambda incomplete: [name for name in (*files.names(folder), *more) if name.startswith(incomplete)]
+
+
+def orders(incomplete: str) -> list[str]:
+    """A completion: the orders."""
+    return [name for name in ORDERS if name.startswith(incomplete)]
+
+
+def adapters(incomplete: str) -> list[str]:
+    """A completion: the demo's adapters, by name."""
+    return [name for name in library.adapters() if name.startswith(incomplete)]
+
+
+Base = Annotated[
+    str,
+    typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE"),
+]
+
 Loras = Annotated[
     list[str],
     typer.Option(
-        "--lora", help="The LoRA: a .safetensors file, or a name of the demo's adapters. Repeat it to check a stack."
+        "--lora",
+        help="The LoRA: a .safetensors file, or a name of the demo's adapters. Repeat it to check a stack.",
+        rich_help_panel=_ADAPTING,
     ),
 ]
 Weights = Annotated[
     list[float] | None,
     typer.Option(
-        "--weight", help="How strongly the adapter is applied. Default: 1. With several --lora give one for each."
+        "--weight",
+        help="How strongly the adapter is applied. Default: 1. With several --lora give one for each.",
+        rich_help_panel=_ADAPTING,
     ),
 ]
 Common = Annotated[
@@ -30,12 +59,27 @@ Common = Annotated[
     typer.Option(
         "--with-lora",
         help="A LoRA that belongs to base and adapted alike, such as a step-distillation one: FILE or FILE=WEIGHT.",
+        rich_help_panel=_ADAPTING,
     ),
 ]
 Unmatched = Annotated[
-    bool, typer.Option("--allow-unmatched", help="Check an adapter of which some layers are not in this base.")
+    bool,
+    typer.Option(
+        "--allow-unmatched",
+        help="Check an adapter of which some layers are not in this base.",
+        rich_help_panel=_ADAPTING,
+    ),
 ]
-Device = Annotated[str, typer.Option("--target", "-t", help="The device: a name in targets/, or a TOML file.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        help="The device: a name in targets/, or a TOML file.",
+        autocompletion=named(target.FOLDER),
+        rich_help_panel=_ADAPTING,
+    ),
+]
 
 Schemes = Annotated[
     list[str] | None,
@@ -44,6 +88,7 @@ Schemes = Annotated[
         "-s",
         help="A scheme by name or TOML file; repeatable. Default: all that quantize and that TensorRT runs on the "
         f"target. `{ALL}`: those, the unquantized controls and what PyTorch or ONNX Runtime runs there, in all orders.",
+        autocompletion=named(scheme.FOLDER, ALL),
         rich_help_panel=_QUANTIZING,
     ),
 ]
@@ -61,20 +106,36 @@ Orders = Annotated[
     typer.Option(
         "--order",
         help=f"When the adapter is merged: {', '.join(ORDERS)}; repeatable. Default: {ORDERS[0]}.",
+        autocompletion=orders,
         rich_help_panel=_QUANTIZING,
     ),
 ]
 Ranges = Annotated[
     str | None,
-    typer.Option("--recipe", help="The calibration recipe, by name or TOML file.", rich_help_panel=_QUANTIZING),
+    typer.Option(
+        "--recipe",
+        help="The calibration recipe, by name or TOML file.",
+        autocompletion=named(recipe.FOLDER),
+        rich_help_panel=_QUANTIZING,
+    ),
 ]
 Bounds = Annotated[
     str,
-    typer.Option("--limits", help="The limits of the verdict, by name or TOML file.", rich_help_panel=_QUANTIZING),
+    typer.Option(
+        "--limits",
+        help="The limits of the verdict, by name or TOML file.",
+        autocompletion=named(limits.FOLDER),
+        rich_help_panel=_QUANTIZING,
+    ),
 ]
 
 Probes = Annotated[
-    str | None, typer.Option(help="The probe set to judge on, by name or TOML file.", rich_help_panel=_PROBING)
+    str | None,
+    typer.Option(
+        help="The probe set to judge on, by name or TOML file.",
+        autocompletion=named(probe.FOLDER),
+        rich_help_panel=_PROBING,
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -99,13 +160,17 @@ Out = Annotated[
 Json = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print report.json on standard output, and nothing else there.", rich_help_panel=_RUNNING
+        "--json",
+        help="Print report.json on standard output, and nothing else there.",
+        rich_help_panel=_RUNNING,
     ),
 ]
 Build = Annotated[
     bool,
     typer.Option(
-        "--build/--no-build", help="Compile with TensorRT-RTX where it is installed.", rich_help_panel=_RUNNING
+        "--build/--no-build",
+        help="Compile with TensorRT-RTX where it is installed.",
+        rich_help_panel=_RUNNING,
     ),
 ]
 Most = Annotated[
@@ -115,8 +180,36 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Neither use nor keep anything of earlier runs.", rich_help_panel=_RUNNING),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Processor threads.", rich_help_panel=_RUNNING)]
+Threads = Annotated[
+    int, typer.Option(min=1, envvar="QCHECK_THREADS", help="Processor threads.", rich_help_panel=_RUNNING)
+]
 Batch = Annotated[
     int,
     typer.Option(min=1, help="Probes that run together; lower it when memory is short.", rich_help_panel=_RUNNING),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the verdicts alone, and no progress.", rich_help_panel=_RUNNING)
+]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log", help="Append stages, warnings and errors to this file.", rich_help_panel=_RUNNING),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="QCHECK_CONFIG",
+        callback=config.load,
+        is_eager=True,
+        help=f"A file of defaults for these options. Default: {config.NAME} here or in the nearest folder above.",
+        rich_help_panel=_RUNNING,
+    ),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option(
+        "--print-config",
+        help="Show every option and where its value comes from; run nothing.",
+        rich_help_panel=_RUNNING,
+    ),
 ]

@@ -10,7 +10,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from qcheck.cli import log
+from qcheck.cli.progress import Bars
 from qcheck.errors import UserError
+from qcheck.job import Job
+from qcheck.progress import Progress, Silent
 
 
 def default(adapter: str) -> Path:
@@ -24,9 +28,17 @@ def interruptible(keeps: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = "What was finished is kept: the same command goes on from there." if keeps else "Nothing was kept."
+        kept = "What was finished is kept: run the same command again to go on." if keeps else "Nothing was kept."
         Console(stderr=True).print(f"[bold]interrupted.[/] {kept}")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def session(job: Job, silent: bool, file: Path | None) -> Iterator[tuple[Path, Progress]]:
+    """The folder to write into and the progress to tell, for work that may be interrupted and logged to ``file``."""
+    shown = Silent() if silent else Bars(Console(stderr=True))
+    with interruptible(job.cache is not None), log.to(file), staged(job.out) as folder:
+        yield folder, log.Logged(shown) if file is not None else shown
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Bars:
@@ -12,6 +13,10 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+
+    def note(self, text: str) -> None:
+        """As ``progress.Progress.note``."""
+        self._console.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -11,7 +11,7 @@ from qcheck.measurement import Arm, Judged
 from qcheck.report.model import Build, Case, Report
 from qcheck.verdict import Outcome
 
-_COLOURS: dict[Outcome, str] = {
+COLOURS: dict[Outcome, str] = {
     "PASS": "bold green",
     "NEEDS-QAT": "bold yellow",
     "FAIL-RECIPE": "bold red",
@@ -45,32 +45,45 @@ def _measurements(case: Case) -> Table:
         left = title in ("measurement", "arm", "")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     for seen in case.measurements:
-        if _shown(seen):
+        if shown(seen):
             table.add_row(*_row(seen))
     return table
 
 
-def _shown(seen: Judged) -> bool:
+def shown(seen: Judged) -> bool:
     """What decides or explains the verdict; the rest is a line of names."""
     return seen.limit is not None or seen.name == "effect_to_error"
 
 
-def _rest(case: Case) -> str:
-    return ", ".join(dict.fromkeys(s.name for s in case.measurements if s.value is not None and not _shown(s)))
+def rest(case: Case) -> str:
+    """Names of what was measured beside that."""
+    return ", ".join(dict.fromkeys(s.name for s in case.measurements if s.value is not None and not shown(s)))
 
 
-_ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
-_MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
+ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
+MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
 
 
 def _row(seen: Judged) -> tuple[str | Text, ...]:
-    word, style = _MARKS.get(seen.status, ("", "dim"))
+    word, style = MARKS.get(seen.status, ("", "dim"))
     if seen.value is None:
-        return seen.name, _ARMS[seen.arm], "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
+        return seen.name, ARMS[seen.arm], "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
+    return seen.name, ARMS[seen.arm], number(seen), bounds(seen), seen.limit or "", Text(word, style)
+
+
+def _digits(seen: Judged) -> int:
+    return 2 if "dB" in seen.unit or seen.unit == "ratio" else 3
+
+
+def number(seen: Judged) -> str:
+    """The value with its unit."""
     unit = {"ratio": "", "1 - cos": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
-    digits = 2 if "dB" in seen.unit or seen.unit == "ratio" else 3
-    bounds = f"{seen.low:.{digits}f} .. {seen.high:.{digits}f}" if seen.low not in (None, seen.high) else ""
-    return seen.name, _ARMS[seen.arm], f"{seen.value:.{digits}f}{unit}", bounds, seen.limit or "", Text(word, style)
+    return "-" if seen.value is None else f"{seen.value:.{_digits(seen)}f}{unit}"
+
+
+def bounds(seen: Judged) -> str:
+    """The interval; nothing where a single number was read."""
+    return f"{seen.low:.{_digits(seen)}f} .. {seen.high:.{_digits(seen)}f}" if seen.low not in (None, seen.high) else ""
 
 
 _COMPARED: tuple[tuple[str, str, Arm], ...] = (
@@ -92,19 +105,20 @@ def _comparison(report: Report) -> Table:
     for case in report.cases:
         seen = {(m.name, m.arm): m for m in case.measurements}
         cells = [_cell(seen.get((name, arm))) for _, name, arm in _COMPARED]
-        table.add_row(case.scheme, case.order, *cells, Text(case.verdict, _COLOURS[case.verdict]))
+        table.add_row(case.scheme, case.order, *cells, Text(case.verdict, COLOURS[case.verdict]))
     return table
 
 
 def _cell(seen: Judged | None) -> Text:
     if seen is None or seen.value is None:
         return Text("-")
-    _, style = _MARKS.get(seen.status, ("", ""))
+    _, style = MARKS.get(seen.status, ("", ""))
     mark = {"fail": "*", "undecided": "?"}.get(seen.status, "")
     return Text(f"{seen.value:.2f}{mark}", style if mark else "")
 
 
-def _artifact_bytes(case: Case) -> int | None:
+def artifact_bytes(case: Case) -> int | None:
+    """Size of the file for the device."""
     return case.artifact[0].bytes if case.artifact else None
 
 
@@ -113,12 +127,12 @@ def _summary(report: Report) -> Table:
     for title in ("scheme", "order", "denoiser -> artifact", "build", "verdict"):
         table.add_column(title, overflow="fold")
     for case in report.cases:
-        size = " -> ".join(megabytes(size) for size in (case.full_precision_bytes, _artifact_bytes(case)) if size)
+        size = " -> ".join(megabytes(size) for size in (case.full_precision_bytes, artifact_bytes(case)) if size)
         builds = "\n".join(build_line(made) for made in case.builds) or "-"
         layers = f"\n{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
         known = case.artifact and case.quantized_layers is not None
         cells = (case.scheme, case.order, f"{size or '-'}{layers if known else ''}", builds)
-        table.add_row(*map(Text, cells), Text(case.verdict, _COLOURS[case.verdict]))
+        table.add_row(*map(Text, cells), Text(case.verdict, COLOURS[case.verdict]))
     return table
 
 
@@ -147,6 +161,12 @@ def _about(report: Report) -> str:
     return found
 
 
+def brief(report: Report, console: Console) -> None:
+    """A line a case: its verdict, scheme and order."""
+    for case in report.cases:
+        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}"))
+
+
 def render(report: Report, folder: Path, console: Console) -> None:
     """Print the report; ``folder`` is where its files are."""
     console.print()
@@ -161,12 +181,12 @@ def render(report: Report, folder: Path, console: Console) -> None:
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
-        console.print(Text(f"reported in report.json, without a limit: {_rest(case)}\n"))
+        console.print(Text(f"reported in report.json, without a limit: {rest(case)}\n"))
     console.print(Text(_about(report)))
     console.print(_summary(report))
     for case in report.cases:
         title = f"  {case.scheme} {case.order}: {case.next}"
-        console.print(Text.assemble((case.verdict, _COLOURS[case.verdict]), title))
+        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
         if case.estimate is not None:

@@ -20,7 +20,7 @@ FLAT = str(library.ADAPTERS / "flat.safetensors")
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("check",), ("demo",), ("inspect",), ("doctor",), ("cache",), ("cache", "prune")]
+    "command", [(), ("check",), ("demo",), ("compare",), ("inspect",), ("doctor",), ("cache",), ("cache", "prune")]
 )
 def test_help_teaches(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
@@ -117,7 +117,8 @@ def test_a_corrupt_adapter_is_refused_before_anything_is_computed(tmp_path: Path
 
 def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
     assert finished.result.exit_code == 0, finished.result.output
-    written = {"report.json", "report.html", "evidence.json", "pictures", "contact.png", "artifacts"}
+    written = {"report.json", "report.html", "report.md", "junit.xml", "evidence.json", "pictures", "contact.png"}
+    written |= {"artifacts"}
     assert {p.name for p in finished.folder.iterdir()} == written
     assert "PASS" in finished.result.stdout
     assert "limits not calibrated" in finished.result.stdout
@@ -204,7 +205,7 @@ class Nothing(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Nothing())
 from qcheck.cli.app import app
 from typer.testing import CliRunner
-for command in ([], ['check'], ['demo'], ['inspect'], ['doctor']):
+for command in ([], ['check'], ['demo'], ['compare'], ['inspect'], ['doctor']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
 found = CliRunner().invoke(app, ['doctor'])
 assert found.exit_code == 0 and 'missing' in found.output and 'qcheck-edge[host]' in found.output, found.output
@@ -213,6 +214,7 @@ found = CliRunner().invoke(app, ['check', 'demo', '--lora', 'flat', '--out', 'ne
 assert isinstance(found.exception, UserError) and 'qcheck-edge[host' in found.exception.fix, found
 import pathlib
 assert not pathlib.Path('never-made').exists()
+import qcheck.report.markdown, qcheck.report.junit, qcheck.report.schema, qcheck.compare
 import qcheck.report.text, qcheck.report.model, qcheck.verdict, qcheck.job
 from qcheck import scheme, target
 assert scheme.every() and target.every_target()
@@ -245,10 +247,11 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
     command = (*command, "--batch", "1", "--no-build", "--threads", "1")
     whole = run(*command, "--no-cache", "--out", str(tmp_path / "whole"))
     needed = calls[0]
+    assert f"1 case, 4 probes each, {needed - 2} denoiser calls; at " in whole.stderr  # two more to time one
     calls[0], last[0] = 0, needed - 10
     stopped = run(*command, "--out", str(tmp_path / "out"))
     assert stopped.exit_code == 130
-    assert "goes on from there" in " ".join(stopped.output.split())
+    assert "run the same command again to go on" in " ".join(stopped.output.split())
     assert not (tmp_path / "out").exists()
     calls[0], last[0] = 0, 10**9
     resumed = run(*command, "--out", str(tmp_path / "out"))
@@ -256,6 +259,7 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
     calls[0] = 0
     again = run(*command, "--out", str(tmp_path / "again"))
     assert calls[0] == 0
+    assert "less what the cache holds" in again.stderr
     measured = [
         json.loads((tmp_path / name / "report.json").read_text())["cases"][0]["measurements"]
         for name in ("whole", "out", "again")

@@ -1,0 +1,51 @@
+"""``qcheck compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from qcheck import compare as stage
+from qcheck.compare import Comparison, Matrix
+from qcheck.errors import UserError
+from qcheck.report import comparison, stored
+
+
+def compare(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(help="Folders that checks wrote, or their report.json.", metavar="BASELINE NEW | REPORT..."),
+    ],
+    as_matrix: Annotated[bool, typer.Option("--matrix", help="Show two reports as a matrix too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown, and nothing else.")] = False,
+) -> None:
+    """Hold a report against a baseline, or put several beside each other.
+
+    Two reports are a regression check: it exits 1 if a verdict, a build or a gated measurement got worse, the latter
+    where the two 95 % intervals do not touch, and if something is no longer checked. Otherwise adapters x schemes.
+
+    `qcheck compare baseline qcheck-out/style-20261124-080000` (for a CI job), `qcheck compare qcheck-out/*` (overview)
+    """
+    if as_json and as_markdown:
+        raise UserError("both --json and --markdown are given", "Give one of them.")
+    found = [(str(path), stored.read(path)) for path in reports]
+    regression = len(found) == 2 and not as_matrix
+    result = stage.against(*found) if regression else stage.matrix(found)
+    if as_json:
+        typer.echo(result.model_dump_json(indent=1))
+    elif as_markdown:
+        typer.echo(_markdown(result), nl=False)
+    elif isinstance(result, Comparison):
+        comparison.changes_text(result, Console())
+    else:
+        comparison.matrix_text(result, Console())
+    if isinstance(result, Comparison) and result.regressed:
+        raise typer.Exit(1)
+
+
+def _markdown(result: Comparison | Matrix) -> str:
+    if isinstance(result, Comparison):
+        return comparison.changes_markdown(result)
+    return comparison.matrix_markdown(result)

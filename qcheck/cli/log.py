@@ -1,0 +1,80 @@
+"""``--log FILE``: stages, notes, warnings and how it ended, with times, whatever the terminal shows."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qcheck import __version__
+from qcheck.errors import UserError
+from qcheck.progress import Progress
+
+LOGGER = logging.getLogger("qcheck")
+
+
+@contextmanager
+def to(file: Path | None) -> Iterator[None]:
+    """Append what happens in the block to ``file``: qcheck's own lines, and warnings of every library.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"log {str(file)!r} cannot be written: {error.strerror}", "Give another --log.") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root, level = logging.getLogger(), LOGGER.level
+    root.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        LOGGER.info("qcheck %s: %s", __version__, " ".join(sys.argv[1:]))
+        with _ending():
+            yield
+    finally:
+        logging.captureWarnings(False)
+        LOGGER.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        LOGGER.error("%s; %s", error.what, error.fix)
+        raise
+    except KeyboardInterrupt:
+        LOGGER.error("interrupted")
+        raise
+    except Exception:
+        LOGGER.exception("a bug")
+        raise
+
+
+class Logged:
+    """Progress that is also written to the log."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def note(self, text: str) -> None:
+        """As ``progress.Progress.note``."""
+        LOGGER.info("%s", text)
+        self._shown.note(text)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """As ``progress.Progress.stage``."""
+        LOGGER.info("begins: %s (%d)", title, total)
+        start = time.monotonic()
+        with self._shown.stage(title, total) as advance:
+            yield advance
+        LOGGER.info("ended: %s, %.1f s", title, time.monotonic() - start)

@@ -1,0 +1,85 @@
+"""The report as JUnit XML, which CI systems show as tests: one test case for each scheme in each order."""
+
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from qcheck.report.model import Case, Report
+from qcheck.report.plain import line
+from qcheck.report.text import ARMS, bounds, number
+from qcheck.verdict import Outcome
+
+# a failure is a finding about the scheme or the adapter; an error is that nothing was found out
+_KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
+    "PASS": None,
+    "NEEDS-QAT": "failure",
+    "FAIL-RECIPE": "failure",
+    "FAIL-ADAPTER": "failure",
+    "INCONCLUSIVE": "error",
+    "INVALID": "error",
+}
+
+
+def render(report: Report) -> str:
+    """An XML document in the dialect of Jenkins' ``junit-10.xsd``; times in seconds."""
+    kinds = [_KINDS[case.verdict] for case in report.cases]
+    counts = {
+        "tests": str(len(kinds)),
+        "failures": str(kinds.count("failure")),
+        "errors": str(kinds.count("error")),
+        "time": f"{sum(report.provenance.seconds.values()):.3f}",
+    }
+    root = Element("testsuites", {"name": "qcheck", **counts})
+    name = " + ".join(Path(used.source).name for used in report.adapters)
+    suite = SubElement(
+        root,
+        "testsuite",
+        {"name": line(f"{name} on {report.target}"), **counts, "timestamp": line(report.provenance.created)},
+    )
+    properties = SubElement(suite, "properties")
+    for key, value in _properties(report).items():
+        SubElement(properties, "property", {"name": key, "value": line(value)})
+    for case in report.cases:
+        suite.append(_case(case, line(name)))
+    ElementTree.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, "unicode")}\n'
+
+
+def _properties(report: Report) -> dict[str, str]:
+    return {
+        "qcheck": report.provenance.qcheck,
+        "base": report.base.source,
+        "base digest": report.base.digest,
+        **{f"adapter {i} digest": used.digest for i, used in enumerate(report.adapters, 1)},
+        "target": report.target,
+        "probes digest": report.probes.digest,
+        "limits digest": report.provenance.limits_digest,
+        "limits calibrated": str(report.limits_calibrated).lower(),
+        "not measured": ", ".join(item.name for item in report.not_measured),
+    }
+
+
+def _case(case: Case, adapter: str) -> Element:
+    made = Element(
+        "testcase",
+        {"name": line(f"{case.scheme} {case.order}"), "classname": f"qcheck.{adapter}", "time": f"{case.seconds:.3f}"},
+    )
+    if (kind := _KINDS[case.verdict]) is not None:
+        told = "\n".join(line(text, 2000) for text in (*case.reasons, case.next))
+        SubElement(made, kind, {"type": case.verdict, "message": line(case.next)}).text = told
+    SubElement(made, "system-out").text = "\n".join(_lines(case))
+    return made
+
+
+def _lines(case: Case) -> list[str]:
+    """Every gated measurement, warnings and builds: what a reader of the CI's page wants to see of a case."""
+    gated = [seen for seen in case.measurements if seen.limit is not None]
+    measured = [
+        f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{f' [{found}]' if (found := bounds(seen)) else ''}, "
+        f"limit {seen.limit}: {seen.status}"
+        for seen in gated
+    ]
+    warned = [f"warning: {warning}" for warning in case.warnings]
+    built = [f"build: {made.status} {made.detail}" for made in case.builds]
+    return [line(text, 2000) for text in (f"verdict: {case.verdict}", *measured, *warned, *built)]

@@ -1,0 +1,120 @@
+"""The report as Markdown (GitHub's dialect), short enough for a pull request's comment or a model card."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from qcheck.report.decided import deciding
+from qcheck.report.model import Case, Report
+from qcheck.report.plain import line
+from qcheck.report.text import ARMS, MARKS, artifact_bytes, bounds, build_line, megabytes, number, rest, shown
+
+COMMENT = 65_536  # characters that a comment on GitHub may have
+SIGNS = {
+    "PASS": "✅",
+    "NEEDS-QAT": "⚠️",
+    "FAIL-RECIPE": "❌",
+    "FAIL-ADAPTER": "❌",
+    "INCONCLUSIVE": "❔",
+    "INVALID": "❔",
+}
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>&|~$#!^\"]|:(?=[^\s\d]))")
+
+
+def escape(text: str, most: int = 200) -> str:
+    """``text`` as one line that renders as these very characters: no markup, table cell, link, mention or HTML.
+
+    A word joiner after ``@`` keeps forges from notifying whoever has that name.
+    """
+    seen = _MARKUP.sub(r"\\\1", line(text, most))
+    return _unnoticed(re.sub(r"(?i)\b(www)\.", r"\1\.", seen))
+
+
+def _unnoticed(text: str) -> str:
+    return text.replace("@", "@\u2060")
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    made = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in made)
+
+
+def render(report: Report) -> str:
+    """The whole report; measurements of every case folded away, or left out where a comment could not hold them."""
+    short = "\n\n".join([_headline(report), _cases(report), _told(report), _left_out(report)])
+    folded = "\n\n".join(_measurements(case) for case in report.cases)
+    whole = f"{short}\n\n{folded}\n"
+    return whole if len(whole) <= COMMENT else f"{short}\n\nEvery measurement is in `report.json`.\n"
+
+
+def _headline(report: Report) -> str:
+    passed = [case for case in report.cases if case.verdict == "PASS"]
+    adapters = " + ".join(f"{escape(Path(used.source).name)} at {used.weight:g}" for used in report.adapters)
+    return (
+        f"### qcheck: {len(passed)} of {len(report.cases)} pass\n\n"
+        f"{adapters} on {escape(Path(report.base.source).name)}, for {escape(report.target)}; "
+        f"{report.probes.steps} steps at guidance {report.probes.guidance:g}; the adapter is "
+        f"{100 * report.effect_size:.1f} % of the output"
+    )
+
+
+def _cases(report: Report) -> str:
+    titles = ("scheme", "order", "verdict", "decided by", "95 % bounds", "limit", "denoiser", "build")
+    return table(titles, (_case(case) for case in report.cases))
+
+
+def _case(case: Case) -> list[str]:
+    seen = deciding(case)
+    size = " → ".join(megabytes(n) for n in (case.full_precision_bytes, artifact_bytes(case)) if n is not None)
+    return [
+        escape(case.scheme),
+        escape(case.order),
+        f"{SIGNS[case.verdict]} **{case.verdict}**",
+        f"{escape(seen.name)} ({ARMS[seen.arm]}) {escape(number(seen))}" if seen else "-",
+        bounds(seen) if seen else "",
+        escape(seen.limit or "") if seen else "",
+        size or "-",
+        ", ".join(dict.fromkeys(made.status for made in case.builds)) or "-",
+    ]
+
+
+def _told(report: Report) -> str:
+    found = []
+    for case in report.cases:
+        found.append(f"- **{case.verdict}** {escape(case.scheme)} {escape(case.order)}: {escape(case.next, 400)}")
+        found += [f"  - because {escape(reason, 400)}" for reason in case.reasons]
+        found += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
+        found += [f"  - build: {escape(build_line(made), 400)}" for made in case.builds]
+    return "\n".join(found)
+
+
+def _left_out(report: Report) -> str:
+    start = "" if report.limits_calibrated else "Limits are start values, not yet set on adapters of known fate. "
+    missing = ", ".join(escape(item.name) for item in report.not_measured) or "nothing"
+    made = report.provenance
+    return (
+        f"{start}Not measured: {missing} (why: `report.json`).\n\n"
+        f"qcheck {escape(made.qcheck)}, {escape(made.created)}, limits {escape(made.limits)}, "
+        f"recipe {escape(made.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`"
+    )
+
+
+def _measurements(case: Case) -> str:
+    titles = ("measurement", "arm", "value", "95 % bounds", "limit", "")
+    rows = [
+        [
+            escape(seen.name),
+            ARMS[seen.arm],
+            escape(number(seen)),
+            bounds(seen),
+            escape(seen.limit or ""),
+            "not measured" if seen.value is None else MARKS.get(seen.status, ("", ""))[0],
+        ]
+        for seen in case.measurements
+        if shown(seen)
+    ]
+    also = f"\n\nReported without a limit: {escape(rest(case), 1000)}." if rest(case) else ""
+    title = _unnoticed(html.escape(f"{line(case.scheme)} {line(case.order)}, {case.probes_used} probes"))
+    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{also}\n\n</details>"

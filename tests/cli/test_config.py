@@ -1,0 +1,133 @@
+"""qcheck.toml: what is typed comes before the environment, that before the file, and that before the defaults."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qcheck.cli import config
+from qcheck.errors import UserError
+from qcheck.job import Job
+from tests.conftest import run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QCHECK_THREADS", raising=False)
+    return tmp_path
+
+
+def _write(folder: Path, *lines: str) -> Path:
+    file = folder / config.NAME
+    file.write_text("\n".join(["[check]", *lines]))
+    return file
+
+
+WHOLE = ('base = "demo"', 'lora = "flat"', 'scheme = ["int8"]', 'target = "jetson-thor-t5000"', "threads = 3")
+
+
+def _settings(*arguments: str) -> dict[str, tuple[object, str]]:
+    found = run("check", *arguments, "--print-config", "--json")
+    assert found.exit_code == 0, found.output
+    return {setting["name"]: (setting["value"], setting["source"]) for setting in json.loads(found.stdout)}
+
+
+def test_the_command_alone_does_the_projects_check(project: Path, asked: list[Job]) -> None:
+    _write(project, *WHOLE, "max-probes = 16", "build = false", "no-cache = true", 'order = ["unmerged"]')
+    assert run("check").exit_code == 1  # the verdict that the fixture gives
+    job = asked[0]
+    assert [Path(used.source).stem for used in job.adapters] == ["flat"]
+    assert ([scheme.name for scheme in job.schemes], job.explicit) == (["int8"], True)
+    assert (job.target.name, job.orders, job.limits.looks[-1]) == ("jetson-thor-t5000", ("unmerged",), 16)
+    assert (job.build, job.cache, job.threads) == (False, None, 3)
+
+
+def test_precedence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _settings("demo", "--lora", "flat")["threads"][1] == "default"
+    file = str(_write(project, *WHOLE))
+    assert _settings()["threads"] == (3, file)
+    monkeypatch.setenv("QCHECK_THREADS", "2")
+    assert _settings()["threads"] == (2, "environment, QCHECK_THREADS")
+    assert _settings("--threads", "1")["threads"] == (1, "command line")
+
+
+def test_every_value_says_where_it_came_from(project: Path, cache_root: Path) -> None:
+    file = str(_write(project, *WHOLE))
+    found = _settings("--seed", "7", "--target", "dgx-spark")
+    assert found["scheme"] == (["int8"], file)
+    assert found["target"] == ("dgx-spark", "command line")
+    assert found["seed"] == (7, "command line")
+    assert found["steps"] == (20, "probe set")
+    assert found["order"] == (["merge-quantize"], "default")
+    assert found["cache"] == (str(cache_root / "qcheck"), "environment, QCHECK_CACHE")
+    shown = run("check", "--print-config")
+    assert shown.exit_code == 0
+    assert "jetson-thor-t5000" in shown.stdout
+
+
+def test_every_option_is_a_key_and_is_printed(project: Path) -> None:
+    _write(project, *WHOLE)
+    printed = set(_settings())
+    helped = run("check", "--help").output
+    for name in printed - {"base", "cache"}:
+        assert f"--{name}" in helped
+    assert {"lora", "with-lora", "recipe", "limits", "probes", "prompts", "max-probes", "artifact"} <= printed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("schem = 1", r"unknown key of \[check\] 'schem'.*Did you mean 'scheme'"),
+        ("max_probes = 8", "Did you mean 'max-probes'"),
+        ('steps = "many"', "steps: Input should be a valid integer"),
+        ("steps = 0", "greater than or equal to 1"),
+        ("target = ['a', 'b']", "Give one value"),
+        ("build = 1", "Give true or false"),
+        ("steps = true", "Give one value"),
+        ("[chek]", "unknown table or key 'chek'.*Did you mean 'check'"),
+        ("steps =", "Invalid value"),
+    ],
+)
+def test_a_mistake_is_one_error_that_names_file_and_key(project: Path, line: str, message: str) -> None:
+    file = _write(project, line)
+    found = run("check", "demo", "--lora", "flat", "--print-config")
+    assert isinstance(found.exception, UserError)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        raise found.exception
+    assert str(file) in found.exception.what
+
+
+def test_the_nearest_file_above_is_taken_and_its_paths_are_beside_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "style.safetensors").touch()
+    (project / "prompts.txt").write_text("a cat\n")
+    inside = project / "a" / "b"
+    inside.mkdir(parents=True)
+    _write(
+        project, 'base = "demo"', 'lora = "style.safetensors"', 'prompts = "./prompts.txt"', 'scheme = "int8"',
+        'with-lora = "style.safetensors=0.5"',
+    )  # fmt: skip
+    monkeypatch.chdir(inside)
+    found = _settings()
+    style = str(project / "style.safetensors")
+    assert found["lora"][0] == [style]
+    assert found["with-lora"][0] == [f"{style}=0.5"]
+    assert found["prompts"][0] == str(project / "prompts.txt")
+    assert found["probes"] == ("prompts", "prompts")
+
+
+def test_a_file_can_be_named(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = _write(tmp_path_factory.mktemp("other"), *WHOLE)
+    _write(project, "nonsense = 1")
+    assert _settings("--config", str(other))["target"] == ("jetson-thor-t5000", str(other))
+    missing = run("check", "--config", "none.toml")
+    assert isinstance(missing.exception, UserError)
+
+
+def test_other_commands_do_not_read_it(project: Path, asked: list[Job]) -> None:
+    _write(project, *WHOLE, "seed = 5")
+    assert run("demo", "ink").exit_code == 1
+    assert asked[0].target.name != "jetson-thor-t5000"
+    assert asked[0].probes.seed != 5

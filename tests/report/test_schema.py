@@ -1,0 +1,41 @@
+"""The JSON Schema of report.json: the file is the generated one, and it takes what is written and nothing else."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from qcheck import files
+from qcheck.report import schema
+from tests import reports
+from tests.conftest import Finished
+
+FILE = files.PACKAGE.parent / "docs" / "report.schema.json"
+VALIDATOR = Draft202012Validator(json.loads(FILE.read_text("utf-8")))
+
+
+def test_the_file_is_the_generated_one() -> None:
+    assert FILE.read_text("utf-8") == schema.text(), "python -m qcheck.report.schema > docs/report.schema.json"
+    Draft202012Validator.check_schema(VALIDATOR.schema)
+
+
+def test_a_real_report_is_valid(finished: Finished) -> None:
+    VALIDATOR.validate(finished.report)
+
+
+def test_numbers_that_are_not_finite_are_valid() -> None:
+    odd = reports.measurement("psnr", value=float("nan"), low=float("-inf"), high=float("inf"))
+    VALIDATOR.validate(json.loads(reports.report(reports.case(measurements=[odd])).to_json()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("verdict", "GOOD"), ("order", None), ("measurements", [{"name": "x"}]), ("unknown", 1), ("seconds", "long")],
+)
+def test_what_a_report_cannot_hold_is_refused(key: str, value: Any) -> None:
+    made = copy.deepcopy(json.loads(reports.report().to_json()))
+    made["cases"][0][key] = value
+    with pytest.raises(ValidationError):
+        VALIDATOR.validate(made)

@@ -1,0 +1,87 @@
+"""Reports made in memory, so that renderings and comparisons need no check."""
+
+from typing import Any
+
+from qcheck.report.model import Report
+
+PASSING: dict[str, dict[str, Any]] = {
+    "effect_survival": {"unit": "ratio", "value": 0.99, "low": 0.98, "high": 1.0, "limit": "0.9 .. 1.1"},
+    "excess_error": {"unit": "dB", "value": 0.3, "low": 0.1, "high": 0.6, "limit": "<= 3"},
+    "stratum_sqnr": {"unit": "dB", "value": 15.0, "low": 13.0, "high": 17.0, "limit": ">= 8", "where": "timestep 49"},
+    "psnr": {"unit": "dB", "value": 34.0, "low": 30.0, "high": 39.0},
+}
+
+
+def measurement(name: str, **changed: Any) -> dict[str, Any]:
+    """One judged measurement of the adapted arm, passing unless changed."""
+    made = {"name": name, "arm": "adapted", "p": 0.9 if "limit" in PASSING[name] else None} | PASSING[name]
+    made["status"] = "pass" if made.get("limit") else "reported"
+    return made | changed
+
+
+def case(scheme: str = "int8", order: str = "merge-quantize", **changed: Any) -> dict[str, Any]:
+    """One case that passes unless changed."""
+    file = {"path": "x.onnx", "arm": "adapted", "compute": "float16", "digest": "0" * 16, "bytes": 5_400_000}
+    build = {"builder": "B", "capability": "8.6", "proxy": True, "status": "not run", "detail": "not asked for"}
+    return {
+        "scheme": scheme,
+        "order": order,
+        "verdict": "PASS",
+        "reasons": ["every gated measurement is inside its limit"],
+        "next": "Ship it.",
+        "warnings": [],
+        "probes_used": 8,
+        "measurements": [measurement(name) for name in PASSING],
+        "stratum_sqnr": {},
+        "steps": {},
+        "quantized_layers": 198,
+        "kept_layers": ["conv_in"],
+        "artifact": [file],
+        "compute": "float16",
+        "ran_as": "artifact",
+        "control": False,
+        "full_precision_bytes": 9_800_000,
+        "estimate": None,
+        "builds": [build],
+        "seconds": 2.5,
+    } | changed
+
+
+def report(*cases: dict[str, Any], **changed: Any) -> Report:
+    """A report of those cases, or of one that passes."""
+    source = {"digest": "1" * 16}
+    made = {
+        "schema": "qcheck-report/1",
+        "base": {"source": "pipeline", **source},
+        "adapters": [{"source": "flat.safetensors", "weight": 1.0, "arms": "adapted", **source}],
+        "changed_layers": 4,
+        "unmatched": [],
+        "target": "jetson-agx-orin-64gb",
+        "probes": {
+            "name": "emoji",
+            "digest": "2" * 16,
+            "prompts": ["red apple"],
+            "steps": 20,
+            "guidance": 3.0,
+            "seed": 1,
+            "timesteps": [999.0],
+        },
+        "effect_size": 0.2,
+        "limits_calibrated": False,
+        "cases": list(cases) or [case()],
+        "not_measured": [{"name": "latency", "reason": "needs the device"}],
+        "provenance": {
+            "qcheck": "0.1.0",
+            "commit": None,
+            "created": "2026-11-24T08:00:00+00:00",
+            "arguments": {},
+            "versions": {},
+            "machine": "m",
+            "recipe": "emoji",
+            "recipe_digest": "3" * 16,
+            "limits": "default",
+            "limits_digest": "4" * 16,
+            "seconds": {"reference": 1.5},
+        },
+    }
+    return Report.model_validate(made | changed)

@@ -1,0 +1,32 @@
+"""What is said to be ahead is what is run."""
+
+import re
+
+import pytest
+
+from qcheck import recipe
+from qcheck.demo import library
+from qcheck.workload import Workload
+from tests.conftest import Finished
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "2 cases, 8 to 64 probes each, 100 to 4,000 denoiser calls, less what the cache holds"),
+        (0.1, "at 0.1 s each, as measured now, less than a minute to 7 min, and artifacts and builds"),
+        (6.0, "each, as measured now, 10 min to 6.7 h,"),
+    ],
+)
+def test_the_words(seconds: float | None, text: str) -> None:
+    assert text in Workload(2, (8, 64), (100, 4000)).text(seconds)
+    assert Workload(1, (8, 8), (10, 10)).text(None).startswith("1 case, 8 probes each, 10 denoiser calls")
+
+
+def test_the_calls_are_those_of_the_stages(finished: Finished) -> None:
+    """Of the two calibration stages the second finds the walk of the first."""
+    said = re.search(r"1 case, 8 to 64 probes each, ([\d,]+) to [\d,]+ denoiser calls", finished.result.stderr)
+    assert said is not None
+    stages = [int(total) for total in re.findall(r" (?!1/1 )\d+/(\d+) ", finished.result.stderr)]
+    walk = recipe.find(library.RECIPE).samples * finished.report["probes"]["steps"]
+    assert int(said[1].replace(",", "")) == sum(stages) - walk
