@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OPTIMUM ?= .venv-optimum
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint demo-weights clean
+.PHONY: demo test test-all lint browser demo-weights clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,10 +22,15 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## lint, types, layer rules, tests
+browser:  ## the Chromium that the tests of the HTML report look with; without it they are skipped
+	@command -v chromium >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq -y --no-install-recommends install chromium >/dev/null; } || \
+	echo "no chromium: the tests of report.html in a browser will be skipped (Debian: apt-get install chromium)"
+
+test: lint browser  ## lint, types, layer rules, tests
 	$(BIN)/python -m pytest
 
-test-all: lint $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
+test-all: lint browser $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
 	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
 
 $(OPTIMUM)/.installed: constraints-optimum.txt

@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qcheck import artifact, calibrate, foreign, gate, reported, sensitivity, summary, trace, workload
+from qcheck import (
+    artifact,
+    calibrate,
+    evidence,
+    foreign,
+    gate,
+    reported,
+    sensitivity,
+    summary,
+    trace,
+    workload,
+)
 from qcheck.artifact import TWIN, Making
 from qcheck.errors import UserError
 from qcheck.foreign import Foreign
@@ -23,8 +34,9 @@ from qcheck.metric.statistics import Sample, measure_all
 from qcheck.model import lora
 from qcheck.model.arms import SIDES, Side
 from qcheck.progress import Progress
-from qcheck.report import contact, junit, markdown
+from qcheck.report import contact, junit, markdown, page
 from qcheck.report.contact import Sheet
+from qcheck.report.evidence import Seen
 from qcheck.report.model import Build, Case, Report
 from qcheck.scheme import Order, Scheme
 from qcheck.sensitivity import Scores
@@ -34,7 +46,7 @@ from qcheck.work import Traces, Work, prepare
 
 
 def check(job: Job, folder: Path, progress: Progress) -> Report:
-    """Run ``job``, writing artifacts, pictures and the report below ``folder``.
+    """Run ``job``, writing artifacts, evidence, report.json and the page below ``folder``.
 
     Raises:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
@@ -47,17 +59,30 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
     if np.isfinite(size):
-        found = [pair for scheme in job.schemes for pair in run_scheme(work, scheme)]
+        found = [result for scheme in job.schemes for result in run_scheme(work, scheme)]
         found += [run_foreign(work, given) for given in others]
     else:
         found = [broken_case(work, scheme, order, reference) for scheme in job.schemes for order in job.orders]
         found += [broken_foreign(work, given, reference) for given in others]
-    report = summary.assemble(work, [case for case, _ in found], size)
-    contact.draw([sheet for _, sheet in found], folder / "contact.png")
+    report = summary.assemble(work, [result.case for result in found], size)
+    contact.draw([result.sheet for result in found], folder / "contact.png")
+    evidence.store(work, [(result.seen, result.sheet) for result in found], folder)
     (folder / "report.json").write_text(report.to_json(), "utf-8")
     (folder / "report.md").write_text(markdown.render(report), "utf-8")
     (folder / "junit.xml").write_text(junit.render(report), "utf-8")
+    with work.timed("report", 1) as advance:
+        page.write(folder)
+        advance(1)
     return report
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case with what is shown of it; ``seen`` None where nothing was run."""
+
+    case: Case
+    sheet: Sheet
+    seen: Seen | None = None
 
 
 def trace_reference(work: Work, count: int) -> Traces:
@@ -112,7 +137,7 @@ class Ground:
     scores: Mapping[Order, Scores]
 
 
-def run_scheme(work: Work, scheme: Scheme) -> list[tuple[Case, Sheet]]:
+def run_scheme(work: Work, scheme: Scheme) -> list[Result]:
     """q0 once, then q1 in every order."""
     inputs = calibrate.inputs(work, scheme)
     making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, inputs)
@@ -126,7 +151,7 @@ def run_scheme(work: Work, scheme: Scheme) -> list[tuple[Case, Sheet]]:
     return [run_case(work, order, ground) for order in work.job.orders]
 
 
-def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
+def run_case(work: Work, order: Order, ground: Ground) -> Result:
     """One scheme in one order: artifact, build, then looks at more and more probes until there is a verdict."""
     start, scheme = time.monotonic(), ground.making.scheme
     title, limits = f"{scheme.name} {order}", work.job.limits.computing(scheme.compute)
@@ -156,10 +181,12 @@ def run_case(work: Work, order: Order, ground: Ground) -> tuple[Case, Sheet]:
     case = summary.case(
         work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start, ground.scores.get(order)
     )
-    return case, sheet
+    seen = evidence.gather(reference, quantized, energies, work.setup.weights, SIDES, (scheme.name, order))
+    arrived, why = evidence.arrivals(work, scheme, order, made)
+    return Result(case, sheet, seen.model_copy(update={"arrivals": arrived, "no_arrivals": why}))
 
 
-def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
+def run_foreign(work: Work, given: Foreign) -> Result:
     """A file of someone else's: q1 on the same probes. With no q0, Dq is q1 - f0, and nothing is laid to the base."""
     start, limits = time.monotonic(), work.job.limits.alone()
     builds = [foreign.build(work, given)]
@@ -180,7 +207,8 @@ def run_foreign(work: Work, given: Foreign) -> tuple[Case, Sheet]:
     also = reported.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, *also))
     case = summary.foreign_case(work, given, verdict, builds, energies, steps, time.monotonic() - start)
-    return case, sheet
+    seen = evidence.gather(reference, quantized, energies, work.setup.weights, ["adapted"], (given.name, foreign.ORDER))
+    return Result(case, sheet, seen.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
 
 def decide(
@@ -198,22 +226,22 @@ def decide(
     return judge([*controls, *noop, *measured], bad, limits, builds)
 
 
-def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> tuple[Case, Sheet]:
+def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> Result:
     """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
     limits = work.job.limits.computing(scheme.compute)
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.case(work, scheme, order, verdict, None, [], None, {}, 0.0)
-    return case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference)
+    return Result(case, summary.sheet(work, f"{scheme.name} {order}", verdict, reference, reference))
 
 
-def broken_foreign(work: Work, given: Foreign, reference: Traces) -> tuple[Case, Sheet]:
+def broken_foreign(work: Work, given: Foreign, reference: Traces) -> Result:
     """As ``broken_case``, for a file of someone else's."""
     limits = work.job.limits.alone()
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
     case = summary.foreign_case(work, given, verdict, [], None, {}, 0.0)
-    return case, summary.sheet(work, given.name, verdict, reference, reference)
+    return Result(case, summary.sheet(work, given.name, verdict, reference, reference))
 
 
 def run_controls(work: Work, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:

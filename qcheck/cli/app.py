@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import cache, calibrate, catalogue, check, compare, doctor, export, inspect
+from qcheck.cli import cache, calibrate, catalogue, check, compare, doctor, export, inspect, report
 from qcheck.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("check")(check.check)
 app.command("demo")(check.demo)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("compare")(compare.compare)
 app.command("calibrate")(calibrate.calibrate)

@@ -24,17 +24,27 @@ class Sheet:
     quantized: Mapping[Literal["base", "adapted"], np.ndarray]
 
 
+def eight_bits(picture: np.ndarray) -> np.ndarray:
+    """A picture in [0, 1] as bytes; what is not a number is grey."""
+    found: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
+    return found
+
+
+def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
+    """The change by quantization, enlarged: grey where nothing differs."""
+    found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
+    return found
+
+
 def _tile(picture: np.ndarray) -> Image.Image:
-    values = np.nan_to_num(picture, nan=0.5)
-    image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
-    return image.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+    return Image.fromarray(eight_bits(picture)).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 
 
 def _columns(sheet: Sheet, row: int) -> list[np.ndarray]:
     found = []
     for arm in ("base", "adapted"):
         full, quantized = sheet.reference[arm][row], sheet.quantized[arm][row]
-        found += [full, quantized, 0.5 + AMPLIFY * (quantized - full) / 2]
+        found += [full, quantized, difference(full, quantized)]
     return found
 
 

@@ -209,5 +209,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     missing = ", ".join(item.name for item in report.not_measured)
     console.print(Text(f"not measured: {missing} (why: report.json)"))
     console.print(
-        f"report   {folder / 'report.json'}\npictures {folder / 'contact.png'}", highlight=False, soft_wrap=True
+        f"report   {folder / 'report.html'}\ndata     {folder / 'report.json'}\npictures {folder / 'contact.png'}",
+        highlight=False,
+        soft_wrap=True,
     )

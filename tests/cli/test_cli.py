@@ -117,7 +117,8 @@ def test_a_corrupt_adapter_is_refused_before_anything_is_computed(tmp_path: Path
 
 def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
     assert finished.result.exit_code == 0, finished.result.output
-    written = {"report.json", "report.md", "junit.xml", "contact.png", "artifacts"}
+    written = {"report.json", "report.html", "report.md", "junit.xml", "evidence.json", "pictures", "contact.png"}
+    written |= {"artifacts"}
     assert {p.name for p in finished.folder.iterdir()} == written
     assert "PASS" in finished.result.stdout
     assert "limits not calibrated" in finished.result.stdout

@@ -1,0 +1,187 @@
+"""What the page says: the sentence, the deciding measurement, the command, and what it does without its data."""
+
+import json
+import math
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcheck import limits
+from qcheck.cli.app import app
+from qcheck.errors import UserError
+from qcheck.measurement import Judged
+from qcheck.report import page
+from qcheck.report.limits import bounds, room
+from qcheck.report.model import Report
+from qcheck.report.page import view
+from qcheck.verdict import Outcome
+from tests.report import FOLDER
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return page.read(FOLDER).report
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the stored folder that a test may change."""
+    return Path(shutil.copytree(FOLDER, tmp_path / "out"))
+
+
+def judged(value: float, low: float, high: float, limit: str, status: str = "pass") -> Judged:
+    return Judged.model_validate(
+        {"name": "x", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high, "limit": limit}
+        | {"status": status}
+    )
+
+
+@pytest.mark.parametrize("gate", limits.find("default").gates, ids=lambda gate: f"{gate.name} {gate.arm}")
+def test_the_text_of_a_limit_reads_back(gate: limits.Gate) -> None:
+    assert bounds(gate.text()) == (gate.low, gate.high)
+
+
+def test_room_is_counted_in_halves_of_the_interval() -> None:
+    assert room(judged(1.0, 0.9, 1.2, "<= 2")) == pytest.approx(5)
+    assert room(judged(1.0, 0.9, 1.2, "0.7 .. 2")) == pytest.approx(3)
+    assert room(judged(1.0, 1.0, 1.0, "<= 2")) == math.inf
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.sampled_from(["<= 1", ">= -3", "0.9 .. 1.1"]))
+def test_a_glyph_keeps_order_and_stays_on_its_line(value: float, below: float, above: float, limit: str) -> None:
+    found = view.glyph(judged(value, value - below, value + above, limit))
+    assert found is not None
+    assert 0 <= found.allowed[0] <= found.allowed[1] <= 100
+    assert 0 <= found.interval[0] <= found.value <= found.interval[1] <= 100
+
+
+@pytest.mark.parametrize("outcome", Outcome.__args__)  # type: ignore[attr-defined]
+def test_the_sentence_names_adapter_scheme_and_outcome(report: Report, outcome: Outcome) -> None:
+    case = report.cases[0].model_copy(update={"verdict": outcome})
+    said = view.headline(report.model_copy(update={"cases": [case]}))
+    adapter = Path(report.adapters[0].source).stem
+    assert adapter in said.replace("\u2068", "").replace("\u2069", "") or outcome == "FAIL-RECIPE"
+    assert case.scheme in said
+    assert (f"{adapter}\u2069 survives" in said and said.startswith("\u2068")) == (outcome == "PASS")
+
+
+def test_of_many_cases_the_sentence_counts_those_that_pass_and_those_that_are_open(report: Report) -> None:
+    made = [report.cases[0].model_copy(update={"verdict": v}) for v in ("PASS", "NEEDS-QAT", "INCONCLUSIVE", "INVALID")]
+    assert "survives 1 of the 4 ways" in view.headline(report.model_copy(update={"cases": made}))
+    assert "2 are open" in view.headline(report.model_copy(update={"cases": made}))
+    assert "survives all 2 ways" in view.headline(report.model_copy(update={"cases": made[:1] * 2}))
+    assert "none of the 2" in view.headline(report.model_copy(update={"cases": made[1:3]}))
+    assert view.kind(report.model_copy(update={"cases": made[1:2] * 2}))[0] == "bad"
+
+
+def test_what_decided_is_what_the_verdict_names_or_a_pass_that_was_nearest(report: Report) -> None:
+    near, far = judged(1.0, 0.9, 1.9, "<= 2"), judged(1.0, 0.9, 1.1, "<= 2").model_copy(update={"name": "y"})
+    case = report.cases[0].model_copy(update={"measurements": [far, near], "verdict": "PASS"})
+    assert view.deciding(case) == near
+    failed = case.model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["y (base) 3 dB [2, 4]; limit <= 2"]})
+    assert view.deciding(failed) == far
+    refused = case.model_copy(update={"verdict": "FAIL-RECIPE", "reasons": ["the build was refused: no kernel"]})
+    assert view.deciding(refused) is None
+    assert view.overview(refused).why == "the build was refused: no kernel"
+
+
+def test_the_command_is_one_that_the_command_line_takes(report: Report) -> None:
+    made = report.provenance.model_copy(
+        update={"arguments": report.provenance.arguments | {"base": "my base", "trigger": "a 'b'", "build": False}}
+    )
+    words = shlex.split(view.command(made))
+    parsed = typer.main.get_command(app).commands["check"].make_context("check", words[2:])  # type: ignore[attr-defined]
+    assert words[:2] == ["qcheck", "check"]
+    assert parsed.params["base"] == "my base"
+    assert parsed.params["trigger"] == "a 'b'"
+    assert parsed.params["build"] is False
+    assert parsed.params["schemes"] == report.provenance.arguments["scheme"]
+    assert parsed.params["most"] == report.provenance.arguments["max_probes"]
+
+
+def test_not_measured_never_looks_like_passed(report: Report) -> None:
+    seen = judged(1.0, 1.0, 1.0, "<= 2").model_copy(update={"value": None, "status": "not measured"})
+    shown = view.row(seen)
+    assert (shown.kind, shown.word, shown.glyph) == ("open", "not measured", None)
+    broken = judged(math.nan, math.nan, math.nan, "<= 2", "fail")
+    assert view.row(broken).value.startswith("not finite")
+
+
+def test_a_folder_with_no_evidence_still_has_its_page_and_says_what_is_missing(folder: Path) -> None:
+    (folder / "evidence.json").unlink()
+    text = page.write(folder).read_text()
+    assert "the folder has no evidence.json" in text
+    assert "No pictures are stored" in text
+
+
+TRIED = {
+    "kind": "ranges",
+    "title": "mse ranges",
+    "why": "outliers",
+    "verdict": "PASS",
+    "bytes": 5_400_000,
+    "survival": 0.97,
+    "excess_error": 1.2,
+    "command": "qcheck check demo --recipe mse",
+}
+
+
+def advised(*tried: dict[str, object]) -> str:
+    cases = [{"scheme": "int4", "order": "unmerged", "verdict": "NEEDS-QAT", "cure": 0, "tried": [*tried]}]
+    return json.dumps({"schema": "qcheck-advice/1", "cases": cases})
+
+
+def test_cures_are_shown_where_they_were_tried_and_missing_where_not(folder: Path) -> None:
+    assert "none was tried" in page.render(page.read(folder))
+    unrun = TRIED | {"title": "wider", "verdict": None, "bytes": None, "survival": None, "excess_error": None}
+    (folder / "advice.json").write_text(advised(TRIED, unrun))
+    text = page.render(page.read(folder))
+    assert "none was tried" not in text
+    for shown in ("mse ranges", "0.97", "5.4 MB", "1.2 dB", "not run", "qcheck check demo --recipe mse"):
+        assert shown in text
+    assert text.count("the cheapest that passes") == 1
+
+
+def test_layers_have_their_share_of_the_gap_where_a_report_holds_it(report: Report) -> None:
+    share = SimpleNamespace(name="a.to_v", kind="attention", share=0.5, weight=0.3, activation=0.1)
+    case = report.cases[0].model_copy()
+    object.__setattr__(case, "layers", [share])
+    found = page.panel(page.read(FOLDER), case)
+    assert found.layers[0] == {"layer": "a.to_v", "kind": "attention", "share": 0.5, "weight": 0.3, "activation": 0.1}
+    assert [plot.title for plot in found.plots["layers"]] == ["Sensitivity by layer", "Delta survival by layer"]
+
+
+def test_a_page_has_no_more_pictures_than_its_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = page.read(folder)
+    budget = sum(map(len, whole.pictures.values())) - 1
+    monkeypatch.setattr(page, "BUDGET", budget)
+    part = page.read(folder)
+    assert 0 < len(part.pictures) < len(whole.pictures)
+    assert sum(map(len, part.pictures.values())) <= budget
+    assert "left out to keep this page small" in page.render(part)
+
+
+def test_a_folder_without_a_report_is_a_mistake_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no report\.json"):
+        page.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["report.json", "evidence.json", "advice.json"])
+def test_a_file_that_is_damaged_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("{")
+    with pytest.raises(UserError, match=name):
+        page.read(folder)
+
+
+def test_pictures_come_from_the_folder_alone(folder: Path) -> None:
+    seen = json.loads((folder / "evidence.json").read_text())
+    seen["cases"][0]["pictures"][0]["reference"][0] = "../../secret.webp"
+    (folder / "evidence.json").write_text(json.dumps(seen))
+    with pytest.raises(UserError, match="outside its folder"):
+        page.read(folder)
