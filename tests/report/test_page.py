@@ -5,7 +5,6 @@ import math
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -18,7 +17,7 @@ from qcheck.errors import UserError
 from qcheck.measurement import Judged
 from qcheck.report import page
 from qcheck.report.limits import bounds, room
-from qcheck.report.model import Report
+from qcheck.report.model import LayerShare, Report
 from qcheck.report.page import view
 from qcheck.verdict import Outcome
 from tests.report import FOLDER
@@ -149,9 +148,10 @@ def test_cures_are_shown_where_they_were_tried_and_missing_where_not(folder: Pat
 
 
 def test_layers_have_their_share_of_the_gap_where_a_report_holds_it(report: Report) -> None:
-    share = SimpleNamespace(name="a.to_v", kind="attention", share=0.5, weight=0.3, activation=0.1)
-    case = report.cases[0].model_copy()
-    object.__setattr__(case, "layers", [share])
+    share = LayerShare(
+        name="a.to_v", block="a", kind="attention", share=0.5, standard_error=0.1, weight=0.3, activation=0.1
+    )
+    case = report.cases[0].model_copy(update={"layers": [share]})
     found = page.panel(page.read(FOLDER), case)
     assert found.layers[0] == {"layer": "a.to_v", "kind": "attention", "share": 0.5, "weight": 0.3, "activation": 0.1}
     assert [plot.title for plot in found.plots["layers"]] == ["Sensitivity by layer", "Delta survival by layer"]
