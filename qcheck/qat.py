@@ -9,8 +9,8 @@ from qcheck import __version__, pipeline
 from qcheck.errors import UserError
 from qcheck.job import Job, Use
 from qcheck.lessons import Lessons, Seen, Settings
-from qcheck.model import parts
-from qcheck.model.calibrated import KEY, Gap, Note
+from qcheck.model import lora, parts
+from qcheck.model.calibrated import KEY, Gap, Note, note
 from qcheck.model.lora import Adapter
 from qcheck.progress import Progress
 from qcheck.report.model import Case, Report
@@ -40,6 +40,8 @@ def calibrate(job: Job, settings: Settings, new: Path, folder: Path, progress: P
     Raises:
         UserError: bad input, an adapter that is broken at full precision (unless ``force``), or training that diverges.
     """
+    require_one(job)
+    require_own(new, job)
     job = replace(job, cache=job.cache or folder / "cache")
     before = _checked(job, folder / "before", progress)
     if before.cases[0].verdict == "FAIL-ADAPTER" and not force:
@@ -61,7 +63,6 @@ def _checked(job: Job, folder: Path, progress: Progress) -> Report:
 def learn(job: Job, settings: Settings, new: Path, folder: Path, progress: Progress) -> Course:
     """Train and write, without a check."""
     torch.set_num_threads(job.threads)
-    require_plain(job)
     work = prepare(job, folder, progress)
     (adapter,) = work.arms.adapters
     lessons = Lessons(work, job.schemes[0], job.orders[0], settings)
@@ -70,7 +71,16 @@ def learn(job: Job, settings: Settings, new: Path, folder: Path, progress: Progr
     return course
 
 
-def require_plain(job: Job) -> None:
+def require_own(new: Path, job: Job) -> None:
+    """Refuse to write over anything but an earlier calibration of the same adapter."""
+    if not new.exists():
+        return
+    found = note(lora.read(Use(str(new), 1.0)))
+    if found is None or found.source != lora.read(job.adapters[0]).digest:
+        raise UserError(f"output {str(new)!r} exists and is no calibration of this adapter", "Give another --out.")
+
+
+def require_one(job: Job) -> None:
     """Refuse what QAT does not train: several adapters at once, or one that it has trained before."""
     if len(job.adapters) != 1 or job.references:
         raise UserError("QAT calibrates one adapter", "Give one --lora; adapters of both arms as --with-lora.")

@@ -77,7 +77,7 @@ def qat(
 
     `qcheck qat ./my-pipeline --lora style.safetensors --scheme int4-g128 --order quantize-merge -o new.safetensors`
     """
-    _require_new(new)
+    _require_name(new)
     chosen_target, chosen_limits = target.find(device), limits.find(bounds)
     if most is not None:
         chosen_limits = chosen_limits.at_most(most)
@@ -122,11 +122,9 @@ def qat(
     raise typer.Exit(exit_code(done.after, True))
 
 
-def _require_new(new: Path) -> None:
-    if new.suffix != ".safetensors" or new.exists() or not new.absolute().parent.is_dir():
-        raise UserError(
-            f"--out {str(new)!r} is not a new .safetensors file in a folder that exists", "Give another --out."
-        )
+def _require_name(new: Path) -> None:
+    if new.suffix != ".safetensors" or not new.absolute().parent.is_dir():
+        raise UserError(f"--out {str(new)!r} is no .safetensors file in a folder that exists", "Give another --out.")
 
 
 def _render(done: Any, new: Path, console: Console) -> None:
