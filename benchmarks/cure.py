@@ -1,7 +1,7 @@
 """What QAT does to an adapter, on probes and pictures that it never saw: S, R, G, U and the verdict, before and after.
 
-``python -m benchmarks.cure --pictures DIR NAME ...`` for adapters of the zoo, ``--lora FILE STYLE`` for others. U is the
-share of the adapter's benefit on held-out pictures of its style that is left (``benchmarks/zoo/utility.py``).
+``python -m benchmarks.cure --pictures DIR NAME ...`` for adapters of the zoo, ``--lora FILE STYLE`` for others. U is
+the share of the adapter's benefit on held-out pictures of its style that is left (``benchmarks/zoo/utility.py``).
 """
 
 import argparse

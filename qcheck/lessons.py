@@ -31,7 +31,7 @@ from qcheck.trace import Arrays, Rows, Setup, Trace
 from qcheck.work import STRATA, Work, matched
 
 _HELD_OUT = 8
-_RATE = 2e-3
+_RATE = 1e-3
 _STEP = 1 / 16  # of the mean step of a layer
 
 Tensors = dict[str, torch.Tensor]

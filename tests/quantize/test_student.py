@@ -56,7 +56,7 @@ def test_the_student_computes_what_the_simulated_artifact_computes(
 ) -> None:
     """Activations too: one code more or less anywhere would move later ones (tests/test_artifact.py has the files)."""
     model, _ = _made(faint, prepared, name, order)
-    ranges = {origin: prepared.ranges for origin in ("base", "adapted", "shared")}
+    ranges = dict.fromkeys(("base", "adapted", "shared"), prepared.ranges)
     content = artifact.adapted_content(faint, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
     unet = faint.use("adapted").module
     kept = {key: value.clone() for key, value in unet.state_dict().items()}
