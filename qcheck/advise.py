@@ -100,11 +100,9 @@ def read(given: Path) -> Report:
 
 
 def jobs(report: Report, kept: Path | None, threads: int) -> Iterator[tuple[Case, Job]]:
-    """The cases that do not pass, each with the job that judged it, unless a file of someone else's was judged.
-
-    The verdict may use every look of the limits, also where the report was stopped earlier.
-    """
-    asked, bounds = report.provenance.arguments, limits.find(report.provenance.limits)
+    """The cases that do not pass, each with the job that judged it, unless a file of someone else's was judged."""
+    asked, whole = report.provenance.arguments, limits.find(report.provenance.limits)
+    bounds = whole.at_most(_number(asked["max_probes"]))
     for case in report.cases:
         if case.verdict not in _CURABLE or case.quantized_layers is None:
             continue
@@ -121,7 +119,7 @@ def jobs(report: Report, kept: Path | None, threads: int) -> Iterator[tuple[Case
                 explicit=True,
                 orders=(scheme.order(case.order),),
                 target=target.find(report.target),
-                probes=_probes(report, bounds.looks[-1]),
+                probes=_probes(report, whole.looks[-1]),
                 recipe=recipe.find(report.provenance.recipe),
                 trigger=None if asked["trigger"] is None else str(asked["trigger"]),
                 limits=bounds,
@@ -307,15 +305,21 @@ def _command(found: Remedy, job: Job, entry: Path, folder: Path) -> str:
         new = f"{Path(job.adapters[0].source).stem}-{job.schemes[0].name}-{job.orders[0]}.safetensors"
         shutil.copyfile(entry / _ADAPTER, folder / new)
         adapters, references = [Use(new, job.adapters[0].weight)], list(job.adapters)
-    words = ["qcheck", "check", job.base]
+    words = ["qcheck", "check", _absolute(job.base)]
     for used in adapters:
-        words += ["--lora", used.source, "--weight", f"{used.weight:g}"]
-    words += [word for used in references for word in ("--reference-lora", used.source)]
-    words += [word for used in job.common for word in ("--with-lora", f"{used.source}={used.weight:g}")]
+        words += ["--lora", _absolute(used.source), "--weight", f"{used.weight:g}"]
+    words += [word for used in references for word in ("--reference-lora", _absolute(used.source))]
+    words += [word for used in job.common for word in ("--with-lora", f"{_absolute(used.source)}={used.weight:g}")]
     words += ["--scheme", job.schemes[0].name, "--order", job.orders[0], "--target", job.target.name]
-    words += ["--recipe", named, "--limits", job.limits.name, *_sampling(job, folder)]
+    words += ["--recipe", named, "--limits", job.limits.name, "--max-probes", f"{job.limits.looks[-1]}"]
+    words += _sampling(job, folder)
     words += ["--trigger", job.trigger] if job.trigger else []
     return shlex.join([*words, *(["--allow-unmatched"] if job.allow_unmatched else [])])
+
+
+def _absolute(source: str) -> str:
+    """A path that holds in any folder; a hub id, or a file beside the command, as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def _sampling(job: Job, folder: Path) -> Sequence[str]:

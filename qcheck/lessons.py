@@ -4,6 +4,7 @@ The loss is the squared difference of guided outputs, at states of the teacher's
 student's own, on calibration prompts; other prompts are held out of it.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ class Seen(Value):
     survival: Number
     effect_to_error: Number
     excess_error: Number
+
+    @property
+    def score(self) -> float:
+        """How near to the teacher, dB: effect_to_error, less what survival is off in either direction."""
+        off = 20 * abs(math.log10(self.survival)) if self.survival > 0 else math.inf
+        return self.effect_to_error - off
 
 
 @dataclass(frozen=True)

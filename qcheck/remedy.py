@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from qcheck import limits
 from qcheck import target as targets
 from qcheck.job import Job
 from qcheck.recipe import METHODS
@@ -61,8 +62,10 @@ _RETRAIN = (
 
 def more_probes(ill: Ill) -> Iterator[Remedy]:
     """Where the verdict is open, all looks that the limits have."""
-    if ill.verdict == "INCONCLUSIVE" and (most := ill.job.limits.looks[-1]) > ill.job.limits.looks[0]:
-        yield Remedy("probes", f"up to {most} probes", "the verdict is open for want of them", ill.job)
+    whole = limits.find(ill.job.limits.name)
+    if ill.verdict == "INCONCLUSIVE" and whole.looks[-1] > ill.job.limits.looks[-1]:
+        changed = replace(ill.job, limits=whole)
+        yield Remedy("probes", f"up to {whole.looks[-1]} probes", "the verdict is open for want of them", changed)
 
 
 def other_orders(ill: Ill) -> Iterator[Remedy]:

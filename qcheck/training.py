@@ -14,7 +14,6 @@ from qcheck.files import Value
 from qcheck.lessons import Lessons, Pool, Seen, Tensors
 
 _CLIP = 1.0
-_PROGRESS = 0.05  # dB: what comes less near to the teacher than this is no progress
 _WALKS = 4  # of the student's own an interval
 _KIND, _FILE = "qat", "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
@@ -85,7 +84,7 @@ class _Run:
                 advanced(1)
         seen = self.lessons.look(self.step)
         nearest = next(known for known in self.history if known.step == self.kept)
-        if seen.effect_to_error > nearest.effect_to_error + _PROGRESS:
+        if seen.score > nearest.score:
             self.best, self.kept = self._now(), self.step
         self.history.append(seen)
         self._write(before)
