@@ -176,8 +176,8 @@ def _sharing(found: Scheme) -> float:
 
 
 def bits(found: Scheme) -> float:
-    """Mean bits of a quantized weight and of its input over the rules, a float input as its compute type's: a rank."""
-    return max(_bits(rule, found.compute) for rule in found.rules)
+    """Bits of the narrowest quantized weights and, as hundredths, of their inputs: a rank."""
+    return min(_bits(rule, found.compute) for rule in found.rules)
 
 
 def _bits(rule: Rule, compute: str) -> float:
