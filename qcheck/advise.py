@@ -291,7 +291,9 @@ def _key(found: Remedy, job: Job) -> str:
     values = (*job.schemes, job.target, job.probes, job.recipe, job.limits)
     adapters = [lora.read(used).digest for used in (*job.adapters, *job.references, *job.common)]
     settings = files.digest_value(Settings()) if found.train else ""
-    return cache.key("advice", repr(job.arguments()), *map(files.digest_value, values), *adapters, settings)
+    return cache.key(
+        "advice", cache.code(__name__), repr(job.arguments()), *map(files.digest_value, values), *adapters, settings
+    )
 
 
 def _command(found: Remedy, job: Job, entry: Path, folder: Path) -> str:

@@ -32,6 +32,7 @@ from qcheck.trace import Arrays, Rows, Setup, Trace
 from qcheck.work import STRATA, Work, matched
 
 _HELD_OUT = 8
+_LOOP = "qcheck.training"  # it and what it imports decide what a run gives
 _RATE = 1e-3
 _STEP = 1 / 16  # of the mean step of a layer
 
@@ -131,7 +132,7 @@ class Lessons:
     def key(self) -> str:
         """Of everything that a run depends on."""
         values = map(files.digest_value, (self.learned, self.held, self.settings))
-        return cache.key("qat", self.making.key(self.ground.order), *values)
+        return cache.key("qat", cache.code(_LOOP), self.making.key(self.ground.order), *values)
 
     @cached_property
     def student(self) -> nn.Module:
