@@ -55,6 +55,7 @@ def test_a_few_steps_come_nearer_to_the_teacher(whole: tuple[Tensors, Course]) -
     assert course.after.excess_error < course.before.excess_error
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_factors(
     whole: tuple[Tensors, Course], tmp_path: Path, cache_root: Path
 ) -> None:
