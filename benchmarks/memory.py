@@ -47,6 +47,7 @@ def trace_once(steps: int, *counts: int) -> None:
         job = Job(
             base=str(library.PIPELINE),
             adapters=(Use(str(library.ADAPTERS / "flat.safetensors"), 1.0),),
+            references=(),
             common=(),
             allow_unmatched=False,
             schemes=(scheme.find("int8"),),

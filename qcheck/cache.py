@@ -118,6 +118,10 @@ class Cache:
             found = self._place(kind, key)
         return found
 
+    def drop(self, kind: str, key: str) -> None:
+        """Forget an entry, where there is one."""
+        _remove(self._place(kind, key))
+
     def _place(self, kind: str, key: str) -> Path:
         return self.root / kind / key
 

@@ -87,10 +87,10 @@ def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) ->
     _require_sizes(work, sizes, dynamic)
     work.exporter = Exporter(work.arms, work.store, work.example, dynamic)
     made_from = calibrate.inputs(work, scheme)
-    making = Making(work.arms, work.exporter, work.store, scheme, job.recipe, made_from)
+    making = Making(work.shipped, work.exporter, work.store, scheme, job.recipe, made_from)
     denoiser = work.setup.family.denoiser
     with work.timed(f"{denoiser}: {scheme.name} {order}", 1) as advance:
-        content = artifact.adapted_content(work.arms, scheme, job.recipe, order, made_from)
+        content = artifact.adapted_content(work.shipped, scheme, job.recipe, order, made_from)
         path = work.exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
         page = artifact.describe(making, order, content, folder, [path])
         advance(1)

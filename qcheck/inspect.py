@@ -172,7 +172,7 @@ def inspect(
     """
     adapter = lora.read(Use(source, weight))
     lora.require_plain(adapter)
-    names, stored = (Names(), {}) if base is None else _stored(base)
+    names, stored = (Names(), {}) if base is None else stored_layers(base)
     factors = lora.factors_of(names, adapter)
     sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in MERGES}
     layers, unmatched = [], []
@@ -209,7 +209,7 @@ def inspect(
     )
 
 
-def _stored(base: str) -> tuple[Names, dict[str, Path]]:
+def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
     """What the base calls its layers, and which file holds which tensor of its denoiser."""
     folder = bases.locate(base)
     denoiser = next((name for name in lora.DENOISERS if (folder / name).is_dir()), lora.DENOISERS[0])

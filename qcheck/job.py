@@ -24,13 +24,16 @@ class Use:
 class Job:
     """Inputs of ``pipeline.check``.
 
-    ``adapters`` are judged together; those in ``common`` belong to both arms. ``explicit`` says that the user named the
-    schemes; ``artifacts`` are files of others that are judged beside them. ``cache`` None keeps nothing beyond the run.
+    ``adapters`` are judged together; those in ``common`` belong to both arms. ``references``, where there are any, are
+    what ``adapters`` were calibrated from, one of each: at full precision they are what the artifacts are held to.
+    ``explicit`` says that the user named the schemes; ``artifacts`` are files of others that are judged beside them.
+    ``cache`` None keeps nothing beyond the run.
     ``ranges`` is a file of them; ``calibrating`` are prompts to find them on instead of the recipe's.
     """
 
     base: str
     adapters: tuple[Use, ...]
+    references: tuple[Use, ...]
     common: tuple[Use, ...]
     allow_unmatched: bool
     schemes: tuple[Scheme, ...]
@@ -57,6 +60,7 @@ class Job:
             "base": self.base,
             "lora": [used.source for used in self.adapters],
             "weight": [used.weight for used in self.adapters],
+            "reference_lora": [used.source for used in self.references],
             "with_lora": [f"{used.source}={used.weight:g}" for used in self.common],
             "allow_unmatched": self.allow_unmatched,
             "scheme": [named.name for named in self.schemes],

@@ -140,7 +140,7 @@ class Ground:
 def run_scheme(work: Work, scheme: Scheme) -> list[Result]:
     """q0 once, then q1 in every order."""
     inputs = calibrate.inputs(work, scheme)
-    making = Making(work.arms, work.exporter, work.store, scheme, work.job.recipe, inputs)
+    making = Making(work.shipped, work.exporter, work.store, scheme, work.job.recipe, inputs)
     with work.timed(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(making)
         advance(1)

@@ -184,7 +184,7 @@ def _caption(title: str, verdict: Verdict) -> str:
     return f"{title} {verdict.outcome}" + (f" survival {kept[0]:.2f}" if kept else "")
 
 
-def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Input]:
+def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted", "both", "reference"]) -> list[Input]:
     return [
         Input(source=used.source, digest=adapter.digest, weight=used.weight, arms=of)
         for used, adapter in zip(uses, read, strict=True)
@@ -198,7 +198,8 @@ def assemble(work: Work, cases: list[Case], size: float) -> Report:
     return Report(
         base=Input(source=job.base, digest=work.arms.base.digest),
         adapters=[
-            *_inputs(job.adapters, work.arms.adapters, "adapted"),
+            *_inputs(job.adapters, work.shipped.adapters, "adapted"),
+            *_inputs(job.references, work.arms.adapters if job.references else (), "reference"),
             *_inputs(job.common, work.arms.common, "both"),
         ],
         changed_layers=len(work.arms.layers),

@@ -97,6 +97,9 @@ class Subject:
     runner: Callable[[], Runner]
 
 
+Arrays = Sequence[np.ndarray] | np.ndarray  # one of each probe
+
+
 class Rows(Sequence[np.ndarray]):
     """One tensor of each probe's file, read when it is asked for."""
 
@@ -203,8 +206,13 @@ def _guided(
     """Guided output [b, C, h, w] for latents of that shape."""
     given, branches = fed(setup.family, solver, x, timestep, conditions)
     raw = setup.family.read(call(runner, given, setup.family.latent), (branches * len(x), *x.shape[1:]))
-    parts = torch.from_numpy(raw).chunk(branches)
-    return parts[0] if branches == 1 else parts[0] + setup.guidance * (parts[1] - parts[0])
+    return combined(torch.from_numpy(raw), branches, setup.guidance)
+
+
+def combined(outputs: torch.Tensor, branches: int, guidance: float) -> torch.Tensor:
+    """Guided output [b, C, h, w] of ``branches`` that follow each other in the batch."""
+    parts = outputs.chunk(branches)
+    return parts[0] if branches == 1 else parts[0] + guidance * (parts[1] - parts[0])
 
 
 Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -325,6 +333,33 @@ def visit(setup: Setup, reached: Trace, runner: Runner, side: Side, probes: Sequ
     for rows in _batches(range(len(probes)), setup.batch):
         conditions = setup.inputs(side, probes[rows]).conditions
         ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance)
+
+
+def answers(
+    setup: Setup, runner: Runner, side: Side, probes: Sequence[Probe], states: Arrays, advance: Advance
+) -> np.ndarray:
+    """Guided outputs [n, T, C, h, w] of a runner at given states [T, C, h, w] of each probe; nothing is stored."""
+    found = []
+    for rows in _batches(range(len(probes)), setup.batch):
+        conditions = setup.inputs(side, probes[rows]).conditions
+        found.append(_ask(setup, runner, conditions, np.stack(list(states[rows])), advance))
+    return np.concatenate(found)
+
+
+def roam(setup: Setup, runner: Runner, side: Side, probes: Sequence[Probe], advance: Advance) -> np.ndarray:
+    """States [n, T, C, h, w] that a runner reaches by itself at the strata; nothing is stored."""
+    found = []
+    for rows in _batches(range(len(probes)), setup.batch):
+        start = setup.inputs(side, probes[rows])
+        reached = np.empty((len(start.latents), len(setup.strata), *start.latents.shape[1:]), np.float32)
+
+        def keep(place: int, x: torch.Tensor, _: torch.Tensor, reached: np.ndarray = reached) -> None:
+            reached[:, place] = x.numpy()
+
+        for _ in _walk(setup, runner, start, advance, keep):
+            pass
+        found.append(reached)
+    return np.concatenate(found)
 
 
 def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:

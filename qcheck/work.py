@@ -19,7 +19,7 @@ from qcheck.cache import Cache
 from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.measurement import Measurement
-from qcheck.model import arms, base, lora
+from qcheck.model import arms, base, calibrated, lora
 from qcheck.model.arms import SIDES, Arms, Side
 from qcheck.model.family import Conditions, Shape
 from qcheck.model.profile import Needs, needs
@@ -35,10 +35,14 @@ Traces = Mapping[Side, Trace]
 
 @dataclass
 class Work:
-    """What every stage of one check reads. ``probes`` are all that may be needed; a look takes the first of them."""
+    """What every stage of one check reads. ``probes`` are all that may be needed; a look takes the first of them.
+
+    ``shipped`` is what artifacts are made from: other than ``arms``, the reference, where adapters were calibrated.
+    """
 
     job: Job
     arms: Arms
+    shipped: Arms
     setup: Setup
     probes: tuple[Probe, ...]
     folder: Path
@@ -120,14 +124,17 @@ def prepare(job: Job, folder: Path, progress: Progress) -> Work:
         UserError: bad input.
     """
     base.locate(job.base)
-    common, adapters = ([lora.read(used) for used in chosen] for chosen in (job.common, job.adapters))
+    chosen = (job.common, job.adapters, job.references)
+    common, adapters, references = ([lora.read(used) for used in some] for some in chosen)
+    calibrated.require_references(adapters, references)
     with progress.stage("load base and adapter", 1) as advance:
-        both = arms.apply(base.load(job.base), adapters, common, job.allow_unmatched)
+        both = arms.apply(base.load(job.base), references or adapters, common, job.allow_unmatched)
+        shipped = arms.alike(both, adapters) if references else both
         advance(1)
     store = Cache(job.cache or folder / "cache")
     setup, probes = matched(both, job, job.probes, STRATA)
     exporter = Exporter(both, store, example(setup, probes[0]))
-    return Work(job, both, setup, probes, folder, store, progress, exporter)
+    return Work(job, both, shipped, setup, probes, folder, store, progress, exporter)
 
 
 def matched(both: Arms, job: Job, chosen: ProbeSet, strata: int) -> tuple[Setup, tuple[Probe, ...]]:

@@ -79,6 +79,7 @@ def job(adapter: Path, out: Path) -> Job:
     return Job(
         base=str(library.PIPELINE),
         adapters=(Use(str(adapter), 1.0),),
+        references=(),
         common=(),
         allow_unmatched=False,
         schemes=tuple(map(scheme.find, SCHEMES)),

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import cache, calibrate, catalogue, check, compare, doctor, export, inspect, report
+from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report
 from qcheck.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("compare")(compare.compare)
 app.command("calibrate")(calibrate.calibrate)
+app.command("advise")(advise.advise)
+app.command("qat")(qat.qat)
 app.command("inspect")(inspect.inspect)
 app.command("targets")(catalogue.targets)
 app.command("schemes")(catalogue.schemes)

@@ -23,6 +23,7 @@ def check(
     base: options.Base,
     lora: options.Loras,
     weight: options.Weights = None,
+    reference: options.References = None,
     with_lora: options.Common = None,
     allow_unmatched: options.Unmatched = False,
     device: options.Device = options.TARGET,
@@ -70,6 +71,7 @@ def check(
     job = Job(
         base=resolve.base(base),
         adapters=resolve.adapters(base, lora, weight or []),
+        references=resolve.references(base, reference or [], lora, weight or []),
         common=resolve.common(base, with_lora or []),
         allow_unmatched=allow_unmatched,
         schemes=() if artifacts and not schemes else resolve.schemes(schemes, chosen_target),

@@ -33,6 +33,7 @@ def export(
     ] = library.SCHEME,
     device: options.Device = options.TARGET,
     weight: options.Weights = None,
+    reference: options.References = None,
     with_lora: options.Common = None,
     allow_unmatched: options.Unmatched = False,
     order: Annotated[
@@ -76,6 +77,7 @@ def export(
     job = Job(
         base=resolve.base(base),
         adapters=resolve.adapters(base, lora, weight or []),
+        references=resolve.references(base, reference or [], lora, weight or []),
         common=resolve.common(base, with_lora or []),
         allow_unmatched=allow_unmatched,
         schemes=resolve.schemes([chosen], chosen_target),

@@ -54,6 +54,14 @@ Weights = Annotated[
         rich_help_panel=_ADAPTING,
     ),
 ]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference-lora",
+        help="The file that qcheck qat calibrated --lora from: at full precision it is what the artifact is held to. "
+        "One for each --lora.",
+    ),
+]
 Common = Annotated[
     list[str] | None,
     typer.Option(

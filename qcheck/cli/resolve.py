@@ -40,6 +40,20 @@ def adapters(base: str, sources: list[str], weights: list[float]) -> tuple[Use, 
     return tuple(Use(library.resolve(base, s)[1], w) for s, w in zip(sources, weights, strict=True))
 
 
+def references(base: str, sources: list[str], calibrated: list[str], weights: list[float]) -> tuple[Use, ...]:
+    """The files that adapters were calibrated from, with the weights of those.
+
+    Raises:
+        UserError: some are given, but not one for each adapter.
+    """
+    if sources and len(sources) != len(calibrated):
+        raise UserError(
+            f"{len(calibrated)} adapters and {len(sources)} references are given",
+            "Give one --reference-lora for each --lora, or none.",
+        )
+    return adapters(base, sources, weights) if sources else ()
+
+
 def common(base: str, given: list[str]) -> tuple[Use, ...]:
     """Adapters of both arms, from FILE or FILE=WEIGHT.
 

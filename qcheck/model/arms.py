@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -109,6 +109,23 @@ def apply(
     }
     joined = {layer: torch.cat(down[layer]) for layer in layers}
     return Arms(base, tuple(adapters), tuple(common), layers, weights, joined, tuple(unmatched))
+
+
+def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
+    """The arms of the same base with other adapters of the same layers, at full precision.
+
+    Raises:
+        UserError: as ``apply``, or they change other layers.
+    """
+    reference.use("base")
+    found = apply(reference.base, adapters, (), bool(reference.unmatched))
+    if found.layers != reference.layers:
+        odd = sorted(set(found.layers) ^ set(reference.layers))
+        raise UserError(
+            f"the adapter and its reference change other layers of the base: {len(odd)} differ, first {odd[0]}",
+            "Give the adapter that it was calibrated from as --reference-lora.",
+        )
+    return replace(found, common=reference.common)
 
 
 def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dict[str, torch.Tensor]]:

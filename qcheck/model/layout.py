@@ -77,15 +77,13 @@ _KEYS = tuple(
 )
 
 
-def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Factors], list[str]]:
-    """What the file holds by the file's own names, and the keys that are no part of an adapter.
-
-    ``config`` is PEFT's, by component where the names begin with one: it gives alpha where the file has no such key.
+def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The file's keys of each part (down, up, alpha, magnitude) by its own names of layers, and keys that are no part.
 
     Raises:
-        LayoutError: a name with only one of its factors.
+        LayoutError: one part twice.
     """
-    found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     strange = []
     for key, value in tensors.items():
         matched = next((match for match in (pattern.match(key) for pattern in _KEYS) if match), None)
@@ -95,9 +93,22 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
         elif _PARTS.get(part, part) in found[matched["name"]]:
             raise LayoutError(f"it holds the same as {key} under another name")
         else:
-            found[matched["name"]][_PARTS.get(part, part)] = value
+            found[matched["name"]][_PARTS.get(part, part)] = key
+    return dict(found), strange
+
+
+def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Factors], list[str]]:
+    """What the file holds by the file's own names, and the keys that are no part of an adapter.
+
+    ``config`` is PEFT's, by component where the names begin with one: it gives alpha where the file has no such key.
+
+    Raises:
+        LayoutError: a name with only one of its factors, or a part twice.
+    """
+    found, strange = keys(tensors)
     whole = {}
-    for name, parts in found.items():
+    for name, named in found.items():
+        parts = {part: tensors[key] for part, key in named.items()}
         if not {"down", "up"} & set(parts):
             strange += [f"{name}.{part}" for part in parts]
             continue

@@ -69,10 +69,16 @@ def read(used: Use) -> Adapter:
             f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
             "Its training diverged or the file is damaged: export it again from an earlier step.",
         )
-    config = path.with_name(_CONFIG)
-    if path.name != _FOLDER[0] or not config.is_file():
+    config = config_beside(path)
+    if config is None:
         return Adapter(path, used.weight, files.digest(path), metadata)
     return Adapter(path, used.weight, files.digest(path, config), metadata | {_STORED: config.read_text("utf-8")})
+
+
+def config_beside(path: Path) -> Path | None:
+    """PEFT's config of the file, where it keeps one in the same folder."""
+    config = path.with_name(_CONFIG)
+    return config if path.name == _FOLDER[0] and config.is_file() else None
 
 
 def _file(path: Path) -> Path:
@@ -157,7 +163,7 @@ def require_stackable(adapters: Sequence[Adapter]) -> None:
             )
 
 
-def _peft_config(adapter: Adapter) -> dict[str, Any]:
+def peft_config(adapter: Adapter) -> dict[str, Any]:
     """PEFT's config of the adapter: by component as diffusers stores it in the file, or of the folder as PEFT does."""
     written = adapter.metadata.get(_STORED, "{}")
     try:
@@ -173,7 +179,7 @@ def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
     Raises:
         UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
     """
-    tensors, config = load_file(adapter.path), _peft_config(adapter)
+    tensors, config = load_file(adapter.path), peft_config(adapter)
     _require_lora(adapter, tensors, config)
     try:
         entries, strange = layout.entries(tensors, config)
@@ -209,6 +215,11 @@ def _weights(pipe: Any) -> dict[str, torch.Tensor]:
         for name, module in part.named_modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
+
+
+def names_of(pipe: Any) -> Names:
+    """What the pipeline calls its layers."""
+    return _names(pipe, _weights(pipe))
 
 
 def _names(pipe: Any, layers: Iterable[str]) -> Names:

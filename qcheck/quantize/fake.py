@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qcheck.quantize.plan import LayerPlan, Plan
+from qcheck.quantize.plan import Dynamic, LayerPlan, Plan
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -20,6 +20,33 @@ def low_rank(module: nn.Module, inputs: torch.Tensor, factors: Factors) -> torch
         inner = F.conv2d(inputs, down, None, module.stride, module.padding, module.dilation)
         return F.conv2d(inner, up[:, :, None, None])
     return F.linear(F.linear(inputs, down), up)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, _values: torch.Tensor, stand_in: torch.Tensor) -> torch.Tensor:
+        return stand_in.view_as(stand_in)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+def straight(values: torch.Tensor, stand_in: torch.Tensor) -> torch.Tensor:
+    """``stand_in`` bit for bit, with the gradient of ``values``: the straight-through estimator (arXiv 1308.3432)."""
+    found: torch.Tensor = _Straight.apply(values, stand_in.detach())  # type: ignore[no-untyped-call]
+    return found
+
+
+def straight_input(layer: LayerPlan, values: torch.Tensor) -> torch.Tensor:
+    """As ``LayerPlan.fake_input``, with a gradient: 1 inside the range, 0 where a static step saturates."""
+    values = values if layer.smooth is None else values * layer.smooth
+    if layer.input is None:
+        return values
+    if isinstance(layer.input, Dynamic):
+        return straight(values, layer.input.fake(values.detach()))
+    end = float(layer.input.number.limit * layer.input.step)
+    return straight(values.clamp(-end, end), layer.input.fake(values.detach()))
 
 
 def _forward(module: Any, layer: LayerPlan | None, factors: Factors | None) -> Callable[[torch.Tensor], torch.Tensor]:

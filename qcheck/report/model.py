@@ -15,12 +15,15 @@ SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
 
 
 class Input(Value):
-    """A base or an adapter: where it came from, what it is, how strongly it was applied and in which arms."""
+    """A base or an adapter: where it came from, what it is, how strongly it was applied and in which arms.
+
+    An adapter that was calibrated is in q1 alone; the one that it came from, the "reference", is in f1.
+    """
 
     source: str
     digest: str
     weight: float | None = None
-    arms: Literal["adapted", "both"] | None = None
+    arms: Literal["adapted", "both", "reference"] | None = None
 
 
 class Probing(Value):

@@ -145,9 +145,12 @@ def _summary(report: Report) -> Table:
     return table
 
 
+_WHERE = {"both": " in both arms", "reference": " as the reference"}
+
+
 def _about(report: Report) -> str:
     named = " + ".join(
-        f"{Path(used.source).name} at weight {used.weight:g}{' in both arms' if used.arms == 'both' else ''}"
+        f"{Path(used.source).name} at weight {used.weight:g}{_WHERE.get(used.arms or '', '')}"
         for used in report.adapters
     )
     counts = sorted({case.probes_used for case in report.cases})

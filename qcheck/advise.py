@@ -1,0 +1,342 @@
+"""From a report to the cheapest cure of each case that does not pass, every one of them run and judged again."""
+
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import safe_open
+
+from qcheck import cache, files, inspect, limits, pipeline, probe, qat, recipe, remedy, scheme, target
+from qcheck.cache import Cache
+from qcheck.errors import UserError
+from qcheck.files import Number, Value
+from qcheck.job import Argument, Job, Use
+from qcheck.lessons import Settings
+from qcheck.model import lora
+from qcheck.progress import Progress
+from qcheck.quantize import plan
+from qcheck.recipe import Recipe
+from qcheck.remedy import Ill, Keeps, Remedy
+from qcheck.report.model import Case, Report
+from qcheck.scheme import Numbers, Scheme
+from qcheck.verdict import Outcome
+
+SCHEMA: Literal["qcheck-advice/1"] = "qcheck-advice/1"
+_REPORT, _ADAPTER = "report.json", "calibrated.safetensors"
+_CURABLE = ("NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE")
+
+
+class Tried(Value):
+    """One remedy: what was predicted from weights alone, and what running it gave (None: not run).
+
+    Sizes are bytes of the denoiser's file; survival and excess error (dB) are effect_survival and excess_error.
+    """
+
+    kind: str
+    title: str
+    why: str
+    predicted_bytes: int | None
+    predicted_survival: Number | None
+    verdict: Outcome | None = None
+    bytes: int | None = None
+    survival: Number | None = None
+    excess_error: Number | None = None
+    seconds: float | None = None
+    command: str = ""
+
+
+class CaseAdvice(Value):
+    """A case, what was tried for it in order of cost, and the place of the first that passed in that list."""
+
+    scheme: str
+    order: str
+    verdict: Outcome
+    tried: list[Tried]
+    cure: int | None
+
+
+class Advice(Value):
+    """The whole result: advice.json."""
+
+    schema_: Literal["qcheck-advice/1"] = Field(default=SCHEMA, alias="schema")
+    report: str
+    ran: bool
+    cases: list[CaseAdvice]
+
+    def to_json(self) -> str:
+        """Indented JSON with the key ``schema``."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+    @property
+    def cured(self) -> bool:
+        """Whether every case that did not pass has a cure that did."""
+        return all(case.cure is not None for case in self.cases)
+
+
+def read(given: Path) -> Report:
+    """The report in a folder, or that file.
+
+    Raises:
+        UserError: there is none, or it is no report of this version.
+    """
+    path = given / _REPORT if given.is_dir() else given
+    try:
+        return Report.model_validate_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"report {str(given)!r}: {error}", "Give the --out folder of a qcheck check.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"report {str(given)!r} is none of this version: {where}: {first['msg']}", "Run qcheck check again."
+        ) from error
+
+
+def jobs(report: Report, kept: Path | None, threads: int) -> Iterator[tuple[Case, Job]]:
+    """The cases that do not pass, each with the job that judged it, unless a file of someone else's was judged."""
+    asked, whole = report.provenance.arguments, limits.find(report.provenance.limits)
+    bounds = whole.at_most(_number(asked["max_probes"]))
+    for case in report.cases:
+        if case.verdict not in _CURABLE or case.quantized_layers is None:
+            continue
+        yield (
+            case,
+            Job(
+                base=report.base.source,
+                adapters=_uses(report, "adapted"),
+                references=_uses(report, "reference"),
+                common=_uses(report, "both"),
+                allow_unmatched=bool(asked["allow_unmatched"]),
+                schemes=(scheme.find(case.scheme),),
+                artifacts=(),
+                explicit=True,
+                orders=(scheme.order(case.order),),
+                target=target.find(report.target),
+                probes=_probes(report, whole.looks[-1]),
+                recipe=recipe.find(report.provenance.recipe),
+                trigger=None if asked["trigger"] is None else str(asked["trigger"]),
+                limits=bounds,
+                out=Path(),
+                cache=kept,
+                threads=threads,
+                batch=_number(asked["batch"]),
+                build=bool(asked["build"]),
+            ),
+        )
+
+
+def _number(given: Argument) -> int:
+    return int(given) if isinstance(given, int | float) else 1
+
+
+def _uses(report: Report, of: str) -> tuple[Use, ...]:
+    found = [used for used in report.adapters if used.arms == of]
+    for used in found:
+        if lora.read(Use(used.source, used.weight or 0.0)).digest != used.digest:
+            raise UserError(f"adapter {used.source!r} is not the one of the report", "Run qcheck check again.")
+    return tuple(Use(used.source, used.weight or 0.0) for used in found)
+
+
+def _probes(report: Report, count: int) -> probe.ProbeSet:
+    """The report's probes; where they came from a file, those that it used, over again with other seeds."""
+    asked = report.provenance.arguments
+    own = {name: asked[name] for name in ("steps", "guidance", "seed", "width", "height")}
+    known = files.names(probe.FOLDER)
+    if report.probes.name in known:
+        found = probe.find(report.probes.name).model_copy(update=own)
+        found = probe.triggered(found, str(asked["trigger"]) if asked["trigger"] else None)
+        if list(probe.repeated(found, len(report.probes.prompts)).prompts) == report.probes.prompts:
+            return probe.repeated(found, count)
+    given = own | {"name": report.probes.name, "prompts": tuple(report.probes.prompts)}
+    return probe.repeated(probe.ProbeSet.model_validate(given), count)
+
+
+def advise(
+    report: Path,
+    folder: Path,
+    kept: Path | None,
+    progress: Progress,
+    threads: int = 1,
+    run: bool = True,
+    every: bool = False,
+    keeps: Keeps = remedy.no_keeps,
+) -> Advice:
+    """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
+
+    Recipes and the calibrated adapter that a command needs are written to ``folder``. Results are found again by the
+    digest of what they depend on.
+
+    Raises:
+        UserError: as ``read``, or what the report was made from is no longer there.
+    """
+    cases = []
+    for case, job in jobs(read(report), kept or folder / "cache", threads):
+        ill = Ill(job, case.verdict, _installed, keeps)
+        tried: list[Tried] = []
+        cure = None
+        for found in remedy.remedies(ill):
+            listed = _listed(found)
+            if run and found.job is not None and (cure is None or every):
+                listed = _run(found, found.job, listed, folder, progress)
+                if listed.verdict == "PASS" and cure is None:
+                    cure = len(tried)
+            tried.append(listed)
+        cases.append(CaseAdvice(scheme=case.scheme, order=case.order, verdict=case.verdict, tried=tried, cure=cure))
+    advice = Advice(report=str(report), ran=run, cases=cases)
+    (folder / "advice.json").write_text(advice.to_json(), "utf-8")
+    return advice
+
+
+def _installed(found: Scheme) -> bool:
+    return all(find_spec(module) is not None for module in found.needs)
+
+
+def _listed(found: Remedy) -> Tried:
+    """The remedy with what weights alone say of it."""
+    job = found.job
+    return Tried(
+        kind=found.kind,
+        title=found.title,
+        why=found.why,
+        predicted_bytes=None if job is None else predicted_bytes(job.base, job.schemes[0], job.recipe),
+        predicted_survival=None if job is None or found.train else _survival(job),
+    )
+
+
+def _survival(job: Job) -> float | None:
+    """Of one plain LoRA, by ``qcheck inspect``'s forecast; None where it has none."""
+    if len(job.adapters) != 1 or job.common or lora.is_dora(lora.read(job.adapters[0])):
+        return None
+    used = job.adapters[0]
+    found = inspect.inspect(used.source, job.base, used.weight, [job.schemes[0]], job.recipe).forecasts
+    return next((one.survival for one in found if one.order == job.orders[0]), None)
+
+
+def predicted_bytes(base: str, chosen: Scheme, held: Recipe) -> int:
+    """Of the denoiser's file, from the shapes of its tensors."""
+    total = 0.0
+    for name, path in inspect.stored_layers(base)[1].items():
+        with safe_open(path, "pt") as stream:
+            weight = torch.empty(stream.get_slice(name).get_shape(), device="meta")
+        layer, compute = name.removesuffix(".weight"), target.number_format(chosen.compute).bits
+        layered = name.endswith(".weight") and weight.dim() in (2, 4)
+        if not layered or not plan.quantizes(layer, weight, chosen, held):
+            total += weight.numel() * compute / 8
+            continue
+        rule = chosen.rule("Linear" if weight.dim() == 2 else "Conv2d")
+        if rule is not None:
+            bits = compute if rule.weights.scales is None else target.number_format(rule.weights.scales).bits
+            total += (weight.numel() * _bits(rule.weights, compute) + _steps(rule.weights, weight) * bits) / 8
+    return int(total)
+
+
+def _bits(numbers: Numbers, compute: int) -> int:
+    return compute if numbers.granularity == "none" else target.number_format(numbers.format).bits
+
+
+def _steps(numbers: Numbers, weight: torch.Tensor) -> int:
+    if numbers.granularity == "none":
+        return 0
+    block = numbers.block_of(weight.shape[1]) if numbers.granularity == "block" else numbers.block
+    return {"tensor": 1, "channel": len(weight)}.get(numbers.granularity, weight.numel() // (block or 1))
+
+
+def _run(found: Remedy, job: Job, listed: Tried, folder: Path, progress: Progress) -> Tried:
+    """Run it, or find what an earlier run gave."""
+    start = time.monotonic()
+    store = Cache(job.cache or folder / "cache")
+
+    def make(place: Path) -> None:
+        inner = folder / f"trying {found.title}"
+        inner.mkdir()
+        try:
+            report = _report(found, job, place, inner, progress)
+        finally:
+            shutil.rmtree(inner)
+        (place / _REPORT).write_text(report.to_json(), "utf-8")
+
+    entry = store.obtain("advice", _key(found, job), found.title, make)
+    (case,) = read(entry).cases
+    deployed = case.artifact[0].bytes if case.artifact else None
+    values = {m.name: m.value for m in case.measurements if m.arm == "adapted"}
+    return listed.model_copy(
+        update={
+            "verdict": case.verdict,
+            "bytes": deployed,
+            "survival": values.get("effect_survival"),
+            "excess_error": values.get("excess_error"),
+            "seconds": round(time.monotonic() - start, 1),
+            "command": _command(found, job, entry, folder),
+        }
+    )
+
+
+def _report(found: Remedy, job: Job, place: Path, inner: Path, progress: Progress) -> Report:
+    if not found.train:
+        return pipeline.check(job, inner, progress)
+    new = place / _ADAPTER
+    qat.learn(job, Settings(), new, inner, progress)
+    again = replace(job, adapters=(Use(str(new), job.adapters[0].weight),), references=job.adapters)
+    return pipeline.check(again, inner, progress)
+
+
+def _key(found: Remedy, job: Job) -> str:
+    values = (*job.schemes, job.target, job.probes, job.recipe, job.limits)
+    adapters = [lora.read(used).digest for used in (*job.adapters, *job.references, *job.common)]
+    settings = files.digest_value(Settings()) if found.train else ""
+    return cache.key(
+        "advice", cache.code(__name__), repr(job.arguments()), *map(files.digest_value, values), *adapters, settings
+    )
+
+
+def _command(found: Remedy, job: Job, entry: Path, folder: Path) -> str:
+    """The command that gives the same, with the files it needs beside it. Files are named as they are in ``folder``."""
+    named = job.recipe.name
+    if named not in files.names(recipe.FOLDER):
+        named = f"{named}.toml"
+        (folder / named).write_text(_toml(job.recipe), "utf-8")
+    adapters, references = list(job.adapters), list(job.references)
+    if found.train:
+        new = f"{Path(job.adapters[0].source).stem}-{job.schemes[0].name}-{job.orders[0]}.safetensors"
+        shutil.copyfile(entry / _ADAPTER, folder / new)
+        adapters, references = [Use(new, job.adapters[0].weight)], list(job.adapters)
+    words = ["qcheck", "check", _absolute(job.base)]
+    for used in adapters:
+        words += ["--lora", _absolute(used.source), "--weight", f"{used.weight:g}"]
+    words += [word for used in references for word in ("--reference-lora", _absolute(used.source))]
+    words += [word for used in job.common for word in ("--with-lora", f"{_absolute(used.source)}={used.weight:g}")]
+    words += ["--scheme", job.schemes[0].name, "--order", job.orders[0], "--target", job.target.name]
+    words += ["--recipe", named, "--limits", job.limits.name, "--max-probes", f"{job.limits.looks[-1]}"]
+    words += _sampling(job, folder)
+    words += ["--trigger", job.trigger] if job.trigger else []
+    return shlex.join([*words, *(["--allow-unmatched"] if job.allow_unmatched else [])])
+
+
+def _absolute(source: str) -> str:
+    """A path that holds in any folder; a hub id, or a file beside the command, as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
+def _sampling(job: Job, folder: Path) -> Sequence[str]:
+    asked = {name: getattr(job.probes, name) for name in ("steps", "guidance", "seed", "width", "height")}
+    words = [word for name, value in asked.items() if value is not None for word in (f"--{name}", f"{value:g}")]
+    name = job.probes.name
+    if name in files.names(probe.FOLDER):
+        return ["--probes", name, *words]
+    (folder / f"{name}.txt").write_text("\n".join(dict.fromkeys(job.probes.prompts)) + "\n", "utf-8")
+    return ["--prompts", f"{name}.txt", *words]
+
+
+def _toml(held: Recipe) -> str:
+    """A recipe's file; its name is the file's."""
+    keep = ", ".join(f'"{name}"' for name in held.keep)
+    lines = [f'title = "{held.title}"', f'method = "{held.method}"', f"percentile = {float(held.percentile)!r}"]
+    lines += [f'prompts = "{held.prompts}"', f"samples = {held.samples}", f"strata = {held.strata}"]
+    return "\n".join([*lines, f"seed = {held.seed}", f"keep = [{keep}]", ""])

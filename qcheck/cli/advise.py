@@ -1,0 +1,78 @@
+"""``qcheck advise``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qcheck import cache
+from qcheck.cli import options, output
+from qcheck.cli.lazy import host
+from qcheck.cli.progress import Bars
+from qcheck.progress import Silent
+from qcheck.report.text import megabytes
+
+
+def advise(
+    report: Annotated[Path, typer.Argument(help="The --out folder of a check, or its report.json.", metavar="REPORT")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be tried, and run nothing.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Try everything, also after one has passed.")] = False,
+    out: options.Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
+    no_cache: options.NoCache = False,
+    threads: options.Threads = options.CORES,
+) -> None:
+    """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
+
+    Exit 0 when all have one, 1 when not. An interrupted run goes on where it was. Example:
+
+    `qcheck advise qcheck-out/style-20260101-120000`
+    """
+    kept = None if no_cache else cache.location()
+    bars = Silent() if as_json else Bars(Console(stderr=True))
+    folder_out = out or output.default("advice")
+    with output.interruptible(kept is not None), output.staged(folder_out) as folder:
+        found = host("qcheck.advise").advise(report, folder, kept, bars, threads, not dry_run, every)
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+    else:
+        _render(found, folder_out, Console())
+    raise typer.Exit(0 if dry_run or found.cured else 1)
+
+
+def _render(found: Any, out: Path, console: Console) -> None:
+    if not found.cases:
+        console.print("nothing to cure: every case of the report passes, or a control failed and no number counts")
+    for case in found.cases:
+        table = Table(box=box.ROUNDED, title=f"{case.scheme} {case.order}: {case.verdict}")
+        for title in ("measure", "size", "survival", "excess error", "verdict", "time"):
+            table.add_column(title, overflow="fold")
+        for tried in case.tried:
+            table.add_row(*map(Text, _cells(tried)))
+        console.print(table)
+        if case.cure is not None:
+            cure = case.tried[case.cure]
+            console.print(Text(f"cure: {cure.title}\n  {cure.command}"), soft_wrap=True)
+        elif found.ran:
+            console.print("[yellow]no cure passed[/]: " + (case.tried[-1].why if case.tried else "nothing fits"))
+    console.print(Text(f"advice {out / 'advice.json'}; commands are run in that folder"), soft_wrap=True)
+
+
+def _cells(tried: Any) -> tuple[str, ...]:
+    """Predicted and measured, in that order, where both are known."""
+    sizes = [megabytes(size) for size in (tried.predicted_bytes, tried.bytes) if size is not None]
+    survival = [f"{value:.2f}" for value in (tried.predicted_survival, tried.survival) if value is not None]
+    excess = "-" if tried.excess_error is None else f"{tried.excess_error:+.1f} dB"
+    seconds = "-" if tried.seconds is None else f"{tried.seconds:.0f} s"
+    return (
+        tried.title,
+        " / ".join(sizes) or "-",
+        " / ".join(survival) or "-",
+        excess,
+        tried.verdict or "not run",
+        seconds,
+    )

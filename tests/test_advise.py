@@ -1,0 +1,153 @@
+"""Remedies in order of cost, each a job of its own; results that are found again; a command that says the same."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from benchmarks.zoo import cases
+from qcheck import advise, pipeline, recipe, remedy, scheme
+from qcheck.demo import library
+from qcheck.errors import UserError
+from qcheck.job import Job
+from qcheck.progress import Progress, Silent
+from qcheck.remedy import Ill
+from qcheck.report.model import Report
+from qcheck.scheme import Order
+from qcheck.verdict import Outcome
+from tests.conftest import Finished, run
+
+
+def _job(named: str, order: Order = "quantize-merge") -> Job:
+    whole = cases.job(library.ADAPTERS / "faint.safetensors", Path())
+    return replace(whole, schemes=(scheme.find(named),), orders=(order,))
+
+
+def _kinds(named: str, verdict: Outcome, order: Order = "quantize-merge") -> list[str]:
+    ill = Ill(_job(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
+    return list(dict.fromkeys(found.kind for found in remedy.remedies(ill)))
+
+
+def test_remedies_come_in_order_of_cost() -> None:
+    assert _kinds("int4-g128", "NEEDS-QAT") == ["order", "group", "smoothing", "mixed precision", "scheme", "qat"]
+    assert _kinds("int8", "NEEDS-QAT")[:2] == ["order", "ranges"]
+
+
+def test_the_base_s_own_failure_is_not_cured_by_the_order_or_by_training_the_adapter() -> None:
+    assert not {"order", "qat"} & set(_kinds("int4-g128", "FAIL-RECIPE"))
+
+
+def test_an_adapter_that_is_broken_at_full_precision_is_retrained_and_told_why() -> None:
+    (found,) = remedy.remedies(Ill(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedy.no_keeps))
+    assert found.job is None
+    assert "QAT would teach" in found.why
+
+
+def test_an_open_verdict_gets_all_probes_first() -> None:
+    first = next(remedy.remedies(Ill(_job("int8"), "INCONCLUSIVE", lambda _: True, remedy.no_keeps)))
+    assert first.kind == "probes"
+    assert first.job is not None
+    assert first.job.limits.looks[-1] == 64
+
+
+def test_what_is_not_installed_or_not_run_by_the_target_is_not_offered() -> None:
+    job = replace(_job("int4-g128"), target=advise.target.find("jetson-agx-orin-64gb"))
+    found = [r.title for r in remedy.remedies(Ill(job, "NEEDS-QAT", lambda s: not s.needs, remedy.no_keeps))]
+    assert "scheme int8" in found
+    assert not {"scheme fp8", "scheme int4-awq", "scheme int4-g128-int8"} & set(found)
+
+
+def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
+    ill = Ill(_job("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
+    (found,) = remedy.kept_layers(ill)
+    assert found.job is not None
+    assert found.job.recipe.keep == (*ill.job.recipe.keep, "mid_block.x")
+
+
+def test_a_written_recipe_is_read_back(tmp_path: Path) -> None:
+    held = recipe.find("emoji").model_copy(update={"name": "mine", "method": "percentile", "percentile": 99.9})
+    (tmp_path / "mine.toml").write_text(advise._toml(held))
+    assert recipe.find(str(tmp_path / "mine.toml")) == held
+
+
+def _failing(finished: Finished, folder: Path) -> Path:
+    """The session's report as if its case had not passed."""
+    report = json.loads((finished.folder / "report.json").read_text())
+    report["cases"][0]["verdict"] = "NEEDS-QAT"
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_a_report_gives_the_job_that_made_it(finished: Finished, tmp_path: Path) -> None:
+    report = advise.read(_failing(finished, tmp_path))
+    ((_, job),) = advise.jobs(report, tmp_path, 2)
+    assert job.arguments() == report.provenance.arguments
+    assert not list(advise.jobs(advise.read(finished.folder), tmp_path, 2))
+
+
+def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
+    predicted = advise.predicted_bytes(str(library.PIPELINE), scheme.find("int8"), recipe.find("emoji"))
+    assert predicted == pytest.approx(finished.report["cases"][0]["artifact"][0]["bytes"], rel=0.2)
+    with safe_open(library.PIPELINE / "unet" / "diffusion_pytorch_model.safetensors", "pt") as stream:
+        total = sum(stream.get_tensor(name).numel() for name in stream.keys())  # noqa: SIM118
+    bare = scheme.find("fp16")
+    assert advise.predicted_bytes(str(library.PIPELINE), bare, recipe.find("emoji")) == 2 * total
+
+
+def test_advice_stops_at_the_first_cure_and_is_found_again(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the check itself: an interrupted advice costs only what it had not finished."""
+    (tmp_path / "given").mkdir()
+    failing, asked = _failing(finished, tmp_path / "given"), list[str]()
+
+    def check(job: Job, folder: Path, progress: Progress) -> Report:
+        asked.append(f"{job.orders[0]} {job.recipe.method}")
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        report = advise.read(finished.folder)
+        verdict: Outcome = "PASS" if job.recipe.method == "percentile" else "NEEDS-QAT"
+        (case,) = report.cases
+        return report.model_copy(update={"cases": [case.model_copy(update={"verdict": verdict})]})
+
+    monkeypatch.setattr(pipeline, "check", check)
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    out.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        advise.advise(failing, out, kept, Silent())
+    found = advise.advise(failing, out, kept, Silent())
+    assert asked == ["unmerged max", "merge-quantize mse", "merge-quantize mse", "merge-quantize percentile"]
+    (case,) = found.cases
+    assert case.cure is not None
+    cure = case.tried[case.cure]
+    assert (cure.title, cure.verdict) == ("ranges by percentile", "PASS")
+    assert [tried.verdict for tried in case.tried[case.cure + 1 :]] == [None] * (len(case.tried) - case.cure - 1)
+    words = shlex.split(cure.command)
+    assert words[:2] == ["qcheck", "check"]
+    assert recipe.find(str(out / words[words.index("--recipe") + 1])).method == "percentile"
+    assert found.cured
+    assert json.loads((out / "advice.json").read_text())["schema"] == "qcheck-advice/1"
+
+
+def test_no_cure_is_exit_1_and_a_list_alone_is_0(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given").mkdir()
+    failing = str(_failing(finished, tmp_path / "given"))
+    monkeypatch.setattr(remedy, "KINDS", (remedy.other_orders,))
+    monkeypatch.setattr(pipeline, "check", lambda *_: advise.read(Path(failing)))
+    assert run("advise", failing, "--dry-run", "--out", str(tmp_path / "listed")).exit_code == 0
+    result = run("advise", failing, "--out", str(tmp_path / "tried"))
+    assert result.exit_code == 1
+    assert "no cure passed" in result.output
+
+
+def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out folder of a qcheck check"):
+        advise.read(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="none of this version"):
+        advise.read(tmp_path)
