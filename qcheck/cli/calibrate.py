@@ -70,6 +70,7 @@ def calibrate(
         base=resolve.base(base),
         adapters=resolve.adapters(base, lora, weight or []),
         common=resolve.common(base, with_lora or []),
+        references=(),
         allow_unmatched=allow_unmatched,
         schemes=(scheme.find(chosen),),
         artifacts=(),
