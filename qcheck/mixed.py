@@ -4,13 +4,13 @@ An integer program, as in MixDQ (arXiv 2405.17873) and ModelOpt's auto_quantize:
 costs of layers add up, which docs/sensitivity.md measures.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from qcheck import recipe as recipes
 from qcheck.artifact import Content
 from qcheck.errors import UserError
 from qcheck.quantize import plan
@@ -108,5 +108,4 @@ def kept(chosen: Mapping[str, Option]) -> list[str]:
 
 def recipe_of(recipe: Recipe, layers: Collection[str], title: str) -> str:
     """The TOML of ``recipe`` that also keeps ``layers``; `qcheck check --recipe FILE` takes it."""
-    values = recipe.model_dump(exclude={"name"}) | {"title": title, "keep": [*recipe.keep, *layers]}
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return recipes.text(recipe.model_copy(update={"title": title, "keep": (*recipe.keep, *layers)}))

@@ -1,5 +1,6 @@
 """A recipe: how activation ranges are found, and which layers stay in the compute type."""
 
+import json
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, get_args
 
@@ -44,6 +45,12 @@ class Recipe(Value):
     def keeps(self, layer: str) -> bool:
         """Whether the layer of that name stays in the compute type."""
         return any(fnmatchcase(layer, pattern) for pattern in self.keep)
+
+
+def text(held: Recipe) -> str:
+    """The recipe as a file that `--recipe` takes; its name is the file's."""
+    values = held.model_dump(exclude={"name"})
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def find(name: str) -> Recipe:

@@ -69,7 +69,7 @@ def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
 
 def test_a_written_recipe_is_read_back(tmp_path: Path) -> None:
     held = recipe.find("emoji").model_copy(update={"name": "mine", "method": "percentile", "percentile": 99.9})
-    (tmp_path / "mine.toml").write_text(advise._toml(held))
+    (tmp_path / "mine.toml").write_text(recipe.text(held))
     assert recipe.find(str(tmp_path / "mine.toml")) == held
 
 
@@ -95,6 +95,25 @@ def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
         total = sum(stream.get_tensor(name).numel() for name in stream.keys())  # noqa: SIM118
     bare = scheme.find("fp16")
     assert advise.predicted_bytes(str(library.PIPELINE), bare, recipe.find("emoji")) == 2 * total
+
+
+def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finished: Finished, tmp_path: Path) -> None:
+    report = advise.read(_failing(finished, tmp_path))
+    ((case, job),) = advise.jobs(report, tmp_path, 2)
+    sizes = advise.tensors(job.base, job.schemes[0], job.recipe)
+    whole = sum(size.stored for size in sizes.values() if size.quantized)
+    shares = {one.name: one.share for one in case.layers}
+    grown, kept = [], []
+    for layers in advise.choices_to_keep(case, job):
+        held = [sizes[f"{layer}.weight"] for layer in layers]
+        grown.append(sum(size.wide - size.stored for size in held) / whole)
+        kept.append(sum(shares[layer] for layer in layers))
+    assert grown == sorted(grown)
+    assert kept == sorted(kept)
+    assert 0 < grown[0] <= grown[-1] <= 0.4
+    assert kept[0] > 0.3  # a few small layers carry most of this gap
+    full = case.model_copy(update={"estimate": case.estimate.model_copy(update={"memory_gb": 0.0})})  # type: ignore[union-attr]
+    assert not list(advise.choices_to_keep(full, job))
 
 
 def test_advice_stops_at_the_first_cure_and_is_found_again(
