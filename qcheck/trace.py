@@ -342,7 +342,7 @@ def answers(
     found = []
     for rows in _batches(range(len(probes)), setup.batch):
         conditions = setup.inputs(side, probes[rows]).conditions
-        found.append(_ask(setup, runner, conditions, np.stack(list(states[rows])), advance))
+        found.append(ask(setup, runner, conditions, np.stack(list(states[rows])), advance))
     return np.concatenate(found)
 
 
