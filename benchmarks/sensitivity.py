@@ -37,6 +37,7 @@ def job(adapter: str, threads: int) -> Job:
     return Job(
         base=str(library.PIPELINE),
         adapters=(Use(str(library.ADAPTERS / f"{adapter}.safetensors"), 1.0),),
+        references=(),
         common=(),
         allow_unmatched=False,
         schemes=tuple(map(scheme.find, SCHEMES)),

@@ -50,7 +50,7 @@ def _sqnr(signal: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("order", [*MERGES, "refit"])
-@pytest.mark.parametrize("name", ["int8", "fp8", "int4-g128", "nvfp4"])
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4-g128", pytest.param("nvfp4", marks=pytest.mark.slow)])
 def test_the_student_computes_what_the_simulated_artifact_computes(
     faint: Arms, prepared: Prepared, name: str, order: Order
 ) -> None:
