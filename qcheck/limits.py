@@ -48,10 +48,11 @@ class Limits(Value):
     """Everything a verdict compares with.
 
     Probes are added until there is a verdict: ``looks`` are their numbers, ``alpha`` the one-sided error of each look.
+    ``grounds`` says in words what the limits rest on; every report repeats it.
     """
 
     name: str
-    calibrated: bool
+    grounds: str
     looks: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), BeforeValidator(as_tuple)]
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     negligible_effect: Annotated[float, Field(gt=0)]

@@ -215,7 +215,7 @@ def assemble(work: Work, cases: list[Case], size: float) -> Report:
             timesteps=list(work.setup.timesteps()),
         ),
         effect_size=size,
-        limits_calibrated=job.limits.calibrated,
+        limits_grounds=job.limits.grounds,
         cases=cases,
         not_measured=_not_measured(work, cases),
         provenance=provenance.collect(job, work.seconds),

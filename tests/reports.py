@@ -67,7 +67,7 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
             "timesteps": [999.0],
         },
         "effect_size": 0.2,
-        "limits_calibrated": False,
+        "limits_grounds": "start values",
         "cases": list(cases) or [case()],
         "not_measured": [{"name": "latency", "reason": "needs the device"}],
         "provenance": {

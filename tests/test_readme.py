@@ -20,7 +20,7 @@ def test_the_capture_shows_the_measurements_and_the_verdict_that_a_check_gives(f
     case = finished.report["cases"][0]
     assert {m["name"] for m in case["measurements"]} <= set(re.findall(r"\w+", shown))
     assert re.search(rf"^{case['verdict']} ", shown, re.MULTILINE)
-    assert "limits not calibrated" in shown
+    assert "limits: set on" in shown
 
 
 def test_every_verdict_is_explained() -> None:

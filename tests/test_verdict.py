@@ -42,18 +42,18 @@ def _inside(gate: Gate) -> float:
         ({}, "PASS"),
         ({"effect_survival__adapted": (0.0, 0.05, 0.1)}, "NEEDS-QAT"),
         ({"effect_survival__adapted": (1.4, 1.5, 1.6)}, "NEEDS-QAT"),
-        ({"effect_survival__adapted": (0.85, 0.92, 0.99)}, "INCONCLUSIVE"),
-        ({"excess_error__adapted": (3.1, 4.0, 4.9)}, "NEEDS-QAT"),
+        ({"effect_survival__adapted": (0.75, 0.85, 0.95)}, "INCONCLUSIVE"),
+        ({"excess_error__adapted": (5.1, 6.0, 6.9)}, "NEEDS-QAT"),
         ({"stratum_sqnr__adapted": (1.0, 2.0, 3.0)}, "NEEDS-QAT"),
         ({"stratum_sqnr__adapted": (NAN, NAN, NAN)}, "NEEDS-QAT"),
         ({"stratum_sqnr__base": (1.0, 2.0, 3.0), "stratum_sqnr__adapted": (1.0, 2.0, 3.0)}, "FAIL-RECIPE"),
         ({"stratum_sqnr__base": (NAN, NAN, NAN)}, "FAIL-RECIPE"),
         ({"reference_deviation__adapted": (-30.0, -25.0, -20.0), "stratum_sqnr__base": (1, 2, 3)}, "FAIL-ADAPTER"),
         ({"reference_deviation__adapted": (NAN, NAN, NAN), "export_control__adapted": (0.0, 0.0, 0.0)}, "FAIL-ADAPTER"),
-        ({"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (5, 6, 7)}, "INVALID"),
+        ({"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (6, 7, 8)}, "INVALID"),
         ({"effect_survival__adapted": None}, "INVALID"),
-        ({"reference_deviation__adapted": (-9.0, -7.5, -6.0), "excess_error__adapted": (5, 6, 7)}, "INCONCLUSIVE"),
-        ({"stratum_sqnr__base": (7.0, 8.5, 10.0), "stratum_sqnr__adapted": (5.0, 6.0, 7.0)}, "INCONCLUSIVE"),
+        ({"reference_deviation__adapted": (-9.0, -7.5, -6.0), "excess_error__adapted": (6, 7, 8)}, "INCONCLUSIVE"),
+        ({"stratum_sqnr__base": (7.0, 8.5, 10.0), "stratum_sqnr__adapted": (3.0, 4.0, 5.0)}, "INCONCLUSIVE"),
         ({"stratum_sqnr__base": (7.0, 8.5, 10.0), "effect_survival__adapted": (0.0, 0.05, 0.1)}, "NEEDS-QAT"),
         ({"stratum_sqnr__base": (7.0, 8.5, 10.0)}, "INCONCLUSIVE"),
     ],
@@ -65,7 +65,7 @@ def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | Non
 def test_holm_asks_more_of_one_gate_among_many() -> None:
     """.01 is below alpha, and beyond the limit by its own interval, but not after Holm over all gates."""
     found = [
-        m.model_copy(update={"value": 4.0, "low": 3.1, "high": 4.9, "p": 0.01}) if m.name == "excess_error" else m
+        m.model_copy(update={"value": 6.0, "low": 5.1, "high": 6.9, "p": 0.01}) if m.name == "excess_error" else m
         for m in _healthy()
     ]
     assert judge(found, [], LIMITS).outcome == "INCONCLUSIVE"

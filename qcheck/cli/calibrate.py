@@ -69,7 +69,6 @@ def calibrate(
     job = Job(
         base=resolve.base(base),
         adapters=resolve.adapters(base, lora, weight or []),
-        references=(),
         common=resolve.common(base, with_lora or []),
         references=(),
         allow_unmatched=allow_unmatched,

@@ -55,7 +55,7 @@ def _properties(report: Report) -> dict[str, str]:
         "target": report.target,
         "probes digest": report.probes.digest,
         "limits digest": report.provenance.limits_digest,
-        "limits calibrated": str(report.limits_calibrated).lower(),
+        "limits": report.limits_grounds,
         "not measured": ", ".join(item.name for item in report.not_measured),
     }
 

@@ -91,7 +91,7 @@ def _told(report: Report) -> str:
 
 
 def _left_out(report: Report) -> str:
-    start = "" if report.limits_calibrated else "Limits are start values, not yet set on adapters of known fate. "
+    start = f"Limits: {escape(report.limits_grounds)}. "
     missing = ", ".join(escape(item.name) for item in report.not_measured) or "nothing"
     made = report.provenance
     return (

@@ -140,7 +140,7 @@ class Report(Value):
     target: str
     probes: Probing
     effect_size: Number
-    limits_calibrated: bool
+    limits_grounds: str
     cases: list[Case]
     not_measured: list[NotMeasured]
     provenance: Provenance

@@ -207,8 +207,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
             console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:
             console.print(Text.assemble(("  warning ", "yellow"), warning))
-    if not report.limits_calibrated:
-        console.print("[yellow]limits not calibrated[/]: they are start values, not yet set on adapters of known fate")
+    console.print(Text(f"limits: {report.limits_grounds}"))
     missing = ", ".join(item.name for item in report.not_measured)
     console.print(Text(f"not measured: {missing} (why: report.json)"))
     console.print(

@@ -121,7 +121,7 @@ def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
     written |= {"artifacts"}
     assert {p.name for p in finished.folder.iterdir()} == written
     assert "PASS" in finished.result.stdout
-    assert "limits not calibrated" in finished.result.stdout
+    assert "limits: set on" in finished.result.stdout
 
 
 def test_the_artifact_says_its_scheme_and_order(finished: Finished) -> None:
