@@ -27,8 +27,8 @@ browser:  ## the Chromium that the tests of the HTML report look with; without i
 	{ [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq -y --no-install-recommends install chromium >/dev/null; } || \
 	echo "no chromium: the tests of report.html in a browser will be skipped (Debian: apt-get install chromium)"
 
-test: lint browser  ## lint, types, layer rules, tests
-	$(BIN)/python -m pytest
+test: lint browser  ## lint, types, layer rules, tests: a process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: lint browser $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
 	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
