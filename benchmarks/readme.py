@@ -1,14 +1,13 @@
 """Write the generated parts of README.md: tables from the data files, and a terminal capture of a real run.
 
 ``python benchmarks/readme.py`` writes the tables. ``python benchmarks/readme.py --capture`` also runs ``qcheck demo``
-into a folder of its own, puts what it printed into README and copies its contact sheet to docs/contact.png.
+and an adapter that is lost, and puts what they printed into README.
 """
 
 import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,16 +91,29 @@ def read(name: str) -> str:
     return found[1] if found else ""
 
 
-def capture() -> str:
-    """Run the demo and return what it printed."""
+LOST = ("faint", "--scheme", "int4-g128", "--order", "quantize-merge")
+
+
+def captures() -> dict[str, str]:
+    """Run the demo and an adapter that is lost, and return what they printed: verdicts, and the first one's table."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        command = [str(Path(sys.executable).parent / "qcheck"), "demo", "--out", str(out)]
-        environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        shutil.copy(out / "contact.png", ROOT / "docs" / "contact.png")
-        printed = done.stdout.replace(str(out), "qcheck-out/flat-20261124-080000")
-    return "```console\n$ qcheck demo\n" + "\n".join(line.rstrip() for line in printed.strip().splitlines()) + "\n```"
+        kept, lost = Path(folder) / "kept", Path(folder) / "lost"
+        printed = _run("demo", "--out", str(kept)).replace(str(kept), "qcheck-out/flat-20261124-080000")
+        gone = _run("demo", *LOST, "--quiet", "--out", str(lost)).replace(str(lost), "qcheck-out/faint-20261124-080500")
+    table, verdict = printed.split("\n\nflat.safetensors at weight", 1)
+    return {
+        "capture": f"```console\n$ qcheck demo\n[measurements]\n\nflat.safetensors at weight{verdict}\n```",
+        "measurements": f"```\n{table}\n```",
+        "lost": f"```console\n$ qcheck demo {' '.join(LOST)} --quiet\n{gone}\n```",
+    }
+
+
+def _run(*arguments: str) -> str:
+    """What qcheck prints, without blanks at the ends of lines."""
+    command = [str(Path(sys.executable).parent / "qcheck"), *arguments]
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
 def main() -> None:
@@ -110,7 +122,8 @@ def main() -> None:
     parser.add_argument("--capture", action="store_true")
     text = README.read_text("utf-8")
     if parser.parse_args().capture:
-        text = block("capture", capture(), text)
+        for name, content in captures().items():
+            text = block(name, content, text)
     text = block("table", schemes_and_targets(), text)
     text = block("training", training(), text)
     README.write_text(text, "utf-8")
