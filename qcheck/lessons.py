@@ -60,12 +60,17 @@ class Settings(Value):
 
 
 class Seen(Value):
-    """The held-out probes after ``step`` steps: means of effect_survival, effect_to_error and excess_error."""
+    """The held-out probes after ``step`` steps: means of effect_survival, effect_to_error and excess_error.
+
+    ``gradient_norm`` is that of the loss by all factors in the last step, before clipping; None before the first. For
+    the teacher itself it would be 0: there is no loss.
+    """
 
     step: int
     survival: Number
     effect_to_error: Number
     excess_error: Number
+    gradient_norm: Number | None = None
 
     @property
     def score(self) -> float:

@@ -63,6 +63,7 @@ class _Run:
         self.best = self._now()
         self.history = [lessons.look(0)]
         self.step = self.kept = 0
+        self.norm: float | None = None
 
     def _now(self) -> Tensors:
         return {key: value.detach().clone() for key, value in self.lessons.factors.items()}
@@ -82,7 +83,7 @@ class _Run:
             while self.step < until:
                 self._learn(own)
                 advanced(1)
-        seen = self.lessons.look(self.step)
+        seen = self.lessons.look(self.step).model_copy(update={"gradient_norm": self.norm})
         nearest = next(known for known in self.history if known.step == self.kept)
         if seen.score > nearest.score:
             self.best, self.kept = self._now(), self.step
@@ -112,7 +113,7 @@ class _Run:
                     f"the loss is not finite after {self.step} steps of QAT", "Give a lower --rate, such as 1e-4."
                 )
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(lessons.factors.values(), _CLIP)
+        self.norm = float(torch.nn.utils.clip_grad_norm_(lessons.factors.values(), _CLIP))
         self.optimizer.step()
         self.step += 1
 

@@ -49,6 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> tuple[T
 def test_a_few_steps_come_nearer_to_the_teacher(whole: tuple[Tensors, Course]) -> None:
     _, course = whole
     assert [seen.step for seen in course.history] == [0, 2, 4, 6]
+    assert [seen.gradient_norm is None for seen in course.history] == [True, False, False, False]
     assert course.after.score > course.before.score
     assert course.after == max(course.history, key=lambda seen: seen.score)
     assert course.after.effect_to_error > course.before.effect_to_error
