@@ -254,25 +254,25 @@ def _quantized(weight: torch.Tensor, numbers: Numbers, compute: int) -> int:
 
 
 def choices_to_keep(case: Case, job: Job) -> Iterator[tuple[str, ...]]:
-    """Layers to keep in the compute type that leave the least of the gap when weights may grow by 5, 15 and 40 %.
+    """Layers to keep in the compute type that leave the least of the gap: 8, 24 and any number, for some more bytes.
 
     By the integer program of ``mixed`` over the report's layers, and never beyond the target's memory.
     """
-    sizes = {name.removesuffix(".weight"): size for name, size in tensors(job.base, job.schemes[0], job.recipe).items()}
+    sizes = tensors(job.base, job.schemes[0], job.recipe)
     options = {
         one.name: [mixed.Option("as it is", one.share, size.stored), mixed.Option(mixed.KEEP, 0.0, size.wide)]
         for one in case.layers
         if (size := sizes.get(f"{one.name}.weight")) is not None and math.isfinite(one.share)
     }
     now, before = sum(stored.bytes for stored, _ in options.values()), set[str]()
-    for growth in _GROWTH if options else ():
-        chosen = mixed.kept(mixed.choose(options, int(now + min(growth * now, _room(case)))))
+    for growth, most in _GROWTH if options else ():
+        chosen = mixed.kept(mixed.choose(options, int(now + min(growth * now, _room(case))), most))
         if chosen and set(chosen) != before:
             yield tuple(chosen)
         before = set(chosen)
 
 
-_GROWTH = (0.05, 0.15, 0.4)
+_GROWTH = ((0.05, 8), (0.15, 24), (0.4, None))  # of the quantized layers' bytes, with so many layers at most
 
 
 def _room(case: Case) -> float:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qcheck import trace
+from qcheck import sensitivity, trace
 from qcheck.artifact import TWIN
 from qcheck.job import Job
 from qcheck.trace import Setup
@@ -50,6 +50,7 @@ def plan(job: Job, setup: Setup) -> Workload:
     computed = {TWIN, *(scheme.compute for scheme in job.schemes)} if schemes else set()
     once = trace.forwards(setup, 0, len(computed), job.limits.looks[0])
     once += _calibration(job, setup) if calibrated else 0
+    once += sensitivity.STATES * sum(not s.control and s.exported for s in job.schemes)
 
     def calls(probes: int) -> int:
         """f1's walk, f0 at its states and its own walk, then the same for each q0 and each case."""

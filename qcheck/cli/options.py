@@ -60,6 +60,7 @@ References = Annotated[
         "--reference-lora",
         help="The file that qcheck qat calibrated --lora from: at full precision it is what the artifact is held to. "
         "One for each --lora.",
+        rich_help_panel=_ADAPTING,
     ),
 ]
 Common = Annotated[
