@@ -195,14 +195,14 @@ def alpha(bench: Bench) -> Verdict:
 
 
 def hot_column(bench: Bench) -> Verdict:
-    """One input column of every layer of 50 standard deviations sets the scales of the whole layer."""
+    """One input column of every layer of 80 standard deviations sets the scales of the whole layer."""
     plain, state = bench.weights("f1"), bench.weights("f1")
     for layer in bench.ranges["f1"]:
         weight = state[f"{layer}.weight"]
-        weight[:, 0] += 50 * weight.std()
+        weight[:, 0] += 80 * weight.std()
     numbers = bench.numbers("f1", state)
     runner = TorchRunner(simulated(bench.models["f1"], plain, numbers))
-    return bench.verdict(q1=bench.trace("hot", runner, "adapted"))
+    return bench.verdict(q1=bench.trace("hot column", runner, "adapted"))
 
 
 def blur(bench: Bench) -> Verdict:
@@ -267,8 +267,8 @@ def _late(bench: Bench, most: float) -> Callable[[float, np.ndarray], np.ndarray
 
 
 def late_clip(bench: Bench) -> Verdict:
-    """The output is clipped to .7 at the last timestep."""
-    return bench.verdict(q1=_altered(bench, "q1", "late clip", _late(bench, 0.7)))
+    """The output is clipped to .6 at the last timestep."""
+    return bench.verdict(q1=_altered(bench, "q1", "clipped late", _late(bench, 0.6)))
 
 
 def both_clipped(bench: Bench) -> Verdict:
