@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OPTIMUM ?= .venv-optimum
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint browser demo-weights clean
+.PHONY: demo test test-all lint browser demo-weights zoo clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,13 @@ $(OPTIMUM)/.installed: constraints-optimum.txt
 
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
 	$(BIN)/python -m qcheck.demo.training
+
+zoo: $(STAMP)  ## adapters of known fate and their cases from nothing, about two hours (docs/zoo.md)
+	$(BIN)/python -m qcheck.demo.training download --pictures build/pictures
+	$(BIN)/python -m qcheck.demo.training zoo --pictures build/pictures
+	$(BIN)/python -m benchmarks.zoo.style --pictures build/pictures
+	$(BIN)/python -m benchmarks.zoo.cases --pictures build/pictures
+	$(BIN)/python -m benchmarks.verdicts --list
 
 clean:
 	rm -rf $(VENV) $(OPTIMUM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
