@@ -31,10 +31,19 @@ class Measurement(Value):
 
 
 class Judged(Measurement):
-    """A measurement beside its limit, e.g. ``">= 0.9"``, and what the comparison says."""
+    """A measurement beside its limit, e.g. ``">= 0.9"``, and what the comparison says.
+
+    One that ``warns`` has a limit and decides nothing.
+    """
 
     limit: str | None = None
     status: Status = "reported"
+    warns: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether a verdict can rest on it."""
+        return self.limit is not None and not self.warns
 
 
 class NotMeasured(Value):

@@ -55,7 +55,8 @@ def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged
     for seen in measurements:
         gate = gates.get((seen.name, seen.arm))
         text = gate.text() if gate is not None else None
-        found.append(Judged(**seen.model_dump(), limit=text, status=_status(seen, gate, beyond)))
+        warns = gate is not None and gate.role == "warning"
+        found.append(Judged(**seen.model_dump(), limit=text, status=_status(seen, gate, beyond), warns=warns))
     return tuple(found)
 
 

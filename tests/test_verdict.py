@@ -118,6 +118,7 @@ def test_what_quantization_hides_is_told_and_decides_nothing(p: float, told: boo
     verdict = judge(found, [], LIMITS)
     assert verdict.outcome == "PASS"
     assert bool(verdict.warnings) == told
+    assert [m.name for m in verdict.measurements if m.warns] == ["hidden_jitter", "hidden_lattice"]
     assert not told or "hidden by quantization: hidden_lattice" in verdict.warnings[0]
 
 

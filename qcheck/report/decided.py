@@ -8,6 +8,6 @@ _RANK = ("fail", "not measured", "undecided", "pass")
 
 def deciding(case: Case) -> Judged | None:
     """The gated measurement that says most: the first that fails, was not measured or is open, else survival."""
-    gated = [seen for seen in case.measurements if seen.limit is not None]
+    gated = [seen for seen in case.measurements if seen.decides]
     survival = [seen for seen in gated if seen.name == "effect_survival"]
     return min([*survival, *gated], key=lambda seen: _RANK.index(seen.status), default=None)

@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from qcheck.report import markdown
 from qcheck.report.decided import deciding
+from qcheck.report.page import view
 from qcheck.report.plain import line
 from tests import reports
 
@@ -103,6 +104,17 @@ def test_what_was_not_measured_decides_before_what_passes() -> None:
     found = deciding(case)
     assert found is not None
     assert found.name == "stratum_sqnr"
+
+
+def test_a_warning_beyond_its_limit_decides_nothing() -> None:
+    warning = reports.measurement("stratum_sqnr", status="fail") | {"warns": True}
+    case = reports.report(reports.case(measurements=[reports.measurement("effect_survival"), warning])).cases[0]
+    found = deciding(case)
+    assert found is not None
+    assert found.name == "effect_survival"
+    near = view.deciding(case.model_copy(update={"verdict": "PASS"}))
+    assert near is not None
+    assert near.name == "effect_survival"
 
 
 def test_many_cases_fit_a_comment() -> None:

@@ -168,7 +168,7 @@ def deciding(case: Case) -> Judged | None:
     None where something else did, such as a build that was refused.
     """
     if case.verdict == "PASS":
-        gated = [seen for seen in case.measurements if seen.limit is not None and math.isfinite(room(seen))]
+        gated = [seen for seen in case.measurements if seen.decides and math.isfinite(room(seen))]
         return min(gated, key=room, default=None)
     named = {f"{seen.name} ({seen.arm}) ": seen for seen in case.measurements}
     return next((seen for start, seen in named.items() if case.reasons[0].startswith(start)), None)
