@@ -230,7 +230,7 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of q1's probes: nothing of the output stays, everything finished is found again."""
-    from qcheck import cache, trace
+    from qcheck import cache, sensitivity, trace
 
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     calls, last = [0], [10**9]
