@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import safe_open
 
 from qcheck import cache, files, inspect, limits, mixed, pipeline, probe, qat, recipe, remedy, scheme, target
@@ -26,6 +26,7 @@ from qcheck.progress import Progress
 from qcheck.quantize import plan
 from qcheck.recipe import Recipe
 from qcheck.remedy import Ill, Remedy
+from qcheck.report import stored
 from qcheck.report.model import Case, Report
 from qcheck.scheme import Numbers, Scheme
 from qcheck.verdict import Outcome
@@ -80,25 +81,6 @@ class Advice(Value):
     def cured(self) -> bool:
         """Whether every case that did not pass has a cure that did."""
         return all(case.cure is not None for case in self.cases)
-
-
-def read(given: Path) -> Report:
-    """The report in a folder, or that file.
-
-    Raises:
-        UserError: there is none, or it is no report of this version.
-    """
-    path = given / _REPORT if given.is_dir() else given
-    try:
-        return Report.model_validate_json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"report {str(given)!r}: {error}", "Give the --out folder of a qcheck check.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"report {str(given)!r} is none of this version: {where}: {first['msg']}", "Run qcheck check again."
-        ) from error
 
 
 def jobs(report: Report, kept: Path | None, threads: int) -> Iterator[tuple[Case, Job]]:
@@ -175,10 +157,10 @@ def advise(
     digest of what they depend on.
 
     Raises:
-        UserError: as ``read``, or what the report was made from is no longer there.
+        UserError: as ``stored.read``, or what the report was made from is no longer there.
     """
     cases = []
-    for case, job in jobs(read(report), kept or folder / "cache", threads):
+    for case, job in jobs(stored.read(report), kept or folder / "cache", threads):
         ill = Ill(job, case.verdict, _installed, functools.partial(choices_to_keep, case))
         tried: list[Tried] = []
         cure = None
@@ -309,7 +291,7 @@ def _run(found: Remedy, job: Job, listed: Tried, folder: Path, progress: Progres
         (place / _REPORT).write_text(report.to_json(), "utf-8")
 
     entry = store.obtain("advice", _key(found, job), found.title, make)
-    (case,) = read(entry).cases
+    (case,) = stored.read(entry).cases
     deployed = case.artifact[0].bytes if case.artifact else None
     values = {m.name: m.value for m in case.measurements if m.arm == "adapted"}
     return listed.model_copy(

@@ -15,6 +15,7 @@ from qcheck.errors import UserError
 from qcheck.job import Job
 from qcheck.progress import Progress, Silent
 from qcheck.remedy import Ill
+from qcheck.report import stored
 from qcheck.report.model import Report
 from qcheck.scheme import Order
 from qcheck.verdict import Outcome
@@ -82,10 +83,10 @@ def _failing(finished: Finished, folder: Path) -> Path:
 
 
 def test_a_report_gives_the_job_that_made_it(finished: Finished, tmp_path: Path) -> None:
-    report = advise.read(_failing(finished, tmp_path))
+    report = stored.read(_failing(finished, tmp_path))
     ((_, job),) = advise.jobs(report, tmp_path, 2)
     assert job.arguments() == report.provenance.arguments
-    assert not list(advise.jobs(advise.read(finished.folder), tmp_path, 2))
+    assert not list(advise.jobs(stored.read(finished.folder), tmp_path, 2))
 
 
 def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
@@ -98,7 +99,7 @@ def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
 
 
 def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finished: Finished, tmp_path: Path) -> None:
-    report = advise.read(_failing(finished, tmp_path))
+    report = stored.read(_failing(finished, tmp_path))
     ((case, job),) = advise.jobs(report, tmp_path, 2)
     sizes = advise.tensors(job.base, job.schemes[0], job.recipe)
     whole = sum(size.stored for size in sizes.values() if size.quantized)
@@ -127,7 +128,7 @@ def test_advice_stops_at_the_first_cure_and_is_found_again(
         asked.append(f"{job.orders[0]} {job.recipe.method}")
         if len(asked) == 2:
             raise KeyboardInterrupt
-        report = advise.read(finished.folder)
+        report = stored.read(finished.folder)
         verdict: Outcome = "PASS" if job.recipe.method == "percentile" else "NEEDS-QAT"
         (case,) = report.cases
         return report.model_copy(update={"cases": [case.model_copy(update={"verdict": verdict})]})
@@ -157,7 +158,7 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
     (tmp_path / "given").mkdir()
     failing = str(_failing(finished, tmp_path / "given"))
     monkeypatch.setattr(remedy, "KINDS", (remedy.other_orders,))
-    monkeypatch.setattr(pipeline, "check", lambda *_: advise.read(Path(failing)))
+    monkeypatch.setattr(pipeline, "check", lambda *_: stored.read(Path(failing)))
     assert run("advise", failing, "--dry-run", "--out", str(tmp_path / "listed")).exit_code == 0
     result = run("advise", failing, "--out", str(tmp_path / "tried"))
     assert result.exit_code == 1
@@ -165,8 +166,8 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
 
 
 def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--out folder of a qcheck check"):
-        advise.read(tmp_path)
+    with pytest.raises(UserError, match="report.json"):
+        stored.read(tmp_path)
     (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(UserError, match="none of this version"):
-        advise.read(tmp_path)
+    with pytest.raises(UserError, match="is not of qcheck-report/1"):
+        stored.read(tmp_path)
