@@ -166,7 +166,7 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
 
 
 def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="report.json"):
+    with pytest.raises(UserError, match=r"report\.json"):
         stored.read(tmp_path)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match="is not of qcheck-report/1"):
