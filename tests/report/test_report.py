@@ -46,7 +46,7 @@ def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished
     assert contract <= set(finished.report)
     case = finished.report["cases"][0]
     assert {"scheme", "order", "verdict", "reasons", "probes_used", "measurements", "artifact", "builds"} <= set(case)
-    fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where", "p"}
+    fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where", "p", "warns"}
     assert all(fields == set(m) for m in case["measurements"])
     assert {"builder", "capability", "proxy", "status", "realised", "bytes", "seconds"} <= set(case["builds"][0])
     assert json.loads(report.to_json()) == finished.report
