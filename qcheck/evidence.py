@@ -158,8 +158,8 @@ def _fake(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return plan.make_layer(weight, scheme, Input(1.0)).fake(weight)
 
 
-def store(work: Work, found: Sequence[tuple[Seen | None, Sheet]], folder: Path) -> None:
-    """Write evidence.json and pictures/ of the cases that have any."""
+def store(work: Work, found: Sequence[tuple[Seen | None, Sheet]], alignment: Mapping[str, float], folder: Path) -> None:
+    """Write evidence.json, with the ``alignment`` of layers in dB, and pictures/ of the cases that have any."""
     (folder / PICTURES).mkdir()
     cases, prompts = [], []
     for number, (seen, sheet) in enumerate(found):
@@ -172,6 +172,7 @@ def store(work: Work, found: Sequence[tuple[Seen | None, Sheet]], folder: Path) 
         frequencies=frequencies((work.shape[2], work.shape[3])),
         amplify=AMPLIFY,
         prompts=prompts,
+        alignment=dict(alignment),
         cases=cases,
     )
     (folder / NAME).write_text(evidence.to_json(), "utf-8")

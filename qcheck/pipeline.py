@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qcheck import (
+    alignment,
     artifact,
     calibrate,
     evidence,
@@ -58,7 +59,9 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
     workload.announce(work)
     reference = trace_reference(work, job.limits.looks[0])
     size = require_effect(work, reference)
+    aligned: dict[str, float] = {}
     if np.isfinite(size):
+        aligned = alignment.find(work, reference["adapted"])
         found = [result for scheme in job.schemes for result in run_scheme(work, scheme)]
         found += [run_foreign(work, given) for given in others]
     else:
@@ -66,7 +69,7 @@ def check(job: Job, folder: Path, progress: Progress) -> Report:
         found += [broken_foreign(work, given, reference) for given in others]
     report = summary.assemble(work, [result.case for result in found], size)
     contact.draw([result.sheet for result in found], folder / "contact.png")
-    evidence.store(work, [(result.seen, result.sheet) for result in found], folder)
+    evidence.store(work, [(result.seen, result.sheet) for result in found], aligned, folder)
     (folder / "report.json").write_text(report.to_json(), "utf-8")
     (folder / "report.md").write_text(markdown.render(report), "utf-8")
     (folder / "junit.xml").write_text(junit.render(report), "utf-8")

@@ -90,7 +90,8 @@ class Evidence(Value):
     """All cases of a check. ``strata`` are the steps, from 1, that ``timesteps`` of the report belong to.
 
     ``frequencies`` are those of the spectra in cycles per latent pixel, ``amplify`` how much differences are enlarged.
-    ``prompts`` are those of the pictures.
+    ``prompts`` are those of the pictures. ``alignment`` is of every changed layer of the denoiser, in dB: how much more
+    its inputs make of the adapter's change than of a random one of its size, as rounding noise nearly is.
     """
 
     schema_: Literal["qcheck-evidence/1"] = Field(default=SCHEMA, alias="schema")
@@ -98,6 +99,7 @@ class Evidence(Value):
     frequencies: list[float]
     amplify: int
     prompts: list[str]
+    alignment: dict[str, Number] = Field(default_factory=dict)
     cases: list[Seen]
 
     def to_json(self) -> str:

@@ -145,7 +145,7 @@ def panel(source: Source, case: Case) -> Panel:
         seen = next((s for s in source.evidence.cases if (s.scheme, s.order) == (case.scheme, case.order)), None)
     rows = [view.row(m) for m in case.measurements]
     gated = [m.limit is not None or m.name == "effect_to_error" for m in case.measurements]
-    layers = _layers(case, seen)
+    layers = _layers(case, seen, source.evidence.alignment if source.evidence is not None else {})
     return Panel(
         case=case,
         seen=seen,
@@ -156,14 +156,17 @@ def panel(source: Source, case: Case) -> Panel:
     )
 
 
-def _layers(case: Case, seen: Seen | None) -> list[Record]:
-    """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it."""
+def _layers(case: Case, seen: Seen | None, alignment: Mapping[str, float]) -> list[Record]:
+    """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it, alignment."""
     rows: dict[str, dict[str, Any]] = {
         found.name: found.model_dump(include={"kind", "share", "weight", "activation"}) for found in case.layers
     }
     for one in seen.arrivals if seen is not None else ():
         numbers = {"survival": charts.finite(one.survival), "snr": charts.finite(one.snr)}
         rows[one.layer] = rows.get(one.layer, {}) | numbers
+    for name, decibels in alignment.items():
+        if name in rows:
+            rows[name]["alignment"] = charts.finite(decibels)
     return [{"layer": name} | row for name, row in rows.items()]
 
 

@@ -76,6 +76,7 @@
   const COLUMNS = [
     ["layer", "layer"], ["kind", "kind"], ["share", "share of the gap, %"], ["weight", "by weight, %"], ["activation", "by input, %"],
     ["survival", "delta survival"], ["snr", "change over noise, dB"],
+    ["alignment", "its alignment with inputs, dB"],
   ];
   const PERCENT = new Set(["share", "weight", "activation"]);
   const table = document.getElementById("layer-table");
