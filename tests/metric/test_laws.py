@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcheck.limits import find
 from qcheck.measurement import Arm, Measurement
-from qcheck.metric import distribution, effect, endpoint, lattice, spectrum, way
+from qcheck.metric import classifier, distribution, effect, endpoint, lattice, picture, spectrum, way
 from qcheck.metric.statistics import Sample, measure, measure_all
 from qcheck.verdict import judge
 
@@ -49,6 +49,18 @@ def _moments(x: np.ndarray) -> np.ndarray:
     return np.stack([x.mean((3, 4)), x.var((3, 4))], 2)
 
 
+def _way(x: np.ndarray) -> way.Way:
+    flat = x.reshape(*x.shape[:2], -1)
+    with np.errstate(invalid="ignore"):
+        return np.linalg.norm(flat[:, -1:] - flat[:, :1], axis=-1), np.linalg.norm(np.diff(flat, axis=1), axis=-1)
+
+
+def _apart(x: np.ndarray, from_: np.ndarray) -> np.ndarray:
+    far, near = ((y**2).sum((2, 3, 4)) for y in (x - from_, from_))
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(far / near)
+
+
 def every(drawn: Drawn) -> dict[tuple[str, Arm], Sample]:
     """All samples that a check takes of such arms."""
     f0, f1, q0, q1 = drawn.arms
@@ -62,6 +74,8 @@ def every(drawn: Drawn) -> dict[tuple[str, Arm], Sample]:
         *spectrum.samples("adapted", list(ends[3]), list(ends[1])),
         *lattice.samples(lattice.read(ends[2], ends[0]), lattice.read(ends[3], ends[1])),
         *way.jitter_samples(*(_turns(x) for x in drawn.arms)),
+        *way.straightness_samples(*(_way(x) for x in drawn.arms)),
+        Sample("divergence_slope", "adapted", "1/step", way.divergence(_apart(q1, f1), np.arange(3))),
         *distribution.kl_samples(*(_moments(x) for x in drawn.arms)),
     ]
     return {(s.name, s.arm): s for s in found}
@@ -141,3 +155,40 @@ def test_what_is_not_a_number_is_never_inside_a_limit(drawn: Drawn, arm: str, od
             assert seen.status == "fail", (name, of, seen.value)
         if touched and seen.limit is None and name not in {"effect_to_error"}:
             assert not np.isfinite(seen.value), (name, of)  # type: ignore[arg-type]
+
+
+@settings(max_examples=5, deadline=None)
+@given(draws, st.floats(0.1, 10))
+def test_a_classifier_tells_nothing_from_itself_and_no_unit(drawn: Drawn, scale: float) -> None:
+    ours, theirs = drawn.q1[:, -1], drawn.f1[:, -1]
+    assert classifier.measure("adapted", ours, ours, 0.05).value == 0.5
+    found = classifier.measure("adapted", ours, theirs, 0.05).value
+    assert classifier.measure("adapted", scale * ours, scale * theirs, 0.05).value == pytest.approx(found)
+    broken = ours.copy()
+    broken[0, 0, 0, 0] = np.nan
+    assert np.isnan(classifier.measure("adapted", broken, theirs, 0.05).value or 0.0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.01, 0.3), st.randoms(use_true_random=False))
+def test_pictures_are_equal_to_themselves_closer_under_less_noise_and_in_any_order(
+    seed: int, noise: float, random: object
+) -> None:
+    rng = np.random.default_rng(seed)
+    full = rng.uniform(0.3, 0.7, (3, 16, 16, 3))
+    change, order = rng.uniform(-1, 1, full.shape), np.arange(3)
+    random.shuffle(order)  # type: ignore[attr-defined]
+    exact = {s.name: s.values for s in picture.samples("base", full, full)}
+    near, far = (
+        {s.name: s.values for s in picture.samples("base", full + n * change, full)} for n in (noise / 4, noise)
+    )
+    mixed = {s.name: s.values for s in picture.samples("base", (full + noise * change)[order], full[order])}
+    assert exact["psnr"] == pytest.approx(200)
+    assert exact["ssim"] == pytest.approx(1)
+    broken = full.copy()
+    broken[1, 3, 3, 1] = np.nan
+    for name, values in far.items():
+        assert (near[name] > values).all()
+        assert mixed[name] == pytest.approx(values[order])
+        odd = next(s for s in picture.samples("base", broken, full) if s.name == name)
+        assert not np.isfinite(measure(odd, None, 0.05).value or 0.0)
