@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import verdicts
+from benchmarks import judged
 from benchmarks.zoo import style, utility
 from qcheck import limits
 from qcheck.demo.training import zoo
@@ -19,10 +19,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_recipes_span_the_axes():
-    recipes = [recipe for kind in zoo.KINDS.values() for recipe in kind]
+    recipes = [recipe for kinds in zoo.HALVES.values() for kind in kinds.values() for recipe in kind]
     assert len(recipes) >= 24
     assert max(Counter(recipe.name for recipe in recipes).values()) == 1
-    assert {recipe.style for recipe in recipes} == set(PACKAGES) - {"noto"}  # the base's own style
+    for kinds in zoo.HALVES.values():  # "noto" is the base's own style
+        assert {recipe.style for kind in kinds.values() for recipe in kind} == set(PACKAGES) - {"noto"}
     assert {recipe.rank for recipe in recipes} == {2, 4, 8, 16}
     ratios = {recipe.alpha / recipe.rank for recipe in recipes}
     assert (min(ratios), max(ratios)) == (0.5, 8)
@@ -99,22 +100,22 @@ def test_margins_are_log_odds_of_two_styles():
 def test_a_gate_is_scored_by_what_it_separates():
     gate = limits.Gate(name="x", arm="adapted", role="adapter", low=0.9, high=1.1)
     values = np.array([1.0, 0.95, 1.3, 0.2, np.nan])
-    scores = verdicts.badness(values, gate)
+    scores = judged.badness(values, gate)
     assert list(scores > 0) == [False, False, True, True, True]
     damaged = np.array([False, False, True, True, True])
-    assert verdicts.auc(scores, damaged) == 1
-    assert verdicts.auc(scores, ~damaged) == 0
-    assert verdicts.auc(np.ones(5), damaged) == 0.5
-    cut = verdicts.best_cut(scores, damaged)
+    assert judged.auc(scores, damaged) == 1
+    assert judged.auc(scores, ~damaged) == 0
+    assert judged.auc(np.ones(5), damaged) == 0.5
+    cut = judged.best_cut(scores, damaged)
     assert -0.05 < cut < 0.2
-    assert verdicts.balanced(scores, damaged, cut) == 1
+    assert judged.balanced(scores, damaged, cut) == 1
 
 
 def test_every_trained_adapter_is_stored_with_its_losses():
     made = json.loads((ROOT / "zoo" / "training.json").read_text())
-    recipes = {recipe.name for kind in zoo.KINDS.values() for recipe in kind}
-    assert {one["name"] for one in made} == recipes
+    halves = {half: {r.name for kind in kinds.values() for r in kind} for half, kinds in zoo.HALVES.items()}
+    recipes = halves["setting"] | halves["testing"]
+    assert {half: {one["name"] for one in made if one["half"] == half} for half in halves} == halves
     assert {path.stem for path in (ROOT / "zoo" / "adapters").glob("*.safetensors")} == recipes
-    setting, testing = verdicts.halves(ROOT / "zoo")
-    assert setting | testing == recipes
-    assert not setting & testing
+    cases, _ = judged.read(ROOT / "zoo")
+    assert all((case.style is None) is case.sets for case in cases)

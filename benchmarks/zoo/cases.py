@@ -1,4 +1,6 @@
-"""Adapters of the zoo x schemes x orders, through qcheck's own stages, with what both judges say: ``zoo/cases/*.json``.
+"""Adapters of the zoo x schemes x orders, through qcheck's own stages, with what the judges say: ``zoo/cases/*.json``.
+
+Utility is there for every case; style, which tests verdicts, for those of the testing half.
 
 ``python -m benchmarks.zoo.cases --pictures DIR`` makes what is missing or was measured by other metrics, an adapter a
 file, kinds taking turns. Traces and losses stay in the cache, so that new metrics cost seconds an adapter.
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, recipe, scheme, target, work
+from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, recipe, scheme, target, trace, work
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.job import Job, Use
@@ -34,6 +36,7 @@ _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
 SCHEMES = ("int8", "fp8", "int4-g128", *(str(_ROUGH / f"{name}.toml") for name in ("int4-tensor", "int4-tensor-all")))
 ORDERS: tuple[scheme.Order, ...] = ("merge-quantize", "quantize-merge")
 PROBES = 16
+SHOWN, STEPS, SEED = 64, 10, 90_000  # samples for the style judge: prompts and seeds that no probe has together
 TARGET = "jetson-thor-t5000"  # runs them all
 
 
@@ -63,14 +66,16 @@ class Judges:
         found: np.ndarray = np.load(folder / "losses.npy")
         return found
 
-    def logits(self, started: Work, traces: Traces) -> dict[str, np.ndarray]:
-        """What the classifier sees [n, styles] in the samples of both arms."""
+    def logits(self, started: Work, subject: Subject) -> np.ndarray:
+        """What the classifier sees [SHOWN, styles] in samples of an arm: prompts of the probes, seeds of its own."""
+        sampling = {"steps": STEPS, "seed": SEED}
+        shown = probe.repeated(started.job.probes, SHOWN).model_copy(update=sampling)
+        setup, probes = work.matched(started.arms, started.job, shown, strata=1)
+        with started.timed(f"{subject.name}: samples", trace.forwards(setup, 1, 0, SHOWN)) as advance:
+            finals = trace.reference(setup, subject, probes, started.store, advance).finals()
         family = started.arms.use("base")
         with torch.no_grad():
-            return {
-                side: style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(traced.finals())))))
-                for side, traced in traces.items()
-            }
+            return style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(finals)))))
 
 
 def job(adapter: Path, out: Path) -> Job:
@@ -101,31 +106,32 @@ def job(adapter: Path, out: Path) -> Job:
 
 def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
     """All cases of one adapter; one that qcheck refuses to judge says why instead."""
-    known = {"adapter": made["name"], "kind": made["kind"], "style": made["style"], "code": reading_code()}
+    known = {key: made[key] for key in ("kind", "half", "style")}
+    known = {"adapter": made["name"], **known, "code": reading_code(), "probes": PROBES}
     judges = Judges(made["style"], utility.exam(pictures, made["style"], library.PIPELINE), style.stored(zoo))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         asked = job(zoo / "adapters" / f"{made['name']}.safetensors", folder)
         started = work.prepare(asked, folder, Silent())
         reference = pipeline.trace_reference(started, PROBES)
-        logits = judges.logits(started, reference)
         full = {side: judges.losses(started, started.full(side)) for side in reference}
-        known |= {
-            "style_f0": logits["base"],
-            "style_f1": logits["adapted"],
-            "loss_f0": float(full["base"].mean()),
-            "loss_f1": float(full["adapted"].mean()),
-        }
+        known |= {"loss_f0": float(full["base"].mean()), "loss_f1": float(full["adapted"].mean())}
+        if made["half"] == "testing":
+            known["style_f0"] = judges.logits(started, started.full("base"))
+            known["style_f1"] = judges.logits(started, started.full("adapted"))
         try:
             known["effect_size"] = pipeline.require_effect(started, reference)
-            cases = [case for chosen in asked.schemes for case in _cases(started, chosen, judges, full)]
+            tested = made["half"] == "testing"
+            cases = [case for chosen in asked.schemes for case in _cases(started, chosen, judges, full, tested)]
         except UserError as error:
             return known | {"refused": str(error), "cases": []}
     return known | {"cases": cases}
 
 
-def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """The cases of one scheme: samples, controls, verdict by the limits of today, and what both judges say."""
+def _cases(
+    started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.ndarray], tested: bool
+) -> Iterator[dict[str, Any]]:
+    """The cases of one scheme: samples, controls, verdict by the limits of today, utility, and style if ``tested``."""
     asked, reference = started.job.limits.computing(chosen.compute), started.references[PROBES]
     made = artifact.Making(
         started.arms, started.exporter, started.store, chosen, started.job.recipe, calibrate.inputs(started, chosen)
@@ -140,7 +146,6 @@ def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.nda
         samples, energies = pipeline.measure(started.setup, reference, quantized, floor)
         verdict: Verdict = pipeline.decide(asked, started.setup.weights, controls, samples, energies, [])
         losses = judges.losses(started, q1)
-        logits = judges.logits(started, quantized)
         yield {
             "scheme": chosen.name,
             "order": order,
@@ -151,8 +156,7 @@ def _cases(started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.nda
             "utility": dataclasses.asdict(utility.utility(full["base"], full["adapted"], losses)),
             "loss_q0": float(loss_q0.mean()),
             "loss_q1": float(losses.mean()),
-            "style_q0": logits["base"],
-            "style_q1": logits["adapted"],
+            **({"style_q1": judges.logits(started, q1)} if tested else {}),
         }
 
 

@@ -1,0 +1,184 @@
+"""The zoo's cases as they are stored, what the judges say of each, and how scores and limits agree with that."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.zoo import style
+from benchmarks.zoo.utility import Utility
+from qcheck.limits import Gate, Limits
+from qcheck.measurement import Measurement
+from qcheck.metric.statistics import Sample, measure_all
+from qcheck.verdict import judge
+
+HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
+UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
+_RESAMPLED = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """One adapter under one scheme in one order; ``adapter`` is its file without the cases."""
+
+    adapter: dict[str, Any]
+    stored: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Adapter, scheme, order."""
+        return f"{self.adapter['adapter']} {self.scheme} {self.stored['order']}"
+
+    @property
+    def scheme(self) -> str:
+        """The scheme's name, also of a file."""
+        return Path(self.stored["scheme"]).stem
+
+    @property
+    def sets(self) -> bool:
+        """Whether limits are set on it; the others test them."""
+        return bool(self.adapter["half"] == "setting")
+
+    @cached_property
+    def utility(self) -> Utility:
+        """What judge (a) says."""
+        return Utility(**self.stored["utility"])
+
+    @cached_property
+    def style(self) -> style.Judgement | None:
+        """What judge (b) says; None on the setting half, at which it does not look."""
+        if "style_f1" not in self.adapter:
+            return None
+        logits = (self.adapter["style_f0"], self.adapter["style_f1"], self.stored["style_q1"])
+        return style.judge(*(style.margins(np.array(seen), self.adapter["style"]) for seen in logits))
+
+    @property
+    def by_style(self) -> bool | None:
+        """Whether judge (b) calls it damaged; None where it cannot tell or did not look."""
+        return None if self.style is None or self.style.fate == "undefined" else self.style.fate == "damaged"
+
+    @property
+    def by_utility(self) -> bool | None:
+        """Whether judge (a) calls it damaged; None where it is void or too noisy to say."""
+        return None if self.utility.void or self.utility.error > UNSURE else self.utility.value < HARMED
+
+    @property
+    def damaged(self) -> bool | None:
+        """Damaged by one judge; intact by (a) and not damaged by (b); None for void adapters or where (a) is unsure."""
+        if self.utility.void:
+            return None
+        if self.by_style or self.by_utility:
+            return True
+        return None if self.by_utility is None else False
+
+    def samples(self, count: int | None = None) -> list[Sample]:
+        """The samples on the first ``count`` probes; what is not a row for each probe stays whole."""
+        probes = self.adapter["probes"]
+        found = []
+        for kept in self.stored["samples"]:
+            values = np.array(kept["values"], np.float64)
+            rows = values[:count] if len(values) == probes else values
+            found.append(Sample(**kept | {"values": rows, "places": tuple(kept["places"])}))
+        return found
+
+    def measured(self, gates: Limits, count: int | None = None) -> list[Measurement]:
+        """Controls and measurements beside their limits."""
+        controls = [Measurement.model_validate(found) for found in self.stored["controls"]]
+        return [*controls, *measure_all(self.samples(count), gates.ranges, gates.alpha)]
+
+    @cached_property
+    def means(self) -> dict[tuple[str, str], float]:
+        """Every measurement's value, whatever the limits; NaN where it was not measured."""
+        controls = {(found["name"], found["arm"]): found["value"] for found in self.stored["controls"]}
+        sampled = {(found.name, found.arm): found.value for found in measure_all(self.samples(), {}, 0.05)}
+        return {key: float("nan") if found is None else found for key, found in (controls | sampled).items()}
+
+    def value(self, gate: Gate) -> float:
+        """What a gate looks at, NaN where it was not measured."""
+        return self.means.get((gate.name, gate.arm), float("nan"))
+
+    def replayed(self, gates: Limits, looks: Sequence[int]) -> tuple[str, int]:
+        """The verdict of a check that looks at more and more probes, by what is stored, and how many it took."""
+        chosen = gates.computing(self.stored["compute"])
+        stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
+        chosen, outcome, count = chosen.model_copy(update={"gates": stored}), "INVALID", 0
+        for count in looks:
+            kept = next(s.values for s in self.samples(count) if s.name == "effect_survival")
+            low, high = chosen.tail
+            bad = [i for i, s in enumerate(kept) if not low <= s <= high]
+            outcome = judge(self.measured(chosen, count), bad, chosen).outcome
+            if outcome != "INCONCLUSIVE":
+                break
+        return outcome, count
+
+
+def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
+    """All cases, and the adapters that qcheck refused to judge."""
+    files = [json.loads(path.read_text()) for path in sorted((zoo / "cases").glob("*.json"))]
+    heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
+    cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
+    return cases, [head for head in heads if "refused" in head]
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a positive scores above a negative, ties half; NaN without both."""
+    ups = int(positive.sum())
+    downs = len(positive) - ups
+    if not ups or not downs:
+        return float("nan")
+    return float((stats.rankdata(scores)[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, NaN where one of them does not vary."""
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def interval(cases: Sequence[Case], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    """90 % interval of a statistic of case indices when adapters are drawn again; NaN without any case."""
+    groups: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        groups.setdefault(case.adapter["adapter"], []).append(index)
+    parts, draws = list(groups.values()), np.random.default_rng(0)
+    found = []
+    for _ in range(_RESAMPLED):
+        chosen = draws.integers(len(parts), size=len(parts))
+        found.append(statistic(np.array([index for part in chosen for index in parts[part]], int)))
+    finite = np.array(found)[np.isfinite(found)]
+    return (float("nan"),) * 2 if not len(finite) else tuple(float(x) for x in np.quantile(finite, (0.05, 0.95)))  # type: ignore[return-value]
+
+
+def badness(values: np.ndarray, gate: Gate) -> np.ndarray:
+    """How far towards the wrong side values lie, in the gate's unit; not finite is worst. Beyond the limit is > 0."""
+    low = gate.low - values if gate.low is not None else np.full_like(values, -np.inf)
+    high = values - gate.high if gate.high is not None else np.full_like(values, -np.inf)
+    found: np.ndarray = np.nan_to_num(np.maximum(low, high), nan=1e6, posinf=1e6, neginf=-1e6)
+    return found
+
+
+def best_cut(scores: np.ndarray, damaged: np.ndarray) -> float:
+    """The cut of badness with the best balanced accuracy, midway between two cases; NaN without both."""
+    if damaged.all() or not damaged.any():
+        return float("nan")
+    steps = np.unique(scores)
+    cuts = [*((steps[1:] + steps[:-1]) / 2), steps[-1] + 1e-9]
+    return float(max(cuts, key=lambda cut: balanced(scores, damaged, cut)))
+
+
+def kept_by(scores: np.ndarray, damaged: np.ndarray) -> float:
+    """The cut of badness that 95 % of the intact cases keep; NaN without any."""
+    return float(np.quantile(scores[~damaged], 0.95)) if (~damaged).any() else float("nan")
+
+
+def balanced(scores: np.ndarray, damaged: np.ndarray, cut: float) -> float:
+    """Balanced accuracy of "damaged above the cut"; NaN without both."""
+    if damaged.all() or not damaged.any():
+        return float("nan")
+    return float(((scores > cut)[damaged].mean() + (scores <= cut)[~damaged].mean()) / 2)
