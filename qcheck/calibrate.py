@@ -92,6 +92,7 @@ def ranges_file(work: Work, scheme: Scheme, left_out: Mapping[str, str]) -> Rang
         formats={layer: number.name for layer, number in numbers.items()},
         method=how.method,
         percentile=how.percentile,
+        merge=how.merge,
         settings=range_files.settings(chosen),
         prompts=list(chosen.prompts),
         prompts_digest=files.digest_value(chosen),
@@ -103,7 +104,7 @@ def ranges_file(work: Work, scheme: Scheme, left_out: Mapping[str, str]) -> Rang
 def _cuts(seen: Seen, number: Format | None, how: Recipe) -> dict[Method, float]:
     """The cut by every method that the format has; the maximum alone where the input stays in float."""
     usable = [m for m in METHODS if m == how.method or m != "entropy" or isinstance(number, Integer)]
-    return {m: seen.clip(m, number, how.percentile) for m in usable} if number else {"max": seen.absmax}
+    return {m: seen.clip(m, number, how.percentile, how.merge) for m in usable} if number else {"max": seen.absmax}
 
 
 def own_prompts(source: str) -> list[str]:
@@ -146,11 +147,11 @@ def _observe(work: Work, origin: Origin, chosen: ProbeSet) -> dict[str, Seen]:
     walker, asked = _WALKS[origin]
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
     layers = dict(plan.linear_layers(work.arms.base.denoiser))
-    seen = Histogram()
+    seen = Histogram(len(setup.strata))
     with work.timed(f"calibration, {origin}", trace.forwards(setup, 1, 1, len(probes))) as advance:
         reached = trace.reference(setup, work.full(walker), probes, work.store, advance)
         with observed(layers, [seen]):
-            trace.visit(setup, reached, work.full(asked).runner(), asked, probes, advance)
+            trace.visit(setup, reached, work.full(asked).runner(), asked, probes, advance, seen.enter)
     found = seen.seen()
     if odd := [layer for layer, given in found.items() if not np.isfinite(given.absmax)]:
         raise UserError(

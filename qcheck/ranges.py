@@ -10,13 +10,15 @@ from pydantic import Field, ValidationError
 from qcheck.errors import UserError
 from qcheck.files import Number, Value
 from qcheck.probe import ProbeSet
-from qcheck.recipe import Method, plain
+from qcheck.recipe import Merge, Method, plain
 
 Cuts = dict[Method, Number]
 
 
 class Ranges(Value):
     """Cuts by origin (whose inputs), layer and method; ``method`` is the one in use, the others are there to compare.
+
+    All were merged over timesteps as ``merge`` says.
 
     ``contents`` are the digests of both arms' weights, ``formats`` the number format of each layer's input, and
     ``settings`` the sampling of the runs; a file whose own do not fit is refused. ``left_out`` are prompts that could
@@ -29,6 +31,7 @@ class Ranges(Value):
     formats: dict[str, str]
     method: Method
     percentile: float
+    merge: Merge
     settings: dict[str, float | int | str | None]
     prompts: list[str]
     prompts_digest: str

@@ -17,6 +17,8 @@ PROMPTS = files.data_folder("calibration") / "prompts"
 
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Merge = Literal["pooled", "max", "mse"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 class PromptSet(Value):
@@ -30,12 +32,14 @@ class Recipe(Value):
     """Ranges come from ``samples`` prompts at ``strata`` timesteps each; ``keep`` names layers left unquantized.
 
     ``method`` says where an input's range is cut (``quantize.ranges``); ``percentile`` is for the method of that name.
+    ``merge`` says how the timesteps' ranges become one: all values counted together, or each stratum cut by itself.
     """
 
     name: str
     title: str
     method: Method
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    merge: Merge = "pooled"
     prompts: str
     samples: Annotated[int, Field(ge=1)]
     strata: Annotated[int, Field(ge=1)]

@@ -243,10 +243,18 @@ def _walk(
         yield {name: values[row].numpy() for name, values in kept.items()}
 
 
-def ask(setup: Setup, runner: Runner, conditions: Conditions, states: np.ndarray, advance: Advance) -> np.ndarray:
-    """Guided outputs [b, T, C, h, w] at given states of that shape."""
+def ask(
+    setup: Setup,
+    runner: Runner,
+    conditions: Conditions,
+    states: np.ndarray,
+    advance: Advance,
+    enter: Callable[[int], None] = _ignore,
+) -> np.ndarray:
+    """Guided outputs [b, T, C, h, w] at given states of that shape; ``enter`` is told each stratum before it runs."""
     solver, outputs = setup.solver(), np.empty_like(states)
     for place, index in enumerate(setup.strata):
+        enter(place)
         x = torch.from_numpy(states[:, place].copy())
         guided = _guided(setup, runner, solvers.at(solver, index), x, solver.timesteps[index], conditions)
         outputs[:, place] = guided.numpy()
@@ -328,11 +336,19 @@ def arm(
     return _trace(setup, subject, _Work(keys, probes, reached, calls), store, advance, compute)
 
 
-def visit(setup: Setup, reached: Trace, runner: Runner, side: Side, probes: Sequence[Probe], advance: Advance) -> None:
+def visit(
+    setup: Setup,
+    reached: Trace,
+    runner: Runner,
+    side: Side,
+    probes: Sequence[Probe],
+    advance: Advance,
+    enter: Callable[[int], None] = _ignore,
+) -> None:
     """Run an arm at the states that the reference reached for the sake of who watches its layers; nothing is kept."""
     for rows in _batches(range(len(probes)), setup.batch):
         conditions = setup.inputs(side, probes[rows]).conditions
-        ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance)
+        ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance, enter)
 
 
 def answers(

@@ -32,6 +32,7 @@ def _ranges(**changed: Any) -> Ranges:
         "scheme": "int8",
         "formats": {"layer": "int8"},
         "method": "mse",
+        "merge": "pooled",
         "percentile": 99.99,
         "settings": ranges.settings(JUDGED),
         "prompts": ["a quiet place"],

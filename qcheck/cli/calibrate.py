@@ -1,6 +1,7 @@
 """``qcheck calibrate``."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,9 @@ from qcheck.cli.progress import Bars
 from qcheck.demo import library
 from qcheck.errors import UserError, unknown
 from qcheck.job import Job
-from qcheck.recipe import METHODS, Method, PromptSet
+from qcheck.recipe import MERGES, METHODS, PromptSet
 
-_NAMES = ", ".join(METHODS)
+_NAMES, _MERGES = ", ".join(METHODS), ", ".join(MERGES)
 
 
 def calibrate(
@@ -26,6 +27,10 @@ def calibrate(
     chosen: Annotated[str, typer.Option("--scheme", "-s", help="A scheme by name or TOML file.")] = library.SCHEME,
     method: Annotated[
         str | None, typer.Option(help=f"What cuts a range: {_NAMES}. Default: the recipe's. The file holds them all.")
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(help=f"How the timesteps' ranges become one: {_MERGES}. Default: the recipe's."),
     ] = None,
     weight: options.Weights = None,
     with_lora: options.Common = None,
@@ -57,7 +62,9 @@ def calibrate(
     judged = resolve.judged(None, None, base == library.NAME, sampling, trigger)
     how, left_out = resolve.ranges(ranges, base == library.NAME), dict[str, str]()
     if method is not None:
-        how = how.model_copy(update={"method": _method(method)})
+        how = how.model_copy(update={"method": _known("range method", method, METHODS)})
+    if merge is not None:
+        how = how.model_copy(update={"merge": _known("merge of ranges", merge, MERGES)})
     if out.exists():
         raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
     given = _given(lora, base, prompts, own)
@@ -98,11 +105,10 @@ def calibrate(
     typer.echo(f"{out}: {len(found.formats)} layers, {found.method}, {len(found.prompts)} prompts")
 
 
-def _method(name: str) -> Method:
-    for known in METHODS:
-        if known == name:
-            return known
-    raise unknown("range method", name, METHODS)
+def _known(what: str, name: str, known: Sequence[str]) -> str:
+    if name not in known:
+        raise unknown(what, name, known)
+    return name
 
 
 def _given(lora: list[str], base: str, prompts: Path | None, own: bool) -> PromptSet | None:

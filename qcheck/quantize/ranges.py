@@ -1,6 +1,6 @@
 """Where an input's range is cut: one streaming pass sees every layer, then any method reads its clip from the counts.
 
-Memory is one histogram a layer, whatever the number of samples.
+Memory is one histogram a layer and stratum of timesteps, whatever the number of samples.
 """
 
 import json
@@ -22,7 +22,7 @@ from qcheck.errors import UserError
 from qcheck.quantize import formats
 from qcheck.quantize.formats import Format, Integer
 from qcheck.quantize.plan import Input
-from qcheck.recipe import Method, Recipe
+from qcheck.recipe import Merge, Method, Recipe
 
 Name = TypeVar("Name", bound=str)
 BINS = 2048
@@ -31,45 +31,61 @@ _SAMPLED = 8192  # values of one input that are counted, evenly spaced; the maxi
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of one layer's inputs: the absolute maximum, and ``counts`` [BINS] of |x| from 0 to ``top``."""
+    """What is known of one layer's inputs: the absolute maximum, and ``counts`` [T, BINS] of |x| from 0 to ``top``.
+
+    T are the strata of timesteps that were told apart.
+    """
 
     absmax: float
     counts: np.ndarray
     top: float
 
-    def clip(self, method: Method, number: Format, percentile: float) -> float:
-        """The absolute value that goes on the largest code.
+    def clip(self, method: Method, number: Format, percentile: float, merge: Merge = "pooled") -> float:
+        """The absolute value that goes on the largest code: a static range is one for all timesteps.
+
+        ``merge`` "pooled" counts all strata together. Else each stratum is cut by itself, and the layer gets the
+        largest of these cuts ("max") or the one that loses the smallest share of the strata's energies ("mse").
 
         Raises:
             UserError: "entropy" for a format that is no integer.
         """
         if method == "max" or not self.counts.any() or not math.isfinite(self.absmax):
             return self.absmax
-        return min(self._cut(method, number, percentile), self.absmax)
+        if merge == "pooled":
+            return min(self._cut(self.counts.sum(0), method, number, percentile), self.absmax)
+        strata = self.counts[self.counts.any(1)]
+        cuts = [min(self._cut(counts, method, number, percentile), self.absmax) for counts in strata]
+        if merge == "max":
+            return max(cuts)
+        shares = self._lost(strata, np.array(cuts), number) / (strata @ self._centres() ** 2)[:, None]
+        return cuts[int(shares.sum(0).argmin())]
 
-    def _cut(self, method: Method, number: Format, percentile: float) -> float:
+    def _cut(self, counts: np.ndarray, method: Method, number: Format, percentile: float) -> float:
         width = self.top / BINS
         if method == "percentile":
-            below = np.cumsum(self.counts) / self.counts.sum()
+            below = np.cumsum(counts) / counts.sum()
             return float((np.searchsorted(below, percentile / 100) + 1) * width)
-        if method == "mse":
-            return self._least_squares(number, width)
+        if method == "mse":  # of 200 clips the one whose codes lose the least energy
+            clips = np.linspace(0.05, 1.0, 200) * self.absmax
+            return float(clips[self._lost(counts, clips, number).argmin()])
         if not isinstance(number, Integer):
             raise UserError(
                 f"ranges by entropy are defined for integers, not for {number.name}",
                 'Use method = "mse", "percentile" or "max" in the recipe.',
             )
-        return _least_divergence(self.counts, number.limit + 1) * width
+        return _least_divergence(counts, number.limit + 1) * width
 
-    def _least_squares(self, number: Format, width: float) -> float:
-        """Of 200 clips the one whose codes lose the least energy of the counted values."""
-        centres = torch.from_numpy((np.arange(BINS) + 0.5) * width)
-        clips = torch.linspace(0.05, 1.0, 200, dtype=torch.float64) * self.absmax
-        steps = (clips / number.limit)[:, None]
-        values = centres.expand(len(clips), BINS)
+    def _lost(self, counts: np.ndarray, clips: np.ndarray, number: Format) -> np.ndarray:
+        """The energy that codes lose of the counted values, [..., clips], of ``counts`` [..., BINS]."""
+        steps = torch.from_numpy(clips / number.limit)[:, None]
+        values = torch.from_numpy(self._centres()).expand(len(clips), BINS)
         errors = formats.dequantize(formats.quantize(values, steps, number), steps) - values
-        lost = errors.square() @ torch.from_numpy(self.counts)
-        return float(clips[int(lost.argmin())])
+        found: np.ndarray = counts @ errors.square().numpy().T
+        return found
+
+    def _centres(self) -> np.ndarray:
+        """The middle of every bin, [BINS]."""
+        return (np.arange(BINS) + 0.5) * (self.top / BINS)
 
 
 def _least_divergence(counts: np.ndarray, levels: int) -> int:
@@ -95,17 +111,22 @@ def _least_divergence(counts: np.ndarray, levels: int) -> int:
 
 
 class Histogram:
-    """Running counts of each observed layer's absolute inputs.
+    """Running counts of each observed layer's absolute inputs, by stratum of timesteps.
 
     A value beyond the top doubles it, and neighbouring bins are joined: counts stay exact, the bins become wider.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strata: int = 1) -> None:
+        self._strata, self._stratum = strata, 0
         self._absmax: dict[str, float] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._top: dict[str, float] = {}
         self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
         self._looks = 0
+
+    def enter(self, stratum: int) -> None:
+        """What is seen from now on is of that stratum."""
+        self._stratum = stratum
 
     def see(self, layer: str, inputs: torch.Tensor) -> None:
         """Take one batch of inputs of ``layer`` into account; NaN and infinity stick in the maximum."""
@@ -115,13 +136,16 @@ class Histogram:
         if not math.isfinite(most) or most == 0:
             return
         top = self._top.setdefault(layer, most)
-        counts = self._counts.setdefault(layer, torch.zeros(BINS, dtype=torch.float64))
+        counts = self._counts.setdefault(layer, self._empty())
         while top < most:
             top *= 2
-            counts[: BINS // 2], counts[BINS // 2 :] = counts.view(-1, 2).sum(1), 0
+            counts[:, : BINS // 2], counts[:, BINS // 2 :] = counts.view(len(counts), -1, 2).sum(2), 0
         self._top[layer] = top
         places = (sample * (BINS / top)).to(torch.int32).clamp_(max=BINS - 1)
-        counts += torch.bincount(places, minlength=BINS)
+        counts[self._stratum] += torch.bincount(places, minlength=BINS)
+
+    def _empty(self) -> torch.Tensor:
+        return torch.zeros(self._strata, BINS, dtype=torch.float64)
 
     def _look(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Maximum and sampled values of |inputs|; layers that read the same tensor share the look."""
@@ -139,9 +163,8 @@ class Histogram:
     def seen(self) -> dict[str, Seen]:
         """What was seen, by layer."""
         self._last = None
-        empty = torch.zeros(BINS, dtype=torch.float64)
         return {
-            layer: Seen(most, self._counts.get(layer, empty).numpy().copy(), self._top.get(layer, 0.0))
+            layer: Seen(most, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0))
             for layer, most in self._absmax.items()
         }
 
@@ -170,7 +193,9 @@ def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recip
     """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
     return {
         layer: Input(
-            inputs.clip(recipe.method, numbers[layer], recipe.percentile) if layer in numbers else inputs.absmax
+            inputs.clip(recipe.method, numbers[layer], recipe.percentile, recipe.merge)
+            if layer in numbers
+            else inputs.absmax
         )
         for layer, inputs in seen.items()
     }

@@ -47,7 +47,7 @@ def test_a_large_input_is_sampled_over_all_its_channels() -> None:
     inputs[:, 5] = 1
     seen = seen_of([inputs])
     assert seen.absmax == 1
-    assert seen.counts[1:].sum() / seen.counts.sum() == pytest.approx(1 / 64, rel=0.3)
+    assert seen.counts[:, 1:].sum() / seen.counts.sum() == pytest.approx(1 / 64, rel=0.3)
 
 
 # Mean-square optimal clip in standard deviations, from the project's notes (1 M values).
@@ -72,7 +72,7 @@ def test_entropy_cuts_where_modelopt_does_on_the_same_counts(law: str, tolerance
     """A Gaussian's divergence is flat: 2 % more of it between 4.3 and 5.9 standard deviations."""
     seen = seen_of(np.split(drawn(law), 200))
     edges = np.linspace(0, seen.top, BINS + 1)
-    counts = seen.counts.astype(np.int64)
+    counts = seen.counts[0].astype(np.int64)
     theirs = float(rivals.entropy(counts, edges, num_bits=8, unsigned=False, stride=8, start_bin=128))
     assert seen.clip("entropy", INT8, 99.99) == pytest.approx(theirs, rel=tolerance)
 
@@ -88,6 +88,43 @@ def test_no_method_cuts_beyond_the_maximum_or_to_nothing() -> None:
     for method in recipe.METHODS:
         assert 0 < seen.clip(method, INT8, 99.99) <= seen.absmax
     assert seen.clip("max", INT4, 99.99) == seen.absmax
+
+
+def of_strata(*strata: np.ndarray) -> Seen:
+    histogram = Histogram(len(strata))
+    for place, values in enumerate(strata):
+        histogram.enter(place)
+        histogram.see("layer", torch.from_numpy(values.astype(np.float32)))
+    return histogram.seen()["layer"]
+
+
+def test_strata_are_told_apart_and_their_largest_cut_serves_them_all() -> None:
+    quiet, loud = drawn("laplace", 8000), 4 * drawn("laplace", 8000)
+    both = of_strata(quiet, loud)
+    assert both.counts.sum(1).tolist() == [8000, 8000]
+    width = both.top / BINS
+    for place, values in enumerate((quiet, loud)):
+        alone = Seen(both.absmax, both.counts[place : place + 1], both.top)
+        assert alone.clip("percentile", INT8, 99) == pytest.approx(np.percentile(np.abs(values), 99), abs=2 * width)
+    assert both.clip("percentile", INT8, 99, "max") == alone.clip("percentile", INT8, 99)
+    assert both.clip("percentile", INT8, 99) < both.clip("percentile", INT8, 99, "max")
+    assert both.clip("max", INT8, 99, "mse") == both.absmax
+
+
+def test_the_cut_of_least_error_weighs_every_stratum_by_its_own_energy() -> None:
+    """A stratum a hundred times as loud would rule a sum of plain energies; shares let the quiet ones speak."""
+    quiet, loud = drawn("gauss", 8000), 100 * drawn("gauss", 8000)
+    many = of_strata(quiet, quiet, quiet, loud)
+    cuts = [Seen(many.absmax, row[None], many.top).clip("mse", INT4, 99.99) for row in many.counts]
+    found = many.clip("mse", INT4, 99.99, "mse")
+    assert found in cuts
+    assert found < many.clip("mse", INT4, 99.99, "max") / 50  # which rounds three quiet strata to nothing
+
+
+def test_one_stratum_is_cut_alike_however_it_is_merged() -> None:
+    seen = seen_of([drawn("laplace", 8000)])
+    for method in recipe.METHODS:
+        assert len({seen.clip(method, INT8, 99.9, merge) for merge in recipe.MERGES}) == 1
 
 
 def test_what_was_seen_survives_saving(tmp_path: object) -> None:
