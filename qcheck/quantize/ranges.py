@@ -66,7 +66,8 @@ class Seen:
             below = np.cumsum(counts) / counts.sum()
             return float((np.searchsorted(below, percentile / 100) + 1) * width)
         if method == "mse":  # of 200 clips the one whose codes lose the least energy
-            clips = np.linspace(0.05, 1.0, 200) * self.absmax
+            most = min((int(np.flatnonzero(counts)[-1]) + 1) * width, self.absmax)
+            clips = np.linspace(0.05, 1.0, 200) * most
             return float(clips[self._lost(counts, clips, number).argmin()])
         if not isinstance(number, Integer):
             raise UserError(
