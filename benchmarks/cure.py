@@ -55,7 +55,7 @@ def measure(job: Job, exam: utility.Exam, folder: Path) -> Row:
         "base": pipeline.trace_artifact(started, q0, reference["adapted"]),
         "adapted": pipeline.trace_artifact(started, q1, reference["adapted"]),
     }
-    samples, energies = pipeline.measure(started.setup, reference, quantized, floor)
+    samples, energies = pipeline.measure(started.setup, reference, quantized, floor, bool(job.references))
     limits = job.limits.computing(chosen.compute)
     verdict = pipeline.decide(limits, started.setup.weights, controls, samples, energies, [])
     means = {s.name: float(np.mean(s.values)) for s in samples if s.name in SHOWN and s.arm == "adapted"}

@@ -207,7 +207,7 @@ class Lessons:
         """Examine the student."""
         setup, probes, (states, f0, f1, q0) = self.exam
         q1 = trace.answers(setup, TorchRunner(self.student, "student"), "adapted", probes, states, lambda _: None)
-        found, weights = effect.energies(f0, f1, q0, q1), setup.weights
+        found, weights = effect.energies(f0, f1, q0, q1, calibrated=True), setup.weights
         return Seen(
             step=step,
             survival=float(effect.survival(found, weights).mean()),

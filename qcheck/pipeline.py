@@ -171,7 +171,7 @@ def run_case(work: Work, order: Order, ground: Ground) -> Result:
             "base": ground.bases[count],
             "adapted": trace_artifact(work, q1, reference["adapted"]),
         }
-        samples, energies = measure(work.setup, reference, quantized, ground.floor)
+        samples, energies = measure(work.setup, reference, quantized, ground.floor, bool(work.job.references))
         verdict = decide(limits, work.setup.weights, ground.controls, samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
@@ -281,16 +281,16 @@ def trace_artifact(work: Work, subject: Subject, reached: Trace) -> Trace:
 
 
 def measure(
-    setup: Setup, reference: Traces, quantized: Traces, floor: np.ndarray
+    setup: Setup, reference: Traces, quantized: Traces, floor: np.ndarray, calibrated: bool = False
 ) -> tuple[list[Sample], effect.Energies]:
-    """Every sampled measurement of the four arms, which must be matched.
+    """Every sampled measurement of the four arms, which must be matched; ``calibrated``: q1 holds an adapter that was.
 
     Raises:
         MismatchError: they are not.
     """
     f0, f1, q0, q1 = reference["base"], reference["adapted"], quantized["base"], quantized["adapted"]
     trace.require_matched(f1, f0, q0, q1)
-    energies = effect.energies(f0.outputs(), f1.outputs(), q0.outputs(), q1.outputs())
+    energies = effect.energies(f0.outputs(), f1.outputs(), q0.outputs(), q1.outputs(), calibrated)
     return [
         *effect.samples(energies, setup.weights, floor, setup.timesteps()),
         *endpoint.samples(f0.finals(), f1.finals(), q0.finals(), q1.finals(), float(np.sqrt(floor.max()))),

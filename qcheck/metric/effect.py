@@ -1,7 +1,8 @@
 """What the adapter does and what quantization does to it, on teacher-forced outputs.
 
 E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0; every sum over strata is weighted with the square of the
-coefficient by which the solver moves the sample for that output.
+coefficient by which the solver moves the sample for that output. A calibrated adapter takes back of the base's error
+too, which is no effect of its own: there Dq = q1 - f0, so that a perfect one has survival 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,12 +33,12 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return found
 
 
-def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> Energies:
+def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -> Energies:
     """Reduce four arms of guided outputs, n of [T, C, h, w], to scalars, one probe in memory at a time."""
     rows = []
     for arrays in zip(f0, f1, q0, q1, strict=True):
         a0, a1, b0, b1 = (np.asarray(x, np.float64) for x in arrays)
-        effect, kept = a1 - a0, b1 - b0
+        effect, kept = a1 - a0, b1 - (a0 if calibrated else b0)
         rows.append(
             (
                 _dot(a1, a1),

@@ -45,6 +45,16 @@ def test_survival_reads_back_how_much_of_the_adapter_is_left(scale: float, expec
     assert effect.survival(e, ONES) == pytest.approx(expected)
 
 
+def test_what_a_calibrated_adapter_takes_back_of_the_bases_error_is_no_effect() -> None:
+    a = _arms()
+    whole = effect.energies(a["f0"], a["f1"], a["q0"], a["f1"], calibrated=True)
+    half = effect.energies(a["f0"], a["f1"], a["q0"], (a["f0"] + a["f1"]) / 2, calibrated=True)
+    assert effect.survival(whole, ONES) == pytest.approx(1)
+    assert effect.survival(half, ONES) == pytest.approx(0.5)
+    beside = effect.survival(effect.energies(a["f0"], a["f1"], a["q0"], a["f1"]), ONES)
+    assert np.abs(beside - 1).min() > 1e-6
+
+
 def test_independent_double_rounding_is_three_decibels_of_excess() -> None:
     a = _arms()
     twice = a["q1"] + 0.02 * np.random.default_rng(9).standard_normal(SHAPE)
