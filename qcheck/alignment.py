@@ -79,7 +79,7 @@ def find(work: Work, reached: Trace) -> dict[str, float]:
             work.timed("alignment by layer", trace.forwards(work.setup, 0, 1, len(probes))) as advance,
             watched(layers, changes) as sums,
         ):
-            trace.visit(work.setup, at, runner, "adapted", probes, advance)
+            trace.visit(work.setup, at.states(), runner, "adapted", probes, advance)
         found = {name: float(decibels(*pair.numpy())) for name, pair in sums.items()}
         (folder / _FILE).write_text(json.dumps(found))
 

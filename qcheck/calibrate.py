@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from qcheck import cache, files, recipe, trace
+from qcheck import cache, files, pictures, recipe, trace
 from qcheck import ranges as range_files
 from qcheck.artifact import Origin, Ranges
 from qcheck.backend.torch import TorchRunner
@@ -96,6 +96,7 @@ def ranges_file(work: Work, scheme: Scheme, left_out: Mapping[str, str]) -> Rang
         settings=range_files.settings(chosen),
         prompts=list(chosen.prompts),
         prompts_digest=files.digest_value(chosen),
+        pictures={path.name: files.digest(path) for path in job.pictures},
         left_out=dict(left_out),
         cuts={str(origin): layers for origin, layers in cuts.items()},
     )
@@ -126,14 +127,14 @@ def _contents(work: Work, origin: Origin) -> list[str]:
 
 
 def find_ranges(work: Work, origin: Origin) -> Mapping[str, Seen]:
-    """Inputs of every layer at the states of a walk on the calibration prompts.
+    """Inputs of every layer at the states of a walk on the calibration prompts, or of the user's pictures under noise.
 
     One pass, whatever the method that reads ranges from it.
     """
     if origin not in work.seen:
         chosen = _prompts(work, origin)
         values = (repr(work.job.recipe.strata), files.digest_value(chosen))
-        key = cache.key("ranges", origin, *_contents(work, origin), *values)
+        key = cache.key("ranges", origin, *_contents(work, origin), *values, *work.job.pictures)
         about = f"{work.arms.base.source}, prompts {chosen.name}, {origin}"
 
         def make(place: Path) -> None:
@@ -148,10 +149,15 @@ def _observe(work: Work, origin: Origin, chosen: ProbeSet) -> dict[str, Seen]:
     setup, probes = matched(work.arms, work.job, chosen, work.job.recipe.strata)
     layers = dict(plan.linear_layers(work.arms.base.denoiser))
     seen = Histogram(len(setup.strata))
-    with work.timed(f"calibration, {origin}", trace.forwards(setup, 1, 1, len(probes))) as advance:
-        reached = trace.reference(setup, work.full(walker), probes, work.store, advance)
+    walks = 0 if work.job.pictures else 1
+    with work.timed(f"calibration, {origin}", trace.forwards(setup, walks, 1, len(probes))) as advance:
+        states: trace.Arrays
+        if work.job.pictures:
+            states = pictures.states(setup, probes, work.job.pictures)
+        else:
+            states = trace.reference(setup, work.full(walker), probes, work.store, advance).states()
         with observed(layers, [seen]):
-            trace.visit(setup, reached, work.full(asked).runner(), asked, probes, advance, seen.enter)
+            trace.visit(setup, states, work.full(asked).runner(), asked, probes, advance, seen.enter)
     found = seen.seen()
     if odd := [layer for layer, given in found.items() if not np.isfinite(given.absmax)]:
         raise UserError(
@@ -193,7 +199,7 @@ def _smooth(work: Work, scheme: Scheme, smoothing: Smoothing, origin: Origin, ch
     ) as advance:
 
         def run(model: nn.Module) -> None:
-            trace.visit(setup, reached, TorchRunner(family.entry(model)), side, probes, advance)
+            trace.visit(setup, reached.states(), TorchRunner(family.entry(model)), side, probes, advance)
 
         layers = plan.chosen_layers(family.module, scheme, work.job.recipe)
         return modelopt.smoothed(family.module, layers, smoothing, run)

@@ -28,7 +28,8 @@ class Job:
     what ``adapters`` were calibrated from, one of each: at full precision they are what the artifacts are held to.
     ``explicit`` says that the user named the schemes; ``artifacts`` are files of others that are judged beside them.
     ``cache`` None keeps nothing beyond the run.
-    ``ranges`` is a file of them; ``calibrating`` are prompts to find them on instead of the recipe's.
+    ``ranges`` is a file of them; ``calibrating`` are prompts to find them on instead of the recipe's, ``pictures`` one
+    of each prompt, whose latents under noise are met in place of the model's own.
     """
 
     base: str
@@ -52,6 +53,7 @@ class Job:
     build: bool
     ranges: Path | None = None
     calibrating: PromptSet | None = None
+    pictures: tuple[Path, ...] = ()
 
     def arguments(self) -> dict[str, Argument]:
         """What was asked for, by the names of the options, resolved."""

@@ -21,8 +21,9 @@ class Ranges(Value):
     All were merged over timesteps as ``merge`` says.
 
     ``contents`` are the digests of both arms' weights, ``formats`` the number format of each layer's input, and
-    ``settings`` the sampling of the runs; a file whose own do not fit is refused. ``left_out`` are prompts that could
-    not be used, with the reason.
+    ``settings`` the sampling of the runs; a file whose own do not fit is refused. ``pictures`` are digests by name of
+    those whose latents were met, if not the model's own. ``left_out`` are prompts and pictures that could not be used,
+    with the reason.
     """
 
     schema_: Literal["qcheck-ranges/1"] = Field(default="qcheck-ranges/1", alias="schema")
@@ -35,6 +36,7 @@ class Ranges(Value):
     settings: dict[str, float | int | str | None]
     prompts: list[str]
     prompts_digest: str
+    pictures: dict[str, str]
     left_out: dict[str, str]
     cuts: dict[str, dict[str, Cuts]]
 

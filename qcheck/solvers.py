@@ -24,6 +24,16 @@ def step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor
     return result
 
 
+def noised(solver: Any, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Finished latents as they would be before step ``index``, with ``noise`` of the same shape and unit variance."""
+    timestep = at(solver, index).timesteps[index : index + 1]
+    flowing = hasattr(solver, "scale_noise")  # flow matching
+    found: torch.Tensor = (
+        solver.scale_noise(latents, timestep, noise) if flowing else solver.add_noise(latents, noise, timestep)
+    )
+    return found
+
+
 def coefficients(solver: Callable[[], Any]) -> np.ndarray:
     """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
 

@@ -338,17 +338,17 @@ def arm(
 
 def visit(
     setup: Setup,
-    reached: Trace,
+    states: Arrays,
     runner: Runner,
     side: Side,
     probes: Sequence[Probe],
     advance: Advance,
     enter: Callable[[int], None] = _ignore,
 ) -> None:
-    """Run an arm at the states that the reference reached for the sake of who watches its layers; nothing is kept."""
+    """Run an arm at states [T, C, h, w] of each probe for the sake of who watches its layers; nothing is kept."""
     for rows in _batches(range(len(probes)), setup.batch):
         conditions = setup.inputs(side, probes[rows]).conditions
-        ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance, enter)
+        ask(setup, runner, conditions, np.stack(list(states[rows])), advance, enter)
 
 
 def answers(

@@ -41,8 +41,10 @@ def adapted_by(name: str) -> Arms:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tests share a cache of their own, never the user's."""
-    root = tmp_path_factory.mktemp("cache")
+    """Tests share a cache of their own, never the user's; so do the processes of one run."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    root.mkdir(exist_ok=True)
     os.environ[cache.VARIABLE] = str(root)
     return root
 

@@ -113,7 +113,7 @@ def make(both: Arms, name: str, store: Cache, asked: ProbeSet = CHOSEN) -> Bench
         layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
         seen = Histogram()
         with observed(layers, [seen]):
-            trace.visit(setup, f1, TorchRunner(models[f"f{digit}"]), side, probes, quiet)
+            trace.visit(setup, f1.states(), TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         ranges[f"f{digit}"] = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
         bench = replace(bench, ranges=ranges)
         state = bench.weights(f"f{digit}")

@@ -2,6 +2,10 @@
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +175,30 @@ def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match="is not of qcheck-report/1"):
         stored.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_advice_goes_on_with_what_it_had_not_finished(
+    finished: Finished, cache_root: Path, tmp_path: Path
+) -> None:
+    """A real check of a real measure, killed as soon as it has traced something."""
+    (tmp_path / "given").mkdir()
+    failing, store = _failing(finished, tmp_path / "given"), cache_root / "qcheck"
+    words = [sys.executable, "-m", "qcheck", "advise", str(failing), "--threads", "1"]
+
+    def traces() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in store.glob("trace/[!.]*/probe.safetensors")}
+
+    before = traces()
+    with subprocess.Popen([*words, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as running:
+        while len(traces()) == len(before) and running.poll() is None:
+            time.sleep(0.01)
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    left = traces()
+    result = run(*words[3:], "--out", str(tmp_path / "whole"))
+    assert result.exit_code == 0, result.output
+    assert "cure: order unmerged" in result.output
+    assert {path: when for path, when in traces().items() if path in left} == left
+    assert len(traces()) > len(left) > len(before)

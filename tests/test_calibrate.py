@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qcheck import calibrate, probe, ranges, recipe
+from qcheck import calibrate, pictures, probe, ranges, recipe, solvers
 from qcheck.demo import library
 from qcheck.errors import UserError
+from qcheck.metric import spectrum
+from qcheck.model.arms import Arms
 from qcheck.ranges import Ranges
 from qcheck.recipe import PromptSet
 from tests.conftest import run
@@ -37,6 +42,7 @@ def _ranges(**changed: Any) -> Ranges:
         "settings": ranges.settings(JUDGED),
         "prompts": ["a quiet place"],
         "prompts_digest": "d",
+        "pictures": {},
         "left_out": {},
         "cuts": {"adapted": {"layer": {"max": 2.0, "mse": 1.5}}},
     }
@@ -118,3 +124,87 @@ def test_ranges_of_all_methods_are_written_and_taken_back(tmp_path: Path) -> Non
     assert isinstance(again.exception, UserError)
     assert "another adapter" in str(again.exception)
     assert not out.exists()
+
+
+def _pictures(folder: Path, grain: dict[str, float]) -> Path:
+    """Drawings of 40 x 60 pixels, each under noise of a deviation."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, deviation in grain.items():
+        drawn = np.full((60, 40, 3), 200.0)
+        drawn[10:40, 5:30] = rng.integers(0, 256, 3)
+        drawn += 255 * deviation * rng.standard_normal(drawn.shape)
+        Image.fromarray(drawn.clip(0, 255).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def test_pictures_have_captions_and_those_under_synthetic_noise_calibrate_nothing(tmp_path: Path) -> None:
+    folder = _pictures(tmp_path / "a", {"red_apple.png": 0.0, "b.png": 0.01, "grainy.png": 0.1, "very.jpg": 0.3})
+    (folder / "b.txt").write_text("a bee,\n in a field\n")
+    kept, left = pictures.screened(pictures.find(folder))
+    assert [(one.path.name, one.caption) for one in kept] == [
+        ("b.png", "a bee, in a field"),
+        ("red_apple.png", "red apple"),
+    ]
+    assert set(left) == {"grainy.png", "very.jpg"}
+    assert "white noise" in left["grainy.png"]
+    with pytest.raises(UserError, match="all 1 pictures hold synthetic noise"):
+        pictures.screened(pictures.find(_pictures(tmp_path / "c", {"grainy.png": 0.2})))
+    (folder / "b.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"b\.png"):
+        pictures.screened(pictures.find(folder))
+    with pytest.raises(UserError, match="holds no picture"):
+        pictures.find(tmp_path)
+
+
+@pytest.mark.parametrize("deviation", [0.02, 0.1, 0.3])
+def test_the_grain_of_white_noise_is_its_deviation_whatever_is_drawn(deviation: float) -> None:
+    x = np.zeros((3, 64, 64))
+    x[:, 20:50, 10:33] = 0.7
+    noise = np.random.default_rng(0).standard_normal(x.shape)
+    assert spectrum.grain(x) == 0
+    assert spectrum.grain(x + deviation * noise) == pytest.approx(deviation, rel=0.05)
+    assert np.isnan(spectrum.grain(np.full((1, 4, 4), np.nan)))
+
+
+def test_pictures_give_the_states_that_training_would(demo_arms: Arms) -> None:
+    """At the last stratum hardly any noise is left: the picture comes back; at the first hardly any picture is."""
+    shipped = pictures._read(Path(__file__).parent / "report/folder/pictures/f0-1.webp", (64, 64))
+    family = demo_arms.use("base")
+    latents = family.encode(torch.from_numpy(shipped)[None])
+    back = family.decode(latents)[0].numpy()
+    assert np.abs(back - shipped).mean() < 0.05
+    shape = family.shape(None, None)
+    noise = family.start(probe.probes(JUDGED, (1.0,))[0])[0]
+    for index, timestep in enumerate(family.solver(20, shape).timesteps):
+        found = solvers.noised(family.solver(20, shape), index, latents, noise)
+        kept = family.pipe.scheduler.alphas_cumprod[int(timestep)]
+        assert torch.allclose(found, kept.sqrt() * latents + (1 - kept).sqrt() * noise, atol=1e-5)
+
+
+def test_ranges_are_found_on_pictures(tmp_path: Path) -> None:
+    folder, path = (
+        _pictures(tmp_path / "a", {"quiet.png": 0.0, "loud.png": 0.3, "red-apple.png": 0.0}),
+        tmp_path / "r.json",
+    )
+    made = run(
+        "calibrate",
+        "demo",
+        "--lora",
+        "flat",
+        "--steps",
+        "2",
+        "--pictures",
+        str(folder),
+        "--merge",
+        "max",
+        "-o",
+        str(path),
+    )
+    assert made.exit_code == 0, made.output
+    found = ranges.read(path)
+    assert (found.prompts, list(found.pictures)) == (["quiet"], ["quiet.png"])  # "red apple" is a probe's prompt
+    assert set(found.left_out) == {"loud.png", "red apple"}
+    assert found.merge == "max"
+    both = run("calibrate", "demo", "--lora", "flat", "--pictures", "a", "--own-prompts", "-o", str(tmp_path / "x"))
+    assert "--own-prompts and --pictures a are given" in str(both.exception)

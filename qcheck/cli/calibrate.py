@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,6 +43,12 @@ def calibrate(
     own: Annotated[
         bool, typer.Option("--own-prompts", help="Calibrate on the trigger words and tags in the LoRA's own metadata.")
     ] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Meet these pictures' latents under noise: a folder, captions in .txt files of the same names."
+        ),
+    ] = None,
     trigger: options.Trigger = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -67,10 +73,16 @@ def calibrate(
         how = how.model_copy(update={"merge": _known("merge of ranges", merge, MERGES)})
     if out.exists():
         raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
-    given = _given(lora, base, prompts, own)
+    given = _given(lora, base, prompts, own, pictures)
+    shown: Sequence[Any] = ()
+    if pictures is not None:
+        shown, left_out = host("qcheck.pictures").screened(host("qcheck.pictures").find(pictures))
+        given = PromptSet(name=pictures.name, prompts=tuple(one.caption for one in shown))
     if given is not None:
-        if own:
-            given, left_out = recipe.screened(given, judged)
+        if own or shown:
+            given, more = recipe.screened(given, judged)
+            shown = [one for one in shown if one.caption not in more]
+            left_out = left_out | more
         how = how.model_copy(update={"samples": min(how.samples, len(given.prompts))})
     recipe.calibration(how, judged, trigger, given)
     job = Job(
@@ -94,6 +106,7 @@ def calibrate(
         batch=batch,
         build=False,
         calibrating=given,
+        pictures=tuple(one.path for one in shown),
     )
     console = Console(stderr=True)
     with output.interruptible(job.cache is not None), tempfile.TemporaryDirectory() as folder:
@@ -102,7 +115,8 @@ def calibrate(
     out.write_text(found.to_json(), "utf-8")
     for prompt, why in left_out.items():
         console.print(f"left out {prompt!r}: {why}", markup=False)
-    typer.echo(f"{out}: {len(found.formats)} layers, {found.method}, {len(found.prompts)} prompts")
+    what = "pictures" if shown else "prompts"
+    typer.echo(f"{out}: {len(found.formats)} layers, {found.method}, {len(found.prompts)} {what}")
 
 
 def _known(what: str, name: str, known: Sequence[str]) -> str:
@@ -111,10 +125,11 @@ def _known(what: str, name: str, known: Sequence[str]) -> str:
     return name
 
 
-def _given(lora: list[str], base: str, prompts: Path | None, own: bool) -> PromptSet | None:
-    """Prompts of the user's or of the adapters' own; None: the recipe's."""
-    if prompts is not None and own:
-        raise UserError(f"both --prompts {prompts} and --own-prompts are given", "Give one of them.")
+def _given(lora: list[str], base: str, prompts: Path | None, own: bool, pictures: Path | None) -> PromptSet | None:
+    """Prompts of the user's or of the adapters' own; None: the recipe's, or those of the pictures."""
+    many = {f"--prompts {prompts}": prompts, "--own-prompts": own, f"--pictures {pictures}": pictures}
+    if len(asked := [name for name, value in many.items() if value]) > 1:
+        raise UserError(f"{' and '.join(asked)} are given", "Give one of them.")
     if prompts is not None:
         read = probe.from_text(prompts, probe.find("general"))
         return PromptSet(name=read.name, prompts=read.prompts)

@@ -39,6 +39,18 @@ def laplacian_variance(latents: Iterable[np.ndarray]) -> np.ndarray:
 
 
 @BROKEN
+def grain(picture: np.ndarray) -> float:
+    """Deviation of the white noise in a picture [C, H, W], in its own unit: median |finest diagonal Haar band| / .6745.
+
+    Donoho and Johnstone, Ideal spatial adaptation by wavelet shrinkage (1994): edges are too few to move a median.
+    """
+    x = np.asarray(picture, np.float64)
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    band = (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2
+    return float(np.median(np.abs(band)) / 0.6745)
+
+
+@BROKEN
 def rings(latent: np.ndarray) -> np.ndarray:
     """Mean of 10 log10 P over channels and the bins of each ring of radius 1, 2, ... half the shorter side, dB.
 

@@ -196,6 +196,16 @@ class Family(ABC):
         return [*found, decoder]
 
     @torch.no_grad()
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
+        vae = self.pipe.vae
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        found = [vae.encode(x[None] * 2 - 1) for x in pictures]
+        latents = [one.latent_dist.mode() if hasattr(one, "latent_dist") else one.latents for one in found]
+        joined: torch.Tensor = torch.cat(latents)
+        return (joined - shift) * scale
+
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
         vae = self.pipe.vae
