@@ -202,8 +202,8 @@ class Family(ABC):
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         found = [vae.encode(x[None] * 2 - 1) for x in pictures]
         latents = [one.latent_dist.mode() if hasattr(one, "latent_dist") else one.latents for one in found]
-        joined: torch.Tensor = torch.cat(latents)
-        return (joined - shift) * scale
+        spread: torch.Tensor = (torch.cat(latents) - shift) * scale
+        return spread
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
