@@ -4,19 +4,13 @@ An integer program, as in MixDQ (arXiv 2405.17873) and ModelOpt's auto_quantize:
 costs of layers add up, which docs/sensitivity.md measures.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from qcheck import recipe as recipes
-from qcheck.artifact import Content
 from qcheck.errors import UserError
-from qcheck.quantize import plan
-from qcheck.recipe import Recipe
-from qcheck.sensitivity import Scores
-from qcheck.target import number_format
 
 
 @dataclass(frozen=True)
@@ -75,37 +69,6 @@ def choose(options: Options, budget: int, most: int | None = None) -> dict[str, 
         held.append(LinearConstraint(chosen.astype(np.float64), ub=len(rows) - 1))  # over by less than solvers see
 
 
-def sizes(content: Content, compute: str) -> dict[str, tuple[int, int]]:
-    """Bytes of each quantized layer's weight, with its steps, and of the same weight in the compute type."""
-    return {
-        layer: _sizes(content.state[f"{layer}.weight"].numel(), numbers.weight, compute)
-        for layer, numbers in content.plan.items()
-    }
-
-
-def _sizes(count: int, grid: plan.Grid, compute: str) -> tuple[int, int]:
-    wide = number_format(compute).bits
-    steps = (
-        0
-        if grid.granularity == "none"
-        else len(grid.step) * (wide if grid.held is None else number_format(grid.held.number.name).bits)
-    )
-    return -(-(count * number_format(grid.number.name).bits + steps) // 8), -(-count * wide // 8)
-
-
-def offered(scores: Scores, found: Mapping[str, tuple[int, int]], scheme: str) -> dict[str, list[Option]]:
-    """For every layer of a case: its scheme at its score, or KEEP at none."""
-    return {
-        layer: [Option(scheme, float(cost), found[layer][0]), Option(KEEP, 0.0, found[layer][1])]
-        for layer, cost in zip(scores.layers, scores.costs, strict=True)
-    }
-
-
 def kept(chosen: Mapping[str, Option]) -> list[str]:
     """The layers that stay in the compute type."""
     return [layer for layer, option in chosen.items() if option.name == KEEP]
-
-
-def recipe_of(recipe: Recipe, layers: Collection[str], title: str) -> str:
-    """The TOML of ``recipe`` that also keeps ``layers``; `qcheck check --recipe FILE` takes it."""
-    return recipes.text(recipe.model_copy(update={"title": title, "keep": (*recipe.keep, *layers)}))

@@ -73,7 +73,14 @@ def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
 
 
 def test_a_written_recipe_is_read_back(tmp_path: Path) -> None:
-    held = recipe.find("emoji").model_copy(update={"name": "mine", "method": "percentile", "percentile": 99.9})
+    changed = {
+        "name": "mine",
+        "method": "percentile",
+        "percentile": 99.9,
+        "title": 'Two "kept" layers',
+        "keep": ("a.b",),
+    }
+    held = recipe.find("emoji").model_copy(update=changed)
     (tmp_path / "mine.toml").write_text(recipe.text(held))
     assert recipe.find(str(tmp_path / "mine.toml")) == held
 
