@@ -74,7 +74,7 @@ def test_of_many_cases_the_sentence_counts_those_that_pass_and_those_that_are_op
     made = [report.cases[0].model_copy(update={"verdict": v}) for v in ("PASS", "NEEDS-QAT", "INCONCLUSIVE", "INVALID")]
     assert "survives 1 of the 4 ways" in view.headline(report.model_copy(update={"cases": made}))
     assert "2 are open" in view.headline(report.model_copy(update={"cases": made}))
-    assert "survives all 2 ways" in view.headline(report.model_copy(update={"cases": made[:1] * 2}))
+    assert "survives both ways" in view.headline(report.model_copy(update={"cases": made[:1] * 2}))
     assert "none of the 2" in view.headline(report.model_copy(update={"cases": made[1:3]}))
     assert view.kind(report.model_copy(update={"cases": made[1:2] * 2}))[0] == "bad"
 

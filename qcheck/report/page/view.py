@@ -62,16 +62,15 @@ def headline(report: Report) -> str:
     """The verdict in one sentence."""
     words = {"adapter": adapters(report), "target": report.target}
     judged = [case for case in report.cases if not case.control] or report.cases
-    if len(report.cases) == 1:
-        case = report.cases[0]
+    if len(judged) == 1:
+        case = judged[0]
         return _ALONE[case.verdict].format(scheme=isolated(case.scheme), **words)
     passed = sum(case.verdict == "PASS" for case in judged)
     left = sum(KINDS[case.verdict][0] == "open" for case in judged)
-    counted = {0: "none of the", len(judged): "all"}.get(passed, f"{passed} of the")
+    whole = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
+    counted = whole if passed == len(judged) else f"{passed or 'none'} of the {len(judged)} ways"
     rest = f"; {left} {'is' if left == 1 else 'are'} open" if left else ""
-    return "{adapter} survives {counted} {total} ways to quantize it for {target}{rest}.".format(
-        counted=counted, total=len(judged), rest=rest, **words
-    )
+    return "{adapter} survives {counted} to quantize it for {target}{rest}.".format(counted=counted, rest=rest, **words)
 
 
 def best(report: Report) -> Case | None:
