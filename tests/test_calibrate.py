@@ -1,12 +1,14 @@
 """A ranges file: what it holds, who may use it, and prompts that may not calibrate."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -208,3 +210,25 @@ def test_ranges_are_found_on_pictures(tmp_path: Path) -> None:
     assert found.merge == "max"
     both = run("calibrate", "demo", "--lora", "flat", "--pictures", "a", "--own-prompts", "-o", str(tmp_path / "x"))
     assert "--own-prompts and --pictures a are given" in str(both.exception)
+
+
+@pytest.mark.parametrize(
+    ("made", "signal"),
+    [
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), lambda s: 1 - s),
+        (EulerDiscreteScheduler(), lambda _: 1),
+        (DPMSolverMultistepScheduler(), lambda s: (1 + s**2) ** -0.5),
+    ],
+)
+def test_a_picture_is_noised_as_its_solver_would_have_it_at_that_step(
+    made: Any, signal: Callable[[float], float]
+) -> None:
+    picture, noise = torch.ones(1, 4, 8, 8), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for index in (0, 5, 9):
+        solver = type(made).from_config(made.config)
+        solver.set_timesteps(10)
+        solver.set_begin_index(0)
+        sigma, kept = float(solver.sigmas[index]), signal(float(solver.sigmas[index]))
+        spread = sigma if isinstance(made, FlowMatchEulerDiscreteScheduler) else sigma * kept
+        found = solvers.noised(solver, index, picture, noise)
+        assert torch.allclose(found, kept * picture + spread * noise, atol=1e-5)
