@@ -10,7 +10,7 @@ import numpy as np
 
 from qcheck.demo.training.pictures import PACKAGES, load
 from qcheck.metric import spectrum
-from qcheck.pictures import GRAIN
+from qcheck.screen import GRAIN
 
 DRAWN, NOISES = 200, (0.0, 0.025, 0.05, 0.1, 0.15)
 

@@ -1,6 +1,6 @@
-"""The user's own pictures as states to calibrate on: found, screened, encoded, and noised as training noised them."""
+"""The user's own pictures as states to calibrate on: found, encoded, and noised as training noised them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qcheck import solvers
 from qcheck.errors import UserError
-from qcheck.metric import spectrum
 from qcheck.probe import Probe
 from qcheck.trace import Setup
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-GRAIN = 0.05  # of the range of values: photographs of grass reach .047, noise of deviation .1 on flat drawings .054
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,6 @@ def _caption(path: Path) -> str:
     return written or " ".join(path.stem.replace("-", " ").replace("_", " ").split())
 
 
-def screened(found: Iterable[Picture]) -> tuple[list[Picture], dict[str, str]]:
-    """Those without synthetic noise, and the names of the others with the reason.
-
-    Ranges that were found on noise are wider than anything the model will meet.
-
-    Raises:
-        UserError: a file is no picture, or none is left.
-    """
-    kept, left = [], {}
-    for picture in found:
-        grain = spectrum.grain(_read(picture.path))
-        if grain <= GRAIN:
-            kept.append(picture)
-        else:
-            left[picture.path.name] = f"white noise of deviation {grain:.3f} of the range of values, above {GRAIN:g}"
-    if not kept:
-        raise UserError(
-            f"all {len(left)} pictures hold synthetic noise, first {next(iter(left.items()))}",
-            "Give pictures as they were before noise was added, or calibrate on --prompts.",
-        )
-    return kept, left
-
-
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as stream:
@@ -78,8 +53,12 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"picture {str(path)!r}: {error}", "Remove it, or save it again.") from error
 
 
-def _read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """[3, H, W] in [0, 1]; with a ``size`` of width and height cut to its shape from the middle and scaled."""
+def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture [3, H, W] in [0, 1]; with a ``size`` of width and height cut to its shape from the middle and scaled.
+
+    Raises:
+        UserError: the file is no picture.
+    """
     image = _open(path)
     image = image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
@@ -92,7 +71,7 @@ def states(setup: Setup, probes: Sequence[Probe], paths: Sequence[Path]) -> np.n
     factor = family.pipe.vae_scale_factor
     found = []
     for asked, path in zip(probes, paths[: len(probes)], strict=True):
-        picture = torch.from_numpy(_read(path, (width * factor, height * factor)))
+        picture = torch.from_numpy(read(path, (width * factor, height * factor)))
         latents, (noise, _) = family.encode(picture[None]), family.start(asked)
         rows = [solvers.noised(setup.solver(), index, latents, noise) for index in setup.strata]
         found.append(torch.cat(rows).numpy())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qcheck import sensitivity, trace
+from qcheck import alignment, sensitivity, trace
 from qcheck.artifact import TWIN
 from qcheck.job import Job
 from qcheck.trace import Setup
@@ -49,6 +49,7 @@ def plan(job: Job, setup: Setup) -> Workload:
     calibrated = any(rule.activations for scheme in job.schemes for rule in scheme.rules)
     computed = {TWIN, *(scheme.compute for scheme in job.schemes)} if schemes else set()
     once = trace.forwards(setup, 0, len(computed), job.limits.looks[0])
+    once += trace.forwards(setup, 0, 1, min(alignment.PROBES, job.limits.looks[0]))
     once += _calibration(job, setup) if calibrated else 0
     once += sensitivity.STATES * sum(not s.control and s.exported for s in job.schemes)
 

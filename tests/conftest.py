@@ -46,6 +46,7 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     root.mkdir(exist_ok=True)
     os.environ[cache.VARIABLE] = str(root)
+    os.environ["QCHECK_THREADS"] = "1"  # there is a process a core
     return root
 
 
@@ -116,7 +117,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """``qcheck check demo --lora flat --scheme int8`` with the engine build."""
     folder = tmp_path_factory.mktemp("check") / "out"
-    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--out", str(folder), "--threads", "2")
+    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--out", str(folder))
     return Finished(folder, result, json.loads((folder / "report.json").read_text()))
 
 

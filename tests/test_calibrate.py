@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qcheck import calibrate, pictures, probe, ranges, recipe, solvers
+from qcheck import calibrate, pictures, probe, ranges, recipe, screen, solvers
 from qcheck.demo import library
 from qcheck.errors import UserError
 from qcheck.metric import spectrum
@@ -143,7 +143,7 @@ def _pictures(folder: Path, grain: dict[str, float]) -> Path:
 def test_pictures_have_captions_and_those_under_synthetic_noise_calibrate_nothing(tmp_path: Path) -> None:
     folder = _pictures(tmp_path / "a", {"red_apple.png": 0.0, "b.png": 0.01, "grainy.png": 0.1, "very.jpg": 0.3})
     (folder / "b.txt").write_text("a bee,\n in a field\n")
-    kept, left = pictures.screened(pictures.find(folder))
+    kept, left = screen.screened(pictures.find(folder))
     assert [(one.path.name, one.caption) for one in kept] == [
         ("b.png", "a bee, in a field"),
         ("red_apple.png", "red apple"),
@@ -151,10 +151,10 @@ def test_pictures_have_captions_and_those_under_synthetic_noise_calibrate_nothin
     assert set(left) == {"grainy.png", "very.jpg"}
     assert "white noise" in left["grainy.png"]
     with pytest.raises(UserError, match="all 1 pictures hold synthetic noise"):
-        pictures.screened(pictures.find(_pictures(tmp_path / "c", {"grainy.png": 0.2})))
+        screen.screened(pictures.find(_pictures(tmp_path / "c", {"grainy.png": 0.2})))
     (folder / "b.png").write_text("no picture")
     with pytest.raises(UserError, match=r"b\.png"):
-        pictures.screened(pictures.find(folder))
+        screen.screened(pictures.find(folder))
     with pytest.raises(UserError, match="holds no picture"):
         pictures.find(tmp_path)
 
@@ -171,7 +171,7 @@ def test_the_grain_of_white_noise_is_its_deviation_whatever_is_drawn(deviation: 
 
 def test_pictures_give_the_states_that_training_would(demo_arms: Arms) -> None:
     """At the last stratum hardly any noise is left: the picture comes back; at the first hardly any picture is."""
-    shipped = pictures._read(Path(__file__).parent / "report/folder/pictures/f0-1.webp", (64, 64))
+    shipped = pictures.read(Path(__file__).parent / "report/folder/pictures/f0-1.webp", (64, 64))
     family = demo_arms.use("base")
     latents = family.encode(torch.from_numpy(shipped)[None])
     back = family.decode(latents)[0].numpy()

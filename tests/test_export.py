@@ -23,7 +23,7 @@ from tests.conftest import run
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The demo with "flat" as int8 for the default target, engines included."""
     folder = tmp_path_factory.mktemp("export") / "out"
-    result = run("export", "demo", "--lora", "flat", "--scheme", "int8", "-o", str(folder), "--threads", "2")
+    result = run("export", "demo", "--lora", "flat", "--scheme", "int8", "-o", str(folder))
     assert result.exit_code == 0, result.output
     assert "not judged" in result.output
     return folder, json.loads((folder / "manifest.json").read_text())

@@ -41,7 +41,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
         out = root / f"{family}-{layout}"
         adapter = LAYOUTS[family][layout](parts, out.with_suffix(".safetensors"))
         schemes = [part for scheme in SCHEMES for part in ("--scheme", scheme)]
-        few = ("--width", "32", "--height", "32", "--steps", "2", "--max-probes", "2", "--threads", "2")
+        few = ("--width", "32", "--height", "32", "--steps", "2", "--max-probes", "2")
         given = ("check", str(base(family)), "--lora", str(adapter), *schemes, *few, "--target", "jetson-thor-t5000")
         result = run(*given, "--out", str(out), "--json")
         assert result.exit_code in {0, 1, 3}, result.output
@@ -81,7 +81,7 @@ def test_two_layouts_of_one_adapter_get_the_same_numbers(
                 assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3), (ours["scheme"], a["name"])
 
 
-SHORT = ("--steps", "2", "--max-probes", "2", "--no-build", "--threads", "2")
+SHORT = ("--steps", "2", "--max-probes", "2", "--no-build")
 
 
 def test_engines_that_adapters_share_have_ranges_that_know_none_of_them(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """What is said to be ahead is what is run."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from qcheck import recipe
 from qcheck.demo import library
 from qcheck.workload import Workload
-from tests.conftest import Finished
+from tests.conftest import run
 
 
 @pytest.mark.parametrize(
@@ -23,10 +24,12 @@ def test_the_words(seconds: float | None, text: str) -> None:
     assert Workload(1, (8, 8), (10, 10)).text(None).startswith("1 case, 8 probes each, 10 denoiser calls")
 
 
-def test_the_calls_are_those_of_the_stages(finished: Finished) -> None:
+def test_the_calls_are_those_of_the_stages(tmp_path: Path) -> None:
     """Of the two calibration stages the second finds the walk of the first."""
-    said = re.search(r"1 case, 8 to 64 probes each, ([\d,]+) to [\d,]+ denoiser calls", finished.result.stderr)
+    few = ("--steps", "2", "--max-probes", "3", "--no-build", "--no-cache")
+    made = run("check", "demo", "--lora", "flat", "--scheme", "int8", *few, "--out", str(tmp_path / "out"))
+    said = re.search(r"1 case, 3 probes each, ([\d,]+) denoiser calls", made.stderr)
     assert said is not None
-    stages = [int(total) for total in re.findall(r" (?!1/1 )\d+/(\d+) ", finished.result.stderr)]
-    walk = recipe.find(library.RECIPE).samples * finished.report["probes"]["steps"]
+    stages = [int(total) for total in re.findall(r" (?!1/1 )\d+/(\d+) ", made.stderr)]
+    walk = recipe.find(library.RECIPE).samples * 2
     assert int(said[1].replace(",", "")) == sum(stages) - walk

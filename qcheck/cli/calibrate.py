@@ -76,7 +76,7 @@ def calibrate(
     given = _given(lora, base, prompts, own, pictures)
     shown: Sequence[Any] = ()
     if pictures is not None:
-        shown, left_out = host("qcheck.pictures").screened(host("qcheck.pictures").find(pictures))
+        shown, left_out = host("qcheck.screen").screened(host("qcheck.pictures").find(pictures))
         given = PromptSet(name=pictures.name, prompts=tuple(one.caption for one in shown))
     if given is not None:
         if own or shown:
