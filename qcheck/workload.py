@@ -51,7 +51,8 @@ def plan(job: Job, setup: Setup) -> Workload:
     once = trace.forwards(setup, 0, len(computed), job.limits.looks[0])
     once += trace.forwards(setup, 0, 1, min(alignment.PROBES, job.limits.looks[0]))
     once += _calibration(job, setup) if calibrated else 0
-    once += sensitivity.STATES * sum(not s.control and s.exported for s in job.schemes)
+    states = min(sensitivity.STATES, job.limits.looks[0] * len(setup.strata))
+    once += states * sum(not s.control and s.exported for s in job.schemes)
 
     def calls(probes: int) -> int:
         """f1's walk, f0 at its states and its own walk, then the same for each q0 and each case."""
