@@ -95,7 +95,7 @@ def _failing(finished: Finished, folder: Path) -> Path:
 
 def test_a_report_gives_the_job_that_made_it(finished: Finished, tmp_path: Path) -> None:
     report = stored.read(_failing(finished, tmp_path))
-    ((_, job),) = advise.jobs(report, tmp_path, 2)
+    ((_, job),) = advise.jobs(report, tmp_path, 1)
     assert job.arguments() == report.provenance.arguments
     assert not list(advise.jobs(stored.read(finished.folder), tmp_path, 2))
 
@@ -111,7 +111,7 @@ def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
 
 def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finished: Finished, tmp_path: Path) -> None:
     report = stored.read(_failing(finished, tmp_path))
-    ((case, job),) = advise.jobs(report, tmp_path, 2)
+    ((case, job),) = advise.jobs(report, tmp_path, 1)
     sizes = advise.tensors(job.base, job.schemes[0], job.recipe)
     whole = sum(size.stored for size in sizes.values() if size.quantized)
     shares = {one.name: one.share for one in case.layers}
