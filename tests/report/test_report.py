@@ -66,7 +66,7 @@ def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> 
     assert found["arguments"]["lora"] == [str(library.ADAPTERS / "flat.safetensors")]
     assert found["versions"]["torch"]
     assert len(finished.report["base"]["digest"]) == 16
-    assert set(found["seconds"]) >= {"reference, 8 probes", "calibration, base", "int8: base (q0), 8 probes"}
+    assert set(found["seconds"]) >= {"reference, 8 probes", "int8: base artifact", "int8: base (q0), 8 probes"}
 
 
 def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(report: Report) -> None:
