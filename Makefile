@@ -40,11 +40,11 @@ $(OPTIMUM)/.installed: constraints-optimum.txt
 	@touch $@
 
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
-	$(BIN)/python -m qcheck.demo.training
+	$(BIN)/python -m tools.train_demo
 
 zoo: $(STAMP)  ## adapters of known fate and their cases from nothing, about two hours (docs/zoo.md)
-	$(BIN)/python -m qcheck.demo.training download --pictures build/pictures
-	$(BIN)/python -m qcheck.demo.training zoo --pictures build/pictures
+	$(BIN)/python -m tools.train_demo download --pictures build/pictures
+	$(BIN)/python -m tools.train_demo zoo --pictures build/pictures
 	$(BIN)/python -m benchmarks.zoo.style --pictures build/pictures
 	$(BIN)/python -m benchmarks.zoo.cases --pictures build/pictures
 	$(BIN)/python -m benchmarks.verdicts --list

@@ -15,18 +15,21 @@ import torch
 
 from benchmarks.judged import Case, read
 from benchmarks.zoo import cases
-from qcheck import advise, cache, files, limits, pipeline, probe, scheme
-from qcheck.advise import CaseAdvice, Tried
+from qcheck.core import cache
+from qcheck.core.progress import Silent
+from qcheck.core.values import names_in
 from qcheck.demo import library
-from qcheck.progress import Silent
-from qcheck.report.model import Report
+from qcheck.result.advice import CaseAdvice, Tried
+from qcheck.result.report import Report
+from qcheck.spec import limits, order, probe, scheme
+from qcheck.tasks import advise, check
 
 LOOKS = (8, 16)
 
 
 def chosen(zoo: Path, names: Sequence[str]) -> Iterator[Case]:
     """The stored cases under shipped schemes that need QAT by the limits of today."""
-    known, bounds = files.names(scheme.FOLDER), limits.find("default")
+    known, bounds = names_in(scheme.FOLDER), limits.find("default")
     for case in read(zoo)[0]:
         wanted = not names or case.adapter["adapter"] in names
         if wanted and case.stored["scheme"] in known and case.replayed(bounds, LOOKS)[0] == "NEEDS-QAT":
@@ -42,11 +45,11 @@ def advised(case: Case, zoo: Path) -> tuple[Report, CaseAdvice | None]:
         job = dataclasses.replace(
             cases.job(zoo / "adapters" / f"{case.adapter['adapter']}.safetensors", folder),
             schemes=(scheme.find(case.stored["scheme"]),),
-            orders=(scheme.order(case.stored["order"]),),
+            orders=(order.find(case.stored["order"]),),
             limits=whole,
             probes=probe.repeated(probe.find(library.PROBES), whole.looks[-1]),
         )
-        report = pipeline.check(job, folder / "check", Silent())
+        report = check.check(job, folder / "check", Silent())
         found = advise.advise(folder / "check", folder / "advice", cache.location(), Silent())
     return report, found.cases[0] if found.cases else None
 

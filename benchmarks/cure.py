@@ -15,12 +15,16 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import cases, utility
-from qcheck import artifact, calibrate, pipeline, qat, scheme, work
+from qcheck.calibrate import inputs
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.job import Job, Use
-from qcheck.lessons import Settings
-from qcheck.progress import Silent
-from qcheck.work import Traces
+from qcheck.qat.objective import Settings
+from qcheck.quantize import artifact
+from qcheck.spec import order, scheme
+from qcheck.spec.check import Job, Use
+from qcheck.spec.order import Order
+from qcheck.tasks import check, qat, work
+from qcheck.tasks.work import Traces
 
 SHOWN = ("effect_survival", "effect_to_error", "excess_error")
 
@@ -45,19 +49,19 @@ def measure(job: Job, exam: utility.Exam, folder: Path) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
     started = work.prepare(job, folder, Silent())
     (chosen,), (order,) = job.schemes, job.orders
-    reference = pipeline.trace_reference(started, cases.PROBES)
-    ranges = calibrate.inputs(started, chosen)
+    reference = check.trace_reference(started, cases.PROBES)
+    ranges = inputs.inputs(started, chosen)
     made = artifact.Making(started.shipped, started.exporter, started.store, chosen, job.recipe, ranges)
     q0 = started.quantized("q0", "base", artifact.write_base(made))
     q1 = started.quantized("q1", "adapted", artifact.write(made, order, folder / "artifacts").runs)
-    floor, controls = pipeline.run_controls(started, chosen)
+    floor, controls = check.run_controls(started, chosen)
     quantized: Traces = {
-        "base": pipeline.trace_artifact(started, q0, reference["adapted"]),
-        "adapted": pipeline.trace_artifact(started, q1, reference["adapted"]),
+        "base": check.trace_artifact(started, q0, reference["adapted"]),
+        "adapted": check.trace_artifact(started, q1, reference["adapted"]),
     }
-    samples, energies = pipeline.measure(started.setup, reference, quantized, floor, bool(job.references))
+    samples, energies = check.measure(started.setup, reference, quantized, floor, bool(job.references))
     limits = job.limits.computing(chosen.compute)
-    verdict = pipeline.decide(limits, started.setup.weights, controls, samples, energies, [])
+    verdict = check.decide(limits, started.setup.weights, controls, samples, energies, [])
     means = {s.name: float(np.mean(s.values)) for s in samples if s.name in SHOWN and s.arm == "adapted"}
     full = [
         utility.losses(started.arms, arm.side, arm.runner(), exam) for arm in map(started.full, ("base", "adapted"))
@@ -66,7 +70,7 @@ def measure(job: Job, exam: utility.Exam, folder: Path) -> Row:
     return Row(means, verdict.outcome, found)
 
 
-def cure(adapter: Path, style: str, named: str, order: scheme.Order, pictures: Path) -> tuple[Row, Row, float]:
+def cure(adapter: Path, style: str, named: str, order: Order, pictures: Path) -> tuple[Row, Row, float]:
     """Before and after, and the seconds that QAT took."""
     exam = utility.exam(pictures, style, library.PIPELINE)
     with tempfile.TemporaryDirectory() as name:
@@ -98,7 +102,7 @@ def main() -> None:
     print("| adapter | scheme, order | | S | R dB | G dB | U | verdict |\n|---|---|---|---|---|---|---|---|")
     for path, style in chosen:
         for named in asked.scheme or ["int4-g128"]:
-            before, after, took = cure(path, style, named, scheme.order(asked.order), asked.pictures)
+            before, after, took = cure(path, style, named, order.find(asked.order), asked.pictures)
             print(f"| {path.stem} | {named} {asked.order} | before |", " | ".join(before.cells()), "|")
             print(f"| | | after {took:.0f} s |", " | ".join(after.cells()), "|", flush=True)
 

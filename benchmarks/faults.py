@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from qcheck.backend.base import MismatchError
-from qcheck.cache import Cache
-from qcheck.verdict import Verdict
+from qcheck.core.cache import Cache
+from qcheck.result.verdict import Verdict
+from qcheck.runtime.runner import MismatchError
 from tests import faults
 from tests.conftest import adapted_by
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qcheck.demo.training.pictures import PACKAGES, load
-from qcheck.metric import spectrum
-from qcheck.screen import GRAIN
+from qcheck.calibrate.screen import GRAIN
+from qcheck.measure import spectrum
+from tools.train_demo.pictures import PACKAGES, load
 
 DRAWN, NOISES = 200, (0.0, 0.025, 0.05, 0.1, 0.15)
 

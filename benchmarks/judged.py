@@ -12,10 +12,10 @@ from scipy import stats
 
 from benchmarks.zoo import style
 from benchmarks.zoo.utility import Utility
-from qcheck.limits import Gate, Limits
-from qcheck.measurement import Measurement
-from qcheck.metric.statistics import Sample, measure_all
-from qcheck.verdict import judge
+from qcheck.judge.verdict import judge
+from qcheck.measure.sample import Sample, measure_all
+from qcheck.result.measurement import Measurement
+from qcheck.spec.limits import Gate, Limits
 
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
 UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1

@@ -38,10 +38,13 @@ def trace_once(steps: int, *counts: int) -> None:
     """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) on more and more probes; print the peak of each number in MB."""
     import numpy as np
 
-    from qcheck import artifact, calibrate, limits, pipeline, probe, recipe, scheme, target, work
+    from qcheck.calibrate import inputs
+    from qcheck.core.progress import Silent
     from qcheck.demo import library
-    from qcheck.job import Job, Use
-    from qcheck.progress import Silent
+    from qcheck.quantize import artifact
+    from qcheck.spec import limits, probe, recipe, scheme, target
+    from qcheck.spec.check import Job, Use
+    from qcheck.tasks import check, work
 
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
@@ -67,7 +70,7 @@ def trace_once(steps: int, *counts: int) -> None:
         )
         started = work.prepare(job, Path(folder), Silent())
         chosen = job.schemes[0]
-        found = calibrate.inputs(started, chosen)
+        found = inputs.inputs(started, chosen)
         making = artifact.Making(started.arms, started.exporter, started.store, chosen, job.recipe, found)
         made = artifact.write(making, "merge-quantize", Path(folder))
         arms = [
@@ -85,10 +88,10 @@ def trace_once(steps: int, *counts: int) -> None:
 
             watcher = threading.Thread(target=watch)
             watcher.start()
-            reference = pipeline.trace_reference(started, count)
-            traced = [pipeline.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
+            reference = check.trace_reference(started, count)
+            traced = [check.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
             floor = np.zeros(len(started.setup.strata))
-            pipeline.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, floor)
+            check.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, floor)
             done.set()
             watcher.join()
             print(json.dumps({"probes": count, "steps": steps, "peak_mb": round(peak, 1)}))

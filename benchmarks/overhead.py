@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qcheck import cache, trace
-from qcheck.backend.base import Runner
-from qcheck.backend.onnxruntime import OnnxRunner, session
+from qcheck.core import cache
 from qcheck.demo import library
-from qcheck.scheme import MERGES
+from qcheck.runtime.ort_runner import OnnxRunner, session
+from qcheck.runtime.runner import Runner
+from qcheck.sampling import sampler
+from qcheck.spec.order import MERGES
 
 _ADAPTERS = ("faint", "flat", "ink", "ink")
 
@@ -30,7 +31,7 @@ class Clock:
     """Seconds spent in denoiser calls, and what the calls would cost bare."""
 
     def __init__(self) -> None:
-        self.seconds, self.torch, self.calls, self._call = 0.0, 0.0, 0, trace.call
+        self.seconds, self.torch, self.calls, self._call = 0.0, 0.0, 0, sampler.call
         self.files: dict[Path, list[Mapping[str, np.ndarray]]] = {}
 
     def __call__(self, runner: Runner, inputs: Mapping[str, np.ndarray], latent: str) -> np.ndarray:
@@ -77,7 +78,7 @@ def main() -> None:
         orders = [part for order in MERGES for part in ("--order", order)]
         for index, adapter in enumerate(_ADAPTERS):
             clock = Clock()
-            trace.call = clock  # type: ignore[assignment]
+            sampler.call = clock  # type: ignore[assignment]
             start, out = time.perf_counter(), Path(folder) / f"out{index}"
             command = ["check", library.NAME, "--lora", adapter, "--scheme", "int8", "--scheme", "int4-g128", *orders]
             found = CliRunner().invoke(
@@ -85,7 +86,7 @@ def main() -> None:
                 [*command, "--threads", str(options.threads), "--no-build", "--out", str(out)],
             )
             total = time.perf_counter() - start
-            trace.call = clock._call
+            sampler.call = clock._call
             if "measure" not in found.output and "scheme" not in found.output:
                 raise SystemExit(found.output or repr(found.exception))
             verdicts = [line for line in found.output.splitlines() if line.startswith((" int8 ", " int4"))]

@@ -12,9 +12,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.zoo import cases
-from qcheck import artifact, calibrate, pipeline, scheme, work
-from qcheck.progress import Silent
-from qcheck.scheme import Order
+from qcheck.calibrate import inputs as calibrate
+from qcheck.core.progress import Silent
+from qcheck.quantize import artifact
+from qcheck.spec import scheme
+from qcheck.spec.order import Order
+from qcheck.tasks import check, work
 
 ROOT = Path(__file__).parent.parent
 ADAPTER, SCHEME = "flat-small", "int4-g128"
@@ -28,19 +31,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = work.prepare(cases.job(ROOT / "zoo/adapters" / f"{ADAPTER}.safetensors", folder), folder, Silent())
-        reference = pipeline.trace_reference(started, cases.PROBES)
+        reference = check.trace_reference(started, cases.PROBES)
         inputs = calibrate.inputs(started, chosen)
         made = artifact.Making(started.arms, started.exporter, started.store, chosen, started.job.recipe, inputs)
-        floor, controls = pipeline.run_controls(started, chosen)
+        floor, controls = check.run_controls(started, chosen)
         q0 = started.quantized("q0", "base", artifact.write_base(made))
-        base = pipeline.trace_artifact(started, q0, reference["adapted"])
+        base = check.trace_artifact(started, q0, reference["adapted"])
         rows = [("base", reference["base"]), ("base + LoRA", reference["adapted"])]
         for order in ORDERS:
             q1 = started.quantized(f"q1 {order}", "adapted", artifact.write(made, order, folder / "made").runs)
-            adapted = pipeline.trace_artifact(started, q1, reference["adapted"])
-            samples, energies = pipeline.measure(started.setup, reference, {"base": base, "adapted": adapted}, floor)
+            adapted = check.trace_artifact(started, q1, reference["adapted"])
+            samples, energies = check.measure(started.setup, reference, {"base": base, "adapted": adapted}, floor)
             limits = started.job.limits.computing(chosen.compute)
-            verdict = pipeline.decide(limits, started.setup.weights, controls, samples, energies, [])
+            verdict = check.decide(limits, started.setup.weights, controls, samples, energies, [])
             print(f"{SCHEME} {order}: {verdict.outcome}")
             for seen in verdict.measurements:
                 print(f"  {seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit}, {seen.limit}, {seen.status}")

@@ -20,16 +20,17 @@ import torch
 from onnxruntime import quantization as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 
-from qcheck import recipe, scheme
-from qcheck.artifact import Content, Exporter
-from qcheck.backend.onnxruntime import OnnxRunner, session
-from qcheck.backend.torch import TorchRunner
-from qcheck.cache import Cache
+from qcheck.calibrate import histogram
+from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.core.cache import Cache
 from qcheck.demo import library
-from qcheck.job import Use
-from qcheck.model import arms, base, lora
-from qcheck.quantize import plan, ranges
-from qcheck.quantize.ranges import Histogram, observed
+from qcheck.model import arms, load, lora
+from qcheck.quantize import plan
+from qcheck.quantize.artifact import Content, Exporter
+from qcheck.runtime.ort_runner import OnnxRunner, session
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.spec import recipe, scheme
+from qcheck.spec.check import Use
 
 warnings.simplefilter("ignore")
 _STEPS = (0, 3, 6, 9, 12, 15, 18, 19)
@@ -77,7 +78,7 @@ def main() -> None:
     """Quantize, run, print."""
     torch.set_num_threads(2)
     used = Use(str(library.ADAPTERS / "flat.safetensors"), 1.0)
-    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(used)])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
     unet, pipe = both.use("adapted").module, both.base.pipe
     prompts = list(recipe.files.find(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
     calibration, judged = states(pipe, prompts[:8], 1000), states(pipe, prompts[8:16], 2000)
@@ -117,7 +118,7 @@ def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show:
         for method, left_out in [*cases, ("max", ())]:
             used = kept.model_copy(update={"method": method, "keep": left_out})
             layers = plan.chosen_layers(unet, chosen, used)
-            cut = ranges.clips(found, plan.input_formats(unet, chosen), used)
+            cut = histogram.clips(found, plan.input_formats(unet, chosen), used)
             content = Content(state, plan.make(layers, state, chosen, cut), {})
             path = exporter.twin(content, chosen, work / f"{name}-{method}-{len(left_out)}.onnx", {})
             show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, 2))

@@ -10,11 +10,11 @@ import time
 
 import torch
 
+from qcheck.calibrate.histogram import Histogram, observed
 from qcheck.demo import library
-from qcheck.model import base
+from qcheck.model import load
 from qcheck.quantize import formats, plan
-from qcheck.quantize.ranges import Histogram, observed
-from qcheck.recipe import METHODS
+from qcheck.spec.recipe import METHODS
 
 
 def _megabytes() -> float:
@@ -24,7 +24,7 @@ def _megabytes() -> float:
 def main() -> None:
     """Interleave and print."""
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
-    unet = base.load(str(library.PIPELINE)).denoiser
+    unet = load.load(str(library.PIPELINE)).denoiser
     draws = torch.Generator().manual_seed(3)
     x, hidden = torch.randn(16, 4, 16, 16, generator=draws), torch.randn(16, 16, 128, generator=draws)
     layers, seen = dict(plan.linear_layers(unet)), Histogram()

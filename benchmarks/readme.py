@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qcheck import scheme, target
 from qcheck.demo import library
+from qcheck.spec import scheme, target
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

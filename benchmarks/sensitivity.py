@@ -20,13 +20,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from qcheck import artifact, cache, calibrate, limits, pipeline, probe, recipe, scheme, sensitivity, target, work
+from qcheck.calibrate import inputs as calibrate
+from qcheck.core import cache
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.job import Job, Use
-from qcheck.model.taps import tapped
-from qcheck.progress import Silent
-from qcheck.sensitivity import Errors, Spot
-from qcheck.work import Work
+from qcheck.diagnose import sensitivity
+from qcheck.diagnose.hooks import tapped
+from qcheck.diagnose.sensitivity import Errors, Spot
+from qcheck.quantize import artifact
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.check import Job, Use
+from qcheck.tasks import check, work
+from qcheck.tasks.work import Work
 
 SCHEMES = ("int8", "fp8", "int4-g128", "nf4-g64")
 DRAWS = (1, 2, 4)
@@ -128,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = work.prepare(job(options.adapter, options.threads), Path(tempfile.mkdtemp()), Silent())
-    reached, setup = pipeline.trace_reference(started, 8)["adapted"], started.setup
+    reached, setup = check.trace_reference(started, 8)["adapted"], started.setup
     cases = {}
     for chosen in started.job.schemes:
         inputs = calibrate.inputs(started, chosen)

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, kept_by, rank_correlation, read
 from benchmarks.zoo import style
-from qcheck import limits
-from qcheck.limits import Gate, Limits
+from qcheck.spec import limits
+from qcheck.spec.limits import Gate, Limits
 
 LOOKS = (8, 16)
 

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from qcheck.backend import tensorrt
-from qcheck.backend.tensorrt import Builder, Built
+from qcheck.build import builder
+from qcheck.build.builder import Builder, Built
 
 SHAPES = {
     "sample": ([1, 4, 16, 16], [2, 4, 16, 16], [2, 4, 16, 16]),
     "encoder_hidden_states": ([1, 16, 128], [2, 16, 128], [2, 16, 128]),
 }
-present = importlib.util.find_spec(tensorrt.RTX) is not None
+present = importlib.util.find_spec(builder.RTX) is not None
 needed = pytest.mark.skipif(not present, reason="tensorrt-rtx is not installed here")
 
 
 def build(model: Path, capability: str) -> Built:
     """Compile a denoiser; the engine lies beside it."""
-    return tensorrt.build(Builder(tensorrt.RTX, capability), model, SHAPES, model.with_suffix(".engine"))
+    return builder.build(Builder(builder.RTX, capability), model, SHAPES, model.with_suffix(".engine"))

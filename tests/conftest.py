@@ -13,16 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from qcheck import cache, recipe, scheme
-from qcheck.artifact import Exporter
-from qcheck.cache import Cache
+from qcheck.calibrate.histogram import Histogram, observed
 from qcheck.cli.app import app
+from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.demo import library
-from qcheck.job import Use
-from qcheck.model import arms, base, lora
+from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
-from qcheck.quantize.ranges import Histogram, observed
+from qcheck.quantize.artifact import Exporter
+from qcheck.spec import recipe, scheme
+from qcheck.spec.check import Use
 
 torch.set_num_threads(1)
 
@@ -36,14 +37,14 @@ def demo_arms() -> Arms:
 def adapted_by(name: str) -> Arms:
     """The demo base with one of the shipped adapters at weight 1."""
     used = Use(str(library.ADAPTERS / f"{name}.safetensors"), 1.0)
-    return arms.apply(base.load(str(library.PIPELINE)), [lora.read(used)])
+    return arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tests share a cache of their own, never the user's; so do the processes of one run."""
     base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    root = (load.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     root.mkdir(exist_ok=True)
     os.environ[cache.VARIABLE] = str(root)
     os.environ["QCHECK_THREADS"] = "1"  # there is a process a core

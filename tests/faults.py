@@ -13,19 +13,22 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qcheck import limits, pipeline, recipe, scheme, trace
-from qcheck.backend.base import Runner
-from qcheck.backend.torch import TorchRunner
-from qcheck.cache import Cache
-from qcheck.measurement import Arm
-from qcheck.metric import control
-from qcheck.model.arms import Arms, Side
-from qcheck.probe import Probe, ProbeSet
+from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.core.cache import Cache
+from qcheck.measure import control
+from qcheck.model.arms import Arms
 from qcheck.quantize import fake, plan
-from qcheck.quantize.ranges import Histogram, observed
-from qcheck.scheme import Scheme
-from qcheck.trace import Inputs, Setup, Trace
-from qcheck.verdict import Verdict
+from qcheck.result.verdict import Verdict
+from qcheck.runtime.runner import Runner
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler
+from qcheck.sampling.setup import Inputs, Setup
+from qcheck.sampling.store import Trace
+from qcheck.spec import limits, recipe, scheme
+from qcheck.spec.arm import Arm, Side
+from qcheck.spec.probe import Probe, ProbeSet
+from qcheck.spec.scheme import Scheme
+from qcheck.tasks import check
 from tests.test_trace import quiet, setup_for, subject
 
 CHOSEN = ProbeSet(
@@ -53,7 +56,7 @@ class Bench:
 
     def trace(self, name: str, runner: Runner, side: Side, setup: Setup | None = None) -> Trace:
         asked = subject(f"{self.scheme.name} {name}", runner, side)
-        return trace.arm(setup or self.setup, self.traces["f1"], asked, self.probes, self.store, quiet)
+        return sampler.arm(setup or self.setup, self.traces["f1"], asked, self.probes, self.store, quiet)
 
     def verdict(
         self,
@@ -66,14 +69,14 @@ class Bench:
         reference = {"base": self.traces["f0"], "adapted": f1 or self.traces["f1"]}
         quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
         floor = np.full(len(self.setup.strata), 1e-6)
-        samples, energies = pipeline.measure(self.setup, reference, quantized, floor)
+        samples, energies = check.measure(self.setup, reference, quantized, floor)
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
             control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
             control.measure("compute_control", floor, times),
         ]
-        return pipeline.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
+        return check.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
 
     def weights(self, of: str) -> State:
         """A copy of the denoiser's weights of an arm at full precision."""
@@ -106,14 +109,14 @@ def make(both: Arms, name: str, store: Cache, asked: ProbeSet = CHOSEN) -> Bench
     for side, digit in sides:
         models[f"f{digit}"] = copy.deepcopy(both.entry(side))
     reached = subject(f"{name} f1", TorchRunner(models["f1"]))
-    f1 = trace.reference(setup, reached, probes, store, quiet)
+    f1 = sampler.reference(setup, reached, probes, store, quiet)
     bench = Bench(setup, probes, models, {"f1": f1}, store, chosen)
     ranges = {}
     for side, digit in sides:
         layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
         seen = Histogram()
         with observed(layers, [seen]):
-            trace.visit(setup, f1.states(), TorchRunner(models[f"f{digit}"]), side, probes, quiet)
+            sampler.visit(setup, f1.states(), TorchRunner(models[f"f{digit}"]), side, probes, quiet)
         ranges[f"f{digit}"] = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
         bench = replace(bench, ranges=ranges)
         state = bench.weights(f"f{digit}")
@@ -294,7 +297,7 @@ def wrong_seed(bench: Bench) -> Verdict:
     """The artifact starts from other noise; traces like that are refused."""
     other = tuple(probe.model_copy(update={"seed": probe.seed + 1}) for probe in bench.probes)
     asked = subject(f"{bench.scheme.name} seed", TorchRunner(bench.models["q1"]))
-    return bench.verdict(q1=trace.reference(bench.setup, asked, other, bench.store, quiet))
+    return bench.verdict(q1=sampler.reference(bench.setup, asked, other, bench.store, quiet))
 
 
 def late_timestep(bench: Bench) -> Verdict:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qcheck.report.model import Report
+from qcheck.result.report import Report
 
 PASSING: dict[str, dict[str, Any]] = {
     "effect_survival": {"unit": "ratio", "value": 0.99, "low": 0.98, "high": 1.0, "limit": "0.9 .. 1.1"},

@@ -13,16 +13,18 @@ import pytest
 from safetensors import safe_open
 
 from benchmarks.zoo import cases
-from qcheck import advise, pipeline, recipe, remedy, scheme
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Silent
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Job
-from qcheck.progress import Progress, Silent
-from qcheck.remedy import Ill
-from qcheck.report import stored
-from qcheck.report.model import Report
-from qcheck.scheme import Order
-from qcheck.verdict import Outcome
+from qcheck.result import store as stored
+from qcheck.result.report import Report
+from qcheck.result.verdict import Outcome
+from qcheck.spec import recipe, scheme
+from qcheck.spec.check import Job
+from qcheck.spec.order import Order
+from qcheck.tasks import advise, remedies
+from qcheck.tasks import check as pipeline
+from qcheck.tasks.remedies import Ill
 from tests.conftest import Finished, run
 
 
@@ -33,7 +35,7 @@ def _job(named: str, order: Order = "quantize-merge") -> Job:
 
 def _kinds(named: str, verdict: Outcome, order: Order = "quantize-merge") -> list[str]:
     ill = Ill(_job(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
-    return list(dict.fromkeys(found.kind for found in remedy.remedies(ill)))
+    return list(dict.fromkeys(found.kind for found in remedies.remedies(ill)))
 
 
 def test_remedies_come_in_order_of_cost() -> None:
@@ -46,13 +48,13 @@ def test_the_base_s_own_failure_is_not_cured_by_the_order_or_by_training_the_ada
 
 
 def test_an_adapter_that_is_broken_at_full_precision_is_retrained_and_told_why() -> None:
-    (found,) = remedy.remedies(Ill(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedy.no_keeps))
+    (found,) = remedies.remedies(Ill(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedies.no_keeps))
     assert found.job is None
     assert "QAT would teach" in found.why
 
 
 def test_an_open_verdict_gets_all_probes_first() -> None:
-    first = next(remedy.remedies(Ill(_job("int8"), "INCONCLUSIVE", lambda _: True, remedy.no_keeps)))
+    first = next(remedies.remedies(Ill(_job("int8"), "INCONCLUSIVE", lambda _: True, remedies.no_keeps)))
     assert first.kind == "probes"
     assert first.job is not None
     assert first.job.limits.looks[-1] == 64
@@ -60,14 +62,14 @@ def test_an_open_verdict_gets_all_probes_first() -> None:
 
 def test_what_is_not_installed_or_not_run_by_the_target_is_not_offered() -> None:
     job = replace(_job("int4-g128"), target=advise.target.find("jetson-agx-orin-64gb"))
-    found = [r.title for r in remedy.remedies(Ill(job, "NEEDS-QAT", lambda s: not s.needs, remedy.no_keeps))]
+    found = [r.title for r in remedies.remedies(Ill(job, "NEEDS-QAT", lambda s: not s.needs, remedies.no_keeps))]
     assert "scheme int8" in found
     assert not {"scheme fp8", "scheme int4-awq", "scheme int4-g128-int8"} & set(found)
 
 
 def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
     ill = Ill(_job("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
-    (found,) = remedy.kept_layers(ill)
+    (found,) = remedies.kept_layers(ill)
     assert found.job is not None
     assert found.job.recipe.keep == (*ill.job.recipe.keep, "mid_block.x")
 
@@ -168,7 +170,7 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
 ) -> None:
     (tmp_path / "given").mkdir()
     failing = str(_failing(finished, tmp_path / "given"))
-    monkeypatch.setattr(remedy, "KINDS", (remedy.other_orders,))
+    monkeypatch.setattr(remedies, "KINDS", (remedies.other_orders,))
     monkeypatch.setattr(pipeline, "check", lambda *_: stored.read(Path(failing)))
     assert run("advise", failing, "--dry-run", "--out", str(tmp_path / "listed")).exit_code == 0
     result = run("advise", failing, "--out", str(tmp_path / "tried"))

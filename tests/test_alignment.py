@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qcheck import alignment
-from qcheck.report.evidence import Evidence
+from qcheck.diagnose import alignment
+from qcheck.result.evidence import Evidence
 from tests.conftest import Finished
 
 

@@ -13,13 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck import artifact, files, recipe, scheme
-from qcheck.artifact import Content
-from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
-from qcheck.quantize import bitsandbytes, fake, plan
-from qcheck.quantize import onnx as rewrite
-from qcheck.scheme import MERGES, Numbers, Order, Scheme
+from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize import bnb as bitsandbytes
+from qcheck.quantize import qdq as rewrite
+from qcheck.quantize.artifact import Content
+from qcheck.result.manifest import model_files
+from qcheck.runtime.ort_runner import OnnxRunner
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES, Order
+from qcheck.spec.scheme import Numbers, Scheme
 from tests import builder, stored
 from tests.conftest import Prepared, adapted_by
 
@@ -243,7 +246,7 @@ def test_tensors_stored_outside_the_file_are_counted_and_digested(
 ) -> None:
     monkeypatch.setattr(rewrite, "_INLINE", 1000)
     rewrite.save(rewrite.fill(prepared.graph, prepared.state), tmp_path / "model.onnx")
-    parts = files.model_files(tmp_path / "model.onnx")
+    parts = model_files(tmp_path / "model.onnx")
     assert [part.name for part in parts] == ["model.onnx", "model.onnx.data"]
     assert sum(part.stat().st_size for part in parts) > 15e6
     assert np.isfinite(OnnxRunner(tmp_path / "model.onnx", 1)(prepared.inputs)).all()
@@ -258,5 +261,5 @@ def test_a_file_made_from_a_graph_with_tensors_outside_stands_alone(
     graph = ir.load(tmp_path / "graph.onnx")
     (tmp_path / "other").mkdir()
     rewrite.save(rewrite.fill(graph, prepared.state), tmp_path / "other" / "model.onnx")
-    assert [path.name for path in files.model_files(tmp_path / "other" / "model.onnx")] == ["model.onnx"]
+    assert [path.name for path in model_files(tmp_path / "other" / "model.onnx")] == ["model.onnx"]
     assert np.isfinite(OnnxRunner(tmp_path / "other" / "model.onnx", 1)(prepared.inputs)).all()

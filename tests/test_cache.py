@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import cache
-from qcheck.cache import Cache
+from qcheck.core import cache
+from qcheck.core.cache import Cache
 from tests.conftest import run
 
 
@@ -57,9 +57,9 @@ def test_another_version_of_the_code_finds_nothing(monkeypatch: pytest.MonkeyPat
 
 def test_entries_depend_on_the_code_that_computes_and_not_on_the_code_that_reads() -> None:
     found = set(cache.imported(cache.COMPUTING))
-    assert {"qcheck.trace", "qcheck.quantize.formats", "qcheck.backend.onnxruntime"} <= found
+    assert {"qcheck.sampling.trace", "qcheck.quantize.formats", "qcheck.runtime.ort_runner"} <= found
     assert not {name for name in found if name.startswith(("qcheck.metric", "qcheck.cli", "qcheck.report.contact"))}
-    assert "qcheck.metric.effect" in cache.imported(["qcheck.pipeline"])
+    assert "qcheck.measure.effect" in cache.imported(["qcheck.tasks.check"])
 
 
 def _filled(root: Path) -> Cache:

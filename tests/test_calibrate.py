@@ -15,13 +15,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qcheck import calibrate, pictures, probe, ranges, recipe, screen, solvers
+from qcheck.calibrate import inputs, pictures, screen
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.metric import spectrum
+from qcheck.measure import spectrum
 from qcheck.model.arms import Arms
-from qcheck.ranges import Ranges
-from qcheck.recipe import PromptSet
+from qcheck.sampling import solvers
+from qcheck.spec import probe, ranges, recipe
+from qcheck.spec.ranges import Ranges
+from qcheck.spec.recipe import PromptSet
 from tests.conftest import run
 
 JUDGED = probe.find("emoji")
@@ -100,9 +102,9 @@ def test_an_adapters_own_prompts_are_its_trigger_with_its_tags(tmp_path: Path) -
     tags = {"folder": {"mystyle": 9, "a cat": 5, "a tree": 2}}
     path = tmp_path / "tagged.safetensors"
     save_file(load_file(source), path, metadata | {"ss_tag_frequency": json.dumps(tags)})
-    assert calibrate.own_prompts(str(path)) == ["mystyle", "mystyle, a cat", "mystyle, a tree"]
+    assert inputs.own_prompts(str(path)) == ["mystyle", "mystyle, a cat", "mystyle, a tree"]
     save_file(load_file(source), path, metadata | {"modelspec.trigger_phrase": "in ink"})
-    assert calibrate.own_prompts(str(path))[0] == "in ink"
+    assert inputs.own_prompts(str(path))[0] == "in ink"
 
 
 def test_ranges_of_all_methods_are_written_and_taken_back(tmp_path: Path) -> None:

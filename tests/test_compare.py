@@ -13,14 +13,15 @@ from markdown_it import MarkdownIt
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-from qcheck import compare, limits
 from qcheck.cli.app import app
-from qcheck.errors import UserError
-from qcheck.limits import Gate
-from qcheck.measurement import Judged
+from qcheck.core.errors import UserError
+from qcheck.judge import compare
+from qcheck.judge.bounds import bounds
 from qcheck.report import comparison
-from qcheck.report.limits import bounds
-from qcheck.report.model import Report
+from qcheck.result.measurement import Judged
+from qcheck.result.report import Report
+from qcheck.spec import limits
+from qcheck.spec.limits import Gate
 from tests import reports
 from tests.report.test_markdown import HOSTILE
 

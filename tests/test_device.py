@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import device, target
-from qcheck.device import Trtexec
+from qcheck.build import script as device
+from qcheck.build.script import Trtexec
+from qcheck.spec import target
 
 SHAPES = {
     "unet": {"sample": ([1, 4, 8, 16], [2, 4, 16, 16], [2, 4, 32, 16]), "encoder_hidden_states": ([1, 77, 768],) * 3},

@@ -11,11 +11,11 @@ import pytest
 import typer
 import yaml
 
-from qcheck import files
 from qcheck.cli import config
 from qcheck.cli.app import app
+from qcheck.core.values import PACKAGE
 
-ROOT = files.PACKAGE.parent
+ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app)
 

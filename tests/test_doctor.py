@@ -1,6 +1,6 @@
 import json
 
-from qcheck import doctor
+from qcheck.tasks import doctor
 from tests.conftest import run
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from qcheck import estimate, target
-from qcheck.manifest import Layer
-from qcheck.model import profile
+from qcheck.build import profile
+from qcheck.build.profile import Needs, Profile
 from qcheck.model.arms import Arms
 from qcheck.model.components import Component
-from qcheck.model.profile import Needs, Profile
+from qcheck.result import estimate
+from qcheck.result.manifest import Layer
+from qcheck.spec import target
 from tests.conftest import Prepared
 
 ORIN = target.find("jetson-agx-orin-64gb")

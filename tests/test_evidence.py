@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck import evidence, scheme
-from qcheck.metric import spectrum
-from qcheck.report.evidence import Evidence
+from qcheck.diagnose import curves
+from qcheck.measure import spectrum
+from qcheck.result.evidence import Evidence
+from qcheck.spec import scheme
 from tests.conftest import Finished
 
 
@@ -16,29 +17,29 @@ def stored(finished: Finished) -> Evidence:
 
 
 def test_a_spread_is_over_probes_at_each_place() -> None:
-    found = evidence.spread(np.array([[1.0, 5.0], [3.0, np.nan]]))
+    found = curves.spread(np.array([[1.0, 5.0], [3.0, np.nan]]))
     assert (found.mean[0], found.low[0], found.high[0]) == (2.0, 1.0, 3.0)
     assert np.isnan([found.mean[1], found.low[1], found.high[1]]).all()
 
 
 def test_a_histogram_counts_every_value_once_between_the_ends_of_full_precision() -> None:
     full, far = np.linspace(-1, 1, 64).reshape(8, 8), np.full((8, 8), 9.0)
-    found = evidence.histogram(2, {"f0": [full], "f1": [full], "q1": [far]})
+    found = curves.histogram(2, {"f0": [full], "f1": [full], "q1": [far]})
     assert (found.channel, found.low, found.high) == (2, -1.0, 1.0)
     assert all(sum(shares) == pytest.approx(1) for shares in found.shares.values())
-    assert found.shares["f0"] == pytest.approx([1 / evidence.BINS] * evidence.BINS)
+    assert found.shares["f0"] == pytest.approx([1 / curves.BINS] * curves.BINS)
     assert found.shares["q1"][-1] == 1
 
 
 def test_a_latent_without_any_spread_has_a_histogram_too() -> None:
     flat = np.zeros((4, 4))
-    assert sum(evidence.histogram(0, {"f0": [flat], "f1": [flat]}).shares["f0"]) == 1
+    assert sum(curves.histogram(0, {"f0": [flat], "f1": [flat]}).shares["f0"]) == 1
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24), (9, 9)])
 def test_every_ring_of_a_spectrum_has_its_frequency(shape: tuple[int, int]) -> None:
     latent = np.random.default_rng(0).normal(size=(2, *shape))
-    found = evidence.frequencies(shape)
+    found = curves.frequencies(shape)
     assert len(found) == len(spectrum.rings(latent))
     assert found[-1] <= 0.5
 
@@ -51,8 +52,8 @@ def test_a_change_of_whole_steps_arrives_and_one_below_half_a_step_does_not() ->
     whole, small = torch.zeros_like(before), torch.zeros_like(before)
     whole[:, 1:] = 1 / 1024
     small[:, 1:] = 0.3 / 1024
-    assert evidence.arrival("a", before, before + whole, int8, "merge-quantize").survival == pytest.approx(1, abs=1e-3)
-    lost = evidence.arrival("a", before, before + small, int8, "quantize-merge")
+    assert curves.arrival("a", before, before + whole, int8, "merge-quantize").survival == pytest.approx(1, abs=1e-3)
+    lost = curves.arrival("a", before, before + small, int8, "quantize-merge")
     assert lost.survival == pytest.approx(0, abs=1e-3)
     assert lost.snr == pytest.approx(0, abs=0.1)
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from qcheck import export, files
-from qcheck.backend.onnxruntime import session
+from qcheck.core.digest import digest_of
 from qcheck.demo import library
 from qcheck.model.arms import Arms
 from qcheck.model.components import Component
 from qcheck.model.family.unet import StableDiffusion
+from qcheck.runtime.ort_runner import session
+from qcheck.tasks import export
 from tests import builder
 from tests.conftest import run
 
@@ -50,7 +51,7 @@ def test_the_manifest_knows_every_file_and_every_layer(exported: tuple[Path, dic
     folder, page = exported
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(page["files"]) == written - {"manifest.json"}
-    assert all(files.digest(folder / name) == digest for name, digest in page["files"].items())
+    assert all(digest_of(folder / name) == digest for name, digest in page["files"].items())
     assert len(page["denoiser"]["layers"]) == 198
     assert {(layer["weight"], layer["activation"]) for layer in page["denoiser"]["layers"]} == {("int8", "int8")}
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcheck import trace
-from qcheck.backend.base import MismatchError, Runner
-from qcheck.backend.torch import TorchRunner
-from qcheck.cache import Cache
-from qcheck.measurement import Arm, Judged
-from qcheck.model.arms import Arms, Side
-from qcheck.verdict import Verdict
+from qcheck.core.cache import Cache
+from qcheck.model.arms import Arms
+from qcheck.result.measurement import Judged
+from qcheck.result.verdict import Verdict
+from qcheck.runtime.runner import MismatchError, Runner
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler
+from qcheck.spec.arm import Arm, Side
 from tests import faults
 from tests.conftest import adapted_by
 from tests.faults import CHOSEN, DIAGONAL, FAINT, FAULTS, LIMITS, Altered, Bench
@@ -167,7 +168,7 @@ def test_a_dropped_adapter_is_caught(bench: Bench) -> None:
 
 def test_a_wrong_seed_is_refused(bench: Bench, demo_arms: Arms) -> None:
     setup, probes = setup_for(demo_arms, CHOSEN.model_copy(update={"seed": 41}), batch=8)
-    other = trace.reference(setup, subject("seed", TorchRunner(bench.models["q1"])), probes, bench.store, quiet)
+    other = sampler.reference(setup, subject("seed", TorchRunner(bench.models["q1"])), probes, bench.store, quiet)
     with pytest.raises(MismatchError):
         bench.verdict(q1=other)
 
@@ -200,7 +201,7 @@ def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> Non
 def test_an_adapter_that_breaks_the_base_at_full_precision_is_blamed_itself(bench: Bench, factor: float) -> None:
     loud = Altered(TorchRunner(bench.models["f1"]), output=lambda _, x: np.float32(factor) * x)
     name = f"loud {factor}"
-    f1 = trace.reference(bench.setup, subject(name, loud), bench.probes, bench.store, quiet)
+    f1 = sampler.reference(bench.setup, subject(name, loud), bench.probes, bench.store, quiet)
     loud_bench = replace(bench, traces={"f1": f1, "exported": f1})
     runners: dict[str, tuple[Runner, Side]] = {
         "f0": (TorchRunner(bench.models["f0"]), "base"),

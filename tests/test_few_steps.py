@@ -9,13 +9,14 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler
 
-from qcheck import trace
-from qcheck.cache import Cache
+from qcheck.core.cache import Cache
 from qcheck.demo import library
-from qcheck.job import Use
-from qcheck.model import arms, base, lora
+from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
-from qcheck.probe import ProbeSet
+from qcheck.sampling import sampler
+from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.check import Use
+from qcheck.spec.probe import ProbeSet
 from tests.conftest import run
 from tests.test_trace import full, quiet, setup_for
 
@@ -25,7 +26,7 @@ CHOSEN = ProbeSet(name="four", prompts=("red apple", "panda", "ghost", "fish"), 
 def stacked(pipeline: Path = library.PIPELINE) -> Arms:
     """The demo's style "flat" judged on a base to which "few" belongs."""
     flat, few = (lora.read(Use(str(library.ADAPTERS / f"{name}.safetensors"), 1.0)) for name in ("flat", "few"))
-    return arms.apply(base.load(str(pipeline)), [flat], [few])
+    return arms.apply(load.load(str(pipeline)), [flat], [few])
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,13 @@ def stack() -> Arms:
 
 
 def test_what_belongs_to_both_arms_is_in_the_base_and_not_judged(stack: Arms, demo_arms: Arms) -> None:
-    def weights(both: Arms, side: arms.Side) -> dict[str, torch.Tensor]:
+    def weights(both: Arms, side: Side) -> dict[str, torch.Tensor]:
         return {name: weight.clone() for name, weight in both.state(side).items()}
 
-    with_few, without = ({side: weights(both, side) for side in arms.SIDES} for both in (stack, demo_arms))
+    with_few, without = ({side: weights(both, side) for side in SIDES} for both in (stack, demo_arms))
     distilled = {n for n, w in with_few["base"].items() if not torch.equal(w, without["base"][n])}
     assert any("resnets" in name for name in distilled)
-    assert all(stack.content(side) != demo_arms.content(side) for side in arms.SIDES)
+    assert all(stack.content(side) != demo_arms.content(side) for side in SIDES)
     assert stack.layers == demo_arms.layers
     for name in with_few["base"]:
         judged, alone = (w["adapted"][name] - w["base"][name] for w in (with_few, without))
@@ -66,10 +67,10 @@ def test_a_check_of_few_steps_sees_each_of_them_and_ends_in_a_verdict(tmp_path: 
     assert case["verdict"] != "INVALID"
 
 
-def finals(both: Arms, chosen: ProbeSet, folder: Path, side: arms.Side = "base") -> np.ndarray:
+def finals(both: Arms, chosen: ProbeSet, folder: Path, side: Side = "base") -> np.ndarray:
     """Final latents [n, C, h, w] of an arm's free run."""
     setup, asked = setup_for(both, chosen)
-    return np.stack(trace.reference(setup, full(both, side), asked, Cache(folder), quiet).finals())
+    return np.stack(sampler.reference(setup, full(both, side), asked, Cache(folder), quiet).finals())
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,10 @@ def test_solvers_of_few_steps_draw_the_same_noise_in_every_arm_and_run(
     both = stacked(pipeline_copy)
     setup, asked = setup_for(both, CHOSEN)
     assert isinstance(setup.solver(), solver)
-    reached = trace.reference(setup, full(both), asked, Cache(tmp_path / "one"), quiet)
-    again = trace.arm(setup, reached, full(both), asked, Cache(tmp_path / "two"), quiet)
+    reached = sampler.reference(setup, full(both), asked, Cache(tmp_path / "one"), quiet)
+    again = sampler.arm(setup, reached, full(both), asked, Cache(tmp_path / "two"), quiet)
     assert np.array_equal(np.stack(again.finals()), np.stack(reached.finals()))
-    alone = trace.reference(replace(setup, batch=1), full(both), asked[2:], Cache(tmp_path / "three"), quiet)
+    alone = sampler.reference(replace(setup, batch=1), full(both), asked[2:], Cache(tmp_path / "three"), quiet)
     assert np.allclose(np.stack(alone.finals()), np.stack(reached.finals()[2:]), atol=1e-4)
     drawn = (
         both.use("adapted")

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from qcheck import foreign
-from qcheck.backend.onnxruntime import OnnxRunner, feeds, session
-from qcheck.errors import UserError
-from qcheck.measurement import needs_base
+from qcheck.core.errors import UserError
 from qcheck.model.arms import Arms
-from qcheck.quantize import onnx as rewrite
+from qcheck.quantize import given as foreign
+from qcheck.quantize import qdq as rewrite
+from qcheck.result.measurement import needs_base
+from qcheck.runtime.ort_runner import OnnxRunner, feeds, session
 from tests.conftest import Prepared, run
 
 

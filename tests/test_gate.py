@@ -5,12 +5,16 @@ from pathlib import Path
 import onnx
 import pytest
 
-from qcheck import artifact, files, gate, recipe, scheme, target
-from qcheck.backend.tensorrt import RTX, Builder, Problem
-from qcheck.manifest import Layer
+from qcheck.build import gate
+from qcheck.build.builder import RTX, Builder, Problem
+from qcheck.core.digest import digest_of
+from qcheck.core.values import read_toml
 from qcheck.model.arms import Arms
-from qcheck.report.model import Build
-from qcheck.scheme import Order
+from qcheck.quantize import artifact
+from qcheck.result.build import Build
+from qcheck.result.manifest import Layer
+from qcheck.spec import recipe, scheme, target
+from qcheck.spec.order import Order
 from tests import builder
 from tests.conftest import Prepared
 
@@ -31,7 +35,7 @@ def test_files_that_differ_in_weights_alone_have_one_structure(
     merged, _ = _deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path)
     again, _ = _deployed(demo_arms, prepared, "int8", "quantize-merge", tmp_path)
     beside, _ = _deployed(demo_arms, prepared, "int8", "unmerged", tmp_path)
-    assert files.digest(merged) != files.digest(again)
+    assert digest_of(merged) != digest_of(again)
     assert gate.structure(merged) == gate.structure(again)
     assert gate.structure(merged) != gate.structure(beside)
 
@@ -65,7 +69,7 @@ def test_a_format_that_the_device_lacks_is_refused_with_the_layers_and_what_to_u
     assert not (tmp_path / "engine").exists()
 
 
-@pytest.mark.parametrize("cause", files.read(gate.Causes, gate.CAUSES).causes, ids=lambda cause: cause.pattern)
+@pytest.mark.parametrize("cause", read_toml(gate.Causes, gate.CAUSES).causes, ids=lambda cause: cause.pattern)
 def test_causes_are_found_in_the_builders_words(cause: gate.Cause) -> None:
     said = {
         "blocking dimension must be the last or second to last": "DequantizeLinear dq: Invalid Node - dq\nITensor::"

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qcheck import inspect, recipe, scheme
 from qcheck.demo import library
-from qcheck.inspect import Inspection
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
-from qcheck.scheme import MERGES, Order, Scheme
+from qcheck.result.inspection import Inspection
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES, Order
+from qcheck.spec.scheme import Scheme
+from qcheck.tasks import inspect
 from tests.conftest import adapted_by, run
 
 RECIPE = recipe.find("general")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcheck import mixed
-from qcheck.errors import UserError
-from qcheck.mixed import KEEP, Option
+from qcheck.core.errors import UserError
+from qcheck.diagnose import mixed
+from qcheck.diagnose.mixed import KEEP, Option
 
 LAYERS = st.lists(
     st.tuples(st.floats(1e-12, 1e6), st.integers(1, 10**9), st.integers(1, 10**9)), min_size=1, max_size=7

@@ -15,12 +15,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from qcheck import export
 from qcheck.demo import library
-from qcheck.job import Use
-from qcheck.model import arms, base, lora
+from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family.unet import StableDiffusion
+from qcheck.spec.check import Use
+from qcheck.tasks import export
 from tests import families
 from tests.conftest import run
 
@@ -81,7 +81,7 @@ def test_an_exported_folder_of_every_family_samples_there(name: str, tmp_path: P
     options = ("-s", "fp16", "--size", "32x32", "--no-build", "-o", str(out))
     result = run("export", str(source), "--lora", str(adapter), *options)
     assert result.exit_code == 0, result.output
-    both = arms.apply(base.load(str(source)), [lora.read(Use(str(adapter), 1.0))])
+    both = arms.apply(load.load(str(source)), [lora.read(Use(str(adapter), 1.0))])
     picture = _painted(both.use("adapted").pipe, width=32, height=32)
     assert _sqnr(picture, _sampled(out, 32)) > 30
 

@@ -14,12 +14,12 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from qcheck.backend.onnxruntime import session
-from qcheck.backend.torch import TorchRunner
 from qcheck.model.arms import Arms
 from qcheck.quantize import fake, formats
-from qcheck.quantize import onnx as rewrite
+from qcheck.quantize import qdq as rewrite
 from qcheck.quantize.plan import Grid, LayerPlan, Plan, Static
+from qcheck.runtime.ort_runner import session
+from qcheck.runtime.torch_runner import TorchRunner
 from tests import rivals
 from tests.conftest import Prepared, run
 
@@ -216,7 +216,7 @@ def test_a_file_is_judged_as_our_simulation_of_its_ranges(
             runners.append(TorchRunner(demo_arms.base.family.entry(unet)))
             return runners[-1]
 
-        monkeypatch.setattr("qcheck.work.OnnxRunner", simulation)
+        monkeypatch.setattr("qcheck.tasks.work.OnnxRunner", simulation)
         ours = judged(tmp_path / "stand-in.onnx", tmp_path / "ours")
     assert runners
     assert (found["verdict"], ours["verdict"]) == (verdict, verdict)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import files
+from qcheck.core.values import PACKAGE, data_folder
 from qcheck.demo import library
 
-ROOT = files.PACKAGE.parent
+ROOT = PACKAGE.parent
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_targets_and_calibration_are_found_in_an_installed_wheel(wheel: Path, tm
 
 
 def test_targets_and_calibration_are_found_in_a_checkout() -> None:
-    assert files.data_folder("targets") == ROOT / "targets"
-    assert files.data_folder("calibration") == ROOT / "calibration"
+    assert data_folder("targets") == ROOT / "targets"
+    assert data_folder("calibration") == ROOT / "calibration"
 
 
 def test_the_wheel_carries_weights_and_licences_within_the_budget(wheel: Path) -> None:
@@ -51,6 +51,6 @@ def test_the_wheel_carries_weights_and_licences_within_the_budget(wheel: Path) -
         names = set(archive.namelist())
         assert sum(entry.compress_size for entry in archive.infolist()) <= 12_000_000
     assert "qcheck/demo/licenses/ATTRIBUTION.md" in names
-    assert {f"qcheck/report/page/{n}" for n in ("page.html.jinja", "page.js", "style.css")} <= names
+    assert {f"qcheck/report/html/{n}" for n in ("page.html.jinja", "page.js", "style.css")} <= names
     assert {f"qcheck/demo/licenses/{n}.txt" for n in ("Apache-2.0", "MIT", "CC-BY-4.0")} <= names
     assert {f"qcheck/demo/adapters/{n}.safetensors" for n in ("flat", "ink", "faint", "few")} <= names

@@ -3,8 +3,8 @@
 import re
 
 from benchmarks import readme
-from qcheck import limits
-from qcheck.verdict import Outcome
+from qcheck.result.verdict import Outcome
+from qcheck.spec import limits
 from tests.conftest import Finished
 
 TEXT = readme.README.read_text("utf-8")

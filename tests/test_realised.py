@@ -7,12 +7,14 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from qcheck import artifact, gate, recipe, scheme, target
-from qcheck.backend.tensorrt import RTX, Builder
-from qcheck.manifest import Layer
+from qcheck.build import gate
+from qcheck.build.builder import RTX, Builder
+from qcheck.build.precision import Operation, Program, compare
 from qcheck.model.arms import Arms
-from qcheck.realised import Operation, Program, Realised, compare
-from qcheck.report.model import Build
+from qcheck.quantize import artifact
+from qcheck.result.build import Build, Realised
+from qcheck.result.manifest import Layer
+from qcheck.spec import recipe, scheme, target
 from tests import builder
 from tests.conftest import Prepared
 

@@ -4,41 +4,41 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck import reported
-from qcheck.metric import effect
+from qcheck.diagnose import ungated
+from qcheck.measure import effect
 
 PICTURES = np.random.default_rng(0).random((3, 16, 16, 3))
 
 
 def test_equal_pictures_are_equal_and_noise_is_read_in_decibels() -> None:
     pytest.importorskip("skimage")
-    same = {m.name: m.value for m in reported._pictures("base", PICTURES, PICTURES, 0.05)}
+    same = {m.name: m.value for m in ungated._pictures("base", PICTURES, PICTURES, 0.05)}
     assert same["psnr"] == 200
     assert same["ssim"] == pytest.approx(1)
-    noisy = {m.name: m for m in reported._pictures("base", PICTURES + 0.1, PICTURES, 0.05)}
+    noisy = {m.name: m for m in ungated._pictures("base", PICTURES + 0.1, PICTURES, 0.05)}
     assert noisy["psnr"].value == pytest.approx(20)
     assert noisy["ssim"].value < 1  # type: ignore[operator]
 
 
 def test_pictures_too_small_for_the_window_are_not_measured() -> None:
     pytest.importorskip("skimage")
-    found = {m.name: m for m in reported._pictures("base", PICTURES[:, :8], PICTURES[:, :8], 0.05)}
+    found = {m.name: m for m in ungated._pictures("base", PICTURES[:, :8], PICTURES[:, :8], 0.05)}
     assert found["ssim"].value is None
     assert "11 pixels" in found["ssim"].where
 
 
 def test_lpips_without_its_weights_is_not_measured_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reported, "_lacking", lambda *_: "")
+    monkeypatch.setattr(ungated, "_lacking", lambda *_: "")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
-    found = reported.lpips("adapted", PICTURES, PICTURES, 0.05)
+    found = ungated.lpips("adapted", PICTURES, PICTURES, 0.05)
     assert found.value is None
     assert "no weights at" in found.where
-    assert reported.judged([found])[0].status == "not measured"
+    assert ungated.judged([found])[0].status == "not measured"
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reported, "_lacking", lambda *modules: f"needs {' and '.join(modules)}")
-    found = {m.name: m for m in reported._pictures("base", PICTURES, PICTURES, 0.05)}
+    monkeypatch.setattr(ungated, "_lacking", lambda *modules: f"needs {' and '.join(modules)}")
+    found = {m.name: m for m in ungated._pictures("base", PICTURES, PICTURES, 0.05)}
     assert all(m.value is None for m in found.values())
     assert found["psnr"].where == "needs skimage: pip install scikit-image"
     assert found["lpips"].where.startswith("needs torchmetrics and torchvision")
@@ -50,8 +50,8 @@ def test_the_worst_prompt_is_named() -> None:
     size = np.array([1, 1, 3, 3])[:, None, None, None, None]
     noise = rng.standard_normal(f0.shape)
     e = effect.energies(f0, f1, f0 + 0.1 * noise, f1 + 0.1 * size * noise)
-    found = reported.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"])
+    found = ungated.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"])
     assert found.where == "green"
     assert found.value == pytest.approx(20 * np.log10(3))
     e.error1[1] = np.nan
-    assert np.isnan(reported.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"]).value)  # type: ignore[arg-type]
+    assert np.isnan(ungated.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"]).value)  # type: ignore[arg-type]

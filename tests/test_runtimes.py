@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 
-from qcheck import artifact, recipe, scheme
-from qcheck.artifact import Content
-from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.model.arms import Arms
-from qcheck.quantize import bitsandbytes, fake
-from qcheck.scheme import Scheme
+from qcheck.quantize import artifact, bnb, fake
+from qcheck.quantize.artifact import Content
+from qcheck.runtime.ort_runner import OnnxRunner
+from qcheck.spec import recipe, scheme
+from qcheck.spec.scheme import Scheme
 from tests import builder, stored
 from tests.conftest import Prepared
 
@@ -59,7 +59,7 @@ def _row(both: Arms, prepared: Prepared, chosen: Scheme, folder: Path) -> list[s
         with torch.no_grad(), fake.simulated(unet, content.plan) as model:
             simulated = model(x, t, h).sample
         with torch.no_grad():
-            ran = bitsandbytes.converted(unet, *content)(x, t, h).sample
+            ran = bnb.converted(unet, *content)(x, t, h).sample
         near = float((ran - simulated).norm() / simulated.norm()) < 1e-5
         same = "outputs equal" if near else "weights; it quantizes inputs itself"
         return [f"`{chosen.name}`", same, "-", *["-"] * len(CAPABILITIES), "runs"]

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from qcheck import artifact, recipe, scheme, sensitivity
-from qcheck.artifact import Content
+from qcheck.diagnose import sensitivity
+from qcheck.diagnose.sensitivity import Errors, LayerError, Scores, Spot, disturbed
 from qcheck.model.arms import Arms
-from qcheck.quantize import formats, plan
+from qcheck.quantize import artifact, formats, plan
+from qcheck.quantize.artifact import Content
 from qcheck.quantize.plan import LayerPlan, Static
-from qcheck.sensitivity import Errors, LayerError, Scores, Spot, disturbed
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import Order
 from tests.conftest import Finished, Prepared
 
 INT8 = scheme.find("int8")
@@ -137,7 +139,7 @@ def test_everything_is_as_it_was_afterwards(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("order", ["merge-quantize", "quantize-merge", "unmerged"])
-def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order: scheme.Order) -> None:
+def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order: Order) -> None:
     given = {"base": prepared.ranges, "adapted": prepared.ranges}
     content = artifact.adapted_content(demo_arms, INT8, recipe.find("emoji"), order, given)  # type: ignore[arg-type]
     held = sensitivity.errors(demo_arms, content)

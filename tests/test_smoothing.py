@@ -7,12 +7,14 @@ import onnx
 import pytest
 import torch
 
-from qcheck import artifact, recipe, scheme
-from qcheck.backend.onnxruntime import OnnxRunner
+from qcheck.calibrate import histogram
+from qcheck.calibrate import smoothing as modelopt
 from qcheck.model.arms import Arms
-from qcheck.quantize import fake, modelopt, plan, ranges
+from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize.plan import Input
-from qcheck.scheme import MERGES
+from qcheck.runtime.ort_runner import OnnxRunner
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES, Order
 from tests import builder, rivals, stored
 from tests.conftest import Prepared
 
@@ -45,7 +47,7 @@ def test_every_linear_layer_gets_positive_factors_and_convolutions_none(
 
 @pytest.mark.parametrize("order", MERGES)
 def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
-    demo_arms: Arms, prepared: Prepared, factors: tuple[str, dict[str, Input]], order: scheme.Order, tmp_path: Path
+    demo_arms: Arms, prepared: Prepared, factors: tuple[str, dict[str, Input]], order: Order, tmp_path: Path
 ) -> None:
     name, found = factors
     chosen, inputs = scheme.find(name), prepared.ranges | found
@@ -112,8 +114,8 @@ def test_smoothquant_factors_are_the_formula(prepared: Prepared) -> None:
 
 def test_factors_survive_saving(factors: tuple[str, dict[str, Input]], tmp_path: Path) -> None:
     _, found = factors
-    ranges.save_inputs(found, tmp_path)
-    back = ranges.load_inputs(tmp_path)
+    histogram.save_inputs(found, tmp_path)
+    back = histogram.load_inputs(tmp_path)
     assert {layer: inputs.cut for layer, inputs in back.items()} == {k: v.cut for k, v in found.items()}
     assert all(torch.equal(back[k].smooth, v.smooth) for k, v in found.items())  # type: ignore[arg-type]
 

@@ -15,15 +15,17 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from qcheck import solvers, trace
-from qcheck.backend.base import MismatchError, Runner, call
-from qcheck.backend.torch import TorchRunner
-from qcheck.cache import Cache
-from qcheck.job import Use
-from qcheck.model.arms import Arms, Side
-from qcheck.probe import Probe, ProbeSet
-from qcheck.trace import Setup, Subject
-from qcheck.work import matched
+from qcheck.core.cache import Cache
+from qcheck.model.arms import Arms
+from qcheck.runtime.runner import MismatchError, Runner, call
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler, solvers
+from qcheck.sampling.setup import Setup, Subject, choose_strata, forwards
+from qcheck.sampling.store import require_matched
+from qcheck.spec.arm import Side
+from qcheck.spec.check import Use
+from qcheck.spec.probe import Probe, ProbeSet
+from qcheck.tasks.work import matched
 
 CHOSEN = ProbeSet(name="three", prompts=("red apple", "panda", "ghost"), seed=7, steps=6, guidance=3.0)
 
@@ -60,7 +62,7 @@ def quiet(_: int) -> None:
 
 @pytest.mark.parametrize(("steps", "count", "expected"), [(20, 8, 8), (4, 8, 4), (1, 8, 1), (2, 8, 2), (9, 8, 8)])
 def test_strata_are_few_spread_and_end_with_the_last_two(steps: int, count: int, expected: int) -> None:
-    strata = trace.choose_strata(steps, count)
+    strata = choose_strata(steps, count)
     assert len(strata) == expected
     assert strata[-1] == steps - 1
     assert steps == 1 or strata[-2] == steps - 2
@@ -88,7 +90,7 @@ def test_flow_coefficients_are_the_drop_of_sigma() -> None:
 def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
     pipe = demo_arms.use("adapted").pipe
-    traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), quiet)
+    traced = sampler.reference(setup, full(demo_arms), asked, Cache(tmp_path), quiet)
     ours = demo_arms.base.family.decode(torch.from_numpy(np.stack(traced.finals()))).permute(0, 2, 3, 1).numpy()
     for index, probe in enumerate(asked):
         theirs = pipe(
@@ -105,7 +107,7 @@ def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_
     setup, asked = setup_for(demo_arms)
     pipe = demo_arms.use("adapted").pipe
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    traced = trace.reference(replace(setup, solver=timed(euler, 6)), full(demo_arms), asked, Cache(tmp_path), quiet)
+    traced = sampler.reference(replace(setup, solver=timed(euler, 6)), full(demo_arms), asked, Cache(tmp_path), quiet)
     kept, pipe.scheduler = pipe.scheduler, euler
     try:
         theirs = pipe(
@@ -123,13 +125,13 @@ def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_
 def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms, batch=3)
     store, runner = Cache(tmp_path), TorchRunner(demo_arms.entry("adapted"))
-    traced = trace.reference(setup, full(demo_arms), asked, store, quiet)
-    again = trace.arm(setup, traced, subject("again", runner), asked, store, quiet)
-    asking = trace.forced(setup, traced, subject("forced", runner), asked, store, quiet)
+    traced = sampler.reference(setup, full(demo_arms), asked, store, quiet)
+    again = sampler.arm(setup, traced, subject("again", runner), asked, store, quiet)
+    asking = sampler.forced(setup, traced, subject("forced", runner), asked, store, quiet)
     assert np.allclose(again.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(asking.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(again.finals(), traced.finals(), atol=1e-4)
-    trace.require_matched(traced, again)
+    require_matched(traced, again)
 
 
 @pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
@@ -138,12 +140,12 @@ def test_solvers_that_call_more_often_than_they_step_are_followed(
 ) -> None:
     setup, asked = setup_for(demo_arms)
     setup = replace(setup, solver=timed(solver.from_config(demo_arms.base.pipe.scheduler.config), CHOSEN.steps))
-    setup = replace(setup, strata=trace.choose_strata(setup.calls, 4))
+    setup = replace(setup, strata=choose_strata(setup.calls, 4))
     assert setup.calls > CHOSEN.steps
     assert solvers.coefficients(setup.solver).shape == (setup.calls,)
     units: list[int] = []
-    traced = trace.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
-    assert sum(units) == trace.forwards(setup, 1, 0, len(asked))
+    traced = sampler.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
+    assert sum(units) == forwards(setup, 1, 0, len(asked))
     assert setup.strata[-2:] == (setup.calls - 2, setup.calls - 1)
     assert np.isfinite(np.stack(traced.outputs())).all()
 
@@ -159,9 +161,9 @@ def test_traces_of_other_probes_are_refused(demo_arms: Arms, tmp_path: Path, cha
     store, found = Cache(tmp_path), []
     for chosen in (CHOSEN, CHOSEN.model_copy(update=change)):
         setup, asked = setup_for(demo_arms, chosen)
-        found.append(trace.reference(setup, full(demo_arms), asked, store, quiet))
+        found.append(sampler.reference(setup, full(demo_arms), asked, store, quiet))
     with pytest.raises(MismatchError, match="other probes"):
-        trace.require_matched(*found)
+        require_matched(*found)
 
 
 class Counting:
@@ -182,26 +184,26 @@ class Counting:
 def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
     store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
-    two = trace.reference(setup, subject("f1", runner), asked[:2], store, quiet)
-    assert runner.rows == trace.forwards(setup, 1, 0, 2)
-    three = trace.reference(setup, subject("f1", runner), asked, store, quiet)
-    assert runner.rows == trace.forwards(setup, 1, 0, 3)
+    two = sampler.reference(setup, subject("f1", runner), asked[:2], store, quiet)
+    assert runner.rows == forwards(setup, 1, 0, 2)
+    three = sampler.reference(setup, subject("f1", runner), asked, store, quiet)
+    assert runner.rows == forwards(setup, 1, 0, 3)
     assert three.paths[:2] == two.paths
-    trace.arm(setup, two, subject("q1", runner), asked[:2], store, quiet)
-    trace.arm(setup, three, subject("q1", runner), asked, store, quiet)
-    assert runner.rows == trace.forwards(setup, 2, 1, 3)
+    sampler.arm(setup, two, subject("q1", runner), asked[:2], store, quiet)
+    sampler.arm(setup, three, subject("q1", runner), asked, store, quiet)
+    assert runner.rows == forwards(setup, 2, 1, 3)
 
 
 def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms, batch=1)
     inner = TorchRunner(demo_arms.entry("adapted"))
-    whole = trace.reference(setup, subject("f1", inner), asked, Cache(tmp_path / "whole"), quiet)
+    whole = sampler.reference(setup, subject("f1", inner), asked, Cache(tmp_path / "whole"), quiet)
     store, broken = Cache(tmp_path / "cut"), Counting(inner, last=2.5 * setup.calls)
     with pytest.raises(KeyboardInterrupt):
-        trace.reference(setup, subject("f1", broken), asked, store, quiet)
+        sampler.reference(setup, subject("f1", broken), asked, store, quiet)
     assert len(store.items()) == 2
     rest = Counting(inner)
-    resumed = trace.reference(setup, subject("f1", rest), asked, store, quiet)
+    resumed = sampler.reference(setup, subject("f1", rest), asked, store, quiet)
     assert rest.rows == setup.calls
     assert np.array_equal(resumed.outputs(), whole.outputs())
     assert np.array_equal(resumed.finals(), whole.finals())
@@ -210,13 +212,13 @@ def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: 
 def test_a_solver_of_another_configuration_finds_no_stored_trace(demo_arms: Arms, tmp_path: Path) -> None:
     setup, asked = setup_for(demo_arms)
     store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
-    trace.reference(setup, subject("f1", runner), asked, store, quiet)
+    sampler.reference(setup, subject("f1", runner), asked, store, quiet)
     config = demo_arms.base.pipe.scheduler.config
     spaced = DDIMScheduler.from_config(config, timestep_spacing="linspace")
     other = replace(setup, solver=timed(spaced, CHOSEN.steps))
-    trace.reference(other, subject("f1", runner), asked, store, quiet)
-    trace.reference(setup, subject("another", runner), asked, store, quiet)
-    assert runner.rows == 3 * trace.forwards(setup, 1, 0, 3)
+    sampler.reference(other, subject("f1", runner), asked, store, quiet)
+    sampler.reference(setup, subject("another", runner), asked, store, quiet)
+    assert runner.rows == 3 * forwards(setup, 1, 0, 3)
 
 
 def test_progress_counts_every_forward_and_those_that_were_stored(demo_arms: Arms, tmp_path: Path) -> None:
@@ -224,9 +226,9 @@ def test_progress_counts_every_forward_and_those_that_were_stored(demo_arms: Arm
     store = Cache(tmp_path)
     for _ in range(2):
         units: list[int] = []
-        traced = trace.reference(setup, full(demo_arms), asked, store, units.append)
-        trace.arm(setup, traced, full(demo_arms, "base"), asked, store, units.append)
-        assert sum(units) == trace.forwards(setup, 2, 1, len(asked))
+        traced = sampler.reference(setup, full(demo_arms), asked, store, units.append)
+        sampler.arm(setup, traced, full(demo_arms, "base"), asked, store, units.append)
+        assert sum(units) == forwards(setup, 2, 1, len(asked))
 
 
 def test_a_runner_that_returns_another_shape_is_refused() -> None:

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from benchmarks.zoo import cases
-from qcheck import probe, scheme, training, work
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.job import Job
-from qcheck.lessons import Lessons, Settings, Tensors
-from qcheck.progress import Silent
-from qcheck.training import Course
+from qcheck.qat import trainer
+from qcheck.qat.objective import Lessons, Settings, Tensors
+from qcheck.qat.trainer import Course
+from qcheck.spec import probe, scheme
+from qcheck.spec.check import Job
+from qcheck.tasks import work
 
 SHORT = Settings(steps=6, every=2, strata=2, rows=2, probes=4, times=2, share=0.5, seed=3)
 
@@ -33,7 +35,7 @@ def job(folder: Path, cache: Path) -> Job:
 
 def go(folder: Path, cache: Path) -> tuple[Tensors, Course]:
     asked = job(folder, cache)
-    return training.train(Lessons(work.prepare(asked, folder, Silent()), asked.schemes[0], asked.orders[0], SHORT))
+    return trainer.train(Lessons(work.prepare(asked, folder, Silent()), asked.schemes[0], asked.orders[0], SHORT))
 
 
 def _checkpoint(cache: Path) -> list[Path]:

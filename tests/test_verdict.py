@@ -1,10 +1,11 @@
 import pytest
 
-from qcheck import limits as limits_module
-from qcheck.limits import Gate
-from qcheck.measurement import Measurement
-from qcheck.report.model import Build
-from qcheck.verdict import Outcome, judge
+from qcheck.judge.verdict import judge
+from qcheck.result.build import Build
+from qcheck.result.measurement import Measurement
+from qcheck.result.verdict import Outcome
+from qcheck.spec import limits as limits_module
+from qcheck.spec.limits import Gate
 
 LIMITS = limits_module.find("default")
 NAN = float("nan")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import files, limits, probe, recipe, scheme, target
-from qcheck.errors import UserError
-from qcheck.files import Value
+from qcheck.core.digest import digest_of_value
+from qcheck.core.errors import UserError
+from qcheck.core.values import Value, names_in, read_toml
 from qcheck.quantize import formats
+from qcheck.spec import limits, probe, recipe, scheme, target
 
 
 def _all(kind: type[Value], folder: Path) -> list[tuple[type[Value], Path]]:
@@ -26,11 +27,11 @@ FILES = [
 
 @pytest.mark.parametrize(("kind", "path"), FILES, ids=[f"{p.parent.name}/{p.stem}" for _, p in FILES])
 def test_every_file_loads_and_an_unknown_key_does_not(kind: type[Value], path: Path, tmp_path: Path) -> None:
-    assert files.read(kind, path).model_dump()["name"] == path.stem
+    assert read_toml(kind, path).model_dump()["name"] == path.stem
     odd = tmp_path / path.name
     odd.write_text('surprise = "?"\n' + path.read_text())
     with pytest.raises(UserError, match="surprise"):
-        files.read(kind, odd)
+        read_toml(kind, odd)
 
 
 @pytest.mark.parametrize("content", ["steps = ", "title = 3\n", "\xff"])
@@ -38,7 +39,7 @@ def test_a_file_that_does_not_parse_is_an_error(content: str, tmp_path: Path) ->
     path = tmp_path / "odd.toml"
     path.write_text(content, "latin-1")
     with pytest.raises(UserError, match=r"odd\.toml"):
-        files.read(scheme.Scheme, path)
+        read_toml(scheme.Scheme, path)
 
 
 def test_values_are_frozen() -> None:
@@ -62,7 +63,7 @@ def _bits(number: formats.Format) -> int:
 
 
 def test_number_formats_are_described_as_they_compute() -> None:
-    assert set(files.names(target.FORMATS)) == set(formats.FORMATS)
+    assert set(names_in(target.FORMATS)) == set(formats.FORMATS)
     for name, computed in formats.FORMATS.items():
         assert target.number_format(name).bits == _bits(computed)
 
@@ -84,8 +85,8 @@ def test_a_target_refuses_an_opset_that_no_release_of_it_parses() -> None:
     assert "opset 30" in str(target.find("jetson-agx-orin-64gb").refuses(late))
 
 
-@pytest.mark.parametrize("name", files.names(recipe.FOLDER))
-@pytest.mark.parametrize("judged", files.names(probe.FOLDER))
+@pytest.mark.parametrize("name", names_in(recipe.FOLDER))
+@pytest.mark.parametrize("judged", names_in(probe.FOLDER))
 def test_calibration_prompts_and_seeds_are_disjoint_from_every_probe_set(name: str, judged: str) -> None:
     chosen, probes = recipe.find(name), probe.find(judged)
     used = recipe.calibration(chosen, probes)
@@ -126,7 +127,7 @@ def test_a_scheme_that_cannot_be_carried_out_is_an_error(text: str, message: str
     path = tmp_path / "odd.toml"
     path.write_text(f'title = "x"\ncompute = "float16"\nopset = 20\nruns = ["tensorrt"]\n[[rules]]\n{text}\n')
     with pytest.raises(UserError, match=message):
-        files.read(scheme.Scheme, path)
+        read_toml(scheme.Scheme, path)
 
 
 @pytest.mark.parametrize("change", ["probes = 1", "gates = []", "tail = [0.5]", 'name = "../../x"'])
@@ -138,7 +139,7 @@ def test_limits_that_would_gate_nothing_are_an_error(change: str, tmp_path: Path
     path = tmp_path / "odd.toml"
     path.write_text("\n".join([change, *lines, gates]))
     with pytest.raises(UserError, match=key):
-        files.read(limits.Limits, path)
+        read_toml(limits.Limits, path)
 
 
 def test_a_seed_that_calibrates_and_judges_is_an_error() -> None:
@@ -149,8 +150,8 @@ def test_a_seed_that_calibrates_and_judges_is_an_error() -> None:
 def test_probes_differ_in_seed_and_digest() -> None:
     found = probe.probes(probe.find("emoji"), (1.0,))
     assert len({p.seed for p in found}) == len(found)
-    assert len({files.digest_value(p) for p in found}) == len(found)
-    assert files.digest_value(found[0]) != files.digest_value(probe.probes(probe.find("emoji"), (0.5,))[0])
+    assert len({digest_of_value(p) for p in found}) == len(found)
+    assert digest_of_value(found[0]) != digest_of_value(probe.probes(probe.find("emoji"), (0.5,))[0])
 
 
 def test_prompts_of_a_text_file_are_cycled_with_new_seeds_and_triggered_once(tmp_path: Path) -> None:

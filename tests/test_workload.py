@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import recipe
 from qcheck.demo import library
-from qcheck.workload import Workload
+from qcheck.spec import recipe
+from qcheck.tasks.workload import Workload
 from tests.conftest import run
 
 

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import judged
 from benchmarks.zoo import style, utility
-from qcheck import limits
-from qcheck.demo.training import zoo
-from qcheck.demo.training.adapter import grainy
-from qcheck.demo.training.pictures import PACKAGES, Pictures
+from qcheck.spec import limits
+from tools.train_demo import zoo
+from tools.train_demo.adapter import grainy
+from tools.train_demo.pictures import PACKAGES, Pictures
 
 ROOT = Path(__file__).parent.parent
 

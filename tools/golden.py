@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-
 ALL = ("--max-probes", "8", "--no-build")
 QUICK = ("--max-probes", "2", "--no-build", "--steps", "4")
 ORDERS = ("merge-quantize", "quantize-merge", "unmerged", "refit")
@@ -32,7 +31,7 @@ MOVED = frozenset({"next", "provenance", "report", "command", "source", "path"})
 
 
 def cases() -> dict[str, tuple[str, ...]]:
-    """Command lines by name; ``{here}`` is the case's folder, ``{family}`` a tiny pipeline, ``{CASE}`` another one's."""
+    """Command lines by name; ``{here}`` is the case's folder, ``{family}`` a tiny pipeline, ``{CASE}`` another case."""
     orders = tuple(word for order in ORDERS for word in ("--order", order))
     thor = ("--target", "jetson-thor-t5000")
     check = ("check", "demo", "--lora")

@@ -22,19 +22,26 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck import artifact, cache, calibrate, files, limits, pipeline, probe, recipe, scheme, target, trace, work
+from qcheck.calibrate import inputs
+from qcheck.core import cache
+from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Job, Use
-from qcheck.progress import Silent
-from qcheck.scheme import Scheme
-from qcheck.trace import Subject
-from qcheck.verdict import Verdict
-from qcheck.work import Traces, Work
+from qcheck.quantize import artifact
+from qcheck.result.verdict import Verdict
+from qcheck.sampling import sampler
+from qcheck.sampling.setup import Subject, forwards
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.check import Job, Use
+from qcheck.spec.order import Order
+from qcheck.spec.scheme import Scheme
+from qcheck.tasks import check, work
+from qcheck.tasks.work import Traces, Work
 
 _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
 SCHEMES = ("int8", "fp8", "int4-g128", *(str(_ROUGH / f"{name}.toml") for name in ("int4-tensor", "int4-tensor-all")))
-ORDERS: tuple[scheme.Order, ...] = ("merge-quantize", "quantize-merge")
+ORDERS: tuple[Order, ...] = ("merge-quantize", "quantize-merge")
 PROBES = 16
 SHOWN, STEPS, SEED = 64, 10, 90_000  # samples for the style judge: prompts and seeds that no probe has together
 TARGET = "jetson-thor-t5000"  # runs them all
@@ -43,7 +50,7 @@ TARGET = "jetson-thor-t5000"  # runs them all
 @functools.cache
 def reading_code() -> str:
     """The digest of the code that measures, and of the judges."""
-    return files.digest(cache.code("qcheck.pipeline"), *sorted(Path(__file__).parent.glob("*.py")))
+    return digest_of(cache.code("qcheck.tasks.check"), *sorted(Path(__file__).parent.glob("*.py")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +78,8 @@ class Judges:
         sampling = {"steps": STEPS, "seed": SEED}
         shown = probe.repeated(started.job.probes, SHOWN).model_copy(update=sampling)
         setup, probes = work.matched(started.arms, started.job, shown, strata=1)
-        with started.timed(f"{subject.name}: samples", trace.forwards(setup, 1, 0, SHOWN)) as advance:
-            finals = trace.reference(setup, subject, probes, started.store, advance).finals()
+        with started.timed(f"{subject.name}: samples", forwards(setup, 1, 0, SHOWN)) as advance:
+            finals = sampler.reference(setup, subject, probes, started.store, advance).finals()
         family = started.arms.use("base")
         with torch.no_grad():
             return style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(finals)))))
@@ -113,14 +120,14 @@ def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
         folder = Path(name)
         asked = job(zoo / "adapters" / f"{made['name']}.safetensors", folder)
         started = work.prepare(asked, folder, Silent())
-        reference = pipeline.trace_reference(started, PROBES)
+        reference = check.trace_reference(started, PROBES)
         full = {side: judges.losses(started, started.full(side)) for side in reference}
         known |= {"loss_f0": float(full["base"].mean()), "loss_f1": float(full["adapted"].mean())}
         if made["half"] == "testing":
             known["style_f0"] = judges.logits(started, started.full("base"))
             known["style_f1"] = judges.logits(started, started.full("adapted"))
         try:
-            known["effect_size"] = pipeline.require_effect(started, reference)
+            known["effect_size"] = check.require_effect(started, reference)
             tested = made["half"] == "testing"
             cases = [case for chosen in asked.schemes for case in _cases(started, chosen, judges, full, tested)]
         except UserError as error:
@@ -134,17 +141,17 @@ def _cases(
     """The cases of one scheme: samples, controls, verdict by the limits of today, utility, and style if ``tested``."""
     asked, reference = started.job.limits.computing(chosen.compute), started.references[PROBES]
     made = artifact.Making(
-        started.arms, started.exporter, started.store, chosen, started.job.recipe, calibrate.inputs(started, chosen)
+        started.arms, started.exporter, started.store, chosen, started.job.recipe, inputs.inputs(started, chosen)
     )
     q0 = started.quantized(f"q0 {chosen.name}", "base", artifact.write_base(made))
-    floor, controls = pipeline.run_controls(started, chosen)
-    base, loss_q0 = pipeline.trace_artifact(started, q0, reference["adapted"]), judges.losses(started, q0)
+    floor, controls = check.run_controls(started, chosen)
+    base, loss_q0 = check.trace_artifact(started, q0, reference["adapted"]), judges.losses(started, q0)
     for order in ORDERS:
         written = artifact.write(made, order, started.folder / "artifacts")
         q1 = started.quantized(f"q1 {chosen.name} {order}", "adapted", written.runs)
-        quantized: Traces = {"base": base, "adapted": pipeline.trace_artifact(started, q1, reference["adapted"])}
-        samples, energies = pipeline.measure(started.setup, reference, quantized, floor)
-        verdict: Verdict = pipeline.decide(asked, started.setup.weights, controls, samples, energies, [])
+        quantized: Traces = {"base": base, "adapted": check.trace_artifact(started, q1, reference["adapted"])}
+        samples, energies = check.measure(started.setup, reference, quantized, floor)
+        verdict: Verdict = check.decide(asked, started.setup.weights, controls, samples, energies, [])
         losses = judges.losses(started, q1)
         yield {
             "scheme": chosen.name,

@@ -34,8 +34,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qcheck.demo import library
-from qcheck.demo.training.denoiser import encode
-from qcheck.demo.training.pictures import PACKAGES, Pictures, held_out, load
+from tools.train_demo.denoiser import encode
+from tools.train_demo.pictures import PACKAGES, Pictures, held_out, load
 
 Fate = Literal["damaged", "intact", "undefined"]
 STYLES = tuple(PACKAGES)

@@ -13,11 +13,12 @@ import torch
 from diffusers import AutoencoderTiny
 from scipy import stats
 
-from qcheck.backend.base import Runner, call
-from qcheck.demo.training.denoiser import encode, prompt
-from qcheck.demo.training.pictures import Pictures, common, held_out, load, subjects
-from qcheck.model.arms import Arms, Side
-from qcheck.probe import Probe
+from qcheck.model.arms import Arms
+from qcheck.runtime.runner import Runner, call
+from qcheck.spec.arm import Side
+from qcheck.spec.probe import Probe
+from tools.train_demo.denoiser import encode, prompt
+from tools.train_demo.pictures import Pictures, common, held_out, load, subjects
 
 PICTURES, ROUNDS = 32, 8
 _SURE = 0.01

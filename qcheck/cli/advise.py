@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import cache
 from qcheck.cli import options, output
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
-from qcheck.progress import Silent
+from qcheck.core import cache
+from qcheck.core.progress import Silent
 from qcheck.report.text import megabytes
 
 
@@ -36,7 +36,7 @@ def advise(
     bars = Silent() if as_json else Bars(Console(stderr=True))
     folder_out = out or output.default("advice")
     with output.interruptible(kept is not None), output.staged(folder_out) as folder:
-        found = host("qcheck.advise").advise(report, folder, kept, bars, threads, not dry_run, every)
+        found = host("qcheck.tasks.advise").advise(report, folder, kept, bars, threads, not dry_run, every)
     if as_json:
         typer.echo(found.to_json(), nl=False)
     else:

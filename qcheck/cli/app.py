@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qcheck import __version__
 from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 
 app = typer.Typer(
     name="qcheck",

@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from qcheck import cache as store
-from qcheck.cache import Cache, Item
+from qcheck.core import cache as store
+from qcheck.core.cache import Cache, Item
 
 app = typer.Typer(
     help=f"Show or prune what runs keep: traces, ranges, artifacts, builds. ${store.VARIABLE} moves it. `qcheck cache`",

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from qcheck import cache, limits, probe, recipe, scheme, target
 from qcheck.cli import options, output, resolve
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
+from qcheck.core import cache
+from qcheck.core.errors import UserError, unknown
 from qcheck.demo import library
-from qcheck.errors import UserError, unknown
-from qcheck.job import Job
-from qcheck.recipe import MERGES, METHODS, PromptSet
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.check import Job
+from qcheck.spec.recipe import MERGES, METHODS, PromptSet
 
 _NAMES, _MERGES = ", ".join(METHODS), ", ".join(MERGES)
 
@@ -76,7 +77,7 @@ def calibrate(
     given = _given(lora, base, prompts, own, pictures)
     shown: Sequence[Any] = ()
     if pictures is not None:
-        shown, left_out = host("qcheck.screen").screened(host("qcheck.pictures").find(pictures))
+        shown, left_out = host("qcheck.calibrate.screen").screened(host("qcheck.calibrate.pictures").find(pictures))
         given = PromptSet(name=pictures.name, prompts=tuple(one.caption for one in shown))
     if given is not None:
         if own or shown:
@@ -110,8 +111,8 @@ def calibrate(
     )
     console = Console(stderr=True)
     with output.interruptible(job.cache is not None), tempfile.TemporaryDirectory() as folder:
-        work = host("qcheck.work").prepare(job, Path(folder), Bars(console))
-        found = host("qcheck.calibrate").ranges_file(work, job.schemes[0], left_out)
+        work = host("qcheck.tasks.work").prepare(job, Path(folder), Bars(console))
+        found = host("qcheck.calibrate.inputs").ranges_file(work, job.schemes[0], left_out)
     out.write_text(found.to_json(), "utf-8")
     for prompt, why in left_out.items():
         console.print(f"left out {prompt!r}: {why}", markup=False)
@@ -136,7 +137,7 @@ def _given(lora: list[str], base: str, prompts: Path | None, own: bool, pictures
     if not own:
         return None
     sources = [library.resolve(base, source)[1] for source in lora]
-    words: list[str] = [word for source in sources for word in host("qcheck.calibrate").own_prompts(source)]
+    words: list[str] = [word for source in sources for word in host("qcheck.calibrate.inputs").own_prompts(source)]
     if not words:
         raise UserError(
             f"{', '.join(lora)}: no trigger words or tags in the metadata to calibrate on",

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qcheck import scheme, target
 from qcheck.cli import options
-from qcheck.target import Sourced, Target, number_format
+from qcheck.spec import scheme, target
+from qcheck.spec.target import Sourced, Target, number_format
 
 _Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, with every source.")]
 

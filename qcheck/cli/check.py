@@ -6,16 +6,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qcheck import cache, limits, probe, recipe, scheme, target
 from qcheck.cli import config, options, output, resolve
 from qcheck.cli.lazy import host
 from qcheck.cli.log import LOGGER
 from qcheck.cli.options import ALL
+from qcheck.core import cache
 from qcheck.demo import library
-from qcheck.job import Job
 from qcheck.report import text
-from qcheck.report.model import Report, exit_code
-from qcheck.scheme import MERGES
+from qcheck.result.report import Report, exit_code
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.check import Job
+from qcheck.spec.order import MERGES
 
 
 def check(
@@ -146,7 +147,7 @@ def demo(
 
 def _run(job: Job, as_json: bool, quiet: bool, log: Path | None) -> None:
     with output.session(job, as_json or quiet, log) as (folder, progress):
-        report: Report = host("qcheck.pipeline").check(job, folder, progress)
+        report: Report = host("qcheck.tasks.check").check(job, folder, progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
     if as_json:

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qcheck import compare as stage
-from qcheck.compare import Comparison, Matrix
-from qcheck.errors import UserError
-from qcheck.report import comparison, stored
+from qcheck.core.errors import UserError
+from qcheck.judge import compare as stage
+from qcheck.judge.compare import Comparison, Matrix
+from qcheck.report import comparison
+from qcheck.result import store
 
 
 def compare(
@@ -30,7 +31,7 @@ def compare(
     """
     if as_json and as_markdown:
         raise UserError("both --json and --markdown are given", "Give one of them.")
-    found = [(str(path), stored.read(path)) for path in reports]
+    found = [(str(path), store.read(path)) for path in reports]
     regression = len(found) == 2 and not as_matrix
     result = stage.against(*found) if regression else stage.matrix(found)
     if as_json:

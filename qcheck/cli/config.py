@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import cache
-from qcheck.errors import UserError, unknown
-from qcheck.files import Value
-from qcheck.job import Argument, Job
+from qcheck.core import cache
+from qcheck.core.errors import UserError, unknown
+from qcheck.core.values import Value
+from qcheck.spec.check import Argument, Job
 
 NAME = "qcheck.toml"
 _TABLE = "check"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import doctor as stage
+from qcheck.tasks import doctor as stage
 
 _STYLE = {"ready": "green", "missing": "yellow", "never run": "magenta"}
 

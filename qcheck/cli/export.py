@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import cache, limits, recipe, scheme, target
 from qcheck.cli import options, output, resolve
 from qcheck.cli.lazy import host
+from qcheck.core import cache
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Job
 from qcheck.report.text import build_line, megabytes
+from qcheck.spec import limits, recipe, scheme, target
+from qcheck.spec.check import Job
 
 _FAILED = ("refused", "crashed", "fell back")
 
@@ -97,7 +98,7 @@ def export(
         ranges=ranges_file,
     )
     with output.session(job, as_json or quiet, log) as (folder, progress):
-        found = host("qcheck.export").export(job, asked, folder, progress)
+        found = host("qcheck.tasks.export").export(job, asked, folder, progress)
     if as_json:
         typer.echo(found.to_json(), nl=False)
     elif quiet:

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qcheck import recipe, scheme
 from qcheck.cli import options
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.progress import Silent
+from qcheck.spec import recipe, scheme
 
 
 def inspect(
@@ -51,7 +51,7 @@ def inspect(
         )
     chosen = [found for found in chosen if found.smoothing is None]
     bars = Silent() if as_json else Bars(Console(stderr=True))
-    found = host("qcheck.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
+    found = host("qcheck.tasks.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 
 
 def host(module: str) -> Any:

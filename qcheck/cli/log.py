@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qcheck import __version__
-from qcheck.errors import UserError
-from qcheck.progress import Progress
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress
 
 LOGGER = logging.getLogger("qcheck")
 

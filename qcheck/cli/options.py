@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from qcheck import files, limits, probe, recipe, scheme, target
 from qcheck.cli import config
+from qcheck.core.values import names_in
 from qcheck.demo import library
-from qcheck.scheme import ORDERS
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.order import ORDERS
 
 _ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and device", "Probes", "Quantization", "Output and machine"
 CORES = os.cpu_count() or 1
@@ -20,7 +21,7 @@ ALL = "all"
 
 def named(folder: Path, *more: str) -> Callable[[str], list[str]]:
     """A completion: the names of the TOML files in ``folder``, and ``more``."""
-    return lambda incomplete: [name for name in (*files.names(folder), *more) if name.startswith(incomplete)]
+    return lambda incomplete: [name for name in (*names_in(folder), *more) if name.startswith(incomplete)]
 
 
 def orders(incomplete: str) -> list[str]:

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from qcheck.cli import log
 from qcheck.cli.progress import Bars
-from qcheck.errors import UserError
-from qcheck.job import Job
-from qcheck.progress import Progress, Silent
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Silent
+from qcheck.spec.check import Job
 
 
 def default(adapter: str) -> Path:

@@ -10,16 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcheck import cache, limits, probe, recipe, target
 from qcheck.cli import options, output, resolve
 from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
+from qcheck.core import cache
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Job
-from qcheck.progress import Silent
 from qcheck.report import text
-from qcheck.report.model import Case, exit_code
+from qcheck.result.report import Case, exit_code
+from qcheck.spec import limits, probe, recipe, target
+from qcheck.spec.check import Job
 
 _TRAINING = "Training"
 
@@ -107,12 +108,12 @@ def qat(
         batch=batch,
         build=build,
     )
-    settings = host("qcheck.lessons").Settings(
+    settings = host("qcheck.tasks.qat.objective").Settings(
         steps=learning, every=every, rate=rate, share=own_states, seed=train_seed
     )
     bars = Silent() if as_json else Bars(Console(stderr=True))
     with output.interruptible(job.cache is not None), output.staged(job.out) as folder:
-        done = host("qcheck.qat").calibrate(job, settings, new, folder, bars, force)
+        done = host("qcheck.tasks.qat").calibrate(job, settings, new, folder, bars, force)
     if as_json:
         typer.echo(done.after.to_json(), nl=False)
     else:

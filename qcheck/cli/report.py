@@ -17,4 +17,4 @@ def report(
 
     `qcheck report qcheck-out/flat-20261124-080000`
     """
-    typer.echo(host("qcheck.report.page").write(folder))
+    typer.echo(host("qcheck.report.html").write(folder))

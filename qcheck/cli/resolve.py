@@ -4,15 +4,16 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from qcheck import probe, recipe, scheme
 from qcheck.cli.options import ALL
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Use
-from qcheck.probe import ProbeSet
-from qcheck.recipe import Recipe
-from qcheck.scheme import ORDERS, Order, Scheme
-from qcheck.target import Target
+from qcheck.spec import order, probe, recipe, scheme
+from qcheck.spec.check import Use
+from qcheck.spec.order import ORDERS, Order
+from qcheck.spec.probe import ProbeSet
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Scheme
+from qcheck.spec.target import Target
 
 
 def base(given: str) -> str:
@@ -97,7 +98,7 @@ def artifacts(given: list[Path] | None) -> tuple[Path, ...]:
 
 def orders(named: list[str] | None) -> tuple[Order, ...]:
     """The orders of those names; by default the first."""
-    return tuple(dict.fromkeys(scheme.order(name) for name in named or ORDERS[:1]))
+    return tuple(dict.fromkeys(order.find(name) for name in named or ORDERS[:1]))
 
 
 def schemes(named: list[str] | None, device: Target) -> tuple[Scheme, ...]:

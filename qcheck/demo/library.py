@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from qcheck import files
-from qcheck.errors import unknown
+from qcheck.core.errors import unknown
+from qcheck.core.values import PACKAGE
 
 NAME = "demo"
 PROBES = RECIPE = "emoji"
 SCHEME = "int8"
-PIPELINE = files.PACKAGE / "demo" / "pipeline"
-ADAPTERS = files.PACKAGE / "demo" / "adapters"
+PIPELINE = PACKAGE / "demo" / "pipeline"
+ADAPTERS = PACKAGE / "demo" / "adapters"
 
 
 def adapters() -> list[str]:

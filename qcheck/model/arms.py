@@ -3,19 +3,18 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from qcheck import files
-from qcheck.errors import UserError
+from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
 from qcheck.model import lora
-from qcheck.model.base import Base
 from qcheck.model.family import Family
+from qcheck.model.load import Base
 from qcheck.model.lora import Adapter, Fit
+from qcheck.spec.arm import Side
 
-Side = Literal["base", "adapted"]
-SIDES: tuple[Side, Side] = ("base", "adapted")
 _EXACT = 1e-3
 
 
@@ -37,7 +36,7 @@ class Arms:
     def content(self, side: Side) -> str:
         """The digest of all weights of an arm."""
         used = (*self.common, *(self.adapters if side == "adapted" else ()))
-        return files.digest(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
+        return digest_of(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
 
     def use(self, side: Side) -> Family:
         """Put that arm's weights in place and return the pipeline."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcheck.errors import unknown
+from qcheck.core.errors import unknown
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 from qcheck.quantize import formats
 from qcheck.quantize.formats import Float, Format
-from qcheck.recipe import Recipe
-from qcheck.scheme import Granularity, Numbers, Rule, Scheme
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Granularity, Numbers, Rule, Scheme
 
 Layer = nn.Linear | nn.Conv2d
 

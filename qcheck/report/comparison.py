@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.compare import Change, Comparison, Matrix, Row
+from qcheck.judge.compare import Change, Comparison, Matrix, Row
 from qcheck.report.markdown import SIGNS, escape, table
-from qcheck.report.plain import line
 from qcheck.report.text import COLOURS
-from qcheck.verdict import Outcome
+from qcheck.report.wording import line
+from qcheck.result.verdict import Outcome
 
 _STYLES = {"worse": "bold red", "better": "green", "other": "yellow"}
 

@@ -1,39 +1,15 @@
 """The contact sheet: reference, quantized, amplified difference; a row a probe, base and adapted side by side."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROWS = 8
-AMPLIFY = 8
+from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
+
 _TILE, _GAP, _TITLE, _LABEL = 112, 6, 40, 150
 _TITLES = ("base", "base quantized", f"difference x{AMPLIFY}", "with LoRA", "LoRA quantized", f"difference x{AMPLIFY}")
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization."""
-
-    scheme: str
-    prompts: tuple[str, ...]
-    reference: Mapping[Literal["base", "adapted"], np.ndarray]
-    quantized: Mapping[Literal["base", "adapted"], np.ndarray]
-
-
-def eight_bits(picture: np.ndarray) -> np.ndarray:
-    """A picture in [0, 1] as bytes; what is not a number is grey."""
-    found: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
-    return found
-
-
-def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
-    """The change by quantization, enlarged: grey where nothing differs."""
-    found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
-    return found
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

@@ -5,10 +5,10 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from qcheck.report.model import Case, Report
-from qcheck.report.plain import line
 from qcheck.report.text import ARMS, bounds, number
-from qcheck.verdict import Outcome
+from qcheck.report.wording import line
+from qcheck.result.report import Case, Report
+from qcheck.result.verdict import Outcome
 
 # a failure is a finding about the scheme or the adapter; an error is that nothing was found out
 _KINDS: dict[Outcome, Literal["failure", "error"] | None] = {

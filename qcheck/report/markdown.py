@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qcheck.report.decided import deciding
-from qcheck.report.model import Case, Report
-from qcheck.report.plain import line
+from qcheck.judge.deciding import deciding
 from qcheck.report.text import ARMS, MARKS, artifact_bytes, bounds, build_line, megabytes, number, rest, shown
+from qcheck.report.wording import line
+from qcheck.result.report import Case, Report
 
 COMMENT = 65_536  # characters that a comment on GitHub may have
 SIGNS = {

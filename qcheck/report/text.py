@@ -7,9 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.measurement import Arm, Judged
-from qcheck.report.model import Build, Case, LayerShare, Report
-from qcheck.verdict import Outcome
+from qcheck.result.build import Build
+from qcheck.result.measurement import Judged
+from qcheck.result.report import Case, LayerShare, Report
+from qcheck.result.verdict import Outcome
+from qcheck.spec.arm import Arm
 
 COLOURS: dict[Outcome, str] = {
     "PASS": "bold green",

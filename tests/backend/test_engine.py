@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from qcheck.backend import engine
-from qcheck.realised import Operation
+from qcheck.build import engine
+from qcheck.build.precision import Operation
 
 # lines of a plan of TensorRT-RTX 1.7.1.116, shortened where "..." was
 PLAN = b"""\0head

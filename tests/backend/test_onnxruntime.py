@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcheck.backend.onnxruntime import OnnxRunner, session
+from qcheck.runtime.ort_runner import OnnxRunner, session
 from tests.conftest import Prepared
 
 

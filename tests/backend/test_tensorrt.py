@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from qcheck.backend import tensorrt
-from qcheck.backend.tensorrt import Builder
-from qcheck.quantize import onnx as rewrite
+from qcheck.build import builder as tensorrt
+from qcheck.build.builder import Builder
+from qcheck.quantize import qdq as rewrite
 from tests import builder
 from tests.conftest import Finished, Prepared
 

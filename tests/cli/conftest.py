@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qcheck import pipeline
-from qcheck.job import Job
-from qcheck.progress import Progress
-from qcheck.report.model import Report
+from qcheck.core.progress import Progress
+from qcheck.result.report import Report
+from qcheck.spec.check import Job
+from qcheck.tasks import check as pipeline
 from tests import reports
 
 

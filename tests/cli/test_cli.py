@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qcheck.cli import output
+from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.report.model import Report, exit_code
+from qcheck.result.report import Report, exit_code
+from qcheck.sampling import sampler
 from tests.conftest import Finished, run
 
 FLAT = str(library.ADAPTERS / "flat.safetensors")
@@ -127,14 +129,12 @@ def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
 def test_the_artifact_says_its_scheme_and_order(finished: Finished) -> None:
     import onnx
 
-    from qcheck import files
-
     folder = finished.folder / "artifacts" / "int8" / "merge-quantize"
     stored = onnx.load(folder / "unet" / "model.onnx")
     assert {p.key: p.value for p in stored.metadata_props}["qcheck.order"] == "merge-quantize"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["order"] == "merge-quantize"
-    assert all(files.digest(folder / name) == digest for name, digest in manifest["files"].items())
+    assert all(digest_of(folder / name) == digest for name, digest in manifest["files"].items())
     onnx.checker.check_model(stored, full_check=True)
 
 
@@ -230,11 +230,12 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of q1's probes: nothing of the output stays, everything finished is found again."""
-    from qcheck import cache, sensitivity, trace
+    from qcheck.core import cache
+    from qcheck.diagnose import sensitivity
 
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     calls, last = [0], [10**9]
-    original = trace.call
+    original = sampler.call
 
     def counted(*arguments: Any) -> Any:
         if calls[0] >= last[0]:
@@ -242,7 +243,7 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
         calls[0] += 1
         return original(*arguments)
 
-    monkeypatch.setattr(trace, "call", counted)
+    monkeypatch.setattr(sampler, "call", counted)
     command = ("check", "demo", "--lora", "flat", "--scheme", "int4-g32", "--steps", "3", "--max-probes", "4")
     command = (*command, "--batch", "1", "--no-build", "--threads", "1")
     whole = run(*command, "--no-cache", "--out", str(tmp_path / "whole"))

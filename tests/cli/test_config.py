@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from qcheck.cli import config
-from qcheck.errors import UserError
-from qcheck.job import Job
+from qcheck.core.errors import UserError
+from qcheck.spec.check import Job
 from tests.conftest import run
 
 

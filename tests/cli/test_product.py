@@ -11,11 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from qcheck import files, limits, pipeline, probe, recipe, scheme, target
 from qcheck.cli.app import app
+from qcheck.core.errors import UserError
+from qcheck.core.values import names_in
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Job
+from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec.check import Job
+from qcheck.tasks import check as pipeline
 from tests import reports
 from tests.conftest import run
 
@@ -46,18 +48,18 @@ def test_every_option_of_a_check_is_in_a_group_and_explained() -> None:
     [
         ("check demo --scheme int8", {"int8", "int8-sq"}),
         ("check demo --scheme a", {"all"}),
-        ("check demo --target ", set(files.names(target.FOLDER))),
-        ("check demo --recipe ", set(files.names(recipe.FOLDER))),
-        ("check demo --probes ", set(files.names(probe.FOLDER))),
-        ("check demo --limits ", set(files.names(limits.FOLDER))),
+        ("check demo --target ", set(names_in(target.FOLDER))),
+        ("check demo --recipe ", set(names_in(recipe.FOLDER))),
+        ("check demo --probes ", set(names_in(probe.FOLDER))),
+        ("check demo --limits ", set(names_in(limits.FOLDER))),
         ("check demo --order un", {"unmerged"}),
         ("export demo --scheme nv", {"nvfp4", "nvfp4-wo"}),
         ("demo ", set(library.adapters())),
         ("demo --scheme fp", {"fp16", "fp8", "fp8-linear"}),
-        ("targets jetson-thor", {n for n in files.names(target.FOLDER) if n.startswith("jetson-thor")}),
+        ("targets jetson-thor", {n for n in names_in(target.FOLDER) if n.startswith("jetson-thor")}),
         ("schemes --target dgx", {"dgx-spark"}),
         ("inspect ", set(library.adapters())),
-        ("inspect x --scheme bf", {n for n in files.names(scheme.FOLDER) if n.startswith("bf")}),
+        ("inspect x --scheme bf", {n for n in names_in(scheme.FOLDER) if n.startswith("bf")}),
     ],
 )
 def test_names_complete(typed: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qcheck.metric import classifier, spectrum
+from qcheck.measure import classifier, spectrum
 
 pytest.importorskip("sklearn")
 FULL = np.random.default_rng(0).standard_normal((24, 2, 16, 16))

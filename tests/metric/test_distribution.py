@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from qcheck.metric import distribution
-from qcheck.metric.statistics import Sample, measure, pseudo_values
+from qcheck.measure import distribution
+from qcheck.measure.sample import Sample, measure, pseudo_values
 
 SHAPE = (8, 4, 16, 16)
 

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qcheck import limits
-from qcheck.measurement import Measurement
-from qcheck.metric import effect
-from qcheck.metric.statistics import measure_all
-from qcheck.verdict import judge
+from qcheck.judge.verdict import judge
+from qcheck.measure import effect
+from qcheck.measure.sample import measure_all
+from qcheck.result.measurement import Measurement
+from qcheck.spec import limits
 from tests.metric.test_laws import Drawn, every
 
 LIMITS = limits.find("default")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from qcheck.measurement import Measurement
-from qcheck.metric import lattice
-from qcheck.metric.statistics import measure
+from qcheck.measure import lattice
+from qcheck.measure.sample import measure
+from qcheck.result.measurement import Measurement
 
 FINALS = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
 CHECKER = (-1.0) ** np.add.outer(np.arange(16), np.arange(16))

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcheck.limits import find
-from qcheck.measurement import Arm, Measurement
-from qcheck.metric import classifier, distribution, effect, endpoint, lattice, picture, spectrum, way
-from qcheck.metric.statistics import Sample, measure, measure_all
-from qcheck.verdict import judge
+from qcheck.judge.verdict import judge
+from qcheck.measure import classifier, distribution, effect, endpoint, lattice, picture, spectrum, trajectory
+from qcheck.measure.sample import Sample, measure, measure_all
+from qcheck.result.measurement import Measurement
+from qcheck.spec.arm import Arm
+from qcheck.spec.limits import find
 
 LIMITS = find("default")
 ONES, TIMES = np.ones(3), (900.0, 500.0, 100.0)
@@ -49,7 +50,7 @@ def _moments(x: np.ndarray) -> np.ndarray:
     return np.stack([x.mean((3, 4)), x.var((3, 4))], 2)
 
 
-def _way(x: np.ndarray) -> way.Way:
+def _way(x: np.ndarray) -> trajectory.Way:
     flat = x.reshape(*x.shape[:2], -1)
     with np.errstate(invalid="ignore"):
         return np.linalg.norm(flat[:, -1:] - flat[:, :1], axis=-1), np.linalg.norm(np.diff(flat, axis=1), axis=-1)
@@ -73,9 +74,9 @@ def every(drawn: Drawn) -> dict[tuple[str, Arm], Sample]:
         *spectrum.samples("base", list(ends[2]), list(ends[0])),
         *spectrum.samples("adapted", list(ends[3]), list(ends[1])),
         *lattice.samples(lattice.read(ends[2], ends[0]), lattice.read(ends[3], ends[1])),
-        *way.jitter_samples(*(_turns(x) for x in drawn.arms)),
-        *way.straightness_samples(*(_way(x) for x in drawn.arms)),
-        Sample("divergence_slope", "adapted", "1/step", way.divergence(_apart(q1, f1), np.arange(3))),
+        *trajectory.jitter_samples(*(_turns(x) for x in drawn.arms)),
+        *trajectory.straightness_samples(*(_way(x) for x in drawn.arms)),
+        Sample("divergence_slope", "adapted", "1/step", trajectory.divergence(_apart(q1, f1), np.arange(3))),
         *distribution.kl_samples(*(_moments(x) for x in drawn.arms)),
     ]
     return {(s.name, s.arm): s for s in found}

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcheck.measurement import Measurement
-from qcheck.metric import control, effect, endpoint, spectrum
-from qcheck.metric.statistics import Sample, bounds, measure
+from qcheck.measure import control, effect, endpoint, spectrum
+from qcheck.measure.sample import Sample, bounds, measure
+from qcheck.result.measurement import Measurement
 
 SHAPE = (12, 4, 4, 16, 16)
 ONES = np.ones(4)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from qcheck import limits
-from qcheck.limits import Gate, Limits
-from qcheck.metric.statistics import Sample, measure_all
-from qcheck.verdict import judge
+from qcheck.judge.verdict import judge
+from qcheck.measure.sample import Sample, measure_all
+from qcheck.spec import limits
+from qcheck.spec.limits import Gate, Limits
 
 LIMITS = limits.find("default").model_copy(
     update={"gates": [Gate(name="excess_error", arm="adapted", role="adapter", high=3.0)]}

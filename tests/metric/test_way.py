@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck.metric import way
-from qcheck.walk import Way
+from qcheck.measure import trajectory
+from qcheck.sampling.trajectory import Way
 
 COUNT, CALLS, SHAPE = 6, 10, (4, 8, 8)
 
@@ -37,17 +37,19 @@ def test_jitter_reads_the_noise_of_every_step(noise: float) -> None:
     """Two unit vectors with independent noise of relative size s have cosine 1 / (1 + s^2)."""
     turns = [_run(n)["turns"] for n in (0.0, 0.0, 0.0, noise)]
     turns[3][:, 6] += 0.001
-    assert way.jitter_samples(*turns[:3], turns[0] + np.eye(CALLS - 1)[6])[1].places == ("step 7",)
-    found = {(s.name, s.arm): s.values.mean() for s in way.jitter_samples(*turns)}
+    assert trajectory.jitter_samples(*turns[:3], turns[0] + np.eye(CALLS - 1)[6])[1].places == ("step 7",)
+    found = {(s.name, s.arm): s.values.mean() for s in trajectory.jitter_samples(*turns)}
     assert found["step_jitter", "base"] == 0
     assert found["step_jitter", "adapted"] == pytest.approx(1 - 1 / (1 + noise**2), rel=0.15)
     assert found["step_jitter", "both"] == found["step_jitter", "adapted"]
-    assert way.profile(turns[3], turns[1]) == pytest.approx([noise**2 / (1 + noise**2)] * (CALLS - 1), rel=0.4)
+    assert trajectory.profile(turns[3], turns[1]) == pytest.approx([noise**2 / (1 + noise**2)] * (CALLS - 1), rel=0.4)
 
 
 def test_jitter_that_only_full_precision_has_is_hidden() -> None:
     calm, rough = _run(0.0)["turns"], _run(0.5)["turns"]
-    hidden = {name: way.jitter_samples(calm, rough, calm, q1)[-1] for name, q1 in (("lost", calm), ("kept", rough))}
+    hidden = {
+        name: trajectory.jitter_samples(calm, rough, calm, q1)[-1] for name, q1 in (("lost", calm), ("kept", rough))
+    }
     assert {s.name for s in hidden.values()} == {"hidden_jitter"}
     assert hidden["lost"].values.min() > 0.1
     assert hidden["kept"].values == pytest.approx(0)
@@ -55,8 +57,8 @@ def test_jitter_that_only_full_precision_has_is_hidden() -> None:
 
 def test_a_run_of_one_call_has_no_jitter() -> None:
     nothing = np.empty((COUNT, 0))
-    assert (way.jitter(nothing) == 0).all()
-    assert way.profile(nothing, nothing) == []
+    assert (trajectory.jitter(nothing) == 0).all()
+    assert trajectory.profile(nothing, nothing) == []
 
 
 def test_a_straight_way_is_as_long_as_its_chord() -> None:
@@ -65,12 +67,12 @@ def test_a_straight_way_is_as_long_as_its_chord() -> None:
         seen.seen(x, torch.ones_like(x))
         x = x + 0.5
     found = seen.ended(x)
-    assert way.straightness(found["chord"].numpy(), found["lengths"].numpy()) == pytest.approx([1.0])
+    assert trajectory.straightness(found["chord"].numpy(), found["lengths"].numpy()) == pytest.approx([1.0])
     crooked = _run(0.5)
-    assert (way.straightness(crooked["chord"], crooked["lengths"]) < 0.95).all()
+    assert (trajectory.straightness(crooked["chord"], crooked["lengths"]) < 0.95).all()
 
 
 def test_divergence_reads_the_rate_at_which_runs_part() -> None:
     places = np.array([0, 2, 4, 7])
     apart = np.where(places > 0, 0.01 * np.exp(0.3 * places), 0.0)
-    assert way.divergence([apart, 5 * apart, 0 * apart], places) == pytest.approx([0.3, 0.3, 0.0])
+    assert trajectory.divergence([apart, 5 * apart, 0 * apart], places) == pytest.approx([0.3, 0.3, 0.0])

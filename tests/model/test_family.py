@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck import trace
-from qcheck.backend.torch import TorchRunner
-from qcheck.cache import Cache
-from qcheck.errors import UserError
-from qcheck.job import Use
-from qcheck.model import base, family
+from qcheck.core.cache import Cache
+from qcheck.core.errors import UserError
+from qcheck.model import family, load
 from qcheck.model.arms import Arms
-from qcheck.probe import ProbeSet
-from qcheck.trace import Subject
-from qcheck.work import matched
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler
+from qcheck.sampling.setup import Subject
+from qcheck.sampling.store import Trace
+from qcheck.spec.check import Use
+from qcheck.spec.probe import ProbeSet
+from qcheck.tasks.work import matched
 from tests import families
 
 PROMPTS = ("a red fox", "two boats, oil on canvas")
@@ -25,21 +26,21 @@ WIDE = {"width": 48, "height": 32}
 
 
 @pytest.fixture(scope="module", params=list(families.FAMILIES))
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> base.Base:
-    return base.load(str(families.saved(request.param, tmp_path_factory.mktemp("base") / request.param)))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> load.Base:
+    return load.load(str(families.saved(request.param, tmp_path_factory.mktemp("base") / request.param)))
 
 
-def _traced(loaded: base.Base, chosen: ProbeSet, folder: Path) -> trace.Trace:
+def _traced(loaded: load.Base, chosen: ProbeSet, folder: Path) -> Trace:
     both = Arms(loaded, (), (), (), {"base": {}, "adapted": {}}, {})
     job: Any = SimpleNamespace(batch=2, adapters=[Use("none", 1.0)])
     setup, asked = matched(both, job, chosen, 4)
     subject = Subject("f1", "adapted", "f1", lambda: TorchRunner(both.entry("adapted")))
-    return trace.reference(setup, subject, asked, Cache(folder), lambda _: None)
+    return sampler.reference(setup, subject, asked, Cache(folder), lambda _: None)
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blurry")])
 def test_the_reference_is_what_diffusers_draws(
-    loaded: base.Base, guidance: float, negative: str, tmp_path: Path
+    loaded: load.Base, guidance: float, negative: str, tmp_path: Path
 ) -> None:
     chosen = ProbeSet(name="two", prompts=PROMPTS, negative=negative, seed=5, steps=3, guidance=guidance, **WIDE)
     if negative and loaded.family.branches == 1:
@@ -63,7 +64,7 @@ def test_the_reference_is_what_diffusers_draws(
         assert np.abs(pictures[index] - theirs).max() < 1e-4
 
 
-def test_guidance_reaches_the_output_where_the_family_has_it(loaded: base.Base, tmp_path: Path) -> None:
+def test_guidance_reaches_the_output_where_the_family_has_it(loaded: load.Base, tmp_path: Path) -> None:
     finals = []
     for guidance in (2.0, 6.0):
         chosen = ProbeSet(name="one", prompts=PROMPTS[:1], seed=5, steps=2, guidance=guidance, **WIDE)
@@ -72,7 +73,7 @@ def test_guidance_reaches_the_output_where_the_family_has_it(loaded: base.Base, 
     assert np.array_equal(*finals) != told
 
 
-def test_a_side_that_no_latent_has_is_refused(loaded: base.Base) -> None:
+def test_a_side_that_no_latent_has_is_refused(loaded: load.Base) -> None:
     step = loaded.family.multiple
     with pytest.raises(UserError, match=f"no multiple of {step}"):
         loaded.family.shape(32 + step // 2, 32)

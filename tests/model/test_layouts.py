@@ -17,14 +17,16 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qcheck import inspect, recipe
-from qcheck.errors import UserError
-from qcheck.job import Use
-from qcheck.model import arms, layout, lora
+from qcheck.core.errors import UserError
+from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
-from qcheck.model.base import Base
 from qcheck.model.family import find
+from qcheck.model.load import Base
+from qcheck.model.lora import layout
 from qcheck.model.quiet import quiet
+from qcheck.spec import recipe
+from qcheck.spec.check import Use
+from qcheck.tasks import inspect
 from tests import families, layouts
 from tests.layouts import Parts, Writer
 

@@ -10,19 +10,21 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from qcheck import inspect, recipe
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Use
-from qcheck.model import arms, base, lora
-from qcheck.model.arms import SIDES, Arms
+from qcheck.model import arms, load, lora
+from qcheck.model.arms import Arms
+from qcheck.spec import recipe
+from qcheck.spec.arm import SIDES
+from qcheck.spec.check import Use
+from qcheck.tasks import inspect
 
 FLAT = library.ADAPTERS / "flat.safetensors"
 
 
 @pytest.fixture(scope="module")
-def loaded() -> base.Base:
-    return base.load(str(library.PIPELINE))
+def loaded() -> load.Base:
+    return load.load(str(library.PIPELINE))
 
 
 def _saved(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> lora.Adapter:
@@ -69,19 +71,19 @@ def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
         lora.read(Use(str(FLAT), weight))
 
 
-def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: base.Base) -> None:
+def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: load.Base) -> None:
     tensors = {k.replace("unet.", "unet.inner."): v for k, v in load_file(FLAT).items()}
     with pytest.raises(UserError, match=r"none of the .* layers"):
         lora.fit(loaded.pipe, _saved(tmp_path, tensors))
 
 
-def test_keys_that_match_partly_are_an_error_that_names_them(tmp_path: Path, loaded: base.Base) -> None:
+def test_keys_that_match_partly_are_an_error_that_names_them(tmp_path: Path, loaded: load.Base) -> None:
     tensors = {k.replace("mid_block", "no_block"): v for k, v in load_file(FLAT).items()}
     with pytest.raises(UserError, match=r"only .*no_block"):
         lora.fit(loaded.pipe, _saved(tmp_path, tensors))
 
 
-def test_a_shape_that_does_not_fit_is_an_error(tmp_path: Path, loaded: base.Base) -> None:
+def test_a_shape_that_does_not_fit_is_an_error(tmp_path: Path, loaded: load.Base) -> None:
     tensors = load_file(FLAT)
     name = next(k for k in sorted(tensors) if "lora_A" in k)
     tensors[name] = torch.zeros(8, 77)
@@ -89,7 +91,7 @@ def test_a_shape_that_does_not_fit_is_an_error(tmp_path: Path, loaded: base.Base
         lora.fit(loaded.pipe, _saved(tmp_path, tensors))
 
 
-def test_a_file_of_no_lora_at_all_is_an_error(tmp_path: Path, loaded: base.Base) -> None:
+def test_a_file_of_no_lora_at_all_is_an_error(tmp_path: Path, loaded: load.Base) -> None:
     with pytest.raises(UserError, match="LoRA"):
         lora.fit(loaded.pipe, _saved(tmp_path, {"unet.conv_in.weight": torch.zeros(32, 4, 3, 3)}))
 
@@ -101,7 +103,7 @@ def test_a_file_of_two_layouts_is_applied_whole(tmp_path: Path) -> None:
         for k, v in load_file(FLAT).items()
     }
     mixed, plain = (
-        arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, content)])
+        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, content)])
         for content in (tensors, load_file(FLAT))
     )
     assert mixed.layers == plain.layers
@@ -116,7 +118,7 @@ def test_factors_that_change_nothing_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=f"did not change when it was merged, first {name.removesuffix('.lora_B.weight')}"
     ):
-        arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
+        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
 
 
 def _kohya(alpha: float | None) -> dict[str, torch.Tensor]:
@@ -140,7 +142,7 @@ def _old_diffusers() -> dict[str, torch.Tensor]:
     ids=["kohya-alpha-4", "kohya-alpha-16", "kohya-no-alpha", "old-diffusers"],
 )
 def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, torch.Tensor], scale: float) -> None:
-    both = arms.apply(base.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
+    both = arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
     factors = {k: v.float() for k, v in load_file(FLAT).items()}
     assert len(both.layers) == len(factors) // 2
     for layer in both.layers:
@@ -150,7 +152,7 @@ def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, to
 
 
 @pytest.mark.parametrize("mark", ["dora_scale", "hada_w1_a", "lokr_w1"])
-def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: base.Base, mark: str) -> None:
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: load.Base, mark: str) -> None:
     tensors = _kohya(4.0) | {f"lora_unet_mid_block_attentions_0_proj_in.{mark}": torch.zeros(4)}
     with pytest.raises(UserError, match=r"DoRA|LoHa|LoKr"):
         lora.fit(loaded.pipe, _saved(tmp_path, tensors))
@@ -158,7 +160,7 @@ def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: base
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
 def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
-    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(FLAT), weight))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(FLAT), weight))])
     tensors = {k: v.float() for k, v in load_file(FLAT).items()}
     stored = json.loads(both.adapters[0].metadata["lora_adapter_metadata"])
     scale = stored["unet.lora_alpha"] / stored["unet.r"]
@@ -170,7 +172,7 @@ def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) 
 
 
 def test_switching_arms_brings_the_base_back_bit_for_bit(demo_arms: Arms) -> None:
-    whole = base.load(str(library.PIPELINE)).denoiser.state_dict()
+    whole = load.load(str(library.PIPELINE)).denoiser.state_dict()
     demo_arms.use("adapted")
     back = demo_arms.state("base")
     assert all(torch.equal(back[name], whole[name]) for name in whole)
@@ -178,12 +180,12 @@ def test_switching_arms_brings_the_base_back_bit_for_bit(demo_arms: Arms) -> Non
 
 def test_a_path_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UserError, match="does not exist"):
-        base.load("./no-such-pipeline")
+        load.load("./no-such-pipeline")
 
 
 def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a diffusers pipeline"):
-        base.load(str(tmp_path))
+        load.load(str(tmp_path))
 
 
 def test_a_pipeline_of_another_kind_is_an_error(pipeline_copy: Path) -> None:
@@ -191,13 +193,13 @@ def test_a_pipeline_of_another_kind_is_an_error(pipeline_copy: Path) -> None:
     index["transformer"] = index.pop("unet")
     (pipeline_copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="This version checks Stable Diffusion"):
-        base.load(str(pipeline_copy))
+        load.load(str(pipeline_copy))
 
 
 def test_a_pipeline_with_a_part_missing_is_an_error(pipeline_copy: Path) -> None:
     shutil.rmtree(pipeline_copy / "unet")
     with pytest.raises(UserError, match="does not load"):
-        base.load(str(pipeline_copy))
+        load.load(str(pipeline_copy))
 
 
 def test_a_base_with_nan_is_an_error(pipeline_copy: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_base_with_nan_is_an_error(pipeline_copy: Path) -> None:
     tensors["conv_in.bias"][0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"unet/conv_in\.bias holds NaN"):
-        base.load(str(pipeline_copy))
+        load.load(str(pipeline_copy))
 
 
 def test_an_inpainting_base_is_an_error(pipeline_copy: Path) -> None:
@@ -214,7 +216,7 @@ def test_an_inpainting_base_is_an_error(pipeline_copy: Path) -> None:
     config["in_channels"] = 9
     (pipeline_copy / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"inpainting|does not load"):
-        base.load(str(pipeline_copy))
+        load.load(str(pipeline_copy))
 
 
 def test_a_base_whose_weights_are_pickles_is_refused(pipeline_copy: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_base_whose_weights_are_pickles_is_refused(pipeline_copy: Path) -> Non
     torch.save(load_file(folder / "diffusion_pytorch_model.safetensors"), folder / "diffusion_pytorch_model.bin")
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="does not load"):
-        base.load(str(pipeline_copy))
+        load.load(str(pipeline_copy))
 
 
 def _change(both: arms.Arms, layer: str) -> torch.Tensor:
@@ -235,7 +237,7 @@ def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
             [lora.read(Use(str(library.ADAPTERS / f"{name}.safetensors"), weight)) for name, weight in chosen]
             for chosen in (names, common or [])
         ]
-        return arms.apply(base.load(str(library.PIPELINE)), *read)
+        return arms.apply(load.load(str(library.PIPELINE)), *read)
 
     flat, ink = applied([("flat", 1.0)]), applied([("ink", -0.5)])
     both = applied([("flat", 1.0), ("ink", -0.5)])
@@ -251,14 +253,14 @@ def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
         down, up = both.factors(layer)
         change = _change(both, f"unet.{layer}")
         assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
-    contents = {one.content(side) for one in (flat, both, stacked) for side in arms.SIDES}
+    contents = {one.content(side) for one in (flat, both, stacked) for side in SIDES}
     assert len(contents) == 5  # only the plain base is in two of them
 
 
 def test_a_partly_matching_adapter_is_an_error_unless_allowed_and_then_the_rest_is_listed(tmp_path: Path) -> None:
     tensors = {k.replace("mid_block", "no_block"): v for k, v in load_file(FLAT).items()}
     partial = _saved(tmp_path, tensors)
-    loaded = base.load(str(library.PIPELINE))
+    loaded = load.load(str(library.PIPELINE))
     with pytest.raises(UserError, match=r"(?s)only .* exist in this base.*allow-unmatched"):
         arms.apply(loaded, [partial])
     both = arms.apply(loaded, [partial], allow_unmatched=True)
@@ -267,7 +269,7 @@ def test_a_partly_matching_adapter_is_an_error_unless_allowed_and_then_the_rest_
     assert not any("mid_block" in layer for layer in both.layers)
     alien = _saved(tmp_path, {k.replace("unet.", "unet.other."): v for k, v in load_file(FLAT).items()})
     with pytest.raises(UserError, match="none of the"):
-        arms.apply(base.load(str(library.PIPELINE)), [alien], allow_unmatched=True)
+        arms.apply(load.load(str(library.PIPELINE)), [alien], allow_unmatched=True)
 
 
 def test_trigger_words_come_from_what_trainers_write_into_the_file(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ def test_odd_metadata_offers_no_words(written: str, tmp_path: Path) -> None:
 def dora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A DoRA in PEFT's layout with random factors and magnitudes, and its tensors."""
     torch.manual_seed(0)
-    unet = copy.deepcopy(base.load(str(library.PIPELINE)).denoiser)
+    unet = copy.deepcopy(load.load(str(library.PIPELINE)).denoiser)
     config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], use_dora=True, init_lora_weights=False)
     unet.add_adapter(config)
     tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(unet).items()}
@@ -305,7 +307,7 @@ def dora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torc
 def test_dora_in_pefts_layout_is_merged_as_its_formula_says(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     """m (W + BA) / |W + BA| by rows (Liu et al., arXiv 2402.09353, eq. 5)."""
     path, tensors = dora
-    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
     for layer in both.denoiser_layers():
         before, merged = (both.weights[side][f"unet.{layer}"] for side in SIDES)
         down, up, size = (tensors[f"{layer}.lora_{part}"] for part in ("A.weight", "B.weight", "magnitude_vector"))
@@ -317,12 +319,12 @@ def test_dora_beside_another_adapter_is_refused(dora: tuple[Path, dict[str, torc
     path, _ = dora
     for stack in ((str(FLAT), str(path)), (str(path), str(FLAT))):
         with pytest.raises(UserError, match="beside other adapters"):
-            arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(file, 1.0)) for file in stack])
+            arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(file, 1.0)) for file in stack])
 
 
 def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, _ = dora
-    both = arms.apply(base.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
     with pytest.raises(UserError, match="DoRA rescales") as caught:
         both.factors(both.denoiser_layers()[0])
     assert "unmerged" in caught.value.fix

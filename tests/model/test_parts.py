@@ -9,10 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.errors import UserError
-from qcheck.job import Use
-from qcheck.model import base, calibrated, lora, parts
+from qcheck.model import load, lora
+from qcheck.model.lora import note as calibrated
+from qcheck.model.lora import trainable
+from qcheck.spec.check import Use
 from tests import layouts
 
 LAYERS = r"^unet.*(attn1\.to_(q|v)|conv1)$|^text_encoder.*q_proj$"
@@ -20,7 +22,7 @@ LAYERS = r"^unet.*(attn1\.to_(q|v)|conv1)$|^text_encoder.*q_proj$"
 
 @pytest.fixture(scope="module")
 def pipe() -> object:
-    return base.load(str(library.PIPELINE)).pipe
+    return load.load(str(library.PIPELINE)).pipe
 
 
 @pytest.mark.parametrize("write", [layouts.peft, layouts.diffusers, layouts.kohya, layouts.peft_folder])
@@ -31,22 +33,22 @@ def test_each_layer_has_its_change_and_all_other_keys_stay(
     known = layouts.known(pipe, r"^unet.*attn1\.to_(q|v)$" if plain else LAYERS, alphas=not plain)
     source = write(known, tmp_path / "adapter.safetensors")
     adapter = lora.read(Use(str(source), 1.0))
-    found = parts.find(pipe, adapter)
+    found = trainable.find(pipe, adapter)
     assert {f"unet.{layer}" for layer in found} == {name for name in known if name.startswith("unet.")}
-    factors = parts.trained(found, adapter)
+    factors = trainable.trained(found, adapter)
     for layer, part in found.items():
         expected = known[f"unet.{layer}"].change().float()
         assert torch.allclose(part.factors(factors).change(), expected, atol=1e-5), layer
     new = tmp_path / "new" / adapter.path.name
     new.parent.mkdir()
-    parts.write(adapter, {key: 2 * value for key, value in factors.items()}, {"qcheck.qat": "{}"}, new)
+    trainable.write(adapter, {key: 2 * value for key, value in factors.items()}, {"qcheck.tasks.qat": "{}"}, new)
     before, after = load_file(adapter.path), load_file(new)
     assert set(before) == set(after)
     for key, value in before.items():
         assert after[key].dtype == value.dtype
         assert torch.equal(after[key], 2 * value if key in factors else value), key
     with safe_open(new, "pt") as stream:
-        assert stream.metadata()["qcheck.qat"] == "{}"
+        assert stream.metadata()["qcheck.tasks.qat"] == "{}"
     again = lora.factors_of(lora.names_of(pipe), lora.read(Use(str(new), 1.0)))
     for name, part in known.items():
         scale = 4 if name.startswith("unet.") else 1
@@ -69,7 +71,7 @@ def _calibrated(tmp_path: Path, source: str) -> lora.Adapter:
         before=gap,
         after=gap,
     )
-    parts.write(adapter, {}, {calibrated.KEY: note.model_dump_json()}, tmp_path / "new.safetensors")
+    trainable.write(adapter, {}, {calibrated.KEY: note.model_dump_json()}, tmp_path / "new.safetensors")
     return lora.read(Use(str(tmp_path / "new.safetensors"), 1.0))
 
 

@@ -4,7 +4,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from qcheck.quantize.bitsandbytes import _FlatLinear
+from qcheck.quantize.bnb import _FlatLinear
 
 
 @pytest.mark.parametrize(("inputs", "right"), [(128, True), (96, False)])

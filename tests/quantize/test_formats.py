@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 from qcheck.quantize import formats
 
 INT8 = formats.find("int8")

@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 import torch
 
-from qcheck.backend.onnxruntime import OnnxRunner
 from qcheck.quantize import fake, formats, plan
-from qcheck.quantize import onnx as rewrite
+from qcheck.quantize import qdq as rewrite
+from qcheck.runtime.ort_runner import OnnxRunner
 from tests import stored
 from tests.conftest import Prepared
 

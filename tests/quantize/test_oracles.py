@@ -14,7 +14,7 @@ import torch
 
 from qcheck.quantize import plan
 from qcheck.quantize.plan import Grid
-from qcheck.scheme import Numbers, Rule, Scheme
+from qcheck.spec.scheme import Numbers, Rule, Scheme
 
 COUNT = 4_000_000
 LAWS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {  # each of unit variance

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcheck import recipe, scheme
-from qcheck.errors import UserError
-from qcheck.quantize import formats, plan, ranges
-from qcheck.quantize.ranges import BINS, Histogram, Seen, observed
+from qcheck.calibrate import histogram as ranges
+from qcheck.calibrate.histogram import BINS, Histogram, Seen, observed
+from qcheck.core.errors import UserError
+from qcheck.quantize import formats, plan
+from qcheck.spec import recipe, scheme
 from tests import rivals
 from tests.conftest import Prepared
 

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck import artifact, recipe, scheme
-from qcheck.artifact import Content
-from qcheck.backend.onnxruntime import OnnxRunner
-from qcheck.model import parts
 from qcheck.model.arms import Arms
-from qcheck.quantize import fake, plan, student
-from qcheck.scheme import MERGES, Order
+from qcheck.model.lora import trainable
+from qcheck.qat import student
+from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize.artifact import Content
+from qcheck.runtime.ort_runner import OnnxRunner
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES, Order
 from tests.conftest import Prepared, adapted_by
 
 RECIPE = recipe.find("emoji")
@@ -28,8 +29,8 @@ def faint() -> Arms:
 
 def _made(arms: Arms, prepared: Prepared, name: str, order: Order) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     chosen, (adapter,) = scheme.find(name), arms.adapters
-    found = parts.find(arms.base.pipe, adapter)
-    factors = {key: value.float().requires_grad_() for key, value in parts.trained(found, adapter).items()}
+    found = trainable.find(arms.base.pipe, adapter)
+    factors = {key: value.float().requires_grad_() for key, value in trainable.trained(found, adapter).items()}
     layers = frozenset(plan.chosen_layers(arms.base.denoiser, chosen, RECIPE))
     ground = student.Ground(chosen, order, layers, prepared.ranges, prepared.ranges, adapter.weight)
     model = student.make(arms.use("base").module, ground, found, lambda layer: found[layer].factors(factors))

@@ -11,9 +11,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from qcheck.report import page
-from qcheck.report.evidence import Evidence
-from qcheck.report.model import Report
+from qcheck.report import html
+from qcheck.result.evidence import Evidence
+from qcheck.result.report import Report
 from tests.conftest import run
 from tests.report import FOLDER
 
@@ -48,7 +48,7 @@ class Shown:
 
 def show(browser: Browser, folder: Path, **context: Any) -> Shown:
     """Render ``folder`` and open its page from the file."""
-    file = page.write(folder)
+    file = html.write(folder)
     opened = browser.new_context(reduced_motion="reduce", **context).new_page()
     shown = Shown(opened, file)
     opened.on("request", lambda request: shown.requests.append(request.url))
@@ -242,4 +242,4 @@ def test_the_command_renders_a_finished_check_again(folder: Path, tmp_path: Path
     done = run("report", str(copied))
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(copied / "report.html")
-    assert (copied / "report.html").read_text() == page.render(page.read(copied))
+    assert (copied / "report.html").read_text() == html.render(html.read(copied))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from qcheck.report import junit
-from qcheck.report.model import Report
+from qcheck.result.report import Report
 from tests import reports
 from tests.report.test_markdown import HOSTILE
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from qcheck.judge.deciding import deciding
 from qcheck.report import markdown
-from qcheck.report.decided import deciding
-from qcheck.report.page import view
-from qcheck.report.plain import line
+from qcheck.report.html import view
+from qcheck.report.wording import line
 from tests import reports
 
 PARSER = MarkdownIt("gfm-like", {"linkify": False})

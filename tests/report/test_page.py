@@ -11,21 +11,21 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck import limits
 from qcheck.cli.app import app
-from qcheck.errors import UserError
-from qcheck.measurement import Judged
-from qcheck.report import page
-from qcheck.report.limits import bounds, room
-from qcheck.report.model import LayerShare, Report
-from qcheck.report.page import view
-from qcheck.verdict import Outcome
+from qcheck.core.errors import UserError
+from qcheck.judge.bounds import bounds, room
+from qcheck.report import html
+from qcheck.report.html import view
+from qcheck.result.measurement import Judged
+from qcheck.result.report import LayerShare, Report
+from qcheck.result.verdict import Outcome
+from qcheck.spec import limits
 from tests.report import FOLDER
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return page.read(FOLDER).report
+    return html.read(FOLDER).report
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_not_measured_never_looks_like_passed(report: Report) -> None:
 
 def test_a_folder_with_no_evidence_still_has_its_page_and_says_what_is_missing(folder: Path) -> None:
     (folder / "evidence.json").unlink()
-    text = page.write(folder).read_text()
+    text = html.write(folder).read_text()
     assert "the folder has no evidence.json" in text
     assert "No pictures are stored" in text
 
@@ -137,10 +137,10 @@ def advised(*tried: dict[str, object]) -> str:
 
 
 def test_cures_are_shown_where_they_were_tried_and_missing_where_not(folder: Path) -> None:
-    assert "none was tried" in page.render(page.read(folder))
+    assert "none was tried" in html.render(html.read(folder))
     unrun = TRIED | {"title": "wider", "verdict": None, "bytes": None, "survival": None, "excess_error": None}
     (folder / "advice.json").write_text(advised(TRIED, unrun))
-    text = page.render(page.read(folder))
+    text = html.render(html.read(folder))
     assert "none was tried" not in text
     for shown in ("mse ranges", "0.97", "5.4 MB", "1.2 dB", "not run", "qcheck check demo --recipe mse"):
         assert shown in text
@@ -152,31 +152,31 @@ def test_layers_have_their_share_of_the_gap_where_a_report_holds_it(report: Repo
         name="a.to_v", block="a", kind="attention", share=0.5, standard_error=0.1, weight=0.3, activation=0.1
     )
     case = report.cases[0].model_copy(update={"layers": [share]})
-    found = page.panel(page.read(FOLDER), case)
+    found = html.panel(html.read(FOLDER), case)
     assert found.layers[0] == {"layer": "a.to_v", "kind": "attention", "share": 0.5, "weight": 0.3, "activation": 0.1}
     assert [plot.title for plot in found.plots["layers"]] == ["Sensitivity by layer", "Delta survival by layer"]
 
 
 def test_a_page_has_no_more_pictures_than_its_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = page.read(folder)
+    whole = html.read(folder)
     budget = sum(map(len, whole.pictures.values())) - 1
-    monkeypatch.setattr(page, "BUDGET", budget)
-    part = page.read(folder)
+    monkeypatch.setattr(html, "BUDGET", budget)
+    part = html.read(folder)
     assert 0 < len(part.pictures) < len(whole.pictures)
     assert sum(map(len, part.pictures.values())) <= budget
-    assert "left out to keep this page small" in page.render(part)
+    assert "left out to keep this page small" in html.render(part)
 
 
 def test_a_folder_without_a_report_is_a_mistake_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no report\.json"):
-        page.read(tmp_path)
+        html.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["report.json", "evidence.json", "advice.json"])
 def test_a_file_that_is_damaged_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text("{")
     with pytest.raises(UserError, match=name):
-        page.read(folder)
+        html.read(folder)
 
 
 def test_pictures_come_from_the_folder_alone(folder: Path) -> None:
@@ -184,4 +184,4 @@ def test_pictures_come_from_the_folder_alone(folder: Path) -> None:
     seen["cases"][0]["pictures"][0]["reference"][0] = "../../secret.webp"
     (folder / "evidence.json").write_text(json.dumps(seen))
     with pytest.raises(UserError, match="outside its folder"):
-        page.read(folder)
+        html.read(folder)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck.report.plain import line
+from qcheck.report.wording import line
 
 
 @pytest.mark.parametrize(

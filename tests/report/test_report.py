@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from qcheck import summary
 from qcheck.demo import library
-from qcheck.realised import Realised
-from qcheck.report import contact, steps, text
-from qcheck.report.contact import Sheet
-from qcheck.report.model import Build, Report
+from qcheck.diagnose.sheet import ROWS, Sheet
+from qcheck.judge import next_step
+from qcheck.report import contact, text
+from qcheck.result.build import Build, Realised
+from qcheck.result.report import Report
+from qcheck.tasks import assemble
 from tests.conftest import Finished
 
 
@@ -89,7 +90,7 @@ def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> No
         m.model_copy(update={"status": "fail", "value": 0.1}) if m.name == "effect_survival" else m
         for m in first.measurements
     ]
-    lost = steps.next_step("NEEDS-QAT", "quantize-merge", None, [])
+    lost = next_step.next_step("NEEDS-QAT", "quantize-merge", None, [])
     second = first.model_copy(
         update={"order": "quantize-merge", "verdict": "NEEDS-QAT", "next": lost, "measurements": worse}
     )
@@ -100,11 +101,11 @@ def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> No
 
 
 def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
-    told = {"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"], "next": steps.NEXT["NEEDS-QAT"]}
+    told = {"verdict": "NEEDS-QAT", "reasons": ["effect_survival is 0.1"], "next": next_step.NEXT["NEEDS-QAT"]}
     case = report.cases[0].model_copy(update=told)
     shown = _text(report.model_copy(update={"cases": [case]}))
     assert "because effect_survival is 0.1" in shown
-    assert steps.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
+    assert next_step.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
 
 
 def test_the_contact_sheet_has_a_row_a_probe_and_grey_where_nothing_differs(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_the_contact_sheet_has_a_row_a_probe_and_grey_where_nothing_differs(tmp_
 
 def test_the_contact_sheet_of_a_check_is_a_picture_of_every_shown_probe(finished: Finished) -> None:
     picture = Image.open(finished.folder / "contact.png")
-    assert picture.height > contact.ROWS * contact._TILE
+    assert picture.height > ROWS * contact._TILE
     assert np.asarray(picture).std() > 20
 
 
@@ -128,18 +129,18 @@ def test_the_contact_sheet_of_a_check_is_a_picture_of_every_shown_probe(finished
 )
 def test_what_nobody_compiled_is_not_shipped(status: str, words: str) -> None:
     made = Build.model_validate({"builder": "b", "capability": "8.6", "proxy": True, "status": status})
-    assert words in steps.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
+    assert words in next_step.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
 
 
 def test_the_order_that_loses_the_adapter_is_the_first_thing_to_change() -> None:
-    assert "merge-quantize or unmerged" in steps.next_step("NEEDS-QAT", "quantize-merge", None, [])
+    assert "merge-quantize or unmerged" in next_step.next_step("NEEDS-QAT", "quantize-merge", None, [])
 
 
 def test_an_engine_that_could_not_be_read_is_not_measured_with_the_reason(report: Report) -> None:
     silent = Realised(layers=2, products=0, operands={}, fell_back=[], unread=["a", "b"], bytes={}, promised={})
     made = report.cases[0].builds[0].model_copy(update={"status": "built", "realised": silent})
-    assert not summary._read(made)
-    found = summary._unbuilt(report.cases[0], made)
+    assert not assemble._read(made)
+    found = assemble._unbuilt(report.cases[0], made)
     assert found.name == "realised precision of int8 merge-quantize"
     assert found.reason == "not read: the engine says nothing of its operations, first a"
-    assert "could not be read" in steps.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
+    assert "could not be read" in next_step.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])

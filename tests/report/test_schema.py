@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from qcheck import files
-from qcheck.report import schema
+from qcheck.core.values import PACKAGE
+from qcheck.result import schema
 from tests import reports
 from tests.conftest import Finished
 
-FILE = files.PACKAGE.parent / "docs" / "report.schema.json"
+FILE = PACKAGE.parent / "docs" / "report.schema.json"
 VALIDATOR = Draft202012Validator(json.loads(FILE.read_text("utf-8")))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 from qcheck.model.components import ROWS, Component, Decoder, TextEncoder
-from qcheck.probe import Probe
+from qcheck.spec.probe import Probe
 
 Conditions = dict[str, torch.Tensor]
 Shape = tuple[int, int, int, int]

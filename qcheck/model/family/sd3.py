@@ -8,7 +8,7 @@ from torch import nn
 from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, Shape, guided, joined
 from qcheck.model.family.shift import shift
-from qcheck.probe import Probe
+from qcheck.spec.probe import Probe
 
 
 class _Entry(Entry):

@@ -7,7 +7,7 @@ from torch import nn
 
 from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, guided, joined
-from qcheck.probe import Probe
+from qcheck.spec.probe import Probe
 
 
 class _Entry(Entry):

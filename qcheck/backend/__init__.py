@@ -1,1 +1,0 @@
-"""Who computes a denoiser's output, behind one protocol."""

@@ -1,0 +1,120 @@
+"""What one call of a component costs, from shapes alone: it is run on tensors that have no data."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from qcheck.model.components import Component
+from qcheck.result.estimate import Estimate, estimate
+from qcheck.result.manifest import Layer
+from qcheck.spec.target import Target, number_format
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one call: elements of the weights, float32 elements alive at once at the peak, and operations.
+
+    Operations are two for each multiply-accumulate of convolutions and matrix products, by layer and in all; those of
+    attention's products belong to no layer.
+    """
+
+    parameters: int
+    alive: int
+    by_layer: Mapping[str, int]
+    operations: int
+
+
+class _Alive(TorchDispatchMode):
+    """The most bytes alive after any operator, but for ``weights``: eager execution, nothing fused."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.most = 0
+        self._weights = {StorageWeakRef(value.untyped_storage()) for value in weights}
+        self._seen: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, result)):
+            if isinstance(value, torch.Tensor):
+                storage = StorageWeakRef(value.untyped_storage())
+                if storage not in self._weights:
+                    self._seen[storage] = value.untyped_storage().nbytes()
+        self._seen = {storage: size for storage, size in self._seen.items() if not storage.expired()}
+        self.most = max(self.most, sum(self._seen.values()))
+        return result
+
+
+def profile(component: Component, rows: int) -> Profile:
+    """The costs of one call with ``rows`` in the batch."""
+    module = component.module
+    weights = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+    shapes = {
+        name: value.shape if name in component.fixed else (rows, *value.shape[1:])
+        for name, value in component.inputs.items()
+    }
+    inputs = {name: torch.empty(shapes[name], dtype=v.dtype, device="meta") for name, v in component.inputs.items()}
+    alive, counter = _Alive(list(weights.values())), FlopCounterMode(display=False)
+    with torch.no_grad(), counter, alive:
+        functional_call(module, weights, (), inputs)
+    counts = counter.get_flop_counts()
+    return Profile(
+        parameters=sum(value.numel() for value in module.parameters()),
+        alive=alive.most // 4,
+        by_layer=_by_layer(counts, list(dict(module.named_modules()))),
+        operations=sum(counts["Global"].values()),
+    )
+
+
+def _by_layer(counts: Mapping[str, Mapping[Any, int]], modules: Sequence[str]) -> dict[str, int]:
+    """Operations by the module's name within the component's module, without the entry's own prefix."""
+    found = {}
+    for name in modules:
+        known = next((key for key in counts if key.split(".", 1)[-1] == name), None)
+        if known is not None and "." in name:
+            found[name.split(".", 1)[1]] = sum(counts[known].values())
+    return found
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The profiles of a pipeline's components: its denoiser, and what else runs for a picture."""
+
+    denoiser: Profile
+    others: tuple[Profile, ...]
+
+
+def needs(denoiser: Component, others: Sequence[Component], rows: int) -> Needs:
+    """Profile every component; ``rows`` in the batch of all but those that make one picture."""
+    return Needs(profile(denoiser, rows), tuple(profile(part, 1 if part.growing else rows) for part in others))
+
+
+def estimated(found: Needs, target: Target, denoiser_bytes: int, layers: Sequence[Layer], compute: str) -> Estimate:
+    """The estimate for a denoiser's file whose quantized ``layers`` are known; all else is in ``compute``.
+
+    A layer counts at the rate of its input's format: weight-only layers multiply in the compute type.
+    """
+    size = number_format(compute).bits // 8
+    operations: Counter[str] = Counter({compute: found.denoiser.operations})
+    for layer in layers:
+        count = found.denoiser.by_layer.get(layer.name, 0)
+        operations[compute] -= count
+        operations[layer.activation or compute] += count
+    return estimate(
+        target,
+        denoiser_bytes,
+        sum(other.parameters for other in found.others) * size,
+        max(part.alive for part in (found.denoiser, *found.others)) * size,
+        operations,
+    )

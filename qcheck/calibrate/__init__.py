@@ -1,0 +1,1 @@
+"""Ranges of the inputs of every layer, and factors that smooth them."""

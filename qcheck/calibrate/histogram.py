@@ -1,0 +1,234 @@
+"""Where an input's range is cut: one streaming pass sees every layer, then any method reads its clip from the counts.
+
+Memory is one histogram a layer and stratum of timesteps, whatever the number of samples.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from scipy.special import rel_entr
+from torch import nn
+
+from qcheck.core.errors import UserError
+from qcheck.quantize import formats
+from qcheck.quantize.formats import Format, Integer
+from qcheck.quantize.plan import Input
+from qcheck.spec.recipe import Merge, Method, Recipe
+
+Name = TypeVar("Name", bound=str)
+BINS = 2048
+_SAMPLED = 8192  # values of one input that are counted, evenly spaced; the maximum is over all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of one layer's inputs: the absolute maximum, and ``counts`` [T, BINS] of |x| from 0 to ``top``.
+
+    T are the strata of timesteps that were told apart.
+    """
+
+    absmax: float
+    counts: np.ndarray
+    top: float
+
+    def clip(self, method: Method, number: Format, percentile: float, merge: Merge = "pooled") -> float:
+        """The absolute value that goes on the largest code: a static range is one for all timesteps.
+
+        ``merge`` "pooled" counts all strata together. Else each stratum is cut by itself, and the layer gets the
+        largest of these cuts ("max") or the one that loses the smallest share of the strata's energies ("mse").
+
+        Raises:
+            UserError: "entropy" for a format that is no integer.
+        """
+        if method == "max" or not self.counts.any() or not math.isfinite(self.absmax):
+            return self.absmax
+        if merge == "pooled":
+            return min(self._cut(self.counts.sum(0), method, number, percentile), self.absmax)
+        strata = self.counts[self.counts.any(1)]
+        cuts = [min(self._cut(counts, method, number, percentile), self.absmax) for counts in strata]
+        if merge == "max":
+            return max(cuts)
+        shares = self._lost(strata, np.array(cuts), number) / (strata @ self._centres() ** 2)[:, None]
+        return cuts[int(shares.sum(0).argmin())]
+
+    def _cut(self, counts: np.ndarray, method: Method, number: Format, percentile: float) -> float:
+        width = self.top / BINS
+        if method == "percentile":
+            below = np.cumsum(counts) / counts.sum()
+            return float((np.searchsorted(below, percentile / 100) + 1) * width)
+        if method == "mse":  # of 200 clips the one whose codes lose the least energy
+            most = min((int(np.flatnonzero(counts)[-1]) + 1) * width, self.absmax)
+            clips = np.linspace(0.05, 1.0, 200) * most
+            return float(clips[self._lost(counts, clips, number).argmin()])
+        if not isinstance(number, Integer):
+            raise UserError(
+                f"ranges by entropy are defined for integers, not for {number.name}",
+                'Use method = "mse", "percentile" or "max" in the recipe.',
+            )
+        return _least_divergence(counts, number.limit + 1) * width
+
+    def _lost(self, counts: np.ndarray, clips: np.ndarray, number: Format) -> np.ndarray:
+        """The energy that codes lose of the counted values, [..., clips], of ``counts`` [..., BINS]."""
+        steps = torch.from_numpy(clips / number.limit)[:, None]
+        values = torch.from_numpy(self._centres()).expand(len(clips), BINS)
+        errors = formats.dequantize(formats.quantize(values, steps, number), steps) - values
+        found: np.ndarray = counts @ errors.square().numpy().T
+        return found
+
+    def _centres(self) -> np.ndarray:
+        """The middle of every bin, [BINS]."""
+        return (np.arange(BINS) + 0.5) * (self.top / BINS)
+
+
+def _least_divergence(counts: np.ndarray, levels: int) -> int:
+    """Bins to keep so that ``levels`` levels of them diverge least (Kullback-Leibler) from the clipped counts.
+
+    Migacz, 8-bit inference with TensorRT (GTC 2017): what is cut is added to the last bin of the reference, and each
+    level's count is spread over its bins that were not empty.
+    """
+    best, least = len(counts), math.inf
+    for kept in range(levels, len(counts) + 1, levels // 16):
+        reference = counts[:kept].copy()
+        filled = reference > 0
+        edges = (np.arange(levels) * kept) // levels
+        totals = np.add.reduceat(reference, edges)
+        members = np.add.reduceat(filled.astype(np.float64), edges)
+        spread = np.repeat(totals / np.maximum(members, 1), np.diff(np.append(edges, kept))) * filled
+        reference[-1] += counts[kept:].sum()
+        p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
+        divergence = float(rel_entr(p, q).sum())  # infinite where all of the cut falls into an empty last bin
+        if divergence < least:
+            best, least = kept, divergence
+    return best
+
+
+class Histogram:
+    """Running counts of each observed layer's absolute inputs, by stratum of timesteps.
+
+    A value beyond the top doubles it, and neighbouring bins are joined: counts stay exact, the bins become wider.
+    """
+
+    def __init__(self, strata: int = 1) -> None:
+        self._strata, self._stratum = strata, 0
+        self._absmax: dict[str, float] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+        self._top: dict[str, float] = {}
+        self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
+        self._looks = 0
+
+    def enter(self, stratum: int) -> None:
+        """What is seen from now on is of that stratum."""
+        self._stratum = stratum
+
+    def see(self, layer: str, inputs: torch.Tensor) -> None:
+        """Take one batch of inputs of ``layer`` into account; NaN and infinity stick in the maximum."""
+        most, sample = self._look(inputs)
+        known = self._absmax.get(layer, 0.0)
+        self._absmax[layer] = most if most > known or math.isnan(most) else known
+        if not math.isfinite(most) or most == 0:
+            return
+        top = self._top.setdefault(layer, most)
+        counts = self._counts.setdefault(layer, self._empty())
+        while top < most:
+            top *= 2
+            counts[:, : BINS // 2], counts[:, BINS // 2 :] = counts.view(len(counts), -1, 2).sum(2), 0
+        self._top[layer] = top
+        places = (sample * (BINS / top)).to(torch.int32).clamp_(max=BINS - 1)
+        counts[self._stratum] += torch.bincount(places, minlength=BINS)
+
+    def _empty(self) -> torch.Tensor:
+        return torch.zeros(self._strata, BINS, dtype=torch.float64)
+
+    def _look(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Maximum and sampled values of |inputs|; layers that read the same tensor share the look."""
+        if self._last is None or self._last[0] is not inputs:
+            low, high = torch.aminmax(inputs)
+            values = inputs.flatten()
+            stride = max(1, len(values) // _SAMPLED)
+            while math.gcd(stride, len(values)) > 1:  # else some channels would never be met
+                stride += 1
+            self._looks += 1
+            sample = values[self._looks % stride :: stride].abs()
+            self._last = (inputs, torch.maximum(-low, high).item(), sample)
+        return self._last[1], self._last[2]
+
+    def seen(self) -> dict[str, Seen]:
+        """What was seen, by layer."""
+        self._last = None
+        return {
+            layer: Seen(most, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0))
+            for layer, most in self._absmax.items()
+        }
+
+
+@contextmanager
+def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) -> Iterator[None]:
+    """While open, every forward of ``layers`` is seen by all ``observers``."""
+    watching = tuple(observers)
+
+    def hook(name: str) -> "object":
+        def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            for observer in watching:
+                observer.see(name, inputs[0])
+
+        return see
+
+    handles = [m.register_forward_pre_hook(hook(name)) for name, m in layers.items()]  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
+    """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
+    return {
+        layer: Input(
+            inputs.clip(recipe.method, numbers[layer], recipe.percentile, recipe.merge)
+            if layer in numbers
+            else inputs.absmax
+        )
+        for layer, inputs in seen.items()
+    }
+
+
+def save(found: Mapping[Name, Mapping[str, Seen]], folder: Path) -> None:
+    """Write what was seen, a file for each of ``found``."""
+    for name, layers in found.items():
+        numbers = {layer: {"absmax": inputs.absmax, "top": inputs.top} for layer, inputs in layers.items()}
+        counts = {layer: inputs.counts for layer, inputs in layers.items()}
+        save_file(counts, folder / f"{name}.safetensors", metadata={"seen": json.dumps(numbers)})
+
+
+def load(folder: Path, name: str) -> dict[str, Seen]:
+    """What was saved under ``name``."""
+    with safe_open(folder / f"{name}.safetensors", "np") as stream:
+        numbers = json.loads(stream.metadata()["seen"])
+        return {layer: Seen(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}
+
+
+def save_inputs(found: Mapping[str, Input], folder: Path) -> None:
+    """Write factors and the ranges that go with them."""
+    cuts = {layer: inputs.cut for layer, inputs in found.items()}
+    factors = {layer: inputs.smooth.numpy() for layer, inputs in found.items() if inputs.smooth is not None}
+    save_file(factors, folder / _FACTORS, metadata={"cuts": json.dumps(cuts)})
+
+
+def load_inputs(folder: Path) -> dict[str, Input]:
+    """What was saved."""
+    with safe_open(folder / _FACTORS, "pt") as stream:
+        cuts = json.loads(stream.metadata()["cuts"])
+        return {layer: Input(cut, stream.get_tensor(layer)) for layer, cut in cuts.items()}
+
+
+_FACTORS = "factors.safetensors"

@@ -1,0 +1,78 @@
+"""The user's own pictures as states to calibrate on: found, encoded, and noised as training noised them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from qcheck.core.errors import UserError
+from qcheck.sampling import solvers
+from qcheck.sampling.setup import Setup
+from qcheck.spec.probe import Probe
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file and what it shows: the text beside it (``name.txt``, as trainers keep it), or its name in words."""
+
+    path: Path
+    caption: str
+
+
+def find(folder: Path) -> list[Picture]:
+    """All pictures of a folder, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise UserError(
+            f"--pictures {str(folder)!r} holds no picture",
+            f"Give a folder with files of {', '.join(SUFFIXES)}, each with its caption in a .txt of the same name.",
+        )
+    return [Picture(path, _caption(path)) for path in paths]
+
+
+def _caption(path: Path) -> str:
+    beside = path.with_suffix(".txt")
+    written = " ".join(beside.read_text("utf-8").split()) if beside.is_file() else ""
+    return written or " ".join(path.stem.replace("-", " ").replace("_", " ").split())
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as stream:
+            return stream.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"picture {str(path)!r}: {error}", "Remove it, or save it again.") from error
+
+
+def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture [3, H, W] in [0, 1]; with a ``size`` of width and height cut to its shape from the middle and scaled.
+
+    Raises:
+        UserError: the file is no picture.
+    """
+    image = _open(path)
+    image = image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+
+
+def states(setup: Setup, probes: Sequence[Probe], paths: Sequence[Path]) -> np.ndarray:
+    """Latents [n, T, C, h, w] of a picture for each probe under the probe's own noise, at every stratum."""
+    family = setup.family
+    _, _, height, width = family.shape(probes[0].width, probes[0].height)
+    factor = family.pipe.vae_scale_factor
+    found = []
+    for asked, path in zip(probes, paths[: len(probes)], strict=True):
+        picture = torch.from_numpy(read(path, (width * factor, height * factor)))
+        latents, (noise, _) = family.encode(picture[None]), family.start(asked)
+        rows = [solvers.noised(setup.solver(), index, latents, noise) for index in setup.strata]
+        found.append(torch.cat(rows).numpy())
+    return np.stack(found)

@@ -1,0 +1,82 @@
+"""TOML files to frozen values: where data lives, and how it is read strictly."""
+
+import functools
+import tomllib
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
+
+from qcheck.core.errors import UserError, unknown
+
+PACKAGE = Path(__file__).parent.parent
+DATA = PACKAGE / "spec" / "data"
+
+
+class Value(BaseModel):
+    """A frozen value whose file may not hold unknown keys and whose types are not coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+
+
+V = TypeVar("V", bound=Value)
+
+
+def as_tuple(seen: object) -> object:
+    """TOML arrays and JSON arrays are lists; frozen values hold tuples."""
+    return tuple(seen) if isinstance(seen, list) else seen
+
+
+def as_number(seen: object) -> object:
+    """JSON has no NaN or infinity; they are stored as the strings that pydantic writes."""
+    return float(seen) if seen in ("NaN", "Infinity", "-Infinity") else seen
+
+
+Number = Annotated[
+    float,
+    BeforeValidator(as_number),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}),
+]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+@functools.cache
+def data_folder(name: str) -> Path:
+    """The folder ``targets`` or ``calibration``: in an installed wheel inside the package, else beside it."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names that ``folder`` offers: its TOML files without the ending."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def read_toml(kind: type[V], path: Path) -> V:
+    """Read one file; a value's ``name`` is the file's, so it cannot disagree.
+
+    Raises:
+        UserError: not readable, not TOML, or keys and types that ``kind`` does not have.
+    """
+    title = kind.__name__.lower()
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{title} file {path}: {error}", "Give a readable TOML file.") from error
+    if "name" in content:
+        raise UserError(f"{title} file {path}: name: it is the file's own", "Take the key out, or rename the file.")
+    try:
+        return kind.model_validate({"name": path.stem} | content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{title} file {path}: {where}: {first['msg']}", "Correct that key.") from error
+
+
+def named(kind: type[V], folder: Path, name: str) -> V:
+    """The value called ``name`` in ``folder``, or the file at that path when it ends in ``.toml``."""
+    if name.endswith(".toml"):
+        return read_toml(kind, Path(name))
+    if name not in names_in(folder):
+        raise unknown(kind.__name__.lower(), name, names_in(folder))
+    return read_toml(kind, folder / f"{name}.toml")

@@ -1,0 +1,1 @@
+"""Which layers carry the gap, and what a report shows of it."""

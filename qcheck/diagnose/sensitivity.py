@@ -1,0 +1,366 @@
+"""Which layers carry the gap: what rounding each of them alone does to the guided output, from one backward pass.
+
+With y the guided output, J a layer's Jacobian and e what a case changes in that layer's output, the layer's cost is
+|J e|^2. For z ~ N(0, I) and g = d<z, y>/d(layer output), <g, e>^2 has that mean (Gauss-Newton; Hutchinson's trick). As
+<g, dW x> = <G, dW> with G the gradient of the layer's weight, and <g, W dx> = <W^T g, dx>, one pass serves all layers,
+all schemes and both kinds of error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcheck.core import cache
+from qcheck.core.digest import digest_of
+from qcheck.core.progress import Advance
+from qcheck.diagnose.hooks import tapped
+from qcheck.model.arms import Arms
+from qcheck.quantize import artifact, plan
+from qcheck.quantize.artifact import Content, Making
+from qcheck.quantize.plan import LayerPlan
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler, solvers
+from qcheck.sampling.setup import Setup, fed
+from qcheck.sampling.store import Trace
+from qcheck.spec.order import Order
+from qcheck.spec.probe import Probe
+from qcheck.tasks.work import Work
+
+STATES, DRAWS = 16, 2  # what a check spends on a case
+_FILE = "scores.npz"
+_DOMAIN = "sensitivity"  # z drawn from the seeds of the latents would be the noise that the states hold
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a case changes in one layer: dW [out, in, ...], and its numbers, which say how the input is rounded."""
+
+    weight: torch.Tensor
+    numbers: LayerPlan
+
+    @property
+    def rounds_input(self) -> bool:
+        """Whether the layer's input is quantized."""
+        return self.numbers.input is not None
+
+    def input(self, values: torch.Tensor) -> torch.Tensor:
+        """What rounding adds to an input, same shape."""
+        found = self.numbers.fake_input(values)
+        return (found if self.numbers.smooth is None else found / self.numbers.smooth) - values
+
+
+Errors = Mapping[str, LayerError]
+
+
+def errors(arms: Arms, content: Content) -> dict[str, LayerError]:
+    """What a quantized arm changes in f1, layer by layer: the codes and order are the artifact's own.
+
+    An unmerged adapter is exact beside its rounded base weight. Its branch also reads the input as it comes, while the
+    activation part counts the rounding of that input on W + D: too much, or too little, by about |D| / |W|.
+    """
+    base, adapted = arms.state("base"), arms.state("adapted")
+    found = {}
+    for layer, numbers in content.plan.items():
+        name = f"{layer}.weight"
+        whole = (base if layer in content.branches else adapted)[name]
+        found[layer] = LayerError(numbers.fake(content.state[name]) - whole, numbers)
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """<g, dW x> and <g, W dx> of every layer at every sample: ``parts`` [n, L, 2].
+
+    A sample is one z at one state; ``strata`` [n] are the states' timesteps as places in the set-up, ``weights`` [n]
+    how much a sample counts: its stratum's squared solver coefficient among those there, all together 1.
+    """
+
+    layers: tuple[str, ...]
+    strata: np.ndarray
+    weights: np.ndarray
+    parts: np.ndarray
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """Each layer's share of the squared output error, weight and activation together, [L]."""
+        found: np.ndarray = self.weights @ self.parts.sum(2) ** 2
+        return found
+
+    @property
+    def weight_costs(self) -> np.ndarray:
+        """That of rounding weights alone, [L]. The two parts need not add up: their errors may point alike."""
+        found: np.ndarray = self.weights @ self.parts[..., 0] ** 2
+        return found
+
+    @property
+    def activation_costs(self) -> np.ndarray:
+        """That of rounding inputs alone, [L]."""
+        found: np.ndarray = self.weights @ self.parts[..., 1] ** 2
+        return found
+
+    @property
+    def joint(self) -> float:
+        """What all layers together cost to first order; beside the sum of ``costs`` it tells whether errors cancel."""
+        return float(self.weights @ self.parts.sum((1, 2)) ** 2)
+
+    def standard_errors(self) -> np.ndarray:
+        """Of ``costs``, [L], over the samples."""
+        apart = self.parts.sum(2) ** 2 - self.costs
+        found: np.ndarray = np.sqrt((self.weights**2) @ apart**2)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write them as numpy's npz."""
+        np.savez(path, layers=np.array(self.layers), strata=self.strata, weights=self.weights, parts=self.parts)
+
+    def by_stratum(self, count: int) -> np.ndarray:
+        """Unweighted mean cost of each layer at each of ``count`` strata, [count, L]; NaN where no sample is."""
+        squares = self.parts.sum(2) ** 2
+        rows = [squares[self.strata == place] for place in range(count)]
+        return np.stack([row.mean(0) if len(row) else np.full(len(self.layers), np.nan) for row in rows])
+
+    def grouped(self, name: Callable[[str], str]) -> dict[str, float]:
+        """Costs summed over the layers that ``name`` (``block``, ``kind``) calls the same, the largest first."""
+        found: dict[str, float] = {}
+        for layer, cost in zip(self.layers, self.costs, strict=True):
+            found[name(layer)] = found.get(name(layer), 0.0) + float(cost)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def block(layer: str) -> str:
+    """The part of the denoiser a layer is in: "down_blocks.1", or its first name where no number follows."""
+    parts = layer.split(".")
+    places = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: places[0] + 1 if places and places[0] == 1 else 1])
+
+
+def kind(layer: str) -> str:
+    """What a layer does, the same in every block: the last two names without numbers ("attn1.to_q")."""
+    return ".".join([part for part in layer.split(".") if not part.isdigit()][-2:])
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A state of f1's way as the denoiser is fed it, a row for each of ``branches``; ``digest`` names it."""
+
+    given: Mapping[str, np.ndarray]
+    branches: int
+    stratum: int
+    digest: str
+
+
+def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]]:
+    """About ``count`` pairs (probe, stratum): every stratum once, the rest where ``weights`` [T] make noise count most.
+
+    A stratum's part of the variance is weight^2 / samples (Neyman's allocation); probes take turns.
+    """
+    counts = np.ones(len(weights), np.int64)
+    for _ in range(count - len(weights)):
+        gain = np.where(counts < probes, weights**2 / (counts * (counts + 1)), 0)
+        if not gain.any():
+            break
+        counts[gain.argmax()] += 1
+    return [((place + turn) % probes, place) for place, many in enumerate(counts) for turn in range(many)]
+
+
+def spots(setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]) -> Iterator[Spot]:
+    """The states at ``chosen`` pairs (probe, stratum) of the reference."""
+    solver, known = setup.solver(), reached.matched()
+    for row, stratum in chosen:
+        index = setup.strata[stratum]
+        timestep = solver.timesteps[index]
+        x = torch.from_numpy(reached.states()[row][stratum : stratum + 1].copy())
+        conditions = setup.inputs("adapted", [probes[row]]).conditions
+        given, branches = fed(setup.family, solvers.at(solver, index), x, timestep, conditions)
+        yield Spot(given, branches, stratum, f"{known[row]} {stratum}")
+
+
+def score(
+    arms: Arms,
+    setup: Setup,
+    cases: Mapping[str, Errors],
+    visited: Sequence[Spot],
+    draws: int = 1,
+    advance: Advance = lambda _: None,
+) -> dict[str, Scores]:
+    """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z."""
+    entry = arms.entry("adapted")
+    wanted = {name for held in cases.values() for name in held}
+    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in wanted}
+    rounded = {name for held in cases.values() for name, error in held.items() if error.rounds_input}
+    tap = _Tap(cases, list(layers))
+    with tapped(layers, rounded, tap.weight, tap.input), torch.enable_grad():
+        for spot in visited:
+            output = entry(**{name: torch.from_numpy(value) for name, value in spot.given.items()})
+            for draw in range(draws):
+                tap.next()
+                output.backward(cotangent(spot, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
+            advance(1)
+    strata = np.repeat([spot.stratum for spot in visited], draws)
+    weights = setup.weights[strata] / np.bincount(strata)[strata]
+    weights /= weights.sum()
+    return {case: Scores(tuple(held), strata, weights, tap.parts(case)) for case, held in cases.items()}
+
+
+def cotangent(spot: Spot, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
+    """What z on the guided output is on the branches that it is made of, of the raw output's ``shape``."""
+    seed = int(digest_of(_DOMAIN, spot.digest, str(draw)), 16) >> 1
+    z = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
+    return torch.stack([z] if spot.branches == 1 else [(1 - guidance) * z, guidance * z])
+
+
+class _Tap:
+    """Inner products of the gradients of each pass with the errors of every case."""
+
+    def __init__(self, cases: Mapping[str, Errors], layers: Sequence[str]) -> None:
+        self.seen: list[dict[tuple[str, str, int], torch.Tensor]] = []
+        self._cases = cases
+        self._weights = {name: _stacked(cases, name) for name in layers}
+        self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
+
+    def next(self) -> None:
+        """Begin a sample."""
+        self._shared = None
+        self.seen.append({})
+
+    def weight(self, layer: str, gradient: torch.Tensor) -> None:
+        """As ``taps.OfWeight``."""
+        names, weights = self._weights[layer]
+        for name, found in zip(names, weights @ gradient.flatten(), strict=True):
+            self.seen[-1][name, layer, 0] = found
+
+    def input(self, layer: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
+        """As ``taps.OfInput``."""
+        flat = gradient.flatten()
+        for case, held in self._cases.items():
+            if layer in held and held[layer].rounds_input:
+                self.seen[-1][case, layer, 1] = torch.dot(flat, self._error(values, held[layer]).flatten())
+
+    def _error(self, values: torch.Tensor, error: LayerError) -> torch.Tensor:
+        """dx; layers that read the same tensor in the same numbers share it."""
+        if self._shared is None or not _same(self._shared[0], values):
+            self._shared = (values, [])
+        known = self._shared[1]
+        found = next((moved for numbers, moved in known if _alike(numbers, error.numbers)), None)
+        if found is None:
+            found = error.input(values)
+            known.append((error.numbers, found))
+        return found
+
+    def parts(self, case: str) -> np.ndarray:
+        """[n, L, 2] of a case over its own layers."""
+        layers = list(self._cases[case])
+        return np.array(
+            [[[float(seen.get((case, layer, of), 0.0)) for of in (0, 1)] for layer in layers] for seen in self.seen]
+        )
+
+
+def _stacked(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
+    """The cases that have the layer, and their dW, [cases, out * in ...]."""
+    names = [case for case, held in cases.items() if layer in held]
+    return names, torch.stack([cases[case][layer].weight.flatten() for case in names])
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+
+
+def _alike(one: LayerPlan, other: LayerPlan) -> bool:
+    """Whether two layers round an input alike."""
+    return one.smooth is None and other.smooth is None and one.input == other.input
+
+
+def find(work: Work, making: Making, reached: Trace) -> dict[Order, Scores]:
+    """Scores of a scheme in the job's orders, at states of the reference ``reached``; kept in the cache.
+
+    None where nothing is rounded to codes, or where PyTorch quantizes while it loads, by rules of its own.
+    """
+    if making.scheme.control or not making.scheme.exported:
+        return {}
+    pairs = places(work.setup.weights, len(reached.paths), STATES)
+    probes, known = work.probes[: len(reached.paths)], reached.matched()
+    at = [f"{known[row]} {stratum}" for row, stratum in pairs]
+    keys = {o: cache.key(cache.code(__name__), making.key(o), *at, str(DRAWS)) for o in work.job.orders}
+    missing = [order for order in keys if work.store.find("sensitivity", keys[order]) is None]
+    if missing:
+        cases: dict[str, Errors] = {}
+        for order in missing:
+            content = artifact.adapted_content(work.arms, making.scheme, making.recipe, order, making.ranges)
+            cases[order] = errors(work.arms, content)
+        with work.timed(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
+            visited = list(spots(work.setup, reached, probes, pairs))
+            scored = score(work.arms, work.setup, cases, visited, DRAWS, advance)
+        for order in missing:
+            with work.store.put("sensitivity", keys[order], f"{making.scheme.name} {order}") as folder:
+                scored[order].save(folder / _FILE)
+    return {order: load(work.store.obtain("sensitivity", key, "", _absent) / _FILE) for order, key in keys.items()}
+
+
+def _absent(folder: Path) -> None:
+    raise FileNotFoundError(f"{folder} vanished while it was being used")
+
+
+def load(path: Path) -> Scores:
+    """What ``Scores.save`` wrote."""
+    with np.load(path) as stored:
+        return Scores(tuple(map(str, stored["layers"])), *(stored[name] for name in ("strata", "weights", "parts")))
+
+
+def exact(
+    arms: Arms,
+    setup: Setup,
+    held: Errors,
+    reached: Trace,
+    probes: Sequence[Probe],
+    advance: Advance = lambda _: None,
+) -> np.ndarray:
+    """Squared change of the guided output when one layer alone is quantized, [L, probes, strata], at f1's states.
+
+    A forward for each layer and state. The last row, L + 1, is the cost of all layers at once.
+    """
+    conditions, states = setup.inputs("adapted", probes).conditions, np.stack(reached.states()[: len(probes)])
+    runner, model = TorchRunner(arms.entry("adapted")), setup.family.module
+
+    def output(chosen: Errors) -> np.ndarray:
+        with disturbed(model, chosen):
+            found = sampler.ask(setup, runner, conditions, states, lambda _: None).astype(np.float64)
+        advance(1)
+        return found
+
+    whole = output({})
+    rows = [*({layer: error} for layer, error in held.items()), held]
+    return np.stack([((output(chosen) - whole) ** 2).sum((2, 3, 4)) for chosen in rows])
+
+
+@contextmanager
+def disturbed(model: nn.Module, held: Errors) -> Iterator[None]:
+    """``model`` with the errors of ``held`` in its layers; then as it was."""
+    handles: list[Any] = []
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        for layer, error in held.items():
+            module = model.get_submodule(layer)
+            weights[layer] = module.get_parameter("weight").data
+            module.get_parameter("weight").data = weights[layer] + error.weight
+            if error.rounds_input:
+                handles.append(module.register_forward_pre_hook(_move(error)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, weight in weights.items():
+            model.get_submodule(layer).get_parameter("weight").data = weight
+
+
+def _move(error: LayerError) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    def move(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0] + error.input(inputs[0]), *inputs[1:])
+
+    return move

@@ -1,0 +1,32 @@
+"""Decoded pictures of the first probes, before and after quantization: what the contact sheet and the page show."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+ROWS = 8
+AMPLIFY = 8
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization."""
+
+    scheme: str
+    prompts: tuple[str, ...]
+    reference: Mapping[Literal["base", "adapted"], np.ndarray]
+    quantized: Mapping[Literal["base", "adapted"], np.ndarray]
+
+
+def eight_bits(picture: np.ndarray) -> np.ndarray:
+    """A picture in [0, 1] as bytes; what is not a number is grey."""
+    found: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
+    return found
+
+
+def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
+    """The change by quantization, enlarged: grey where nothing differs."""
+    found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
+    return found

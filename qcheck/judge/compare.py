@@ -1,0 +1,231 @@
+"""Reports beside each other, and one held against a baseline. It reads what report.json says, and nothing else."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from qcheck.core.values import Value
+from qcheck.judge.bounds import bounds
+from qcheck.judge.deciding import deciding
+from qcheck.result.measurement import Judged
+from qcheck.result.report import Case, Report
+from qcheck.result.verdict import Outcome
+from qcheck.spec.arm import Arm
+
+Direction = Literal["worse", "better", "other"]
+
+
+class Cell(Value):
+    """What one report says of one scheme in one order."""
+
+    scheme: str
+    order: str
+    verdict: Outcome
+    survival: Judged | None
+    deciding: Judged | None
+
+
+class Row(Value):
+    """One report: where it is, which adapters on which base for which target."""
+
+    source: str
+    adapter: str
+    base: str
+    target: str
+    cells: list[Cell]
+
+
+class Matrix(Value):
+    """Adapters x schemes, a row a report; ``columns`` are every scheme and order that any of them has."""
+
+    columns: list[tuple[str, str]]
+    rows: list[Row]
+
+
+def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
+    """The reports, each given with where it is, as rows of one table."""
+    rows = [
+        Row(
+            source=source,
+            adapter=adapter(report),
+            base=Path(report.base.source).name,
+            target=report.target,
+            cells=[_cell(case) for case in report.cases],
+        )
+        for source, report in reports
+    ]
+    columns = dict.fromkeys((cell.scheme, cell.order) for row in rows for cell in row.cells)
+    return Matrix(columns=list(columns), rows=rows)
+
+
+def adapter(report: Report) -> str:
+    """The names of a report's adapters, with their weights where those are not 1."""
+    return " + ".join(
+        Path(used.source).stem + (f" at {used.weight:g}" if used.weight not in (None, 1.0) else "")
+        for used in report.adapters
+    )
+
+
+def _cell(case: Case) -> Cell:
+    survival = next((seen for seen in case.measurements if seen.name == "effect_survival"), None)
+    return Cell(scheme=case.scheme, order=case.order, verdict=case.verdict, survival=survival, deciding=deciding(case))
+
+
+class Change(Value):
+    """Something that the new report says otherwise: a verdict, a build, a measurement, or a case that only one has."""
+
+    scheme: str
+    order: str
+    name: str
+    arm: Arm | None = None
+    direction: Direction
+    before: str
+    after: str
+    limit: str | None = None
+
+
+class Difference(Value):
+    """An input in which the two checks differ, so that a change may come from it."""
+
+    name: str
+    before: str
+    after: str
+
+
+class Comparison(Value):
+    """A report against a baseline. ``compared`` counts the measurements that both have and that have a limit."""
+
+    baseline: str
+    new: str
+    compared: int
+    differences: list[Difference]
+    changes: list[Change]
+
+    @property
+    def regressed(self) -> bool:
+        """Whether anything got worse."""
+        return any(change.direction == "worse" for change in self.changes)
+
+
+def against(baseline: tuple[str, Report], new: tuple[str, Report]) -> Comparison:
+    """What changed from the baseline to the new report, each given with where it is."""
+    before, after = _by_key(baseline[1].cases), _by_key(new[1].cases)
+    both = [(before[key], after[key]) for key in before if key in after]
+    changes = [_one_sided(case, "worse") for key, case in before.items() if key not in after]
+    changes += [change for pair in both for change in _changes(*pair)]
+    changes += [_one_sided(case, "other") for key, case in after.items() if key not in before]
+    return Comparison(
+        baseline=baseline[0],
+        new=new[0],
+        compared=sum(len(_gated(was) & _gated(now)) for was, now in both),
+        differences=list(_differences(baseline[1], new[1])),
+        changes=changes,
+    )
+
+
+def _by_key(cases: Sequence[Case]) -> dict[tuple[str, str], Case]:
+    return {(case.scheme, case.order): case for case in cases}
+
+
+def _gated(case: Case) -> set[tuple[str, Arm]]:
+    return {(seen.name, seen.arm) for seen in case.measurements if seen.limit is not None}
+
+
+def _one_sided(case: Case, direction: Direction) -> Change:
+    """A case that one report lacks: what the baseline held and nobody checked again is a loss."""
+    sides = (case.verdict, "not checked") if direction == "worse" else ("not checked", case.verdict)
+    return Change(
+        scheme=case.scheme, order=case.order, name="case", direction=direction, before=sides[0], after=sides[1]
+    )
+
+
+def _changes(was: Case, now: Case) -> Iterator[Change]:
+    """Every change of one case: verdict, builds, then measurements."""
+    if was.verdict != now.verdict:
+        yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
+    built = {made.builder: made.status for made in was.builds}, {made.builder: made.status for made in now.builds}
+    for builder in dict.fromkeys([*built[0], *built[1]]):
+        before, after = (side.get(builder, "not run") for side in built)
+        if before != after:
+            yield _change(now, f"build by {builder}", _step("built", before, after), before, after)
+    seen = {(m.name, m.arm): m for m in was.measurements}, {(m.name, m.arm): m for m in now.measurements}
+    for key in dict.fromkeys([*seen[0], *seen[1]]):
+        old, new = (side.get(key) for side in seen)
+        limit = next((m.limit for m in (new, old) if m is not None and m.limit is not None), None)
+        direction = compare(old, new, limit) if limit is not None else None
+        if direction is not None:
+            change = _change(now, key[0], direction, _shown(old), _shown(new))
+            yield change.model_copy(update={"arm": key[1], "limit": limit})
+
+
+def _change(case: Case, name: str, direction: Direction, before: str, after: str) -> Change:
+    return Change(scheme=case.scheme, order=case.order, name=name, direction=direction, before=before, after=after)
+
+
+def _step(good: str, before: str, after: str) -> Direction:
+    return "worse" if before == good else "better" if after == good else "other"
+
+
+def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | None:
+    """How a measurement moved with respect to ``limit``; None where the two intervals touch, so that nothing is known.
+
+    Of a limit with two sides, what moves away from its middle is worse. What was not sampled has no interval: it
+    changes when it crosses its limit. A value that was lost, or that is not finite any more, is worse: not measured is
+    never passed.
+    """
+    old, new = _number(was), _number(now)
+    if was is None or now is None or old is None or new is None:
+        return "worse" if old is not None else "other" if new is not None else None
+    if was.p is None or now.p is None:
+        return _step("pass", was.status, now.status) if was.status != now.status else None
+    before, after = _interval(was), _interval(now)
+    if after[0] <= before[1] and before[0] <= after[1]:
+        return None
+    low, high = bounds(limit)
+    if low is None or high is None:
+        rises = after[0] > before[1]
+        return "better" if rises == (low is not None) else "worse"
+    middle = (low + high) / 2
+    return "worse" if abs(new - middle) > abs(old - middle) else "better"
+
+
+def _number(seen: Judged | None) -> float | None:
+    return seen.value if seen is not None and seen.value is not None and math.isfinite(seen.value) else None
+
+
+def _interval(seen: Judged) -> tuple[float, float]:
+    """The bounds; everything where one of them is not known."""
+    low, high = (math.nan if bound is None else bound for bound in (seen.low, seen.high))
+    return (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
+
+
+def _shown(seen: Judged | None) -> str:
+    if seen is None or seen.value is None:
+        return "not measured"
+    sampled = seen.low is not None and seen.high is not None and seen.low != seen.high
+    return f"{seen.value:.3g}" + (f" [{seen.low:.3g}, {seen.high:.3g}]" if sampled else "")
+
+
+def _differences(before: Report, after: Report) -> Iterator[Difference]:
+    pairs = zip(_inputs(before).items(), _inputs(after).values(), strict=True)
+    for (name, old), new in pairs:
+        if old != new:
+            yield Difference(name=name, before=old, after=new)
+
+
+def _inputs(report: Report) -> dict[str, str]:
+    """What a report's numbers depend on, by name; contents by digest."""
+    made, probes = report.provenance, report.probes
+    used = [f"{Path(a.source).name} {a.digest} at {a.weight:g} in {a.arms}" for a in report.adapters]
+    return {
+        "base": f"{Path(report.base.source).name} {report.base.digest}",
+        "adapters": " + ".join(used),
+        "target": report.target,
+        "probes": f"{probes.name} {probes.digest}",
+        "sampling": f"{probes.steps} steps at guidance {probes.guidance:g} from seed {probes.seed}",
+        "recipe": f"{made.recipe} {made.recipe_digest}",
+        "limits": f"{made.limits} {made.limits_digest}",
+        "qcheck": f"{made.qcheck} {made.commit or ''}".strip(),
+        "libraries": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+    }

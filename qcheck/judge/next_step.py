@@ -1,0 +1,44 @@
+"""What to do after a verdict, in words."""
+
+from collections.abc import Sequence
+
+from qcheck.result.build import Build
+from qcheck.result.verdict import Outcome
+
+NEXT: dict[Outcome, str] = {
+    "PASS": "Ship it, and measure its speed on the board.",
+    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try better ranges or another scheme first, "
+    "then QAT of the adapter.",
+    "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
+    "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
+    "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: allow more probes by --max-probes, beyond "
+    "the last of `looks` by a limits file.",
+    "INVALID": "A control failed, so no number here can be trusted: see the reasons.",
+}
+
+
+def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequence[Build]) -> str:
+    """What to do next; ``deployed`` is the file for the device, None where PyTorch quantizes while it loads.
+
+    An order that loses adapters is the first thing to change, and what nobody compiled is not shipped.
+    """
+    if outcome == "NEEDS-QAT" and order == "quantize-merge":
+        return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
+    if outcome == "NEEDS-QAT" and order == "refit":
+        return "The base's ranges may be too narrow for this adapter: check merge-quantize, an engine of its own."
+    if outcome == "INVALID" and any(made.status == "crashed" for made in builds):
+        return "The builder crashed, so whether this file builds is open: see the reason; --no-build judges without it."
+    if outcome == "FAIL-RECIPE" and any(made.status in ("refused", "fell back") for made in builds):
+        return "The target does not run this file as asked: see the reason, then change the scheme or the target."
+    if outcome == "PASS" and deployed is not None:
+        return _ship(deployed, builds)
+    return NEXT[outcome]
+
+
+def _ship(deployed: str, builds: Sequence[Build]) -> str:
+    built = [made for made in builds if made.status == "built"]
+    if not built:
+        return f"The numbers pass, but nothing has compiled {deployed} for the device yet: build it before you ship it."
+    if any(made.realised is not None and not made.realised.complete for made in built):
+        return f"The numbers pass and {deployed} builds, but its precision could not be read: measure it on the board."
+    return f"Ship {deployed}, and measure its speed on the board."

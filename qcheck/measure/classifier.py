@@ -1,0 +1,51 @@
+"""A two-sample classifier: can quantized latents be told from their full-precision partners by their spectra?"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from qcheck.measure.sample import BROKEN
+from qcheck.measure.spectrum import residual
+from qcheck.result.measurement import Measurement
+from qcheck.spec.arm import Arm
+
+_FOLDS = 5
+_RESAMPLES = 1000
+
+
+def scores(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> np.ndarray:
+    """Out-of-fold scores [2, n] of latents, n of [C, h, w]: the quantized, then their partners; higher is "quantized".
+
+    Ridge classifier on whitened spectra (``spectrum.residual``), each feature scaled by the training folds; both
+    members of a pair are in the same fold.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.array([residual(latent).ravel() for latents in (quantized, full) for latent in latents])
+    count = len(x) // 2
+    labels, pairs = np.repeat([1, 0], count), np.tile(np.arange(count), 2)
+    found = np.full(2 * count, np.nan)
+    if np.isfinite(x).all():
+        for train, held in GroupKFold(min(_FOLDS, count)).split(x, labels, pairs):
+            model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(x.shape[1])))
+            found[held] = model.fit(x[train], labels[train]).decision_function(x[held])
+    return found.reshape(2, count)
+
+
+@BROKEN
+def auc(found: np.ndarray) -> float:
+    """Share of couples, one quantized and one not, whose scores [2, n] are in that order; ties count half."""
+    ours, theirs = found[0][:, None], found[1][None]
+    return float(((ours > theirs) + 0.5 * (ours == theirs)).mean()) if np.isfinite(found).all() else float("nan")
+
+
+def measure(arm: Arm, quantized: Iterable[np.ndarray], full: Iterable[np.ndarray], alpha: float) -> Measurement:
+    """classifier_auc: cross-validated, 0.5 is "cannot be told apart"; bounds by resampling probes with their scores."""
+    found = scores(quantized, full)
+    rng, count = np.random.default_rng(0), found.shape[1]
+    drawn = [auc(found[:, rng.integers(0, count, count)]) for _ in range(_RESAMPLES)]
+    low, high = (float(x) for x in np.quantile(drawn, [alpha, 1 - alpha]))
+    return Measurement(name="classifier_auc", arm=arm, unit="ratio", value=auc(found), low=low, high=high)

@@ -1,0 +1,106 @@
+"""Patterns on a fixed grid in the final latents: checkerboards, patch borders, aliasing of up- and downsampling.
+
+The grid's lattice are the frequencies (i / p, j / p), not both 0, of a pattern of period p. Bins are exact, so there is
+no window: a period that divides the side does not leak.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcheck.measure.sample import BROKEN, Sample, decibels
+from qcheck.spec.arm import Arm
+
+PERIODS = (2, 4)  # latent pixels: a transformer's patch, and two stages of resampling
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is read of each probe: ``change`` and log power ratio at the lattice's bins, and the latent's variance.
+
+    ``change`` [n, C, K] complex is FFT(x_q - x_f) / (h w); ``ratio`` [n, C, K] is ln(P_q / P_f); ``variance`` [n, C] of
+    x_f; ``bins`` [K, 2] are frequencies in cycles per pixel. ``full`` and ``quantized`` [n] are the lattice's shares of
+    each latent's power, dB.
+    """
+
+    change: np.ndarray
+    ratio: np.ndarray
+    variance: np.ndarray
+    bins: np.ndarray
+    full: np.ndarray
+    quantized: np.ndarray
+
+
+def bins(height: int, width: int) -> np.ndarray:
+    """Frequencies [K, 2] of all periods that divide both sides, in cycles per pixel."""
+    found = {(i / p, j / p) for p in PERIODS if height % p == 0 and width % p == 0 for i in range(p) for j in range(p)}
+    return np.array(sorted(found - {(0.0, 0.0)})).reshape(-1, 2)
+
+
+@BROKEN
+def read(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> Grid:
+    """Reduce final latents, n of [C, h, w], to the lattice's bins."""
+    change, ratio, variance, shares = [], [], [], []
+    for q, f in zip(quantized, full, strict=True):
+        ours, theirs = (np.asarray(x, np.float64) for x in (q, f))
+        height, width = theirs.shape[-2:]
+        where = bins(height, width)
+        rows, columns = np.rint(where * (height, width)).astype(int).T
+        a, b = (np.fft.fft2(x)[:, rows, columns] / (height * width) for x in (ours, theirs))
+        change.append(a - b)
+        ratio.append(2 * np.log(np.abs(a) / np.abs(b)))
+        variance.append(theirs.var((1, 2)))
+        shares.append([np.square(np.abs(c)).sum() / x.var((1, 2)).sum() for c, x in ((b, theirs), (a, ours))])
+    levels = decibels(np.array(shares).T, np.ones(1))
+    return Grid(np.array(change), np.array(ratio), np.array(variance), where, levels[0], levels[1])
+
+
+@BROKEN
+def amplitude(grid: Grid) -> np.ndarray:
+    """What each probe has of the pattern that all others share, [n, C], in standard deviations of the channel.
+
+    The mean over probes of the change at the bins is the shared pattern; by Parseval its norm is the pattern's root
+    mean square over the pixels, so a checkerboard of amplitude a is read as a. Each probe is projected on the
+    direction of the others' mean: errors that share nothing average to 0 instead of to their own size.
+    """
+    count = len(grid.change)
+    others = (grid.change.sum(0) - grid.change) / (count - 1)
+    norm = np.linalg.norm(others, axis=-1, keepdims=True)
+    direction = np.divide(others, norm, out=np.zeros_like(others), where=norm != 0)
+    projected = (grid.change * direction.conj()).sum(-1).real
+    found: np.ndarray = projected / np.sqrt(grid.variance.mean(0))
+    return found
+
+
+@BROKEN
+def energy(grid: Grid) -> np.ndarray:
+    """Log power ratio at every bin, mean over channels, [n, K], dB: a grid whose phase differs between probes.
+
+    The log ratio of two independent spectra spreads by pi in bins that are their own conjugate (both frequencies 0 or
+    1/2: the checkerboard's) and by pi / sqrt 3 in all others; theirs is divided by sqrt 3, so that the worst bin is not
+    one of them by chance.
+    """
+    own = ((2 * grid.bins) % 1 == 0).all(1)
+    found: np.ndarray = 10 / np.log(10) * grid.ratio.mean(1) / np.where(own, np.sqrt(3), 1)
+    return found
+
+
+@BROKEN
+def samples(base: Grid, adapted: Grid) -> list[Sample]:
+    """lattice_amplitude of both arms and of the adapted beside the base's, and lattice_energy of both arms.
+
+    hidden_lattice: by how much the adapter raises the lattice's share of power at full precision and no longer does
+    once quantized, the smaller of the two: positive only where f1 has a grid that q1 lacks.
+    """
+    added, left = adapted.full - base.full, adapted.quantized - base.quantized
+    values = {"base": amplitude(base), "adapted": amplitude(adapted)}
+    places = tuple(f"channel {c}" for c in range(values["base"].shape[1]))
+    waves = tuple(f"{i:g}, {j:g} cycles/px" for i, j in base.bins)
+    arms: tuple[tuple[Arm, Grid], ...] = (("base", base), ("adapted", adapted))
+    return [
+        *(Sample("lattice_amplitude", arm, "sd", values[arm], places, "highest") for arm, _ in arms),
+        Sample("lattice_amplitude", "both", "sd", values["adapted"] - values["base"], places, "highest"),
+        *(Sample("lattice_energy", arm, "dB", energy(grid), waves, "highest") for arm, grid in arms),
+        Sample("hidden_lattice", "both", "dB", np.minimum(added, added - left)),
+    ]

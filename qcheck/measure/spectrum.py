@@ -1,0 +1,102 @@
+"""Spectra of final latents: texture that quantization smooths away, and how far the whole spectrum moved."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from qcheck.measure.sample import BROKEN, Sample, decibels
+from qcheck.spec.arm import Arm
+
+HIGH = 0.25  # cycles per latent pixel
+
+
+def high_share(latents: Iterable[np.ndarray]) -> np.ndarray:
+    """Share of the power at radial frequency >= 0.25 cycles/px, in dB, [n], of latents, n of [C, h, w].
+
+    Hann window, mean removed, channels summed: 10 log10(sum_{r >= .25} P / sum_{r > 0} P).
+    """
+    shares = []
+    for latent in latents:
+        values = np.asarray(latent, np.float64)
+        height, width = values.shape[-2:]
+        window = np.hanning(height)[:, None] * np.hanning(width)
+        power = np.abs(np.fft.fft2(window * (values - values.mean((1, 2), keepdims=True)))) ** 2
+        radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+        shares.append((power[:, radius >= HIGH].sum(), power[:, radius > 0].sum()))
+    high, whole = np.array(shares).T
+    return decibels(high, whole)
+
+
+@BROKEN
+def laplacian_variance(latents: Iterable[np.ndarray]) -> np.ndarray:
+    """Variance of the five-point Laplacian inside each channel, summed over channels, in dB, [n], of n of [C, h, w]."""
+    found = []
+    for latent in latents:
+        x = np.asarray(latent, np.float64)
+        inner = x[:, 2:, 1:-1] + x[:, :-2, 1:-1] + x[:, 1:-1, 2:] + x[:, 1:-1, :-2] - 4 * x[:, 1:-1, 1:-1]
+        found.append(inner.var((1, 2)).sum() + 0 * x.sum())  # a corner is in no stencil; one that broke still counts
+    return decibels(np.array(found), np.ones(len(found)))
+
+
+@BROKEN
+def grain(picture: np.ndarray) -> float:
+    """Deviation of the white noise in a picture [C, H, W], in its own unit: median |finest diagonal Haar band| / .6745.
+
+    Donoho and Johnstone, Ideal spatial adaptation by wavelet shrinkage (1994): edges are too few to move a median.
+    """
+    x = np.asarray(picture, np.float64)
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    band = (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2
+    return float(np.median(np.abs(band)) / 0.6745)
+
+
+@BROKEN
+def rings(latent: np.ndarray) -> np.ndarray:
+    """Mean of 10 log10 P over channels and the bins of each ring of radius 1, 2, ... half the shorter side, dB.
+
+    Hann window, mean removed; rings are one bin of the shorter side wide, so that none is empty.
+    """
+    values = np.asarray(latent, np.float64)
+    height, width = values.shape[-2:]
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    power = np.abs(np.fft.fft2(window * (values - values.mean((1, 2), keepdims=True)))) ** 2
+    side = min(height, width)
+    ring = np.rint(side * np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))).astype(int)
+    levels = 10 * np.log10(power).mean(0)
+    return np.array([levels[ring == r].mean() for r in range(1, side // 2 + 1)])
+
+
+@BROKEN
+def log_spectral_distance(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> np.ndarray:
+    """Root mean square over rings of the change of their level, dB, [n]; 0 is the same radial spectrum."""
+    return np.array([np.sqrt(np.square(rings(q) - rings(f)).mean()) for q, f in zip(quantized, full, strict=True)])
+
+
+@BROKEN
+def residual(latent: np.ndarray) -> np.ndarray:
+    """Spectral residual of a latent [C, h, w]: log amplitude less its 3 x 3 mean, in nat (Hou & Zhang 2007).
+
+    It whitens: what is left is how far each bin stands out of its neighbours. Half of the bins, [C, h, w // 2 + 1].
+    """
+    values = np.asarray(latent, np.float64)
+    amplitude = np.abs(np.fft.fft2(values - values.mean((1, 2), keepdims=True)))
+    level = np.log(np.maximum(amplitude, 1e-12 * amplitude.max()))
+    around = sum(np.roll(level, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
+    found: np.ndarray = (level - around)[..., : values.shape[-1] // 2 + 1]
+    return found
+
+
+@BROKEN
+def samples(arm: Arm, quantized: Sequence[np.ndarray], full: Sequence[np.ndarray]) -> list[Sample]:
+    """Changes of texture from full precision to quantized.
+
+    Over-smoothing takes both fine texture and Laplacian variance: ``over_smoothing`` is the smaller drop of the two.
+    """
+    share = high_share(quantized) - high_share(full)
+    edges = laplacian_variance(quantized) - laplacian_variance(full)
+    return [
+        Sample("over_smoothing", arm, "dB", np.maximum(share, edges)),
+        Sample("hf_energy", arm, "dB", share),
+        Sample("laplacian_variance", arm, "dB", edges),
+        Sample("log_spectral_distance", arm, "dB", log_spectral_distance(quantized, full)),
+    ]

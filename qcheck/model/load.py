@@ -1,0 +1,126 @@
+"""Load a base: a diffusers pipeline directory or a hub id."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from qcheck.core.digest import digest_of_folder
+from qcheck.core.errors import UserError
+from qcheck.model import family as families
+from qcheck.model.family import Family
+from qcheck.model.quiet import quiet
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded pipeline in float32 and what it was loaded from."""
+
+    source: str
+    digest: str
+    family: Family
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline as diffusers has it."""
+        return self.family.pipe
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module that is quantized."""
+        return self.family.module
+
+
+def locate(source: str) -> Path:
+    """The local folder of ``source``.
+
+    Raises:
+        UserError: there is no such path and no such repository, or what is there is not a diffusers pipeline.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+            raise UserError(f"base {source!r} does not exist", "Give a diffusers pipeline directory or a hub id.")
+        folder = _download(source)
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"base {source!r} is not a diffusers pipeline: it has no {INDEX}",
+            "Give the folder that holds model_index.json, unet/, vae/ ... (a single-file checkpoint is converted with "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)).",
+        )
+    return folder
+
+
+def _download(source: str) -> Path:
+    try:
+        return Path(diffusers.DiffusionPipeline.download(source))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base {source!r} is neither a folder here nor a repository that can be reached",
+            "Check the spelling, or download it first and give the folder.",
+        ) from error
+
+
+def load(source: str) -> Base:
+    """Load the pipeline at ``source`` in float32 on the CPU.
+
+    Raises:
+        UserError: as ``locate``, files that do not load, or a denoiser of a kind that is not supported.
+    """
+    folder = locate(source)
+    index = _index(folder)
+    kind = families.find(index)
+    if kind is None:
+        kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
+        raise UserError(
+            f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
+            "This version checks Stable Diffusion 1.x, 2.x, XL and 3, and Flux.",
+        )
+    spare = {name for encoder in kind.spare for name in (encoder, kind.tokenizer_of(encoder))}
+    absent = dict.fromkeys(
+        name for name in ("safety_checker", *spare) if name in index and (name not in spare or index[name][1] is None)
+    )
+    try:
+        with quiet():
+            pipe = getattr(diffusers, kind.pipeline).from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **absent
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"base {source!r} does not load: {error}",
+            "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
+        ) from error
+    family = kind(pipe)
+    if strange := family.unsupported():
+        raise UserError(
+            f"base {source!r} has {strange}",
+            "This version checks plain text-to-image pipelines (no inpainting, no control, no UNet told the guidance).",
+        )
+    pipe.set_progress_bar_config(disable=True)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+            _require_finite(source, name, part)
+    return Base(source, digest_of_folder(folder), family)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX}: {error}", "Check that the pipeline's files are whole.") from error
+    return loaded
+
+
+def _require_finite(source: str, component: str, part: torch.nn.Module) -> None:
+    for name, value in part.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"base {source!r}: {component}/{name} holds NaN or infinity", "Use an undamaged checkpoint."
+            )

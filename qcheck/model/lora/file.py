@@ -1,0 +1,173 @@
+"""Read an adapter, prove that it fits the base, and merge it."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
+from qcheck.spec.check import Use
+
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # what PEFT and diffusers save
+_CONFIG = "adapter_config.json"
+_STORED = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in the file
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked file: nothing of it is applied yet."""
+
+    path: Path
+    weight: float
+    digest: str
+    metadata: dict[str, str]
+
+
+def read(used: Use) -> Adapter:
+    """Check the file; its tensors are looked at one by one and not kept.
+
+    Raises:
+        UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
+    """
+    source, path = used.source, _file(Path(used.source))
+    if not math.isfinite(used.weight):
+        raise UserError(f"adapter weight {used.weight} is not finite", "Give a number such as 1.0.")
+    if not path.is_file():
+        raise UserError(
+            f"adapter {source!r} does not exist",
+            "Give a LoRA .safetensors file, or the folder that PEFT or diffusers saved one in.",
+        )
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"adapter {source!r} is a pickle, which can run code when it is loaded",
+            "It was not opened. Convert it to safetensors where you trust it, and give that file.",
+        )
+    try:
+        with safe_open(path, "pt") as stream:
+            metadata = dict(stream.metadata() or {})
+            damaged = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name)).all()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"adapter {source!r} is not a whole safetensors file: {error}",
+            "Give a LoRA .safetensors file; if it is one, download it again.",
+        ) from error
+    if damaged:
+        raise UserError(
+            f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
+            "Its training diverged or the file is damaged: export it again from an earlier step.",
+        )
+    config = config_beside(path)
+    if config is None:
+        return Adapter(path, used.weight, digest_of(path), metadata)
+    return Adapter(path, used.weight, digest_of(path, config), metadata | {_STORED: config.read_text("utf-8")})
+
+
+def config_beside(path: Path) -> Path | None:
+    """PEFT's config of the file, where it keeps one in the same folder."""
+    config = path.with_name(_CONFIG)
+    return config if path.name == _FOLDER[0] and config.is_file() else None
+
+
+def _file(path: Path) -> Path:
+    """The file itself, or the one that PEFT or diffusers saved in a folder."""
+    return next((path / name for name in _FOLDER if (path / name).is_file()), path)
+
+
+def trigger_words(adapter: Adapter) -> list[str]:
+    """Words that may wake the adapter, from what kohya's trainer and model sites write into the file.
+
+    A trigger phrase first, then the tags of the training captions, the most frequent first.
+    """
+    phrase = adapter.metadata.get("modelspec.trigger_phrase", "").strip()
+    return ([phrase] if phrase else []) + list(tag_counts(adapter))
+
+
+def tag_counts(adapter: Adapter) -> dict[str, int]:
+    """How often each tag stood in the captions that the adapter was trained on (kohya's ``ss_tag_frequency``)."""
+    try:
+        folders = json.loads(adapter.metadata.get("ss_tag_frequency", "{}"))
+    except ValueError:
+        return {}
+    counts: Counter[str] = Counter()
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        counts.update({str(tag).strip(): int(count) for tag, count in tags.items()} if isinstance(tags, dict) else {})
+    return dict(counts.most_common())
+
+
+_OTHER_KINDS = {
+    r"dora_scale": "a DoRA in kohya's layout",
+    r"hada_w": "a LoHa",
+    r"lokr_w": "a LoKr",
+    r"[.]b?oft_|[.]oft_diag": "an OFT",
+    r"lora_mid": "a LoCon of three factors",
+    r"[.]diff(_b)?$": "a LoRA with whole differences of weights or biases besides",
+    r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
+    r"modules_to_save": "a LoRA with whole layers besides",
+}
+_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")  # PEFT's that leave the base as it is
+_MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout
+
+
+def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse files that hold something else than LoRA factors.
+
+    Raises:
+        UserError: another kind of adapter, or one whose training began by changing the base.
+    """
+    for key in keys:
+        for mark, kind in _OTHER_KINDS.items():
+            if re.search(mark, key):
+                raise UserError(
+                    f"adapter {str(adapter.path)!r} is {kind} ({key}); this version checks LoRA and PEFT's DoRA",
+                    "Merge it into the base and check that, or train a LoRA.",
+                )
+    for key, value in config.items():
+        if key.endswith("init_lora_weights") and not str(value).lower().startswith(_STARTS):
+            raise UserError(
+                f"adapter {str(adapter.path)!r} began as {value}, which changes the base too",
+                "Save it with PEFT's path_initial_model_for_weight_conversion: that makes a LoRA of it.",
+            )
+
+
+def is_dora(adapter: Adapter) -> bool:
+    """Whether it also rescales whole weights."""
+    with safe_open(adapter.path, "pt") as stream:
+        return any(_MAGNITUDE in key for key in stream.keys())  # noqa: SIM118
+
+
+def require_plain(adapter: Adapter) -> None:
+    """Refuse DoRA where a change of weights has to be the product of two factors."""
+    if is_dora(adapter):
+        raise UserError(
+            f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
+            "qcheck check measures it.",
+        )
+
+
+def require_stackable(adapters: Sequence[Adapter]) -> None:
+    """Refuse DoRA beside other adapters: it is made for the base's weights, which they change."""
+    for adapter in adapters:
+        if len(adapters) > 1 and is_dora(adapter):
+            raise UserError(
+                f"adapter {str(adapter.path)!r} is a DoRA, which rescales whole weights, beside other adapters",
+                "Check it alone, or merge the others into the base and give that base.",
+            )
+
+
+def peft_config(adapter: Adapter) -> dict[str, Any]:
+    """PEFT's config of the adapter: by component as diffusers stores it in the file, or of the folder as PEFT does."""
+    written = adapter.metadata.get(_STORED, "{}")
+    try:
+        found = json.loads(written)
+    except ValueError as error:
+        raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,142 @@
+"""Where the factors of an adapter go in a base, the proof that they fit, and the merge."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from qcheck.core.errors import UserError
+from qcheck.model.lora import layout
+from qcheck.model.lora.file import Adapter, peft_config, require_lora
+from qcheck.model.lora.layout import Factors, LayoutError, Names
+
+DENOISERS = ("unet", "transformer")
+_LAYOUTS = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
+
+
+def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
+    """The adapter's factors by layer, by the names of this base where it has them.
+
+    Raises:
+        UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
+    """
+    tensors, config = load_file(adapter.path), peft_config(adapter)
+    require_lora(adapter, tensors, config)
+    try:
+        entries, strange = layout.entries(tensors, config)
+        if strange or not entries:
+            raise LayoutError(f"it holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}")
+        found: dict[str, Factors] = {}
+        for name, factors in entries.items():
+            for layer, part in layout.placed(name, factors, names).items():
+                if layer in found:
+                    raise LayoutError(f"it holds {layer} twice, the second time as {name}")
+                found[layer] = part
+    except LayoutError as error:
+        raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
+    return dict(sorted(found.items()))
+
+
+def _some(names: list[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    """What an adapter may change in a pipeline: its denoiser first, and its text encoders."""
+    found = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    denoisers = [name for name in found if name in DENOISERS]
+    return {name: found[name] for name in (*denoisers, *(name for name in found if name.startswith("text_encoder")))}
+
+
+def _weights(pipe: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{component}.{name}": module.weight
+        for component, part in _modules(pipe).items()
+        for name, module in part.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
+def names_of(pipe: Any) -> Names:
+    """What the pipeline calls its layers."""
+    return _names(pipe, _weights(pipe))
+
+
+def _names(pipe: Any, layers: Iterable[str]) -> Names:
+    denoiser = next(iter(_modules(pipe)))
+    config = getattr(pipe, denoiser).config
+    return Names(denoiser, frozenset(layers), layers_per_block(config))
+
+
+def layers_per_block(config: Mapping[str, Any]) -> int:
+    """Of a UNet; other denoisers have no such number, and need none."""
+    found = config.get("layers_per_block")
+    return found if isinstance(found, int) else 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Down factors [r, in, ...] by the layers ``component.module`` that an adapter changes, and what it has besides."""
+
+    down: dict[str, torch.Tensor]
+    unmatched: tuple[str, ...]
+
+
+def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
+    """Where the adapter's factors go in this base.
+
+    Raises:
+        UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
+            do not fit the layer's weight.
+    """
+    weights = _weights(pipe)
+    factors = factors_of(_names(pipe, weights), adapter)
+    unmatched = sorted(set(factors) - set(weights))
+    if len(unmatched) == len(factors) or (unmatched and not allow_unmatched):
+        none = "none" if len(unmatched) == len(factors) else f"only {len(factors) - len(unmatched)}"
+        advice = "" if none == "none" else " --allow-unmatched checks what does match, and lists the rest."
+        raise UserError(
+            f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
+            f"missing: {_some(unmatched)}",
+            f"It was trained for another base; this one has layers such as {_some(sorted(weights))}.{advice}",
+        )
+    matching = [name for name in factors if name in weights]
+    for name in matching:
+        require_shape(name, weights[name], factors[name])
+    return Fit({name: factors[name].down.float() for name in matching}, tuple(unmatched))
+
+
+def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
+    """Refuse factors that do not multiply to the shape of the layer's weight."""
+    down, up = factors.down.flatten(1), factors.up.flatten(1)
+    if (len(up), down.shape[1]) != (len(weight), weight[0].numel()) or up.shape[1] != len(down):
+        raise UserError(
+            f"adapter layer {name}: factors {list(factors.up.shape)} x {list(factors.down.shape)} do not fit "
+            f"the weight {list(weight.shape)}",
+            "It was trained for another base of the same family; give that base.",
+        )
+
+
+@torch.no_grad()
+def merge(pipe: Any, adapter: Adapter) -> None:
+    """Add ``weight * alpha / rank * up @ down`` to the pipeline's own weights, in float32.
+
+    It is done here: diffusers' loaders drop keys of some layouts without a word and know no factors of a T5.
+    """
+    weights = _weights(pipe)
+    for name, factors in factors_of(_names(pipe, weights), adapter).items():
+        if name in weights:
+            weights[name].data = _merged(weights[name].data, factors, adapter.weight)
+
+
+def _merged(before: torch.Tensor, factors: Factors, weight: float) -> torch.Tensor:
+    merged: torch.Tensor = before + weight * factors.change().view(before.shape)
+    if factors.magnitude is None:
+        return merged
+    sizes: torch.Tensor = factors.magnitude.float().flatten() / merged.flatten(1).norm(
+        dim=1
+    )  # DoRA: arXiv 2402.09353, eq. 5
+    return merged * sizes.view(-1, *[1] * (merged.ndim - 1))

@@ -1,0 +1,248 @@
+"""What QAT learns from, and who learns: q1 as it is deployed is to answer as f1 did at full precision.
+
+The loss is the squared difference of guided outputs, at states of the teacher's walks and, for a share, of the
+student's own, on calibration prompts; other prompts are held out of it.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from qcheck.calibrate import inputs
+from qcheck.core import cache
+from qcheck.core.digest import digest_of_value
+from qcheck.core.errors import UserError
+from qcheck.core.values import Number, Value, named
+from qcheck.measure import effect
+from qcheck.model.lora import trainable
+from qcheck.model.lora.layout import Factors
+from qcheck.qat import student
+from qcheck.qat.student import Ground
+from qcheck.quantize import artifact, plan
+from qcheck.quantize.artifact import Making
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import sampler, solvers
+from qcheck.sampling.setup import Setup, combined, fed, forwards
+from qcheck.sampling.store import Arrays, Rows, Trace
+from qcheck.spec import probe, recipe
+from qcheck.spec.order import Order
+from qcheck.spec.probe import Probe, ProbeSet
+from qcheck.spec.scheme import Scheme
+from qcheck.tasks.work import STRATA, Work, matched
+
+_HELD_OUT = 8
+_LOOP = "qcheck.tasks.qat.trainer"  # it and what it imports decide what a run gives
+_RATE = 1e-3
+_STEP = 1 / 16  # of the mean step of a layer
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Settings(Value):
+    """How long and how hard.
+
+    A step sees ``rows`` probes at each of ``strata`` timesteps; a ``share`` of them at the student's own states. Every
+    ``every`` steps the held-out probes are asked and a checkpoint is written; ``patience`` times in a row without
+    progress end the run. ``rate`` is AdamW's at the start, falling to 0; None is that of the order.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 120
+    every: Annotated[int, Field(ge=1)] = 20
+    strata: Annotated[int, Field(ge=1)] = 4
+    rows: Annotated[int, Field(ge=1)] = 2
+    times: Annotated[int, Field(ge=2)] = 10
+    probes: Annotated[int, Field(ge=1)] = 24
+    share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    patience: Annotated[int, Field(ge=1)] = 4
+    rate: float | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Seen(Value):
+    """The held-out probes after ``step`` steps: means of effect_survival, effect_to_error and excess_error.
+
+    ``gradient_norm`` is that of the loss by all factors in the last step, before clipping; None before the first. For
+    the teacher itself it would be 0: there is no loss.
+    """
+
+    step: int
+    survival: Number
+    effect_to_error: Number
+    excess_error: Number
+    gradient_norm: Number | None = None
+
+    @property
+    def score(self) -> float:
+        """How near to the teacher, dB: effect_to_error, less what survival is off in either direction."""
+        off = 20 * abs(math.log10(self.survival)) if self.survival > 0 else math.inf
+        return self.effect_to_error - off
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Probes with the states [T, C, h, w] of each, the teacher's answers there, and conditions [n, ...] by name."""
+
+    probes: Sequence[Probe]
+    conditions: Mapping[str, np.ndarray]
+    states: Arrays
+    answers: Arrays
+
+
+def prompts(work: Work, count: int) -> tuple[ProbeSet, ProbeSet]:
+    """``count`` probes to learn from, of the recipe's prompts, and some of the last quarter of them, held out.
+
+    Each probe has a seed of its own, beyond those that ranges are found with; none is a probe of the check.
+
+    Raises:
+        UserError: fewer than two prompts, or as ``recipe.calibration``.
+    """
+    job = work.job
+    total = len(named(recipe.PromptSet, recipe.PROMPTS, job.recipe.prompts).prompts)
+    if total < 2:
+        raise UserError(f"prompt set {job.recipe.prompts!r} has one prompt", "Give two or more: some are held out.")
+    seeded = job.recipe.model_copy(update={"samples": total, "seed": job.recipe.seed + job.recipe.samples})
+    every = recipe.calibration(seeded, job.probes, job.trigger)
+    held = max(1, total // 4)
+    learned = every.model_copy(update={"prompts": every.prompts[:-held]})
+    later = every.model_copy(update={"prompts": every.prompts[-held:], "seed": every.seed + count})
+    return probe.repeated(learned, count), probe.repeated(later, _HELD_OUT)
+
+
+class Lessons:
+    """One adapter, scheme and order: what the student learns from, what it is held to, and the student itself."""
+
+    def __init__(self, work: Work, scheme: Scheme, order: Order, settings: Settings) -> None:
+        self.work, self.settings = work, settings
+        arms, job = work.arms, work.job
+        (adapter,) = arms.adapters
+        ranges = inputs.inputs(work, scheme)
+        self.making = Making(arms, work.exporter, work.store, scheme, job.recipe, ranges)
+        self.ground = Ground(
+            scheme,
+            order,
+            frozenset(plan.chosen_layers(arms.base.denoiser, scheme, job.recipe)),
+            ranges["base"],
+            ranges["shared" if order == "refit" else "adapted"],
+            adapter.weight,
+        )
+        self.learned, self.held = prompts(work, settings.probes)
+        self.setup, self.probes = matched(arms, job, self.learned, settings.times)
+        self.parts = trainable.find(arms.base.pipe, adapter)
+        stored = trainable.trained(self.parts, adapter)
+        self.types = {key: value.dtype for key, value in stored.items()}
+        self.factors = {key: value.float().requires_grad_() for key, value in stored.items()}
+
+    @property
+    def key(self) -> str:
+        """Of everything that a run depends on."""
+        values = map(digest_of_value, (self.learned, self.held, self.settings))
+        return cache.key("qat", cache.code(_LOOP), self.making.key(self.ground.order), *values)
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The denoiser as it is deployed, ready for ``Family.feed``'s inputs."""
+        base = self.work.arms.use("base")
+        return base.entry(student.make(base.module, self.ground, self.parts, self._read))
+
+    def _read(self, layer: str) -> Factors:
+        part = self.parts[layer]
+        return part.factors(
+            {key: student.as_stored(self.factors[key], self.types[key]) for key in (part.down, part.up)}
+        )
+
+    def rates(self) -> dict[str, float]:
+        """AdamW's rate at the start, by key.
+
+        Where the adapter is merged into a quantized base it has to cross half a step of the layer, so the rate is in
+        proportion to it (EfficientDM, arXiv 2310.03270, with a smaller factor for runs of thousands of steps).
+        """
+        given = self.settings.rate
+        if given is not None or self.ground.order != "quantize-merge":
+            return dict.fromkeys(self.factors, _RATE if given is None else given)
+        steps: dict[str, list[float]] = defaultdict(list)
+        for layer, part in self.parts.items():
+            if layer in self.ground.chosen:
+                weight = self.work.arms.weights["base"][f"{self.work.arms.base.family.denoiser}.{layer}"]
+                grid = plan.make_layer(weight, self.ground.scheme, self.ground.before[layer]).weight
+                for key in (part.down, part.up):
+                    steps[key].append(_STEP * float(grid.spacing(weight).mean()))
+        return {key: float(np.mean(steps[key])) if key in steps else _RATE for key in self.factors}
+
+    def walks(self, setup: Setup, probes: Sequence[Probe], title: str) -> Trace:
+        """The teacher's own."""
+        work = self.work
+        with work.timed(title, forwards(setup, 1, 0, len(probes))) as advance:
+            return sampler.reference(setup, work.full("adapted"), probes, work.store, advance)
+
+    @cached_property
+    def taught(self) -> Pool:
+        """The teacher's walks on the prompts to learn from."""
+        reached = self.walks(self.setup, self.probes, "teacher")
+        conditions = self.setup.inputs("adapted", self.probes).conditions
+        return Pool(self.probes, conditions, reached.states(), reached.outputs())
+
+    def own(self, rows: np.ndarray) -> Pool:
+        """The student's walks on some of those prompts, and what the teacher answers there."""
+        probes = [self.probes[row] for row in rows]
+        runner, teacher = TorchRunner(self.student, "student"), self.work.full("adapted")
+        states = sampler.roam(self.setup, runner, "adapted", probes, lambda _: None)
+        answers = sampler.answers(self.setup, teacher.runner(), "adapted", probes, states, lambda _: None)
+        return Pool(probes, {name: value[rows] for name, value in self.taught.conditions.items()}, states, answers)
+
+    @cached_property
+    def exam(self) -> tuple[Setup, Sequence[Probe], Sequence[Rows]]:
+        """The held-out probes, f1's states there, and the answers of f0, f1 and q0."""
+        work = self.work
+        setup, probes = matched(work.arms, work.job, self.held, STRATA)
+        f1 = self.walks(setup, probes, "teacher, held out")
+        q0 = work.quantized(f"q0 {self.ground.scheme.name}", "base", artifact.write_base(self.making))
+        with work.timed("base, held out", forwards(setup, 0, 2, len(probes))) as advance:
+            asked = [
+                sampler.forced(setup, f1, arm, probes, work.store, advance).outputs() for arm in (work.full("base"), q0)
+            ]
+        return setup, probes, (f1.states(), asked[0], f1.outputs(), asked[1])
+
+    def look(self, step: int) -> Seen:
+        """Examine the student."""
+        setup, probes, (states, f0, f1, q0) = self.exam
+        q1 = sampler.answers(setup, TorchRunner(self.student, "student"), "adapted", probes, states, lambda _: None)
+        found, weights = effect.energies(f0, f1, q0, q1, calibrated=True), setup.weights
+        return Seen(
+            step=step,
+            survival=float(effect.survival(found, weights).mean()),
+            effect_to_error=float(effect.effect_to_error(found, weights).mean()),
+            excess_error=float(effect.excess_error(found, weights, np.zeros(len(weights))).mean()),
+        )
+
+    def losses(self, pool: Pool, rows: np.ndarray, place: int) -> torch.Tensor:
+        """Squared difference of guided outputs from the teacher's at one stratum, [b]."""
+        setup, family, solver = self.setup, self.setup.family, self.setup.solver()
+        index = setup.strata[place]
+        x, wanted = (
+            torch.from_numpy(np.stack([held[row][place] for row in rows])) for held in (pool.states, pool.answers)
+        )
+        told = {name: value[rows] for name, value in pool.conditions.items()}
+        given, branches = fed(family, solvers.at(solver, index), x, solver.timesteps[index], told)
+        raw = self.student(**{name: torch.from_numpy(value) for name, value in given.items()})
+        shape = (branches * len(x), *x.shape[1:])
+        places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # where each latent is in the output
+        output = combined(raw.flatten()[torch.from_numpy(places)], branches, setup.guidance)
+        return (output - wanted).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def scales(self) -> np.ndarray:
+        """What the student loses now at each stratum, [T]: the units of its loss, so that no timestep drowns another.
+
+        Outputs of early and late timesteps err by powers that are far apart, and so do the solver's coefficients.
+        """
+        rows = np.arange(min(len(self.probes), self.setup.batch))
+        found = [float(self.losses(self.taught, rows, place).mean()) for place in range(len(self.setup.strata))]
+        return np.maximum(found, np.finfo(np.float32).tiny)

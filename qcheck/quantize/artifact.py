@@ -1,0 +1,282 @@
+"""The files of a scheme: what goes to the device, the float32 twins that give the numbers here, and manifests.
+
+Everything is made once in the cache. The files of q1 are copied into the output folder:
+
+artifacts/<scheme>/<order>/<denoiser>/model.onnx  q1 in the compute type: the file to deploy
+artifacts/<scheme>/<order>/q1.twin.onnx           the same codes and scales, or their values; float32 elsewhere
+artifacts/<scheme>/<order>/manifest.json
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcheck import __version__
+from qcheck.core import cache
+from qcheck.core.cache import Cache
+from qcheck.core.digest import digest_of, digest_of_value
+from qcheck.model.arms import Arms
+from qcheck.model.graph import export
+from qcheck.model.lora import Adapter
+from qcheck.quantize import plan, qdq
+from qcheck.quantize.fake import Factors
+from qcheck.quantize.plan import Input, LayerPlan
+from qcheck.quantize.qdq import Site
+from qcheck.result import manifest
+from qcheck.result.manifest import Layer, Manifest, Source, model_files
+from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.order import Order
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Scheme
+
+TWIN = "float32"
+Origin = Literal["base", "adapted", "shared"]  # whose inputs: an arm's at f1's states, or the base's at its own
+Ranges = Mapping[Origin, Mapping[str, Input]]
+
+
+class Content(NamedTuple):
+    """What a quantized arm is made of: full-precision weights, the plan for them, and an unmerged adapter's factors."""
+
+    state: Mapping[str, torch.Tensor]
+    plan: Mapping[str, LayerPlan]
+    branches: Mapping[str, Factors]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized arm as it runs here: an ONNX file, or without one the content to load; ``digest`` decides outputs."""
+
+    digest: str
+    path: Path | None
+    content: Callable[[], Content]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """q1 in one order: how it runs here and, where the scheme is an ONNX file, the one for the device."""
+
+    folder: Path
+    runs: Quantized
+    deployed: Path | None
+    manifest: Manifest
+
+
+class Exporter:
+    """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base.
+
+    ``example`` is what the denoiser is fed, of any number of rows; with ``sizes`` the sides of the picture vary too.
+    """
+
+    def __init__(self, arms: Arms, store: Cache, example: Mapping[str, np.ndarray], sizes: bool = False) -> None:
+        self._arms, self._store, self._example, self._sizes = arms, store, example, sizes
+        self._graphs: dict[str, ir.Model] = {}
+
+    def graph(self, compute: str) -> ir.Model:
+        """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
+        if compute not in self._graphs:
+            base = self._arms.base
+            key = cache.key("graph", base.digest, compute, self.shapes())
+
+            def make(folder: Path) -> None:
+                component = base.family.component(self._example)
+                qdq.save(export(component, compute, self._sizes), folder / "graph.onnx")
+
+            found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
+            self._graphs[compute] = ir.load(found / "graph.onnx")
+        return self._graphs[compute]
+
+    def shapes(self) -> str:
+        """The sizes that every file is made for."""
+        fixed = self._arms.base.family.fixed
+        shapes = {name: v.shape if name in fixed else v.shape[1:] for name, v in self._example.items()}
+        return repr((shapes, self._sizes))
+
+    def sites(self, compute: str) -> Mapping[str, Site]:
+        """Where each layer computes, in the graph and in every file made from it."""
+        return qdq.sites(self.graph(compute).graph)
+
+    def full(self, side: Side, compute: str) -> Path:
+        """The file of an unquantized arm."""
+        key = cache.key("full", self._arms.content(side), compute, self.shapes())
+        about = f"{self._arms.base.source}, unquantized, {compute}"
+        found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
+        return found / "model.onnx"
+
+    def _full(self, side: Side, compute: str, folder: Path) -> None:
+        qdq.save(qdq.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
+
+    def deployed(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+        """Save a quantized arm as the device gets it."""
+        graph = self.graph(scheme.compute)
+        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset)
+        return self._save(model, path, facts)
+
+    def twin(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+        """Save a quantized arm as ONNX Runtime can run it here: the same codes and scales, or what they stand for."""
+        graph, decoded = self.graph(TWIN), scheme.decoded
+        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
+        return self._save(model, path, facts)
+
+    def _save(self, model: ir.Model, path: Path, facts: Mapping[str, str]) -> Path:
+        model.metadata_props.update({f"qcheck.{key}": value for key, value in facts.items()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        qdq.save(model, path)
+        return path
+
+
+def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> Content:
+    """q0: the base quantized with its own ranges."""
+    state = arms.state("base")
+    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
+    return Content(state, plan.make(layers, state, scheme, ranges["base"]), {})
+
+
+def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> Content:
+    """q1 in one order, with D the adapter's change of a weight W and Q the scheme.
+
+    merge-quantize: Q(W + D). quantize-merge: Q(Q(W) + D), as loaders do that merge into a quantized base.
+    unmerged: Q(W) with D as a low-rank branch in the compute type; layers the recipe keeps are merged in float.
+    refit: Q(W + D) in an engine that adapters share: its ranges and factors are the base's on its own runs, and only
+    codes and scales of weights are swapped.
+    """
+    base, adapted = arms.state("base"), arms.state("adapted")
+    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
+    touched = [layer for layer in arms.denoiser_layers() if layer in layers]
+    before = plan.make(layers, base, scheme, ranges["base"])
+    state, branches = dict(adapted), {}
+    for layer in touched:
+        name = f"{layer}.weight"
+        if order == "quantize-merge":
+            state[name] = before[layer].fake(base[name]) + (adapted[name] - base[name])
+        elif order == "unmerged":
+            state[name], branches[layer] = base[name], arms.factors(layer)
+    calibrated = ranges["shared" if order == "refit" else "adapted"]
+    return Content(state, plan.make(layers, state, scheme, calibrated), branches)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the artifacts of one scheme are made from."""
+
+    arms: Arms
+    exporter: Exporter
+    store: Cache
+    scheme: Scheme
+    recipe: Recipe
+    ranges: Ranges
+
+    @property
+    def deployed(self) -> Path:
+        """Where the file for the device is in an artifact's folder."""
+        return Path(self.arms.base.family.denoiser) / "model.onnx"
+
+    def facts(self, order: str) -> dict[str, str]:
+        """What every file says of itself."""
+        return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
+
+    def key(self, order: str) -> str:
+        """The cache key of q1 in an order, or of q0 at "base"."""
+        origins: tuple[Origin, ...] = ("base", "shared") if order == "refit" else SIDES
+        ranges = digest_of(*(part for origin in origins for part in _parts(self.ranges[origin])))
+        values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
+        contents = (self.arms.content("base"), self.arms.content("adapted"))
+        return cache.key("artifact", *contents, *values, order, ranges, self.exporter.shapes())
+
+
+def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
+    for layer, found in sorted(inputs.items()):
+        yield f"{layer} {found.cut!r}"
+        yield b"" if found.smooth is None else found.smooth.numpy().tobytes()
+
+
+def write_base(making: Making) -> Quantized:
+    """q0: the twin's file where the scheme has one."""
+    scheme, key = making.scheme, making.key("base")
+
+    def content() -> Content:
+        return base_content(making.arms, scheme, making.recipe, making.ranges)
+
+    def make(folder: Path) -> None:
+        making.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})
+
+    if not scheme.exported:
+        return Quantized(key, None, content)
+    folder = making.store.obtain("artifact", key, f"{making.arms.base.source}, {scheme.name}, base", make)
+    return Quantized(key, folder / "q0.twin.onnx", content)
+
+
+def write(making: Making, order: Order, root: Path) -> Artifact:
+    """q1 in ``order``, its files below ``root``; only a manifest where PyTorch quantizes while it loads."""
+    scheme, key = making.scheme, making.key(order)
+
+    def content() -> Content:
+        return adapted_content(making.arms, scheme, making.recipe, order, making.ranges)
+
+    about = f"{making.arms.base.source}, {scheme.name} {order}"
+    stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, content(), folder))
+    folder = root / scheme.name / order
+    shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
+    page = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
+    if not scheme.exported:
+        return Artifact(folder, Quantized(key, None, content), None, page)
+    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / making.deployed, page)
+
+
+def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
+    exporter, scheme = making.exporter, making.scheme
+    facts, written = making.facts(order), list[Path]()
+    if scheme.exported:
+        written.append(exporter.deployed(content, scheme, folder / making.deployed, facts))
+        written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
+    page = describe(making, order, content, folder, written)
+    (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
+
+
+def describe(making: Making, order: Order, content: Content, folder: Path, written: Sequence[Path]) -> Manifest:
+    """The manifest of the files ``written`` below ``folder``."""
+    arms, scheme, recipe = making.arms, making.scheme, making.recipe
+    return Manifest(
+        qcheck=__version__,
+        scheme=scheme.name,
+        order=order,
+        recipe=recipe.name,
+        compute=scheme.compute,
+        opset=scheme.opset,
+        runs=list(scheme.runs),
+        twin="decoded" if scheme.decoded else "same codes",
+        scheme_digest=digest_of_value(scheme),
+        recipe_digest=digest_of_value(recipe),
+        base=Source(digest=arms.base.digest),
+        adapters=[*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")],
+        changed_layers=len(arms.layers),
+        layers=layers(content, making.exporter.sites(scheme.compute) if scheme.exported else {}),
+        files={path.relative_to(folder).as_posix(): digest_of(*model_files(path)) for path in written},
+    )
+
+
+def _sources(adapters: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Source]:
+    return [Source(digest=used.digest, weight=used.weight, arms=of) for used in adapters]
+
+
+def layers(content: Content, sites: Mapping[str, Site]) -> list[Layer]:
+    """What a file made from ``content`` is asked to compute, layer by layer; no nodes where there is no file."""
+    found = []
+    for name, numbers in content.plan.items():
+        site = sites.get(name)  # none where PyTorch quantizes while it loads
+        found.append(
+            Layer(
+                name=name,
+                node=str(site.node.name) if site else "",
+                dequantizer=qdq.dequantizer(name, site, numbers.weight) if site else None,
+                weight=numbers.weight.number.name,
+                activation=numbers.input.number.name if numbers.input is not None else None,
+                parameters=content.state[f"{name}.weight"].numel(),
+            )
+        )
+    return found

@@ -1,0 +1,248 @@
+"""The report people look at: one HTML file that needs no network, rendered from an output folder alone.
+
+A folder's report.json, evidence.json, pictures/ and, where cures were tried, advice.json are all it reads, so that it
+can be rendered again at any time. Text from files goes through Jinja's autoescape or into JSON with ``<`` escaped;
+a content security policy allows the page its own two scripts and nothing from outside.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from qcheck.core.errors import UserError
+from qcheck.core.values import Value
+from qcheck.report.html import charts, view
+from qcheck.report.html.charts import Chart
+from qcheck.result import evidence
+from qcheck.result.evidence import Evidence, Seen
+from qcheck.result.measurement import NotMeasured
+from qcheck.result.report import Case, Report
+
+NAME = "report.html"
+BUDGET = 3_500_000  # bytes of pictures in one page; the rest stays in the folder, and the page says so
+_VEGA = "window.vegaEmbed = vegaEmbed;"
+Record = Mapping[str, Any]
+V = TypeVar("V", bound=Value)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a page is rendered from. ``pictures`` are data URIs by their name in the evidence."""
+
+    report: Report
+    evidence: Evidence | None
+    cures: Sequence[Record]
+    pictures: Mapping[str, str]
+
+
+def write(folder: Path) -> Path:
+    """Render ``folder``'s report.html from the other files in it.
+
+    Raises:
+        UserError: there is no report in it, or one of another version.
+    """
+    text = render(read(folder))
+    (folder / NAME).write_text(text, "utf-8")
+    return folder / NAME
+
+
+def read(folder: Path) -> Source:
+    """The report of an output folder and what it has to show.
+
+    Raises:
+        UserError: no report, or a file that this version does not read.
+    """
+    report = _value(Report, folder / "report.json")
+    if report is None:
+        raise UserError(f"no report.json in {str(folder)!r}", "Give the --out folder of a finished check.")
+    found = _value(Evidence, folder / evidence.NAME)
+    return Source(report, found, _cures(folder / "advice.json"), {} if found is None else _pictures(found, folder))
+
+
+def _value(kind: type[V], path: Path) -> V | None:
+    """The value in a file; None where there is no file."""
+    try:
+        return kind.model_validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}", "Run the check again with this version.") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error}", "Give a folder that you may read.") from error
+
+
+def _cures(path: Path) -> list[Record]:
+    """The rows of a table of tried cures: those of ``qcheck advise``, each with the case that it is for."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {"cases": []}
+        return [
+            {"for": f"{case['scheme']}, {case['order']}", "cure": case["cure"] == place} | tried
+            for case in found["cases"]
+            for place, tried in enumerate(case["tried"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no advice: {error}", "Remove it, or run qcheck advise again.") from error
+
+
+def _pictures(found: Evidence, folder: Path) -> dict[str, str]:
+    """Pictures as data URIs, probe by probe of all cases until the budget is spent."""
+    shown: dict[str, str] = {}
+    spent = 0
+    for probe in range(len(found.prompts)):
+        names = [
+            n
+            for case in found.cases
+            for p in case.pictures
+            for n in (*_at(p.reference, probe), *_at(p.quantized, probe), *_at(p.difference, probe))
+        ]
+        fresh = {name: _uri(folder, name) for name in dict.fromkeys(names) if name not in shown}
+        spent += sum(map(len, fresh.values()))
+        if spent > BUDGET and shown:
+            break
+        shown |= fresh
+    return shown
+
+
+def _at(names: Sequence[str], probe: int) -> Sequence[str]:
+    return names[probe : probe + 1]
+
+
+def _uri(folder: Path, name: str) -> str:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / evidence.NAME} names a file outside its folder: {name}", "Run the check again.")
+    try:
+        return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError as error:
+        raise UserError(f"{path}: {error}", f"Run the check again, or take {evidence.NAME} away.") from error
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything of one case that the page shows beyond the overview; ``layers`` are the rows of its table."""
+
+    case: Case
+    seen: Seen | None
+    rows: Sequence[view.Row]
+    reported: Sequence[view.Row]
+    plots: Mapping[str, Sequence[Chart]]
+    layers: Sequence[Record]
+
+
+def panel(source: Source, case: Case) -> Panel:
+    """One case's part of the page."""
+    seen = None
+    if source.evidence is not None:
+        seen = next((s for s in source.evidence.cases if (s.scheme, s.order) == (case.scheme, case.order)), None)
+    rows = [view.row(m) for m in case.measurements]
+    gated = [m.limit is not None or m.name == "effect_to_error" for m in case.measurements]
+    layers = _layers(case, seen, source.evidence.alignment if source.evidence is not None else {})
+    return Panel(
+        case=case,
+        seen=seen,
+        rows=[r for r, kept in zip(rows, gated, strict=True) if kept],
+        reported=[r for r, kept in zip(rows, gated, strict=True) if not kept],
+        plots=_plots(source, case, seen, layers),
+        layers=layers,
+    )
+
+
+def _layers(case: Case, seen: Seen | None, alignment: Mapping[str, float]) -> list[Record]:
+    """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it, alignment."""
+    rows: dict[str, dict[str, Any]] = {
+        found.name: found.model_dump(include={"kind", "share", "weight", "activation"}) for found in case.layers
+    }
+    for one in seen.arrivals if seen is not None else ():
+        numbers = {"survival": charts.finite(one.survival), "snr": charts.finite(one.snr)}
+        rows[one.layer] = rows.get(one.layer, {}) | numbers
+    for name, decibels in alignment.items():
+        if name in rows:
+            rows[name]["alignment"] = charts.finite(decibels)
+    return [{"layer": name} | row for name, row in rows.items()]
+
+
+def _plots(source: Source, case: Case, seen: Seen | None, layers: Sequence[Record]) -> dict[str, list[Chart]]:
+    sensitive = [row for row in layers if row.get("share") is not None]
+    found = {"layers": [charts.shares(sensitive)] if sensitive else []}
+    if seen is None or source.evidence is None:
+        return found
+    found["layers"] += [charts.arrivals(seen.arrivals)] if seen.arrivals else []
+    return found | {
+        "steps": charts.steps(source.report, source.evidence, case, seen, view.limits_of(case)),
+        "spectra": charts.spectra(source.evidence, seen),
+        "latents": charts.latents(seen),
+    }
+
+
+def missing(source: Source, panels: Sequence[Panel]) -> list[NotMeasured]:
+    """What was not measured: the report's own list, and what the page has nothing to show of."""
+    found = [*source.report.not_measured]
+    if source.evidence is None:
+        found.append(NotMeasured(name="pictures and curves", reason=f"the folder has no {evidence.NAME}"))
+    if not any(row.get("share") is not None for p in panels for row in p.layers):
+        found.append(NotMeasured(name="sensitivity by layer", reason="this report holds none"))
+    why = {p.seen.no_arrivals: p for p in panels if p.seen is not None and p.seen.no_arrivals}
+    found += [NotMeasured(name="delta survival by layer", reason=reason) for reason in why]
+    if not source.cures:
+        found.append(NotMeasured(name="cures", reason="none was tried: the folder has no advice.json"))
+    return found
+
+
+def render(source: Source) -> str:
+    """The whole page."""
+    panels = [panel(source, case) for case in source.report.cases]
+    scripts = {"vega": _vega(), "own": _asset("page.js")}
+    data = {
+        "plots": [{f"{group}-{i}": c.spec for group, cs in p.plots.items() for i, c in enumerate(cs)} for p in panels],
+        "layers": [p.layers for p in panels],
+    }
+    text: str = _template().render(
+        source=source,
+        report=source.report,
+        evidence=source.evidence,
+        panels=panels,
+        overviews=[view.overview(case) for case in source.report.cases],
+        missing=missing(source, panels),
+        view=view,
+        data=data,
+        style=Markup(_asset("style.css")),  # noqa: S704  # the package's own file
+        scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704  # the package's and the library's
+        policy=" ".join(f"'sha256-{_digest(script)}'" for script in scripts.values()),
+    )
+    return text
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@functools.cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle(_VEGA)
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text("utf-8")
+
+
+def _template() -> Any:
+    made = Environment(
+        loader=PackageLoader("qcheck.report.html", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return made.get_template("page.html.jinja")

@@ -1,0 +1,376 @@
+"""Vega-Lite specifications of the page's plots: pure functions of the report and its evidence.
+
+Colours are the page's own CSS variables, so that one plot serves light, dark and paper. Arms differ by colour and by
+shape, full precision and quantized by colour and by dash.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcheck.judge.bounds import Range
+from qcheck.result.evidence import Arrival, Evidence, Seen, Spread
+from qcheck.result.report import Case, Report
+
+Spec = dict[str, Any]
+Records = list[dict[str, Any]]
+TITLES = {"base": "base", "adapted": "with LoRA", "both": "LoRA beside base"}
+_ARMS = ("base", "with LoRA")
+_LINES = {
+    "f0": ("base", "full precision"),
+    "q0": ("base", "quantized"),
+    "f1": ("with LoRA", "full precision"),
+    "q1": ("with LoRA", "quantized"),
+    "e0": ("base", "their difference"),
+    "e1": ("with LoRA", "their difference"),
+}
+_KINDS = ("full precision", "quantized", "their difference")
+_COLOURS = ("var(--base)", "var(--lora)")
+_GONE = 0.9  # below this survival a layer counts as one whose change did not arrive
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot with what a reader gets from it in words."""
+
+    title: str
+    caption: str
+    spec: Spec
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN or infinity; a plot leaves them out."""
+    return value if math.isfinite(value) else None
+
+
+def _spec(description: str, records: Records, layers: Sequence[Spec], height: int = 220) -> Spec:
+    return {
+        "description": description,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit", "contains": "padding"},
+        "data": {"values": records},
+        "layer": list(layers),
+    }
+
+
+def _x(field: str, title: str, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, "axis": {"tickMinStep": 1, "grid": False}} | more
+
+
+def _y(field: str, title: str, zero: bool = False, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": zero}} | more
+
+
+def _arm(name: str = "colour") -> Spec:
+    legend = {"title": None, "orient": "top", "symbolSize": 80, "symbolOpacity": 1}
+    values = {"colour": list(_COLOURS), "shape": ["circle", "triangle-up"]}
+    return {"field": "arm", "type": "nominal", "scale": {"domain": _ARMS, "range": values[name]}, "legend": legend}
+
+
+def _rules(bounds: Range) -> list[Spec]:
+    """A dashed line with its value at each end of the allowed range."""
+    return [
+        spec
+        for bound in bounds
+        if bound is not None
+        for spec in (
+            {
+                "data": {"values": [{"y": bound}]},
+                "mark": "rule",
+                "encoding": {"y": {"field": "y", "type": "quantitative"}},
+            }
+            | {"mark": {"type": "rule", "strokeDash": [2, 3], "color": "var(--ink)"}},
+            {
+                "data": {"values": [{"y": bound, "text": f"limit {bound:g}"}]},
+                "mark": {"type": "text", "align": "right", "baseline": "bottom", "dy": -2, "color": "var(--ink)"},
+                "encoding": {
+                    "x": {"value": "width"},
+                    "y": {"field": "y", "type": "quantitative"},
+                    "text": {"field": "text"},
+                },
+            },
+        )
+    ]
+
+
+def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records, bounds: Range) -> Spec:
+    """Mean over probes with a band from the lowest to the highest, an arm a line, over ``where``."""
+    records = [
+        place | {"arm": TITLES[arm], "mean": finite(mean), "low": finite(low), "high": finite(high)}
+        for arm, found in spreads.items()
+        for place, mean, low, high in zip(where, found.mean, found.low, found.high, strict=True)
+    ]
+    x = _x("step", "denoising step")
+    tips = [
+        {"field": name, "type": "quantitative", "format": ".3~g"}
+        for name in ("step", "timestep", "mean", "low", "high")
+    ]
+    return _spec(
+        title,
+        records,
+        [
+            {
+                "mark": {"type": "area", "opacity": 0.16},
+                "encoding": {"x": x, "y": _y("low", unit), "y2": {"field": "high"}, "color": _arm()},
+            },
+            *_rules(bounds),
+            {
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": {"x": x, "y": _y("mean", unit), "color": _arm()},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {
+                    "x": x,
+                    "y": _y("mean", unit),
+                    "color": _arm(),
+                    "shape": _arm("shape"),
+                    "tooltip": [{"field": "arm"}, *tips],
+                },
+            },
+        ],
+    )
+
+
+def steps(
+    report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Range]
+) -> list[Chart]:
+    """The gap along the denoising steps."""
+    where: Records = [
+        {"step": step, "timestep": t} for step, t in zip(evidence.strata, report.probes.timesteps, strict=True)
+    ]
+    sqnr: dict[str, Spread] = {along.arm: along.sqnr for along in seen.along}
+    apart: dict[str, Spread] = {along.arm: along.apart for along in seen.along if along.apart is not None}
+    asked = "Signal to noise along the steps"
+    found = [
+        Chart(
+            asked,
+            f"Both asked at the states full precision walks through; higher is better. {_lowest(sqnr, evidence, 'dB')}",
+            _banded(asked, "SQNR, dB", sqnr, where, limits.get(("stratum_sqnr", "adapted"), (None, None))),
+        )
+    ]
+    if seen.survival is not None:
+        kept: dict[str, Spread] = {"adapted": seen.survival}
+        title = "Survival of the adapter's effect along the steps"
+        bounds = limits.get(("effect_survival", "adapted"), (None, None))
+        words = (
+            f"1: all of it is there, 0: erased. {_lowest(kept, evidence, '')} The limits hold for the sum over steps."
+        )
+        found.append(Chart(title, words, _banded(title, "effect survival", kept, where, bounds)))
+    title = "Free runs part from full precision"
+    words = "Distance of the latents of runs left to themselves before each step, relative to their size."
+    found.append(Chart(title, words, _banded(title, "relative distance", apart, where, (None, None))))
+    return [*found, *_profiles(case)]
+
+
+def _lowest(spreads: Mapping[str, Spread], evidence: Evidence, unit: str) -> str:
+    parts = []
+    for arm, found in spreads.items():
+        known = [(mean, step) for mean, step in zip(found.mean, evidence.strata, strict=True) if math.isfinite(mean)]
+        if known:
+            mean, step = min(known)
+            parts.append(f"{mean:.3g} {unit}".strip() + f" at step {step} ({TITLES[arm]})")
+    return f"Lowest: {', '.join(parts)}." if parts else "Not finite at any step."
+
+
+_PROFILES = {
+    "step_jitter": (
+        "Flicker between one step and the next",
+        "What quantization adds to 1 - cos of the angle between outputs of neighbouring steps.",
+        "change of 1 - cos",
+        1,
+    ),
+    "latent_kl_excess": (
+        "Drift of mean and variance",
+        "KL of the latents from full precision beyond what exchanged pairs differ by anyway.",
+        "nat",
+        0,
+    ),
+}
+
+
+def _profiles(case: Case) -> list[Chart]:
+    found = []
+    for name, (title, words, unit, first) in _PROFILES.items():
+        records: Records = [
+            {"step": first + place, "arm": TITLES[arm], "value": finite(value)}
+            for arm in ("base", "adapted")
+            for place, value in enumerate(case.steps.get(f"{name} {arm}", []))
+        ]
+        if records:
+            x, y = _x("step", "denoising step"), _y("value", unit, zero=True)
+            tips = [{"field": "arm"}, {"field": "step"}, {"field": "value", "type": "quantitative", "format": ".3~g"}]
+            layers = [
+                {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": _arm()}},
+                {
+                    "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+                    "encoding": {"x": x, "y": y, "color": _arm(), "shape": _arm("shape"), "tooltip": tips},
+                },
+            ]
+            found.append(Chart(title, words, _spec(title, records, layers)))
+    return found
+
+
+def spectra(evidence: Evidence, seen: Seen) -> list[Chart]:
+    """Radial spectra of reference and artifact, an arm a plot."""
+    found = []
+    for number, arm in (("0", "base"), ("1", "with LoRA")):
+        if f"q{number}" in seen.spectra:
+            records = _rings(evidence, {name: seen.spectra[f"{name}{number}"] for name in "fqe"}, number)
+            title = f"Radial spectrum, {arm}"
+            words = (
+                "Power of the final latents by spatial frequency, mean over probes and channels. Lines on each other: "
+                "the same texture. The difference is what quantization put there or took away."
+            )
+            encoding = {
+                "x": _x("frequency", "cycles per latent pixel", axis={"grid": False}),
+                "y": _y("level", "power, dB"),
+                "color": _kind("color", _COLOURS[int(number)]),
+                "strokeDash": _kind("strokeDash", ""),
+                "tooltip": [
+                    {"field": "what"},
+                    *({"field": f, "type": "quantitative", "format": ".3~g"} for f in ("frequency", "level")),
+                ],
+            }
+            layers = [{"mark": {"type": "line", "strokeWidth": 2, "point": {"size": 30}}, "encoding": encoding}]
+            found.append(Chart(title, words, _spec(title, records, layers)))
+    return found
+
+
+def _kind(channel: str, colour: str) -> Spec:
+    ranges: dict[str, list[Any]] = {
+        "color": ["var(--ink)", colour, "var(--muted)"],
+        "strokeDash": [[1, 0], [6, 3], [1, 3]],
+    }
+    return {
+        "field": "what",
+        "type": "nominal",
+        "scale": {"domain": _KINDS, "range": ranges[channel]},
+        "legend": {"title": None, "orient": "top", "symbolType": "stroke", "symbolSize": 300},
+    }
+
+
+def _rings(evidence: Evidence, levels: Mapping[str, Sequence[float]], number: str) -> Records:
+    return [
+        {"frequency": frequency, "level": finite(level), "what": _LINES[f"{name}{number}"][1]}
+        for name, values in levels.items()
+        for frequency, level in zip(evidence.frequencies, values, strict=True)
+    ]
+
+
+def latents(seen: Seen) -> list[Chart]:
+    """Distributions of the final latents, a channel a plot."""
+    return [
+        Chart(
+            f"Channel {found.channel}",
+            "",
+            _spec(
+                f"Distribution of the final latents of channel {found.channel}",
+                _bins(found.low, found.high, found.shares),
+                [{"mark": {"type": "line", "interpolate": "step", "strokeWidth": 1.8}, "encoding": _distribution()}],
+                180,
+            ),
+        )
+        for found in seen.histograms
+    ]
+
+
+def _bins(low: float, high: float, shares: Mapping[str, Sequence[float]]) -> Records:
+    return [
+        {
+            "value": low + (place + 0.5) * (high - low) / len(values),
+            "share": 100 * share,
+            "arm": _LINES[name][0],
+            "what": _LINES[name][1],
+        }
+        for name, values in shares.items()
+        for place, share in enumerate(values)
+    ]
+
+
+def _distribution() -> Spec:
+    dash = {"domain": _KINDS[:2], "range": [[1, 0], [4, 3]]}
+    legend = {"title": None, "orient": "top", "symbolType": "stroke", "symbolSize": 300}
+    return {
+        "x": _x("value", "latent", axis={"grid": False}),
+        "y": _y("share", "% of values", zero=True),
+        "color": _arm() | {"legend": legend},
+        "strokeDash": {"field": "what", "type": "nominal", "scale": dash, "legend": legend},
+        "tooltip": [
+            {"field": "arm"},
+            {"field": "what"},
+            *({"field": f, "type": "quantitative", "format": ".3~g"} for f in ("value", "share")),
+        ],
+    }
+
+
+_MATCHES = {"test": "query === '' || indexof(lower(datum.layer), query) >= 0", "value": 1}
+
+
+def arrivals(found: Sequence[Arrival]) -> Chart:
+    """How much of each layer's change arrives, in the network's order; ``query`` dims what does not match."""
+    records: Records = [
+        {
+            "order": place + 1,
+            "layer": one.layer,
+            "snr": finite(one.snr),
+            "survival": finite(one.survival),
+            "what": "arrives" if one.survival >= _GONE else f"less than {_GONE:g} of it arrives",
+        }
+        for place, one in enumerate(found)
+    ]
+    lost = sum(not one.survival >= _GONE for one in found)
+    title = "Delta survival by layer"
+    words = (
+        f"The adapter's change of each layer's weight over the noise that rounding it adds, in the network's order. In "
+        f"{len(found) - lost} of {len(found)} layers at least {_GONE:g} of the change arrives on average."
+    )
+    domain = ["arrives", f"less than {_GONE:g} of it arrives"]
+    shared = {"field": "what", "type": "nominal", "legend": {"title": None, "orient": "top", "symbolSize": 80}}
+    encoding = {
+        "x": _x("order", "layer, in the network's order"),
+        "y": _y("snr", "change over noise, dB"),
+        "color": shared | {"scale": {"domain": domain, "range": ["var(--base)", "var(--bad)"]}},
+        "shape": shared | {"scale": {"domain": domain, "range": ["circle", "cross"]}},
+        "opacity": {"condition": _MATCHES, "value": 0.12},
+        "tooltip": [
+            {"field": "layer"},
+            *({"field": f, "type": "quantitative", "format": ".3~g"} for f in ("snr", "survival")),
+        ],
+    }
+    layers = [{"mark": {"type": "point", "filled": True, "size": 45}, "encoding": encoding}]
+    return Chart(title, words, _spec(title, records, layers) | _QUERY)
+
+
+_QUERY: Spec = {"params": [{"name": "query", "value": ""}]}
+
+
+def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
+    """Each layer's share of the gap by what causes it, most of it first; ``query`` dims what does not match."""
+    records: Records = [
+        {"order": place + 1, "layer": row["layer"], "part": part, "share": 100 * row[part]}
+        for place, row in enumerate(rows)
+        for part in ("weight", "activation")
+        if row.get(part) is not None
+    ]
+    title = "Sensitivity by layer"
+    words = "How much of the gap each layer causes by itself, by rounding its weight alone and its input alone."
+    encoding = {
+        "x": _x("order", "layer, most of the gap first"),
+        "y": _y("share", "% of the gap", zero=True),
+        "color": {
+            "field": "part",
+            "type": "nominal",
+            "scale": {"domain": ["weight", "activation"], "range": list(_COLOURS)},
+            "legend": {"title": None, "orient": "top"},
+        },
+        "opacity": {"condition": _MATCHES, "value": 0.12},
+        "tooltip": [
+            {"field": "layer"},
+            {"field": "part"},
+            {"field": "share", "type": "quantitative", "format": ".3~g"},
+        ],
+    }
+    return Chart(title, words, _spec(title, records, [{"mark": {"type": "bar"}, "encoding": encoding}]) | _QUERY)

@@ -1,0 +1,273 @@
+"""What the page says, in plain words and plain values; the template only lays it out."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from qcheck.judge.bounds import bounds, room
+from qcheck.report.text import build_line, megabytes
+from qcheck.result.measurement import Judged
+from qcheck.result.report import Case, Provenance, Report
+from qcheck.result.verdict import Outcome
+
+Kind = Literal["good", "bad", "open"]
+KINDS: dict[Outcome, tuple[Kind, str]] = {
+    "PASS": ("good", "✓"),
+    "NEEDS-QAT": ("bad", "▲"),
+    "FAIL-RECIPE": ("bad", "✕"),
+    "FAIL-ADAPTER": ("bad", "✕"),
+    "INCONCLUSIVE": ("open", "?"),
+    "INVALID": ("open", "!"),
+}
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+_ALONE: dict[Outcome, str] = {
+    "PASS": "{adapter} survives {scheme} on {target}.",
+    "NEEDS-QAT": "{adapter} does not survive {scheme} on {target} as it is: the base does, the adapter does not.",
+    "FAIL-RECIPE": "{scheme}, as it was made here, is not fit for {target}: it fails whatever the adapter.",
+    "FAIL-ADAPTER": "{adapter} is broken at full precision already; {scheme} is not to blame.",
+    "INCONCLUSIVE": "Whether {adapter} survives {scheme} on {target} is too close to call.",
+    "INVALID": "There is no answer for {adapter} under {scheme}: a control failed.",
+}
+_STATUS = {
+    "pass": ("good", "✓", "inside"),
+    "fail": ("bad", "✕", "outside"),
+    "undecided": ("open", "?", "open"),
+    "not measured": ("open", NONE, "not measured"),
+    "reported": ("", "", "no limit"),
+}
+_ARMS = {"base": "base", "adapted": "with LoRA", "both": "LoRA beside base"}
+_UNITS = {"ratio": "", "1 - cos": "", "dB over base": "dB"}
+
+
+def isolated(name: str) -> str:
+    """A name whose direction of writing leaves its surroundings alone (Unicode's FSI and PDI)."""
+    return f"\u2068{name}\u2069"
+
+
+def name(source: str) -> str:
+    """The last part of a path, a hub id as it is."""
+    return PurePath(source).name if source.startswith(("/", ".")) or source.endswith(".safetensors") else source
+
+
+def adapters(report: Report) -> str:
+    """The judged adapters' names without endings."""
+    judged = [used for used in report.adapters if used.arms == "adapted"]
+    return " + ".join(isolated(name(used.source).removesuffix(".safetensors")) for used in judged)
+
+
+def headline(report: Report) -> str:
+    """The verdict in one sentence."""
+    words = {"adapter": adapters(report), "target": report.target}
+    judged = [case for case in report.cases if not case.control] or report.cases
+    if len(judged) == 1:
+        case = judged[0]
+        return _ALONE[case.verdict].format(scheme=isolated(case.scheme), **words)
+    passed = sum(case.verdict == "PASS" for case in judged)
+    left = sum(KINDS[case.verdict][0] == "open" for case in judged)
+    whole = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
+    counted = whole if passed == len(judged) else f"{passed or 'none'} of the {len(judged)} ways"
+    rest = f"; {left} {'is' if left == 1 else 'are'} open" if left else ""
+    return "{adapter} survives {counted} to quantize it for {target}{rest}.".format(counted=counted, rest=rest, **words)
+
+
+def best(report: Report) -> Case | None:
+    """The smallest case that passes and quantizes."""
+    passed = [case for case in report.cases if case.verdict == "PASS" and not case.control and case.artifact]
+    return min(passed, key=lambda case: case.artifact[0].bytes, default=None)
+
+
+def kind(report: Report) -> tuple[Kind, str]:
+    """How the page as a whole looks: the only case's verdict, or whether any way passes."""
+    if len(report.cases) == 1:
+        return KINDS[report.cases[0].verdict]
+    every = [KINDS[case.verdict] for case in report.cases if not case.control] or [("open", "?")]
+    return next((found for wanted in ("good", "open", "bad") for found in every if found[0] == wanted), ("open", "?"))
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """A measurement on a line of its own scale, all in percent: the allowed range, the bounds and the value."""
+
+    allowed: tuple[float, float]
+    interval: tuple[float, float]
+    value: float
+
+
+def glyph(seen: Judged) -> Glyph | None:
+    """None where there is no limit, or no finite number to draw."""
+    low, high = bounds(seen.limit)
+    if (low is None and high is None) or seen.value is None or not math.isfinite(seen.value):
+        return None
+    ends = [end if end is not None and math.isfinite(end) else seen.value for end in (seen.low, seen.high)]
+    drawn = [x for x in (*ends, seen.value, low, high) if x is not None]
+    width = (max(drawn) - min(drawn)) or 1.0
+    first, span = min(drawn) - 0.25 * width, 1.5 * width
+
+    def place(x: float) -> float:
+        return round(100 * (x - first) / span, 2)
+
+    allowed = (0.0 if low is None else place(low), 100.0 if high is None else place(high))
+    return Glyph(allowed, (place(ends[0]), place(ends[1])), place(seen.value))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement as a table shows it."""
+
+    name: str
+    arm: str
+    value: str
+    bounds: str
+    limit: str
+    kind: str
+    mark: str
+    word: str
+    where: str
+    glyph: Glyph | None
+
+
+def row(seen: Judged) -> Row:
+    """Numbers as a reader wants them."""
+    kind, mark, word = _STATUS[seen.status]
+    known = seen.value is not None
+    return Row(
+        name=seen.name,
+        arm=_ARMS[seen.arm],
+        value=f"{number(seen.value)} {_UNITS.get(seen.unit, seen.unit)}".strip() if known else NONE,
+        bounds=f"{number(seen.low)} to {number(seen.high)}" if known and seen.low not in {None, seen.high} else "",
+        limit=(seen.limit or "")
+        .replace(">=", "≥")
+        .replace("<=", "≤")
+        .replace("..", "to")
+        .replace("-", MINUS)
+        .replace(" ", "\N{NO-BREAK SPACE}"),
+        kind=kind,
+        mark=mark,
+        word=word,
+        where=seen.where,
+        glyph=glyph(seen),
+    )
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, a true minus."""
+    if value is None:
+        return NONE
+    if not math.isfinite(value):
+        return "not finite"
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("e-0", "e-").replace("-", MINUS)
+
+
+def deciding(case: Case) -> Judged | None:
+    """The measurement that decided: of a pass, the one closest to its limit; else the first that the verdict names.
+
+    None where something else did, such as a build that was refused.
+    """
+    if case.verdict == "PASS":
+        gated = [seen for seen in case.measurements if seen.decides and math.isfinite(room(seen))]
+        return min(gated, key=room, default=None)
+    named = {f"{seen.name} ({seen.arm}) ": seen for seen in case.measurements}
+    return next((seen for start, seen in named.items() if case.reasons[0].startswith(start)), None)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One row of the table of schemes."""
+
+    case: Case
+    kind: Kind
+    mark: str
+    sizes: str
+    memory: str
+    latency: str
+    builds: list[str]
+    decided: Row | None
+    why: str
+
+
+def overview(case: Case) -> Overview:
+    """A case in one row."""
+    kind, mark = KINDS[case.verdict]
+    seen, estimate = deciding(case), case.estimate
+    sizes = [megabytes(size) for size in (case.full_precision_bytes, *(f.bytes for f in case.artifact[:1])) if size]
+    memory = latency = "not estimated"
+    if estimate is not None:
+        room = f" of {estimate.memory_gb:g} GB" if estimate.memory_gb is not None else ""
+        memory = f"{estimate.total_mb:,.0f} MB{room}" + ("" if estimate.fits is not False else ": does not fit")
+        latency = (
+            f"no bound: {estimate.missing}"
+            if estimate.call_ms is None
+            else f"≥ {estimate.call_ms:.3g} ms a call, {estimate.bound}-bound"
+        )
+    return Overview(
+        case=case,
+        kind=kind,
+        mark=mark,
+        sizes=" → ".join(sizes) or NONE,
+        memory=memory,
+        latency=latency,
+        builds=[build_line(made) for made in case.builds],
+        decided=row(seen) if seen is not None else None,
+        why="closest to its limit" if case.verdict == "PASS" else "decided" if seen is not None else case.reasons[0],
+    )
+
+
+_OPTIONS = {
+    "lora": "--lora",
+    "weight": "--weight",
+    "with_lora": "--with-lora",
+    "scheme": "--scheme",
+    "artifact": "--artifact",
+    "order": "--order",
+    "target": "--target",
+    "probes": "--probes",
+    "trigger": "--trigger",
+    "recipe": "--recipe",
+    "limits": "--limits",
+    "max_probes": "--max-probes",
+    "steps": "--steps",
+    "guidance": "--guidance",
+    "seed": "--seed",
+    "width": "--width",
+    "height": "--height",
+    "threads": "--threads",
+    "batch": "--batch",
+}
+
+
+def command(provenance: Provenance) -> str:
+    """The command line that asks for the same check, every argument written out."""
+    given = provenance.arguments
+    words = ["qcheck", "check", str(given["base"])]
+    for key, option in _OPTIONS.items():
+        value = given.get(key)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            words += [option, f"{one:g}" if isinstance(one, float) else str(one)]
+    words += ["--allow-unmatched"] if given.get("allow_unmatched") else []
+    words += ["--no-build"] if given.get("build") is False else []
+    return shlex.join(words)
+
+
+def digests(report: Report) -> Sequence[tuple[str, str, str]]:
+    """What was checked and made: what it is, where it came from, its digest."""
+    made = report.provenance
+    return [
+        ("base", report.base.source, report.base.digest),
+        *((_used(u.weight, u.arms), u.source, u.digest) for u in report.adapters),
+        ("probes", report.probes.name, report.probes.digest),
+        ("recipe", made.recipe, made.recipe_digest),
+        ("limits", made.limits, made.limits_digest),
+        *((f"artifact, {c.scheme} {c.order}, {f.compute}", f.path, f.digest) for c in report.cases for f in c.artifact),
+    ]
+
+
+def _used(weight: float | None, arms: str | None) -> str:
+    return f"adapter at weight {1.0 if weight is None else weight:g}" + (", in both arms" if arms == "both" else "")
+
+
+def limits_of(case: Case) -> Mapping[tuple[str, str], tuple[float | None, float | None]]:
+    """The allowed range of every gated measurement of a case."""
+    return {(seen.name, seen.arm): bounds(seen.limit) for seen in case.measurements if seen.limit is not None}

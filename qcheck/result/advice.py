@@ -1,0 +1,57 @@
+"""What was tried for the cases of a report that do not pass: advice.json."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qcheck.core.values import Number, Value
+from qcheck.result.verdict import Outcome
+
+SCHEMA: Literal["qcheck-advice/1"] = "qcheck-advice/1"
+
+
+class Tried(Value):
+    """One remedy: what was predicted from weights alone, and what running it gave (None: not run).
+
+    Sizes are bytes of the denoiser's file; survival and excess error (dB) are effect_survival and excess_error.
+    """
+
+    kind: str
+    title: str
+    why: str
+    predicted_bytes: int | None
+    predicted_survival: Number | None
+    verdict: Outcome | None = None
+    bytes: int | None = None
+    survival: Number | None = None
+    excess_error: Number | None = None
+    seconds: float | None = None
+    command: str = ""
+
+
+class CaseAdvice(Value):
+    """A case, what was tried for it in order of cost, and the place of the first that passed in that list."""
+
+    scheme: str
+    order: str
+    verdict: Outcome
+    tried: list[Tried]
+    cure: int | None
+
+
+class Advice(Value):
+    """The whole result: advice.json."""
+
+    schema_: Literal["qcheck-advice/1"] = Field(default=SCHEMA, alias="schema")
+    report: str
+    ran: bool
+    cases: list[CaseAdvice]
+
+    def to_json(self) -> str:
+        """Indented JSON with the key ``schema``."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+    @property
+    def cured(self) -> bool:
+        """Whether every case that did not pass has a cure that did."""
+        return all(case.cure is not None for case in self.cases)

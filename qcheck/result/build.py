@@ -1,0 +1,53 @@
+"""How an engine build ended, and the precision that was read from the engine."""
+
+from qcheck.core.values import Value
+from qcheck.result.verdict import BuildStatus
+
+
+class Realised(Value):
+    """What was read from an engine.
+
+    ``products`` counts the convolutions and matrix products that were found at all. ``operands`` counts the asked
+    layers by "input x weight" as they are multiplied or, of a weight-only layer, by "input x stored weight".
+    ``fell_back`` names what is not as asked, ``unread`` the layers that the engine does not tell of. ``bytes`` are the
+    engine's constants by format, ``promised`` those of the quantized weights that the scheme asks.
+    """
+
+    layers: int
+    products: int
+    operands: dict[str, int]
+    fell_back: list[str]
+    unread: list[str]
+    bytes: dict[str, int]
+    promised: dict[str, int]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the engine could be read, and every asked layer was found and is as asked."""
+        return bool(self.products) and not self.fell_back and not self.unread
+
+    def text(self) -> str:
+        """One line for a person."""
+        if not self.products:
+            return "not read: the engine says nothing of its operations"
+        counted = ", ".join(f"{count} {operands}" for operands, count in self.operands.items())
+        missing = f"{len(self.unread)} of {self.layers} layers not found in the engine" if self.unread else ""
+        return "; ".join(part for part in (counted, missing) if part) or f"{self.products} products"
+
+
+class Build(Value):
+    """One engine build. ``realised`` None means that there was no engine to read.
+
+    ``graph`` names the case whose file was compiled: files that differ in nothing but weights are compiled once.
+    """
+
+    builder: str
+    capability: str
+    proxy: bool
+    status: BuildStatus
+    detail: str = ""
+    graph: str = ""
+    realised: Realised | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None

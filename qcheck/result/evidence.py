@@ -1,0 +1,107 @@
+"""What a report shows beyond its numbers: evidence.json is this value, and pictures/ the files that it names.
+
+Everything is small: scalars a step, a ring or a bin, never a latent. A report can be rendered again from these files
+and report.json alone.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qcheck.core.values import Number, Value
+from qcheck.spec.arm import Arm
+
+SCHEMA: Literal["qcheck-evidence/1"] = "qcheck-evidence/1"
+NAME, PICTURES = "evidence.json", "pictures"
+
+
+class Spread(Value):
+    """A scalar of every probe at each of some places: the mean over probes, the lowest and the highest, [places]."""
+
+    mean: list[Number]
+    low: list[Number]
+    high: list[Number]
+
+
+class Along(Value):
+    """How far one arm is from its reference at the strata: ``sqnr`` in dB where both are asked at f1's states.
+
+    ``apart`` is |q1 - f1| / |f1| of the latents of free runs before those steps; the base, which is not followed, has
+    none.
+    """
+
+    arm: Arm
+    sqnr: Spread
+    apart: Spread | None
+
+
+class Histogram(Value):
+    """Shares of the final latents of one channel by value, over all probes: equal bins from ``low`` to ``high``.
+
+    ``shares`` are by f0, f1, q0, q1; values beyond the ends are counted in the outermost bins.
+    """
+
+    channel: int
+    low: float
+    high: float
+    shares: dict[str, list[float]]
+
+
+class Pictures(Value):
+    """Decoded pictures of an arm, a probe each, relative to the folder; ``difference`` is 0.5 + amplify (q - f) / 2."""
+
+    arm: Arm
+    reference: list[str]
+    quantized: list[str]
+    difference: list[str]
+
+
+class Arrival(Value):
+    """How much of the adapter's change of a layer's weight arrives in its codes, expected from the weights alone.
+
+    ``survival`` 1 is the whole change, 0 none of it; ``snr`` is the change over the noise that rounding adds, dB.
+    """
+
+    layer: str
+    survival: Number
+    snr: Number
+
+
+class Seen(Value):
+    """The evidence of one case. ``spectra`` are radial, in dB by f0, f1, q0, q1 and, of the differences, e0 and e1.
+
+    ``survival`` is effect_survival at every stratum, ``survivals`` that of each probe. ``arrivals`` may be empty, for
+    the reason in ``no_arrivals``.
+    """
+
+    scheme: str
+    order: str
+    along: list[Along]
+    survival: Spread | None
+    survivals: list[Number]
+    spectra: dict[str, list[Number]]
+    histograms: list[Histogram]
+    pictures: list[Pictures]
+    arrivals: list[Arrival]
+    no_arrivals: str = ""
+
+
+class Evidence(Value):
+    """All cases of a check. ``strata`` are the steps, from 1, that ``timesteps`` of the report belong to.
+
+    ``frequencies`` are those of the spectra in cycles per latent pixel, ``amplify`` how much differences are enlarged.
+    ``prompts`` are those of the pictures. ``alignment`` is of every changed layer of the denoiser, in dB: how much more
+    its inputs make of the adapter's change than of a random one of its size, as rounding noise nearly is.
+    """
+
+    schema_: Literal["qcheck-evidence/1"] = Field(default=SCHEMA, alias="schema")
+    strata: list[int]
+    frequencies: list[float]
+    amplify: int
+    prompts: list[str]
+    alignment: dict[str, Number] = Field(default_factory=dict)
+    cases: list[Seen]
+
+    def to_json(self) -> str:
+        """JSON with the key ``schema``; non-finite numbers become the strings NaN, Infinity."""
+        return self.model_dump_json(by_alias=True) + "\n"

@@ -1,0 +1,58 @@
+"""A measurement: value, unit, interval and where; it knows no limit until a verdict has looked at it."""
+
+from typing import Literal
+
+from qcheck.core.values import Number, Value
+from qcheck.spec.arm import Arm
+
+Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
+
+
+class Measurement(Value):
+    """One number with its one-sided confidence bounds ``low`` and ``high`` (95 % over all looks at a growing sample).
+
+    ``p`` is the p-value of lying inside its limit, None where there is no limit or nothing was sampled. ``value`` None
+    means not measured, for the reason in ``where``.
+    """
+
+    name: str
+    arm: Arm
+    unit: str
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    p: Number | None = None
+    where: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a number at all."""
+        return self.value is not None
+
+
+class Judged(Measurement):
+    """A measurement beside its limit, e.g. ``">= 0.9"``, and what the comparison says.
+
+    One that ``warns`` has a limit and decides nothing.
+    """
+
+    limit: str | None = None
+    status: Status = "reported"
+    warns: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether a verdict can rest on it."""
+        return self.limit is not None and not self.warns
+
+
+class NotMeasured(Value):
+    """Something a reader could expect that no number stands for, and why."""
+
+    name: str
+    reason: str
+
+
+def needs_base(name: str, arm: Arm) -> bool:
+    """Whether a measurement of that name and arm compares with q0, the quantized base."""
+    return arm in ("base", "both") or name in ("excess_error", "worst_stratum", "worst_prompt")

@@ -1,0 +1,1 @@
+"""Probes through a runner: the solver, the runs, and what is kept of them."""

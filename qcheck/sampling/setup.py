@@ -1,0 +1,120 @@
+"""What all arms of a check share: the solver, the steps at which arms are compared, and how a probe starts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from qcheck.core.digest import digest_of
+from qcheck.model.family import Family
+from qcheck.runtime.runner import Runner
+from qcheck.sampling import solvers
+from qcheck.spec.arm import Side
+from qcheck.spec.probe import Probe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What some probes start from: latents [b, C, h, w] of unit variance, their generators, and conditions.
+
+    Conditions are [b, 1 or 2, ...] by name: the negative branch first where guidance has one.
+    """
+
+    latents: torch.Tensor
+    generators: tuple[torch.Generator, ...]
+    conditions: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms share: the solver, the steps at which arms are compared, and how a probe starts in each arm.
+
+    ``solver`` makes a new one, set to its steps; solvers keep state, so no two runs share one.
+    """
+
+    family: Family
+    solver: Callable[[], Any]
+    guidance: float
+    strata: tuple[int, ...]
+    batch: int
+    inputs: Callable[[Side, Sequence[Probe]], Inputs]
+
+    @cached_property
+    def calls(self) -> int:
+        """Denoiser calls of one probe; some solvers take more of them than steps."""
+        return len(self.all_timesteps())
+
+    def all_timesteps(self) -> tuple[float, ...]:
+        """The solver's timestep at every call."""
+        return tuple(float(t) for t in self.solver().timesteps)
+
+    def timesteps(self) -> tuple[float, ...]:
+        """The solver's timestep at each stratum."""
+        every = self.all_timesteps()
+        return tuple(every[index] for index in self.strata)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Squared solver coefficient of every stratum, [T]."""
+        found: np.ndarray = solvers.coefficients(self.solver)[list(self.strata)] ** 2
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the solver and the strata."""
+        solver = self.solver()
+        made = f"{type(solver).__name__} {sorted(solver.config.items())!r}"
+        return digest_of(made, repr((self.all_timesteps(), self.guidance, self.strata)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An arm to trace: its side, the digest of all that its outputs depend on, and how to get a runner for it.
+
+    ``runner`` is called only when something has to be computed.
+    """
+
+    name: str
+    side: Side
+    content: str
+    runner: Callable[[], Runner]
+
+
+def choose_strata(steps: int, count: int) -> tuple[int, ...]:
+    """min(count, steps) step indices, evenly spread, always with the last two."""
+    count = min(count, steps)
+    spread = {round(index) for index in np.linspace(0, steps - 1, count)} | {steps - 1, max(steps - 2, 0)}
+    inner = sorted(spread - {0, steps - 1, steps - 2})
+    while len(spread) > count and inner:
+        spread.remove(inner.pop())
+    return tuple(sorted(spread))
+
+
+Conditions = Mapping[str, np.ndarray]
+
+
+def fed(
+    family: Family, solver: Any, x: torch.Tensor, timestep: Any, conditions: Conditions
+) -> tuple[dict[str, np.ndarray], int]:
+    """What the denoiser is fed for latents [b, C, h, w] and conditions [b, n, ...], and how many branches n they are.
+
+    Branches follow each other in the batch.
+    """
+    branches = next(iter(conditions.values())).shape[1]
+    sample = torch.cat([solvers.scaled(solver, x, timestep)] * branches).numpy()
+    rows = {name: value.swapaxes(0, 1).reshape(-1, *value.shape[2:]) for name, value in conditions.items()}
+    return family.feed(sample, float(timestep), rows), branches
+
+
+def combined(outputs: torch.Tensor, branches: int, guidance: float) -> torch.Tensor:
+    """Guided output [b, C, h, w] of ``branches`` that follow each other in the batch."""
+    parts = outputs.chunk(branches)
+    return parts[0] if branches == 1 else parts[0] + guidance * (parts[1] - parts[0])
+
+
+def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:
+    """Denoiser calls, one per probe and step, of ``free`` walks and ``forced`` passes over ``probes``."""
+    return probes * (free * setup.calls + forced * len(setup.strata))

@@ -1,0 +1,87 @@
+"""Stored outputs of an arm: a file a probe, read when it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from safetensors import safe_open
+
+from qcheck.runtime.runner import MismatchError
+
+Arrays = Sequence[np.ndarray] | np.ndarray  # one of each probe
+
+
+class Rows(Sequence[np.ndarray]):
+    """One tensor of each probe's file, read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], name: str) -> None:
+        self._paths, self._name = paths, name
+
+    def __len__(self) -> int:
+        """Probes."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Rows":
+        """The array of one probe, or some of the probes."""
+        if isinstance(index, slice):
+            return Rows(self._paths[index], self._name)
+        with safe_open(self._paths[index], "np") as stream:
+            found: np.ndarray = stream.get_tensor(self._name)
+        return found
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One arm's stored outputs, a file a probe."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    def outputs(self) -> Rows:
+        """Guided outputs [T, C, h, w] of each probe at the strata."""
+        return Rows(self.paths, "outputs")
+
+    def finals(self) -> Rows:
+        """Final latents [C, h, w] of each probe's own free run."""
+        return Rows(self.paths, "final")
+
+    def states(self) -> Rows:
+        """Latents [T, C, h, w] of each probe before the strata's steps; the reference has them."""
+        return Rows(self.paths, "states")
+
+    def way(self, name: str) -> Rows:
+        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``walk.Way``).
+
+        Other arms than the reference also have ``apart`` [T]: |x - x_f1| / |x_f1| before the strata's steps.
+        """
+        return Rows(self.paths, name)
+
+    def matched(self) -> list[str]:
+        """For each probe the digest of everything that its outputs depend on but the arm's own weights."""
+        found = []
+        for path in self.paths:
+            with safe_open(path, "np") as stream:
+                found.append(stream.metadata()["matched"])
+        return found
+
+
+def require_matched(*traces: Trace) -> None:
+    """Refuse traces that do not belong together; nothing is ever resized to fit.
+
+    Raises:
+        MismatchError: probes, noise, timesteps or states differ, or shapes or dtypes do.
+    """
+    first = traces[0]
+    for trace in traces[1:]:
+        if trace.matched() != first.matched():
+            raise MismatchError(f"{trace.name} was traced on other probes or states than {first.name}")
+        for ours, theirs in ((trace.outputs(), first.outputs()), (trace.finals(), first.finals())):
+            for a, b in zip(ours, theirs, strict=True):
+                if a.shape != b.shape or a.dtype != b.dtype:
+                    raise MismatchError(f"{trace.name}: {a.dtype}{a.shape}, expected {b.dtype}{b.shape}")

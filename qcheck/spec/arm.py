@@ -1,0 +1,7 @@
+"""The arms of a check: the base, the base with the adapter, and both beside each other."""
+
+from typing import Literal
+
+Side = Literal["base", "adapted"]
+SIDES: tuple[Side, Side] = ("base", "adapted")
+Arm = Literal["base", "adapted", "both"]

@@ -1,0 +1,92 @@
+"""Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from qcheck.core.errors import UserError
+from qcheck.core.values import DATA, Names, Value, named
+
+FOLDER = DATA / "probes"
+
+
+class ProbeSet(Value):
+    """Prompts to judge on, one probe each; sizes in pixels, None for the pipeline's own."""
+
+    name: str
+    prompts: Annotated[Names, Field(min_length=1)]
+    negative: str = ""
+    seed: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)]
+    guidance: Annotated[float, Field(ge=0)]
+    width: int | None = None
+    height: int | None = None
+
+
+class Probe(Value):
+    """One matched run. Its digest is what proves that two traces belong together."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    guidance: float
+    weights: tuple[float, ...]
+    width: int | None
+    height: int | None
+
+
+def find(name: str) -> ProbeSet:
+    """The probe set of that name or file."""
+    return named(ProbeSet, FOLDER, name)
+
+
+def from_text(path: Path, like: ProbeSet) -> ProbeSet:
+    """A probe set of the prompts in a text file, one a line, sampled as ``like``; empty lines and ``#`` are skipped.
+
+    Raises:
+        UserError: not readable, or no prompt in it.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {str(path)!r}: {error}", "Give a UTF-8 text file, one prompt a line.") from error
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise UserError(f"prompts {str(path)!r} holds no prompt", "Write one prompt a line.")
+    return like.model_copy(update={"name": path.stem, "prompts": prompts})
+
+
+def repeated(chosen: ProbeSet, count: int) -> ProbeSet:
+    """``chosen`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
+    prompts = chosen.prompts * (count // len(chosen.prompts) + 1)
+    return chosen.model_copy(update={"prompts": prompts[:count]})
+
+
+def triggered(chosen: ProbeSet, trigger: str | None) -> ProbeSet:
+    """``chosen`` with the trigger words before every prompt that lacks them."""
+    if not trigger:
+        return chosen
+    prompts = tuple(
+        p if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", p) else f"{trigger}, {p}" for p in chosen.prompts
+    )
+    return chosen.model_copy(update={"prompts": prompts})
+
+
+def probes(chosen: ProbeSet, weights: tuple[float, ...]) -> tuple[Probe, ...]:
+    """One probe for each prompt; seeds count up, so no two probes share their noise."""
+    return tuple(
+        Probe(
+            prompt=prompt,
+            negative=chosen.negative,
+            seed=chosen.seed + index,
+            steps=chosen.steps,
+            guidance=chosen.guidance,
+            weights=weights,
+            width=chosen.width,
+            height=chosen.height,
+        )
+        for index, prompt in enumerate(chosen.prompts)
+    )

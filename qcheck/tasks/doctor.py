@@ -1,0 +1,118 @@
+"""What this machine can run, what is missing and the command that adds it, and what was never run anywhere."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from qcheck import __version__
+from qcheck.core.values import Value
+from qcheck.spec.target import every_target
+
+
+class Finding(Value):
+    """One capability; "never run" means that nobody has tried it on real hardware yet."""
+
+    name: str
+    status: Literal["ready", "missing", "never run"]
+    detail: str
+    fix: str = ""
+
+
+# import name -> distribution names that provide it, what it is for, the extra that brings it
+_PARTS = {
+    "torch": (("torch",), "full-precision reference, export", "host"),
+    "diffusers": (("diffusers",), "pipelines", "host"),
+    "peft": (("peft",), "reading adapters", "host"),
+    "onnx_ir": (("onnx-ir",), "writing artifacts", "host"),
+    "onnxruntime": (("onnxruntime-gpu", "onnxruntime"), "running artifacts", "host"),
+    "bitsandbytes": (("bitsandbytes",), "running the bnb-* schemes", "host"),
+    "modelopt": (("nvidia-modelopt",), "SmoothQuant and AWQ", "modelopt"),
+    "tensorrt_rtx": (("tensorrt-rtx", "tensorrt_rtx"), "building engines without a GPU", "rtx"),
+    "tensorrt": (("tensorrt",), "building and running engines on a device", "tensorrt"),
+}
+_NEVER = (
+    ("engines on a device", "engines are compiled here and deserialized nowhere: no GPU or Jetson was available"),
+    ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
+    ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
+    ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
+    ("real SDXL, SD3 and Flux", "each family was run with tiny random pipelines only, against diffusers' own pictures"),
+    ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
+)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _version(names: tuple[str, ...]) -> str:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown version"
+
+
+def _part(module: str) -> Finding:
+    names, purpose, extra = _PARTS[module]
+    if not _installed(module):
+        fix = f"pip install 'qcheck-edge[{extra}]'"
+        return Finding(name=module, status="missing", detail=purpose, fix=fix)
+    return Finding(name=module, status="ready", detail=f"{_version(names)}: {purpose}")
+
+
+def _providers() -> list[Finding]:
+    if not _installed("onnxruntime"):
+        return []
+    import onnxruntime
+
+    found = ", ".join(onnxruntime.get_available_providers())
+    return [
+        Finding(name="ONNX Runtime providers", status="ready", detail=f"{found}; qcheck measures on the CPU provider")
+    ]
+
+
+def _capabilities() -> list[Finding]:
+    if not _installed("tensorrt_rtx"):
+        return []
+    import tensorrt_rtx
+
+    known = sorted(name for name in vars(tensorrt_rtx.ComputeCapability) if name.startswith("SM"))
+    proxies = ", ".join(f"{t.name} as SM {t.proxy.value}" for t in every_target() if t.proxy and t.is_proxied)
+    return [
+        Finding(name="TensorRT-RTX compiles for", status="ready", detail=f"{', '.join(known)}; {proxies} (proxies)")
+    ]
+
+
+def _memory() -> str:
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    free = shutil.disk_usage(Path.cwd()).free
+    return f"{os.cpu_count()} cores, {pages / 2**30:.0f} GiB memory, {free / 2**30:.0f} GiB disk free"
+
+
+def _gpu() -> Finding:
+    if shutil.which("nvidia-smi") or Path("/etc/nv_tegra_release").exists():
+        return Finding(name="NVIDIA device", status="ready", detail="found, but this version does not use it")
+    return Finding(
+        name="NVIDIA device", status="missing", detail="none: latency and device numerics cannot be measured"
+    )
+
+
+def examine() -> list[Finding]:
+    """Everything that decides what a check can do here."""
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {_memory()}"
+    return [
+        Finding(name="qcheck", status="ready", detail=f"{__version__} on {machine}"),
+        *map(_part, _PARTS),
+        *_providers(),
+        *_capabilities(),
+        _gpu(),
+        *(Finding(name=name, status="never run", detail=detail) for name, detail in _NEVER),
+    ]

@@ -1,0 +1,257 @@
+"""An adapter without inference: what it is, what it does to the base's weights, and which order would lose it.
+
+Weights are streamed, one layer at a time. With D the adapter's change of a weight and s the quantizer's step there:
+
+- merge-quantize, Q(W + D): W is as good as dither, so D arrives whole on average (survival 1) with noise of variance
+  f (1 - f) s^2 a weight, f the fraction of |d| / s.
+- quantize-merge, Q(Q(W) + D): W sits on the grid already, so d becomes s round(d / s): below half a step it is gone.
+  The same holds for merge-quantize where the base was stored in the scheme's own format, as 16-bit bases are.
+- unmerged: D arrives as it is.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Silent
+from qcheck.model import load as bases
+from qcheck.model import lora
+from qcheck.model.lora.layout import Factors, Names
+from qcheck.quantize import plan
+from qcheck.result.inspection import Arrival, Forecast, Inspection, LayerReport
+from qcheck.spec.check import Use
+from qcheck.spec.order import MERGES, Order
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Scheme
+
+_WORDS = 20
+_TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions looked at, and the cosine below which one is new
+_HOT = 5.0  # a column of D this many times as long as the median column
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """Inner products of one layer in one order, <arrived, D>, |D|^2 and noise energy, and the share of same codes."""
+
+    order: Order
+    kept: float
+    whole: float
+    noise: float
+    same_codes: float
+
+    @property
+    def survival(self) -> float:
+        """The share of D that arrives; 1 where there is no D."""
+        return self.kept / self.whole if self.whole else 1.0
+
+
+@dataclass
+class _Sums:
+    """Running inner products of one forecast: <arrived, D>, |D|^2 and noise energy."""
+
+    kept: float = 0.0
+    whole: float = 0.0
+    noise: float = 0.0
+    layers: int = 0
+
+
+def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
+    """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
+    step = step.clamp(min=1e-30)  # where nothing rounds, or all is zero
+    ratio = change / step
+    if order == "unmerged":
+        return float(change.square().sum()), 0.0
+    if order == "quantize-merge":
+        arrived = torch.round(ratio) * step
+        return float((arrived * change).sum()), float((arrived - change).square().sum())
+    fraction = ratio.abs() % 1
+    return float(change.square().sum()), float((fraction * (1 - fraction) * step.square()).sum())
+
+
+def _watched(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[str, Factors]]:
+    with progress.stage("layers", len(factors)) as advance:
+        for item in factors.items():
+            yield item
+            advance(1)
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    """Which file below ``folder`` holds which tensor."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as stream:
+            found.update(dict.fromkeys(stream.keys(), path))
+    return found
+
+
+def _left(weight: torch.Tensor) -> torch.Tensor:
+    """Left singular vectors [out, k] of a weight [out, n], the strongest first, k = min(out, n)."""
+    wide = weight.shape[0] <= weight.shape[1]
+    vectors = torch.linalg.eigh(weight @ weight.t() if wide else weight.t() @ weight).eigenvectors.flip(1)
+    return vectors if wide else torch.nn.functional.normalize(weight @ vectors, dim=0)
+
+
+def intruders(before: torch.Tensor, merged: torch.Tensor) -> int:
+    """Intruder dimensions: how many of the ten strongest left singular vectors of W + D are near none of W's.
+
+    Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many mean that the adapter does not
+    adjust what the base does but adds strong directions of its own, as a wild alpha / rank does.
+    """
+    cosines = (_left(before).t() @ _left(merged)[:, :_TOP]).abs().amax(0)
+    return int((cosines < _SAME).sum())
+
+
+def inspect(
+    source: str,
+    base: str | None,
+    weight: float,
+    chosen: list[Scheme],
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Look at the adapter ``source``, against the weights of ``base`` where one is given.
+
+    Raises:
+        UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
+    """
+    adapter = lora.read(Use(source, weight))
+    lora.require_plain(adapter)
+    names, stored = (Names(), {}) if base is None else stored_layers(base)
+    factors = lora.factors_of(names, adapter)
+    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in MERGES}
+    layers, unmatched = [], []
+    for name, factor in _watched(factors, progress or Silent()):
+        layer = name.removeprefix(f"{names.denoiser}.")
+        path = stored.get(f"{layer}.weight")
+        if path is None:
+            if not name.startswith("text_encoder"):
+                unmatched.append(name)
+            layers.append(_bare(name, factor))
+            continue
+        with safe_open(path, "pt") as stream:
+            before = stream.get_tensor(f"{layer}.weight").float()
+        lora.require_shape(name, before, factor)
+        change = weight * factor.change().view(before.shape)
+        quantizing = [found for found in chosen if plan.quantizes(layer, before, found, recipe)]
+        arrived = [(found.name, seen) for found in quantizing for seen in arrivals(found, before, change)]
+        for key, seen in arrived:
+            _add(sums[key, seen.order], seen)
+        layers.append(_layer(name, factor, before, change, [_told(key, seen) for key, seen in arrived]))
+    if base is not None and len(unmatched) == len(layers):
+        raise UserError(
+            f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
+            "Give the base it was trained on.",
+        )
+    return Inspection(
+        adapter=source,
+        digest=adapter.digest,
+        triggers=lora.trigger_words(adapter)[:_WORDS],
+        tags=dict(list(lora.tag_counts(adapter).items())[:_WORDS]),
+        layers=layers,
+        unmatched=unmatched if base is not None else [],
+        forecasts=[_forecast(key, total) for key, total in sums.items() if total.layers],
+    )
+
+
+def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
+    """What the base calls its layers, and which file holds which tensor of its denoiser."""
+    folder = bases.locate(base)
+    denoiser = next((name for name in lora.DENOISERS if (folder / name).is_dir()), lora.DENOISERS[0])
+    found = _weights(folder / denoiser)
+    if not found:
+        raise UserError(
+            f"base {base!r} has no denoiser in safetensors",
+            f"Give a pipeline with a {' or a '.join(lora.DENOISERS)} saved as safetensors.",
+        )
+    parts = [denoiser, *sorted(path.name for path in folder.glob("text_encoder*"))]
+    keys = [f"{part}.{key}" for part in parts for key in _weights(folder / part)]
+    layers = frozenset(key.removesuffix(".weight") for key in keys if key.endswith(".weight"))
+    config = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
+    return Names(denoiser, layers, lora.layers_per_block(config)), found
+
+
+def _bare(name: str, factors: Factors) -> LayerReport:
+    return LayerReport(
+        name=name,
+        rank=len(factors.down),
+        scale=factors.scale,
+        relative=None,
+        step_growth=None,
+        hot_columns=None,
+        intruders=None,
+        arrivals=[],
+    )
+
+
+def _layer(
+    name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor, arrived: list[Arrival]
+) -> LayerReport:
+    columns = change.flatten(1).norm(dim=0)
+    rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
+    return LayerReport(
+        name=name,
+        rank=len(factors.down),
+        scale=factors.scale,
+        relative=float(change.norm() / before.norm()),
+        step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
+        hot_columns=int((columns > _HOT * columns.median()).sum()),
+        intruders=intruders(before.flatten(1), (before + change).flatten(1)),
+        arrivals=arrived,
+    )
+
+
+def _grid(weight: torch.Tensor, found: Scheme) -> plan.Grid:
+    return plan.make_layer(weight, found, plan.Input(1.0)).weight
+
+
+def arrivals(found: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iterator[_Arrived]:
+    """The forecast of one layer in every order, of a weight [out, in, ...] and its change."""
+    base = _grid(before, found)
+    codes, rounded = base.codes(before), base.fake(before)
+    stored = {"merge-quantize": before + change, "quantize-merge": rounded + change, "unmerged": rounded}
+    for order in MERGES:
+        on_grid = order == "merge-quantize" and torch.equal(rounded, before)
+        met: Order = "quantize-merge" if on_grid else order
+        merged = before + change if order == "merge-quantize" else before
+        kept, noise = arrival(change, _grid(merged, found).spacing(merged), met)
+        same = (_grid(stored[order], found).codes(stored[order]) == codes).float().mean()
+        yield _Arrived(order, kept, float(change.square().sum()), noise, float(same))
+
+
+def _add(total: _Sums, seen: _Arrived) -> None:
+    total.kept += seen.kept
+    total.noise += seen.noise
+    total.whole += seen.whole
+    total.layers += 1
+
+
+def _told(name: str, seen: _Arrived) -> Arrival:
+    return Arrival(
+        scheme=name,
+        order=seen.order,
+        survival=seen.survival,
+        delta_snr=_decibels(seen.whole, seen.noise),
+        same_codes=seen.same_codes,
+    )
+
+
+def _decibels(power: float, against: float) -> float:
+    """Infinite where there is nothing to stand against."""
+    if not against:
+        return float("inf")
+    return float(10 * torch.log10(torch.tensor(power, dtype=torch.float64) / against))
+
+
+def _forecast(key: tuple[str, Order], total: _Sums) -> Forecast:
+    return Forecast(
+        scheme=key[0],
+        order=key[1],
+        survival=total.kept / max(total.whole, 1e-300),
+        snr=_decibels(total.whole, total.noise),
+        layers=total.layers,
+    )

@@ -1,0 +1,43 @@
+"""What a result file says about its own making."""
+
+import datetime
+import platform
+import subprocess
+
+from qcheck import __version__
+from qcheck.core import versions
+from qcheck.core.digest import digest_of, digest_of_value
+from qcheck.core.values import PACKAGE
+from qcheck.result.report import Provenance
+from qcheck.spec import recipe
+from qcheck.spec.check import Job
+
+
+def _commit() -> str | None:
+    """The commit of a checkout that qcheck runs from, marked ``+`` when files differ from it."""
+    git = ("git", "-C", str(PACKAGE.parent))
+    try:
+        if not (PACKAGE.parent / ".git").exists():
+            return None
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def collect(job: Job, seconds: dict[str, float]) -> Provenance:
+    """Provenance of a finished job."""
+    return Provenance(
+        qcheck=__version__,
+        commit=_commit(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        arguments=job.arguments(),
+        versions=versions.versions(),
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {job.threads} threads",
+        recipe=job.recipe.name,
+        recipe_digest=digest_of(digest_of_value(job.recipe), *recipe.calibration(job.recipe, job.probes).prompts),
+        limits=job.limits.name,
+        limits_digest=digest_of_value(job.limits),
+        seconds=seconds,
+    )
