@@ -5,24 +5,19 @@
 """
 
 import argparse
-import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+import qcheck
 from benchmarks.judged import Case, read
 from benchmarks.zoo import cases
-from qcheck.core import cache
-from qcheck.core.progress import Silent
 from qcheck.core.values import names_in
-from qcheck.demo import library
 from qcheck.result.advice import CaseAdvice, Tried
 from qcheck.result.report import Report
-from qcheck.spec import limits, order, probe, scheme
-from qcheck.tasks import advise, check
+from qcheck.spec import limits, scheme
 
 LOOKS = (8, 16)
 
@@ -38,19 +33,10 @@ def chosen(zoo: Path, names: Sequence[str]) -> Iterator[Case]:
 
 def advised(case: Case, zoo: Path) -> tuple[Report, CaseAdvice | None]:
     """The check and what advice found; None where the check on all probes passes after all."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, whole = Path(name), limits.find("default")
-        (folder / "check").mkdir()
-        (folder / "advice").mkdir()
-        job = dataclasses.replace(
-            cases.job(zoo / "adapters" / f"{case.adapter['adapter']}.safetensors", folder),
-            schemes=(scheme.find(case.stored["scheme"]),),
-            orders=(order.find(case.stored["order"]),),
-            limits=whole,
-            probes=probe.repeated(probe.find(library.PROBES), whole.looks[-1]),
-        )
-        report = check.check(job, folder / "check", Silent())
-        found = advise.advise(folder / "check", folder / "advice", cache.location(), Silent())
+    adapter, stored = zoo / "adapters" / f"{case.adapter['adapter']}.safetensors", case.stored
+    spec = cases.request(adapter, scheme=stored["scheme"], order=stored["order"], limits="default")
+    report = qcheck.check(spec)
+    found = qcheck.advise(report, threads=1)
     return report, found.cases[0] if found.cases else None
 
 

@@ -4,11 +4,11 @@
 nothing changed, then with the adapter replaced by another. With a FOLDER that holds such runs it only writes the page.
 """
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -93,7 +93,9 @@ def _read(folder: Path, name: str) -> str:
 
 def main() -> None:
     """Rewrite docs/ci.md."""
-    folder, page = Path(sys.argv[1]).absolute(), PAGE.read_text("utf-8")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder, page = parser.parse_args().folder.absolute(), PAGE.read_text("utf-8")
     if not folder.exists():
         run(folder, page)
     for name, content in outputs(folder).items():

@@ -7,6 +7,7 @@ the share of the adapter's benefit on held-out pictures of its style that is lef
 import argparse
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -14,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import qcheck
 from benchmarks.zoo import cases, utility
-from qcheck.calibration import inputs
+from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
 from qcheck.demo import library
+from qcheck.sampling import subject
+from qcheck.sampling.setup import Subject
+from qcheck.spec.arm import SIDES
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import qat
 from qcheck.training.objective import Settings
-from qcheck.quantize import artifact
-from qcheck.spec import order, scheme
-from qcheck.spec.check import Job, Use
-from qcheck.spec.order import Order
-from qcheck.tasks import check, qat, work
-from qcheck.tasks.work import Traces
 
 SHOWN = ("effect_survival", "effect_to_error", "excess_error")
 
@@ -44,45 +46,32 @@ class Row:
         return [f"{survival:.2f}", f"{kept:.1f}", f"{excess:.1f}", left, self.verdict]
 
 
-def measure(job: Job, exam: utility.Exam, folder: Path) -> Row:
-    """One scheme in one order, through qcheck's own stages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    started = work.prepare(job, folder, Silent())
-    (chosen,), (order,) = job.schemes, job.orders
-    reference = check.trace_reference(started, cases.PROBES)
-    ranges = inputs.inputs(started, chosen)
-    made = artifact.Making(started.shipped, started.exporter, started.store, chosen, job.recipe, ranges)
-    q0 = started.quantized("q0", "base", artifact.write_base(made))
-    q1 = started.quantized("q1", "adapted", artifact.write(made, order, folder / "artifacts").runs)
-    floor, controls = check.run_controls(started, chosen)
-    quantized: Traces = {
-        "base": check.trace_artifact(started, q0, reference["adapted"]),
-        "adapted": check.trace_artifact(started, q1, reference["adapted"]),
-    }
-    samples, energies = check.measure(started.setup, reference, quantized, floor, bool(job.references))
-    limits = job.limits.computing(chosen.compute)
-    verdict = check.decide(limits, started.setup.weights, controls, samples, energies, [])
-    means = {s.name: float(np.mean(s.values)) for s in samples if s.name in SHOWN and s.arm == "adapted"}
-    full = [
-        utility.losses(started.arms, arm.side, arm.runner(), exam) for arm in map(started.full, ("base", "adapted"))
-    ]
-    found = utility.utility(*full, utility.losses(started.arms, q1.side, q1.runner(), exam))
-    return Row(means, verdict.outcome, found)
+def measure(spec: CheckSpec, exam: utility.Exam) -> Row:
+    """The first scheme of a request in its first order, as a check judges it."""
+    with qcheck.Session(spec) as session:
+        made = session.quantize(spec.schemes[0], spec.orders[0])
+        case, arms = session.judge(made), made.session.arms
+
+        def losses(arm: Subject) -> np.ndarray:
+            with arm.open() as runner:
+                return utility.losses(arms, arm.side, runner, exam)
+
+        f0, f1 = (losses(subject.full(arms, side)) for side in SIDES)
+        found = utility.utility(f0, f1, losses(made.q1))
+    means = {name: math.nan if (value := case[name].value) is None else value for name in SHOWN}
+    return Row(means, case.verdict, found)
 
 
-def cure(adapter: Path, style: str, named: str, order: Order, pictures: Path) -> tuple[Row, Row, float]:
+def cure(adapter: Path, style: str, scheme: str, order: str, pictures: Path) -> tuple[Row, Row, float]:
     """Before and after, and the seconds that QAT took."""
     exam = utility.exam(pictures, style, library.PIPELINE)
+    spec = cases.request(adapter, scheme=scheme, order=order, batch=8)
+    before = measure(spec, exam)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        job = cases.job(adapter, folder)
-        job = dataclasses.replace(job, schemes=(scheme.find(named),), orders=(order,), batch=8)
-        before = measure(job, exam, folder / "before")
-        new, start = folder / "new.safetensors", time.monotonic()
-        qat.learn(job, Settings(), new, folder / "training", Silent())
+        new, start = Path(name) / "new.safetensors", time.monotonic()
+        qat.learn(spec, Settings(), new, Cache(cache.location()), Silent())
         took = time.monotonic() - start
-        again = dataclasses.replace(job, adapters=(Use(str(new), 1.0),), references=job.adapters)
-        return before, measure(again, exam, folder / "after"), took
+        return before, measure(qat.calibrated(spec, new), exam), took
 
 
 def main() -> None:
@@ -102,7 +91,7 @@ def main() -> None:
     print("| adapter | scheme, order | | S | R dB | G dB | U | verdict |\n|---|---|---|---|---|---|---|---|")
     for path, style in chosen:
         for named in asked.scheme or ["int4-g128"]:
-            before, after, took = cure(path, style, named, order.find(asked.order), asked.pictures)
+            before, after, took = cure(path, style, named, asked.order, asked.pictures)
             print(f"| {path.stem} | {named} {asked.order} | before |", " | ".join(before.cells()), "|")
             print(f"| | | after {took:.0f} s |", " | ".join(after.cells()), "|", flush=True)
 

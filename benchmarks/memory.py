@@ -38,45 +38,27 @@ def trace_once(steps: int, *counts: int) -> None:
     """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) on more and more probes; print the peak of each number in MB."""
     import numpy as np
 
-    from qcheck.calibration import inputs
+    from qcheck.api.request import check_spec
+    from qcheck.core.cache import Cache
     from qcheck.core.progress import Silent
-    from qcheck.demo import library
     from qcheck.quantize import artifact
-    from qcheck.spec import limits, probe, recipe, scheme, target
-    from qcheck.spec.check import Job, Use
-    from qcheck.tasks import check, work
+    from qcheck.quantize.artifact import Making
+    from qcheck.spec import limits
+    from qcheck.tasks import check
+    from qcheck.tasks import session as sessions
+    from qcheck.tasks.check import Ground
 
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            base=str(library.PIPELINE),
-            adapters=(Use(str(library.ADAPTERS / "flat.safetensors"), 1.0),),
-            references=(),
-            common=(),
-            allow_unmatched=False,
-            schemes=(scheme.find("int8"),),
-            artifacts=(),
-            explicit=True,
-            orders=("merge-quantize",),
-            target=target.find("jetson-agx-orin-64gb"),
-            probes=probe.repeated(probe.find("emoji").model_copy(update={"steps": steps}), max(counts)),
-            recipe=recipe.find("emoji"),
-            trigger=None,
-            limits=limits.find("default").model_copy(update={"looks": counts}),
-            out=Path(folder),
-            cache=Path(folder) / "cache",
-            threads=1,
-            batch=8,
-            build=False,
-        )
-        started = work.prepare(job, Path(folder), Silent())
-        chosen = job.schemes[0]
-        found = inputs.inputs(started, chosen)
-        making = artifact.Making(started.arms, started.exporter, started.store, chosen, job.recipe, found)
-        made = artifact.write(making, "merge-quantize", Path(folder))
-        arms = [
-            started.quantized("q0", "base", artifact.write_base(making)),
-            started.quantized("q1", "adapted", made.runs),
-        ]
+    looks = limits.find("default").model_copy(update={"looks": counts})
+    spec = check_spec("demo", "flat", scheme="int8", limits=looks, steps=steps, threads=1, build=False)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        sessions.opened(spec, Cache(Path(name) / "cache"), Silent()) as session,
+    ):
+        chosen, strata = spec.schemes[0], session.sampler.setup.strata
+        ranges = session.calibrator.inputs(chosen)
+        making = Making(session.shipped, session.exporter, session.store, chosen, spec.recipe, ranges)
+        q0 = session.quantized("q0", "base", artifact.write_base(making))
+        made = check.make(session, spec.orders[0], Ground(making, q0, np.zeros(len(strata)), [], {}), Path(name))
         for count in counts:
             peak, done = _resident(), threading.Event()
 
@@ -88,10 +70,7 @@ def trace_once(steps: int, *counts: int) -> None:
 
             watcher = threading.Thread(target=watch)
             watcher.start()
-            reference = check.trace_reference(started, count)
-            traced = [check.trace_artifact(started, subject, reference["adapted"]) for subject in arms]
-            floor = np.zeros(len(started.setup.strata))
-            check.measure(started.setup, reference, {"base": traced[0], "adapted": traced[1]}, floor)
+            check.look(made, count)
             done.set()
             watcher.join()
             print(json.dumps({"probes": count, "steps": steps, "peak_mb": round(peak, 1)}))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+import qcheck
 from qcheck.core import cache
 from qcheck.demo import library
 from qcheck.runtime.ort_runner import OnnxRunner, session
@@ -24,20 +25,20 @@ from qcheck.runtime.runner import Runner
 from qcheck.sampling import sampler
 from qcheck.spec.order import MERGES
 
-_ADAPTERS = ("faint", "flat", "ink", "ink")
+_ADAPTERS, _SCHEMES = ("faint", "flat", "ink", "ink"), ("int8", "int4-g128")
 
 
 class Clock:
     """Seconds spent in denoiser calls, and what the calls would cost bare."""
 
     def __init__(self) -> None:
-        self.seconds, self.torch, self.calls, self._call = 0.0, 0.0, 0, sampler.call
+        self.seconds, self.torch, self.calls, self.call = 0.0, 0.0, 0, sampler.call
         self.files: dict[Path, list[Mapping[str, np.ndarray]]] = {}
 
     def __call__(self, runner: Runner, inputs: Mapping[str, np.ndarray], latent: str) -> np.ndarray:
-        """As ``backend.base.call``, timed."""
+        """As ``runtime.runner.call``, timed."""
         start = time.perf_counter()
-        output = self._call(runner, inputs, latent)
+        output = self.call(runner, inputs, latent)
         spent = time.perf_counter() - start
         self.seconds += spent
         self.calls += 1
@@ -66,39 +67,30 @@ class Clock:
 
 def main() -> None:
     """Run them and print the ratios."""
-    from typer.testing import CliRunner
-
-    from qcheck.cli.app import app
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    threads = parser.parse_args().threads
     with tempfile.TemporaryDirectory() as folder:
         os.environ[cache.VARIABLE] = str(Path(folder) / "cache")
-        orders = [part for order in MERGES for part in ("--order", order)]
         for index, adapter in enumerate(_ADAPTERS):
             clock = Clock()
             sampler.call = clock  # type: ignore[assignment]
             start, out = time.perf_counter(), Path(folder) / f"out{index}"
-            command = ["check", library.NAME, "--lora", adapter, "--scheme", "int8", "--scheme", "int4-g128", *orders]
-            found = CliRunner().invoke(
-                app,
-                [*command, "--threads", str(options.threads), "--no-build", "--out", str(out)],
+            report = qcheck.check(
+                library.NAME, adapter, scheme=_SCHEMES, order=MERGES, threads=threads, build=False, out=out
             )
             total = time.perf_counter() - start
-            sampler.call = clock._call
-            if "measure" not in found.output and "scheme" not in found.output:
-                raise SystemExit(found.output or repr(found.exception))
-            verdicts = [line for line in found.output.splitlines() if line.startswith((" int8 ", " int4"))]
+            sampler.call = clock.call
             if clock.calls:
-                bare = clock.bare(options.threads, out)
+                bare = clock.bare(threads, out)
                 print(
                     f"{adapter}: {total:.1f} s = {total / bare:.2f} x the {bare:.1f} s of {clock.calls} bare forwards"
                 )
                 print(f"  in calls: {clock.seconds:.1f} s")
             else:
                 print(f"{adapter}: {total:.1f} s, no forwards")
-            print("\n".join(verdicts), flush=True)
+            for case in report.cases:
+                print(f"  {case.scheme} {case.order} {case.verdict} after {case.probes_used} probes", flush=True)
 
 
 if __name__ == "__main__":

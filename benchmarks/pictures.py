@@ -3,21 +3,17 @@
 ``python -m benchmarks.pictures`` runs the check (a minute) and prints the measurements that the page quotes.
 """
 
-import tempfile
-from collections.abc import Callable
+import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
+import qcheck
 from benchmarks.zoo import cases
-from qcheck.calibration import inputs as calibrate
-from qcheck.core.progress import Silent
-from qcheck.quantize import artifact
-from qcheck.spec import scheme
+from qcheck.diagnose.sheet import eight_bits
 from qcheck.spec.order import Order
-from qcheck.tasks import check, work
+from qcheck.tasks import check
 
 ROOT = Path(__file__).parent.parent
 ADAPTER, SCHEME = "flat-small", "int4-g128"
@@ -27,42 +23,36 @@ COLUMNS, TILE, LABEL = 8, 96, 150
 
 def main() -> None:
     """Run, draw, print."""
-    chosen = scheme.find(SCHEME)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        started = work.prepare(cases.job(ROOT / "zoo/adapters" / f"{ADAPTER}.safetensors", folder), folder, Silent())
-        reference = check.trace_reference(started, cases.PROBES)
-        inputs = calibrate.inputs(started, chosen)
-        made = artifact.Making(started.arms, started.exporter, started.store, chosen, started.job.recipe, inputs)
-        floor, controls = check.run_controls(started, chosen)
-        q0 = started.quantized("q0", "base", artifact.write_base(made))
-        base = check.trace_artifact(started, q0, reference["adapted"])
-        rows = [("base", reference["base"]), ("base + LoRA", reference["adapted"])]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lost.png")
+    asked = parser.parse_args()
+    rows: list[tuple[str, np.ndarray]] = []
+    with qcheck.Session(cases.request(ROOT / "zoo" / "adapters" / f"{ADAPTER}.safetensors")) as session:
         for order in ORDERS:
-            q1 = started.quantized(f"q1 {order}", "adapted", artifact.write(made, order, folder / "made").runs)
-            adapted = check.trace_artifact(started, q1, reference["adapted"])
-            samples, energies = check.measure(started.setup, reference, {"base": base, "adapted": adapted}, floor)
-            limits = started.job.limits.computing(chosen.compute)
-            verdict = check.decide(limits, started.setup.weights, controls, samples, energies, [])
-            print(f"{SCHEME} {order}: {verdict.outcome}")
-            for seen in verdict.measurements:
-                print(f"  {seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit}, {seen.limit}, {seen.status}")
-            rows.append((f"{SCHEME}\n{order}\n\n{verdict.outcome}", adapted))
-        decode = started.arms.use("base").decode
-        canvas = Image.new("RGB", (LABEL + COLUMNS * TILE, len(rows) * TILE), "white")
-        pen = ImageDraw.Draw(canvas)
-        for row, (title, traced) in enumerate(rows):
-            pen.multiline_text((6, row * TILE + 20), title, fill="black", font_size=13)
-            for column, picture in enumerate(_pictures(decode, list(traced.finals())[:COLUMNS])):
-                canvas.paste(picture, (LABEL + column * TILE, row * TILE))
-        canvas.quantize(128).save(ROOT / "docs" / "lost.png", optimize=True)
+            made = session.quantize(SCHEME, order)
+            case, seen = session.judge(made), check.look(made, cases.PROBES)
+            print(f"{SCHEME} {order}: {case.verdict}")
+            for found in case.measurements:
+                value = "-" if found.value is None else f"{found.value:.3g}"
+                print(f"  {found.name} ({found.arm}) {value} {found.unit}, {found.limit}, {found.status}")
+            shown = made.session.decoder.pictures
+            if not rows:
+                rows = [("base", shown(seen.reference["base"], COLUMNS))]
+                rows.append(("base + LoRA", shown(seen.reference["adapted"], COLUMNS)))
+            rows.append((f"{SCHEME}\n{order}\n\n{case.verdict}", shown(seen.quantized["adapted"], COLUMNS)))
+    draw(rows).quantize(128).save(asked.out, optimize=True)
 
 
-def _pictures(decode: Callable[[torch.Tensor], torch.Tensor], finals: list[np.ndarray]) -> list[Image.Image]:
-    with torch.no_grad():
-        found = decode(torch.from_numpy(np.stack(finals))).permute(0, 2, 3, 1).numpy()
-    values = (np.clip(found, 0, 1) * 255).round().astype(np.uint8)
-    return [Image.fromarray(one).resize((TILE - 2, TILE - 2), Image.Resampling.LANCZOS) for one in values]
+def draw(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
+    """Titled rows of pictures [n, H, W, 3] in [0, 1]."""
+    canvas = Image.new("RGB", (LABEL + COLUMNS * TILE, len(rows) * TILE), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, (title, pictures) in enumerate(rows):
+        pen.multiline_text((6, row * TILE + 20), title, fill="black", font_size=13)
+        for column, values in enumerate(eight_bits(pictures)):
+            small = Image.fromarray(values).resize((TILE - 2, TILE - 2), Image.Resampling.LANCZOS)
+            canvas.paste(small, (LABEL + column * TILE, row * TILE))
+    return canvas
 
 
 if __name__ == "__main__":

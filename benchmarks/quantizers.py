@@ -5,8 +5,8 @@ reference and asks all of them at states of other prompts. Numbers are decibels 
 in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it.
 """
 
+import argparse
 import copy
-import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +25,7 @@ from qcheck.calibration.histogram import Histogram, observed
 from qcheck.core.cache import Cache
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
+from qcheck.model.arms import Arms
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import Content, Exporter
 from qcheck.runtime.ort_runner import OnnxRunner, session
@@ -76,11 +77,20 @@ def sqnr(run: Run, full: list[np.ndarray], rows: Rows) -> float:
 
 def main() -> None:
     """Quantize, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ort-fp8", action="store_true", help="ONNX Runtime's FP8 too: it needs minutes")
+    slow = parser.parse_args().ort_fp8
     torch.set_num_threads(2)
-    used = Use(str(library.ADAPTERS / "flat.safetensors"), 1.0)
+    used = Use(source=str(library.ADAPTERS / "flat.safetensors"), weight=1.0)
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
-    unet, pipe = both.use("adapted").module, both.base.pipe
-    prompts = list(recipe.files.find(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
+    with both.held("adapted"):
+        compare(both, slow)
+
+
+def compare(both: Arms, slow: bool) -> None:
+    """All of them on the arm that is held; ``slow`` adds ONNX Runtime's FP8."""
+    unet, pipe = both.base.denoiser, both.base.pipe
+    prompts = list(recipe.find("emoji").prompts.prompts)
     calibration, judged = states(pipe, prompts[:8], 1000), states(pipe, prompts[8:16], 2000)
     entry = both.base.family.entry
     reference = TorchRunner(entry(unet))
@@ -99,10 +109,10 @@ def main() -> None:
         plain = exporter.full("adapted", "float32")
         ours(both, unet, exporter, calibration, work, show)
         modelopt(unet, entry, calibration, show)
-        static(plain, calibration, work, show)
+        static(plain, calibration, work, show, slow)
 
 
-def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
+def ours(both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
     """Our artifacts in ONNX Runtime, for every method that ranges are read by."""
     seen, run = Histogram(), TorchRunner(both.base.family.entry(unet))
     start = time.perf_counter()
@@ -141,7 +151,7 @@ def modelopt(unet: Any, entry: Callable[..., Any], rows: Rows, show: Callable[..
         show(f"ModelOpt {preset}", time.perf_counter() - start, TorchRunner(entry(found)))
 
 
-def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None]) -> None:
+def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None], slow: bool) -> None:
     """ONNX Runtime's static quantization: all operators as it does by default, and those that compute with weights."""
     computing = {"op_types_to_quantize": ["Conv", "Gemm", "MatMul"]}
     symmetric = computing | {
@@ -154,7 +164,7 @@ def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None]) -> No
         "quantize_static, the same symmetric per channel": symmetric,
         "quantize_static, the same by percentile": symmetric | {"calibrate_method": ort.CalibrationMethod.Percentile},
     }
-    if "--ort-fp8" in sys.argv:
+    if slow:
         cases["quantize_static, FP8"] = computing | {
             "activation_type": ort.QuantType.QFLOAT8E4M3FN,
             "weight_type": ort.QuantType.QFLOAT8E4M3FN,

@@ -3,9 +3,9 @@
 ``python benchmarks/ranges.py`` uses the demo's denoiser at the batch of a check (8 probes, both branches).
 """
 
+import argparse
 import resource
 import statistics
-import sys
 import time
 
 import torch
@@ -23,7 +23,9 @@ def _megabytes() -> float:
 
 def main() -> None:
     """Interleave and print."""
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("threads", nargs="?", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
     unet = load.load(str(library.PIPELINE)).denoiser
     draws = torch.Generator().manual_seed(3)
     x, hidden = torch.randn(16, 4, 16, 16, generator=draws), torch.randn(16, 16, 128, generator=draws)

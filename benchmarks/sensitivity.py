@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from qcheck.tasks.work import Work
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -31,7 +32,6 @@ from qcheck.quantize import artifact
 from qcheck.spec import limits, probe, recipe, scheme, target
 from qcheck.spec.check import Job, Use
 from qcheck.tasks import check, work
-from qcheck.tasks.work import Work
 
 SCHEMES = ("int8", "fp8", "int4-g128", "nf4-g64")
 DRAWS = (1, 2, 4)

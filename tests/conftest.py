@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def demo_arms() -> Arms:
 
 def adapted_by(name: str) -> Arms:
     """The demo base with one of the shipped adapters at weight 1."""
-    used = Use(str(library.ADAPTERS / f"{name}.safetensors"), 1.0)
+    used = Use(source=str(library.ADAPTERS / f"{name}.safetensors"), weight=1.0)
     return arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
 
 
@@ -44,7 +45,7 @@ def adapted_by(name: str) -> Arms:
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tests share a cache of their own, never the user's; so do the processes of one run."""
     base = tmp_path_factory.getbasetemp()
-    root = (load.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     root.mkdir(exist_ok=True)
     os.environ[cache.VARIABLE] = str(root)
     os.environ["QCHECK_THREADS"] = "1"  # there is a process a core
@@ -65,20 +66,18 @@ class Prepared:
 
 
 @pytest.fixture
-def prepared(demo_arms: Arms, exported: Prepared) -> Prepared:
+def prepared(demo_arms: Arms, exported: Prepared) -> Iterator[Prepared]:
     """The session's export, with the adapted weights in place whatever another test left there."""
-    demo_arms.use("adapted")
-    return exported
+    with demo_arms.held("adapted"):
+        yield exported
 
 
 @pytest.fixture(scope="session")
 def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     """Export once; every artifact test fills or rewrites a copy of this graph."""
-    unet = demo_arms.use("adapted").module
     generator = torch.Generator().manual_seed(3)
     sample, hidden = torch.randn(4, 4, 16, 16, generator=generator), torch.randn(4, 16, 128, generator=generator)
     chosen = scheme.find("int8")
-    layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     seen = Histogram()
     inputs = {
         "sample": sample.numpy(),
@@ -86,8 +85,11 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
         "encoder_hidden_states": hidden.numpy(),
     }
     exporter = Exporter(demo_arms, Cache(cache_root), inputs)
-    with observed(dict(plan.linear_layers(unet)), [seen]), torch.no_grad():
-        unet(sample, torch.tensor([500.0]), hidden)
+    with demo_arms.held("adapted") as family, torch.no_grad():
+        unet = family.module
+        with observed(dict(plan.linear_layers(unet)), [seen]):
+            unet(sample, torch.tensor([500.0]), hidden)
+    layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     ranges = {layer: plan.Input(found.absmax) for layer, found in seen.seen().items()}
     return Prepared(
         unet=unet,

@@ -62,7 +62,7 @@ def test_artifact_is_the_simulation(
         expected = numbers.fake_stored(weight) if plain else numbers.codes(weight)
         assert np.array_equal(found[layer], expected.numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").module
+    unet = prepared.unet
     with torch.no_grad():
         full = unet(x, t, h).sample.numpy()
         with _holding(unet, content) as model:
@@ -110,7 +110,7 @@ def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
 ) -> None:
     content = _content(demo_arms, prepared, chosen, order)
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").module
+    unet = prepared.unet
     with torch.no_grad():
         with _holding(unet, content) as model:
             simulated = model(x, t, h).sample.numpy()

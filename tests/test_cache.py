@@ -1,13 +1,28 @@
 """What earlier runs left: whole or absent, found by all it depends on, shown and pruned."""
 
 import os
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 
-from qcheck.core import cache
+from qcheck.core import cache, versions
 from qcheck.core.cache import Cache
+from qcheck.sampling.sampler import Sampler
+from qcheck.sampling.setup import Inputs, Setup, Subject
+from qcheck.spec import probe
+from qcheck.spec.arm import Side
+from qcheck.spec.probe import Probe
 from tests.conftest import run
 
 
@@ -34,7 +49,9 @@ def test_what_fails_on_the_way_leaves_no_entry(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.obtain("ranges", "k", "about", stop)
     assert store.find("ranges", "k") is None
-    assert list(tmp_path.rglob("*")) == [tmp_path / "ranges"]
+    assert store.items() == []
+    assert list((tmp_path / "ranges").iterdir()) == [tmp_path / "ranges" / ".locks"]
+    assert (store.obtain("ranges", "k", "about", lambda folder: (folder / "x").touch()) / "x").exists()
 
 
 def test_of_two_runs_that_make_the_same_entry_one_whole_entry_stays(tmp_path: Path) -> None:
@@ -49,17 +66,190 @@ def test_of_two_runs_that_make_the_same_entry_one_whole_entry_stays(tmp_path: Pa
     assert len(store.items()) == 1
 
 
+_ONE_OF_TWO = """
+import sys, time
+from pathlib import Path
+from qcheck.core.cache import Cache
+
+root, side, own = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+class Watched(Cache):
+    def find(self, kind, key):
+        found = super().find(kind, key)
+        if found is None:
+            (side / f"missed-{own}").touch()
+        return found
+
+def make(folder):
+    while len(list(side.glob("missed-*"))) < 2:  # until the other one has missed the entry too
+        time.sleep(0.01)
+    with (side / "computed").open("a") as stream:
+        stream.write(own)
+    (folder / "x").write_text(own)
+
+print(Watched(root).obtain("ranges", "k", "about", make))
+"""
+
+
+def test_of_two_processes_that_want_the_same_entry_one_computes_it(tmp_path: Path) -> None:
+    side, root = tmp_path / "side", tmp_path / "cache"
+    side.mkdir()
+    command = [sys.executable, "-c", _ONE_OF_TWO, str(root), str(side)]
+    both = [subprocess.Popen([*command, own], stdout=subprocess.PIPE, text=True) for own in "ab"]
+    said = [one.communicate(timeout=300)[0].strip() for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert said == [str(root / "ranges" / "k")] * 2
+    assert len((side / "computed").read_text()) == 1
+    assert (root / "ranges" / "k" / "x").read_text() == (side / "computed").read_text()
+
+
+class _Watched(Cache):
+    """A cache that counts, by thread, who missed something."""
+
+    missed: ClassVar[set[int]] = set()
+
+    def find(self, kind: str, key: str) -> Path | None:
+        found = super().find(kind, key)
+        if found is None:
+            self.missed.add(threading.get_ident())
+        return found
+
+
+class _Solver:
+    """Three steps, each of which takes an output off."""
+
+    config: ClassVar[dict[str, int]] = {}
+    timesteps = torch.tensor([3.0, 2.0, 1.0])
+
+    def step(self, output: torch.Tensor, _timestep: Any, latents: torch.Tensor, return_dict: bool) -> Any:
+        assert not return_dict
+        return (latents - output,)
+
+
+def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
+    """One wants two of the probes, the other all; locks keep out threads as they do processes."""
+    rows: list[int] = []
+
+    class Slow:
+        name = "slow"
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            while len(_Watched.missed) < 2:  # until the other run has missed its probes too
+                time.sleep(0.01)
+            rows.append(len(inputs["sample"]))
+            return 0.1 * inputs["sample"]
+
+    def inputs(_: Side, asked: Sequence[Probe]) -> Inputs:
+        latents = torch.stack([torch.full((1, 2, 2), float(p.seed)) for p in asked])
+        return Inputs(latents, tuple(torch.Generator() for _ in asked), {"words": np.zeros((len(asked), 1, 2))})
+
+    family: Any = SimpleNamespace(
+        latent="sample", feed=lambda sample, _t, words: {"sample": sample, **words}, read=lambda raw, _shape: raw
+    )
+    setup = Setup(family, _Solver, 1.0, (1, 2), 8, inputs)
+    probes = tuple(probe.probes(probe.find("emoji"), (1.0,))[:3])
+    sampler = Sampler(setup, probes, _Watched(tmp_path))
+    subject = Subject("f1", "adapted", "f1", lambda: nullcontext(Slow()))
+    _Watched.missed.clear()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(s.reference, subject, lambda _: None) for s in (sampler.take(2), sampler)]
+        two, three = (run.result(timeout=300) for run in asked)
+    assert sum(rows) == 3 * setup.calls
+    assert two.paths == three.paths[:2]
+    for asked_for, final in zip(probes, three.finals(), strict=True):
+        assert final == pytest.approx(np.full((1, 2, 2), asked_for.seed * 0.9**3))
+
+
 def test_another_version_of_the_code_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache.key("a")
+    before = cache.key("qcheck.core.digest", "a")
     monkeypatch.setattr(cache, "code", lambda *_: "other")
-    assert cache.key("a") != before
+    assert cache.key("qcheck.core.digest", "a") != before
 
 
-def test_entries_depend_on_the_code_that_computes_and_not_on_the_code_that_reads() -> None:
-    found = set(cache.imported(cache.COMPUTING))
-    assert {"qcheck.sampling.trace", "qcheck.quantize.formats", "qcheck.runtime.ort_runner"} <= found
-    assert not {name for name in found if name.startswith(("qcheck.metric", "qcheck.cli", "qcheck.report.contact"))}
-    assert "qcheck.measure.effect" in cache.imported(["qcheck.tasks.check"])
+def test_what_other_code_computed_has_another_key() -> None:
+    keys = [cache.key(module, "a") for module in ("qcheck.core.digest", "qcheck.core.values", "qcheck.core.digest")]
+    assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("qcheck.sampling.sampler", {"qcheck.sampling.solvers", "qcheck.sampling.trajectory", "qcheck.model.arms"}),
+        ("qcheck.quantize.artifact", {"qcheck.quantize.formats", "qcheck.quantize.merge", "qcheck.model.graph"}),
+        ("qcheck.calibration.inputs", {"qcheck.calibration.histogram", "qcheck.calibration.smoothing"}),
+        ("qcheck.build.gate", {"qcheck.build.builder", "qcheck.build.precision"}),
+        ("qcheck.diagnose.alignment", {"qcheck.sampling.sampler"}),
+        ("qcheck.diagnose.sensitivity", {"qcheck.quantize.fake"}),
+        ("qcheck.training.trainer", {"qcheck.training.student", "qcheck.quantize.merge"}),
+    ],
+)
+def test_entries_depend_on_the_code_that_computes_and_not_on_the_code_that_reads(module: str, needs: set[str]) -> None:
+    found = set(cache.imported([module]))
+    assert needs <= found
+    reading = ("qcheck.cli", "qcheck.api", "qcheck.report", "qcheck.judge", "qcheck.tasks")
+    assert not {name for name in found if name.startswith(reading)}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A qcheck of two modules, the one of which imports the other, with two libraries installed."""
+    root = tmp_path / "qcheck"
+    root.mkdir()
+    (root / "__init__.py").write_text("")
+    (root / "a.py").write_text('"""A."""\n\nimport numpy\n\nfrom qcheck import b\n\nX = b.Y\n')
+    (root / "b.py").write_text("Y = 1\n")
+    monkeypatch.setattr(cache, "PACKAGE", root)
+    monkeypatch.setattr(versions, "versions", lambda: {"numpy": "1", "scipy": "1"})
+    cache.code.cache_clear()
+    yield root
+    cache.code.cache_clear()
+
+
+def _code() -> str:
+    cache.code.cache_clear()
+    return cache.code("qcheck.a")
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "same"),
+    [
+        ("a", '"""Other words."""\n\nimport numpy  # a comment\n\nfrom qcheck import b\n\n\nX = b.Y\n', True),
+        ("b", '"""B."""\n\nY = 1\n', True),
+        ("a", '"""A."""\n\nimport numpy\n\nfrom qcheck import b\n\nX = b.Y + 1\n', False),
+        ("b", "Y = 2\n", False),
+        ("b", 'Y = 1\n"""No docstring: an expression of its own."""\n', False),
+        ("c", "Z = 3\n", True),
+    ],
+    ids=["words", "imported words", "a statement", "an imported statement", "an expression", "another module"],
+)
+def test_statements_are_code_and_words_are_none(package: Path, module: str, text: str, same: bool) -> None:
+    before = _code()
+    (package / f"{module}.py").write_text(text)
+    assert (_code() == before) == same
+
+
+def test_docstrings_of_functions_and_classes_are_no_code_either(package: Path) -> None:
+    plain = "class A:\n    x = 1\n\n    def f(self):\n        return 1\n\n\ndef g():\n    pass\n"
+    said = plain.replace("class A:", 'class A:\n    """A."""').replace("    pass", '    """G."""')
+    said = said.replace("        return 1", '        """F."""\n        return 1')
+    found = []
+    for text in (plain, said, plain.replace("return 1", "return 2")):
+        (package / "b.py").write_text(text)
+        found.append(_code())
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(("library", "same"), [("numpy", False), ("scipy", True)])
+def test_a_library_counts_where_it_is_imported(
+    package: Path, monkeypatch: pytest.MonkeyPatch, library: str, same: bool
+) -> None:
+    before = _code()
+    monkeypatch.setattr(versions, "versions", lambda: {"numpy": "1", "scipy": "1"} | {library: "2"})
+    assert (_code() == before) == same
+    (package / "b.py").write_text("import scipy.stats\n\nY = 1\n")
+    after = _code()
+    monkeypatch.setattr(versions, "versions", lambda: {"numpy": "1", "scipy": "3"})
+    assert _code() != after
 
 
 def _filled(root: Path) -> Cache:

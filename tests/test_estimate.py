@@ -35,10 +35,10 @@ def test_operations_are_two_a_multiply_accumulate_and_known_by_layer() -> None:
 
 
 def test_the_pipelines_components_are_profiled_without_their_weights(demo_arms: Arms, exported: Prepared) -> None:
-    family = demo_arms.use("adapted")
     fed = {name: value[:2] for name, value in exported.inputs.items()}
-    component, others = family.component(fed), family.others((1, 4, 16, 16))
-    found = profile.needs(component, others, rows=2)
+    with demo_arms.held("adapted") as family:
+        component, others = family.component(fed), family.others((1, 4, 16, 16))
+        found = profile.needs(component, others, rows=2)
     assert found.denoiser.parameters == sum(value.numel() for value in family.module.parameters())
     assert found.denoiser.by_layer["conv_in"] == 2 * 2 * 256 * 32 * 4 * 9
     assert 0 < sum(found.denoiser.by_layer[layer] for layer in ("conv_in", "conv_out")) < found.denoiser.operations

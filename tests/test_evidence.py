@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck.diagnose import curves
+from qcheck.diagnose import arrival, curves
 from qcheck.measure import spectrum
 from qcheck.result.evidence import Evidence
 from qcheck.spec import scheme
@@ -52,8 +52,8 @@ def test_a_change_of_whole_steps_arrives_and_one_below_half_a_step_does_not() ->
     whole, small = torch.zeros_like(before), torch.zeros_like(before)
     whole[:, 1:] = 1 / 1024
     small[:, 1:] = 0.3 / 1024
-    assert curves.arrival("a", before, before + whole, int8, "merge-quantize").survival == pytest.approx(1, abs=1e-3)
-    lost = curves.arrival("a", before, before + small, int8, "quantize-merge")
+    assert arrival.arrival("a", before, before + whole, int8, "merge-quantize").survival == pytest.approx(1, abs=1e-3)
+    lost = arrival.arrival("a", before, before + small, int8, "quantize-merge")
     assert lost.survival == pytest.approx(0, abs=1e-3)
     assert lost.snr == pytest.approx(0, abs=0.1)
 

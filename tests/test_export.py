@@ -69,10 +69,10 @@ def test_every_component_is_built_and_the_denoiser_as_asked(exported: tuple[Path
 
 def test_the_other_components_compute_what_torch_does(exported: tuple[Path, dict[str, Any]], demo_arms: Arms) -> None:
     folder, _ = exported
-    pipe = demo_arms.use("adapted").pipe
+    pipe = demo_arms.base.pipe
     tokens = pipe.tokenizer(["cat face", ""], padding="max_length", return_tensors="pt").input_ids
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
+    with torch.no_grad(), demo_arms.held("adapted"):
         text = pipe.text_encoder(tokens)[0].numpy()
         picture = pipe.vae.decode(latents, return_dict=False)[0].numpy()
     ran = session(folder / "text_encoder" / "model.onnx", 1).run(None, {"input_ids": tokens.numpy()})

@@ -9,23 +9,24 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler
 
-from qcheck.core.cache import Cache
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
-from qcheck.sampling import sampler
+from qcheck.sampling import subject as subjects
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import Use
 from qcheck.spec.probe import ProbeSet
 from tests.conftest import run
-from tests.test_trace import full, quiet, setup_for
+from tests.test_trace import quiet, sampler_for
 
 CHOSEN = ProbeSet(name="four", prompts=("red apple", "panda", "ghost", "fish"), seed=7, steps=4, guidance=1.0)
 
 
 def stacked(pipeline: Path = library.PIPELINE) -> Arms:
     """The demo's style "flat" judged on a base to which "few" belongs."""
-    flat, few = (lora.read(Use(str(library.ADAPTERS / f"{name}.safetensors"), 1.0)) for name in ("flat", "few"))
+    flat, few = (
+        lora.read(Use(source=str(library.ADAPTERS / f"{name}.safetensors"), weight=1.0)) for name in ("flat", "few")
+    )
     return arms.apply(load.load(str(pipeline)), [flat], [few])
 
 
@@ -69,8 +70,7 @@ def test_a_check_of_few_steps_sees_each_of_them_and_ends_in_a_verdict(tmp_path: 
 
 def finals(both: Arms, chosen: ProbeSet, folder: Path, side: Side = "base") -> np.ndarray:
     """Final latents [n, C, h, w] of an arm's free run."""
-    setup, asked = setup_for(both, chosen)
-    return np.stack(sampler.reference(setup, full(both, side), asked, Cache(folder), quiet).finals())
+    return np.stack(sampler_for(both, folder, chosen).reference(subjects.full(both, side), quiet).finals())
 
 
 @pytest.mark.parametrize(
@@ -107,22 +107,21 @@ def test_solvers_of_few_steps_draw_the_same_noise_in_every_arm_and_run(
 ) -> None:
     _with_solver(pipeline_copy, solver)
     both = stacked(pipeline_copy)
-    setup, asked = setup_for(both, CHOSEN)
-    assert isinstance(setup.solver(), solver)
-    reached = sampler.reference(setup, full(both), asked, Cache(tmp_path / "one"), quiet)
-    again = sampler.arm(setup, reached, full(both), asked, Cache(tmp_path / "two"), quiet)
+    sampling, f1 = sampler_for(both, tmp_path / "one", CHOSEN), subjects.full(both, "adapted")
+    assert isinstance(sampling.setup.solver(), solver)
+    reached = sampling.reference(f1, quiet)
+    again = sampler_for(both, tmp_path / "two", CHOSEN).arm(f1, reached, quiet)
     assert np.array_equal(np.stack(again.finals()), np.stack(reached.finals()))
-    alone = sampler.reference(replace(setup, batch=1), full(both), asked[2:], Cache(tmp_path / "three"), quiet)
+    single = sampler_for(both, tmp_path / "three", CHOSEN, batch=1)
+    alone = replace(single, probes=single.probes[2:]).reference(f1, quiet)
     assert np.allclose(np.stack(alone.finals()), np.stack(reached.finals()[2:]), atol=1e-4)
-    drawn = (
-        both.use("adapted")
-        .pipe(
-            asked[0].prompt,
-            num_inference_steps=asked[0].steps,
-            guidance_scale=asked[0].guidance,
-            generator=torch.Generator().manual_seed(asked[0].seed),
+    first = sampling.probes[0]
+    with both.held("adapted") as family:
+        drawn = family.pipe(
+            first.prompt,
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance,
+            generator=torch.Generator().manual_seed(first.seed),
             output_type="latent",
-        )
-        .images[0]
-    )
+        ).images[0]
     assert np.abs(reached.finals()[0] - drawn.numpy()).max() < 1e-3

@@ -1,13 +1,19 @@
 """The build gate: what is built once, and what a refusal tells."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 
 from qcheck.build import gate
 from qcheck.build.builder import RTX, Builder, Problem
+from qcheck.build.gate import Gate
+from qcheck.core import cache, versions
+from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
+from qcheck.core.progress import Silent, Stopwatch
 from qcheck.core.values import read_toml
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact
@@ -50,6 +56,71 @@ def test_a_shape_or_a_type_that_differs_is_another_structure(
     shaping.CopyFrom(onnx.numpy_helper.from_array(values, shaping.name))
     onnx.save(model, path)
     assert gate.structure(path) != before
+
+
+class Builds:
+    """Stands for the builder: what it was given, and what it makes of that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: list[Path] = []
+        self.status = "built"
+        monkeypatch.setattr(gate, "run", self._run)
+        monkeypatch.setattr(gate, "choose", lambda *_: Builder(RTX, "8.6"))
+
+    def _run(self, _builder: Builder, _target: object, model: Path, *_: object) -> Build:
+        self.given.append(model)
+        return Build(builder="b", capability="8.6", proxy=True, status=self.status, detail="")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+    return Builds(monkeypatch)
+
+
+def _gate(folder: Path, shapes: Any = builder.SHAPES) -> Gate:
+    return Gate(ORIN, True, shapes, Cache(folder / "cache"), Stopwatch(Silent()))
+
+
+def _made(path: Path, layers: list[Layer]) -> Any:
+    return SimpleNamespace(deployed=path, manifest=SimpleNamespace(layers=layers))
+
+
+def test_a_graph_is_built_once_whatever_its_weights(
+    demo_arms: Arms, prepared: Prepared, builds: Builds, tmp_path: Path
+) -> None:
+    int8 = scheme.find("int8")
+    merged, again, beside = (
+        _made(*_deployed(demo_arms, prepared, "int8", order, tmp_path))
+        for order in ("merge-quantize", "quantize-merge", "unmerged")
+    )
+    first = _gate(tmp_path).build("one", int8, merged)
+    second = _gate(tmp_path).build("two", int8, again)
+    assert builds.given == [merged.deployed]
+    assert first == second
+    assert first.graph == "one"
+    assert _gate(tmp_path).build("three", int8, beside).graph == "three"
+    wider = {name: (low, best, [4, *high[1:]]) for name, (low, best, high) in builder.SHAPES.items()}
+    _gate(tmp_path, wider).build("four", int8, merged)
+    assert builds.given == [merged.deployed, beside.deployed, merged.deployed]
+
+
+def test_a_refusal_is_not_kept(demo_arms: Arms, prepared: Prepared, builds: Builds, tmp_path: Path) -> None:
+    made = _made(*_deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path))
+    for status in ("refused", "crashed", "built", "built"):
+        builds.status = status
+        assert _gate(tmp_path).build("one", scheme.find("int8"), made).status == status
+    assert len(builds.given) == 3
+
+
+def test_another_release_of_the_builder_builds_again(
+    demo_arms: Arms, prepared: Prepared, builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.code(gate.__name__)  # so that it is not asked, and kept, with releases that are made up
+    made = _made(*_deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path))
+    for release in ("1", "2", "2"):
+        monkeypatch.setattr(versions, "versions", lambda release=release: {"tensorrt-rtx": release})
+        _gate(tmp_path).build("one", scheme.find("int8"), made)
+    assert len(builds.given) == 2
 
 
 @builder.needed

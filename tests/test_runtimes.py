@@ -54,7 +54,7 @@ def _equal(chosen: Scheme, content: Content, twin: Path) -> str:
 def _row(both: Arms, prepared: Prepared, chosen: Scheme, folder: Path) -> list[str]:
     content = _content(both, prepared, chosen)
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = both.use("adapted").module
+    unet = prepared.unet
     if not chosen.exported:
         with torch.no_grad(), fake.simulated(unet, content.plan) as model:
             simulated = model(x, t, h).sample

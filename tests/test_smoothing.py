@@ -26,9 +26,9 @@ def factors(request: pytest.FixtureRequest, demo_arms: Arms, exported: Prepared)
     x, t, h = (torch.from_numpy(exported.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
     chosen = scheme.find(request.param)
     assert chosen.smoothing is not None
-    unet = demo_arms.use("adapted").module
-    layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
-    found = modelopt.smoothed(unet, layers, chosen.smoothing, lambda model: model(x, t, h))
+    with demo_arms.held("adapted") as family:
+        layers = plan.chosen_layers(family.module, chosen, recipe.find("emoji"))
+        found = modelopt.smoothed(family.module, layers, chosen.smoothing, lambda model: model(x, t, h))
     return request.param, found
 
 
@@ -59,7 +59,7 @@ def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
     for layer, numbers in content.plan.items():
         assert np.array_equal(codes[layer], numbers.codes(content.state[f"{layer}.weight"]).numpy()), layer
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet = demo_arms.use("adapted").module
+    unet = prepared.unet
     kept = {key: value.clone() for key, value in unet.state_dict().items()}
     with torch.no_grad():
         full = unet(x, t, h).sample.numpy()
@@ -80,13 +80,13 @@ def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
 
 
 def test_awq_lowers_the_error_of_what_it_was_fitted_on(
-    demo_arms: Arms, prepared: Prepared, factors: tuple[str, dict[str, Input]]
+    prepared: Prepared, factors: tuple[str, dict[str, Input]]
 ) -> None:
     name, found = factors
     if name != "int4-awq":
         pytest.skip("SmoothQuant helps where inputs have outliers, which this batch need not have")
     x, t, h = (torch.from_numpy(prepared.inputs[k]) for k in ("sample", "timestep", "encoder_hidden_states"))
-    unet, errors = demo_arms.use("adapted").module, []
+    unet, errors = prepared.unet, []
     with torch.no_grad():
         full = unet(x, t, h).sample
         for inputs in (prepared.ranges, prepared.ranges | found):

@@ -1,7 +1,7 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,33 @@ from qcheck.core.cache import Cache
 from qcheck.model.arms import Arms
 from qcheck.runtime.runner import MismatchError, Runner, call
 from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler, solvers
-from qcheck.sampling.setup import Setup, Subject, choose_strata, forwards
+from qcheck.sampling import solvers
+from qcheck.sampling import subject as subjects
+from qcheck.sampling.sampler import Sampler
+from qcheck.sampling.setup import Subject, choose_strata, forwards
 from qcheck.sampling.store import require_matched
 from qcheck.spec.arm import Side
-from qcheck.spec.check import Use
-from qcheck.spec.probe import Probe, ProbeSet
-from qcheck.tasks.work import matched
+from qcheck.spec.probe import ProbeSet
 
 CHOSEN = ProbeSet(name="three", prompts=("red apple", "panda", "ghost"), seed=7, steps=6, guidance=3.0)
 
 
-def setup_for(demo_arms: Arms, chosen: ProbeSet = CHOSEN, batch: int = 2) -> tuple[Setup, tuple[Probe, ...]]:
-    job: Any = SimpleNamespace(batch=batch, adapters=[Use("flat", 1.0)])
-    setup, asked = matched(demo_arms, job, chosen, 4)
-    return setup, asked
+def sampler_for(demo_arms: Arms, store: Path, chosen: ProbeSet = CHOSEN, batch: int = 2) -> Sampler:
+    """Probes of both arms at four strata, what they give kept below ``store``."""
+    return Sampler.of(demo_arms, chosen, 4, batch, Cache(store))
 
 
 def subject(name: str, runner: Runner, side: Side = "adapted") -> Subject:
     """An arm whose content is its name."""
-    return Subject(name, side, name, lambda: runner)
+    return Subject(name, side, name, lambda: nullcontext(runner))
+
+
+@pytest.fixture
+def adapted(demo_arms: Arms) -> Iterator[TorchRunner]:
+    """f1, held until the test ends."""
+    with subjects.full(demo_arms, "adapted").open() as runner:
+        assert isinstance(runner, TorchRunner)
+        yield runner
 
 
 def timed(scheduler: Any, steps: int) -> Callable[[], Any]:
@@ -52,8 +59,9 @@ def timed(scheduler: Any, steps: int) -> Callable[[], Any]:
     return solver
 
 
-def full(demo_arms: Arms, side: Side = "adapted") -> Subject:
-    return Subject(side, side, side, lambda: TorchRunner(demo_arms.entry(side)))
+def with_solver(sampling: Sampler, solver: Callable[[], Any]) -> Sampler:
+    """The same probes by another solver."""
+    return replace(sampling, setup=replace(sampling.setup, solver=solver))
 
 
 def quiet(_: int) -> None:
@@ -88,64 +96,99 @@ def test_flow_coefficients_are_the_drop_of_sigma() -> None:
 
 
 def test_the_diffusers_pipeline_draws_the_picture_of_the_free_run(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms)
-    pipe = demo_arms.use("adapted").pipe
-    traced = sampler.reference(setup, full(demo_arms), asked, Cache(tmp_path), quiet)
+    sampling = sampler_for(demo_arms, tmp_path)
+    traced = sampling.reference(subjects.full(demo_arms, "adapted"), quiet)
     ours = demo_arms.base.family.decode(torch.from_numpy(np.stack(traced.finals()))).permute(0, 2, 3, 1).numpy()
-    for index, probe in enumerate(asked):
-        theirs = pipe(
-            probe.prompt,
-            num_inference_steps=probe.steps,
-            guidance_scale=probe.guidance,
-            generator=torch.Generator().manual_seed(probe.seed),
-            output_type="np",
-        ).images[0]
+    for index, probe in enumerate(sampling.probes):
+        with demo_arms.held("adapted") as family:
+            theirs = family.pipe(
+                probe.prompt,
+                num_inference_steps=probe.steps,
+                guidance_scale=probe.guidance,
+                generator=torch.Generator().manual_seed(probe.seed),
+                output_type="np",
+            ).images[0]
         assert np.abs(ours[index] - theirs).max() < 1e-3
 
 
 def test_other_solvers_are_followed_like_the_pipeline_does(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms)
-    pipe = demo_arms.use("adapted").pipe
+    sampling = sampler_for(demo_arms, tmp_path)
+    pipe, first = demo_arms.base.pipe, sampling.probes[0]
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    traced = sampler.reference(replace(setup, solver=timed(euler, 6)), full(demo_arms), asked, Cache(tmp_path), quiet)
+    followed = with_solver(sampling, timed(euler, 6))
+    traced = followed.reference(subjects.full(demo_arms, "adapted"), quiet)
     kept, pipe.scheduler = pipe.scheduler, euler
     try:
-        theirs = pipe(
-            asked[0].prompt,
-            num_inference_steps=6,
-            guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(asked[0].seed),
-            output_type="latent",
-        ).images[0]
+        with demo_arms.held("adapted"):
+            theirs = pipe(
+                first.prompt,
+                num_inference_steps=6,
+                guidance_scale=3.0,
+                generator=torch.Generator().manual_seed(first.seed),
+                output_type="latent",
+            ).images[0]
     finally:
         pipe.scheduler = kept
     assert np.abs(traced.finals()[0] - theirs.numpy()).max() < 1e-3
 
 
-def test_forced_at_its_own_states_the_reference_repeats_itself(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms, batch=3)
-    store, runner = Cache(tmp_path), TorchRunner(demo_arms.entry("adapted"))
-    traced = sampler.reference(setup, full(demo_arms), asked, store, quiet)
-    again = sampler.arm(setup, traced, subject("again", runner), asked, store, quiet)
-    asking = sampler.forced(setup, traced, subject("forced", runner), asked, store, quiet)
+def test_forced_at_its_own_states_the_reference_repeats_itself(
+    demo_arms: Arms, adapted: TorchRunner, tmp_path: Path
+) -> None:
+    sampling = sampler_for(demo_arms, tmp_path, batch=3)
+    traced = sampling.reference(subjects.full(demo_arms, "adapted"), quiet)
+    again = sampling.arm(subject("again", adapted), traced, quiet)
+    asking = sampling.forced(subject("forced", adapted), traced, quiet)
     assert np.allclose(again.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(asking.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(again.finals(), traced.finals(), atol=1e-4)
+    assert np.allclose(again.scalars("apart"), 0, atol=1e-5)
     require_matched(traced, again)
+
+
+def test_what_is_not_stored_is_what_would_have_been(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
+    sampling = sampler_for(demo_arms, tmp_path / "stored")
+    traced = sampling.reference(subject("f1", adapted), quiet)
+    stored, entered = len(sampling.store.items()), list[int]()
+    states = sampling.states(adapted, "adapted")
+    assert np.array_equal(states, np.stack(traced.states()))
+    assert np.allclose(sampling.outputs(adapted, "adapted", traced.states()), traced.outputs(), atol=1e-5)
+    counting = Counting(adapted)
+    sampling.run(counting, "adapted", states, quiet, entered.append)
+    assert counting.rows == forwards(sampling.setup, 0, 1, 3)
+    assert entered == [0, 1, 2, 3] * 2  # two batches
+    assert len(sampling.store.items()) == stored
+
+
+def test_an_arm_is_held_only_while_something_is_computed(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
+    opened: list[bool] = []
+
+    @contextmanager
+    def watched() -> Iterator[Runner]:
+        opened.append(True)
+        yield adapted
+        opened.append(False)
+
+    sampling, asked = sampler_for(demo_arms, tmp_path), Subject("f1", "adapted", "f1", watched)
+    assert not sampling.known(asked)
+    for _ in range(2):
+        sampling.reference(asked, quiet)
+        assert opened == [True, False]
+    assert sampling.known(asked)
 
 
 @pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
 def test_solvers_that_call_more_often_than_they_step_are_followed(
     demo_arms: Arms, tmp_path: Path, solver: type
 ) -> None:
-    setup, asked = setup_for(demo_arms)
-    setup = replace(setup, solver=timed(solver.from_config(demo_arms.base.pipe.scheduler.config), CHOSEN.steps))
-    setup = replace(setup, strata=choose_strata(setup.calls, 4))
+    made = solver.from_config(demo_arms.base.pipe.scheduler.config)  # type: ignore[attr-defined]
+    sampling = with_solver(sampler_for(demo_arms, tmp_path), timed(made, CHOSEN.steps))
+    setup = replace(sampling.setup, strata=choose_strata(sampling.setup.calls, 4))
     assert setup.calls > CHOSEN.steps
     assert solvers.coefficients(setup.solver).shape == (setup.calls,)
     units: list[int] = []
-    traced = sampler.reference(setup, full(demo_arms), asked, Cache(tmp_path), units.append)
-    assert sum(units) == forwards(setup, 1, 0, len(asked))
+    traced = replace(sampling, setup=setup).reference(subjects.full(demo_arms, "adapted"), units.append)
+    assert sum(units) == forwards(setup, 1, 0, len(sampling.probes))
     assert setup.strata[-2:] == (setup.calls - 2, setup.calls - 1)
     assert np.isfinite(np.stack(traced.outputs())).all()
 
@@ -158,10 +201,10 @@ def test_a_solver_that_clips_is_still_read_as_linear() -> None:
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 4.0}, {"steps": 7}, {"prompts": ("panda",) * 3}])
 def test_traces_of_other_probes_are_refused(demo_arms: Arms, tmp_path: Path, change: dict[str, object]) -> None:
-    store, found = Cache(tmp_path), []
-    for chosen in (CHOSEN, CHOSEN.model_copy(update=change)):
-        setup, asked = setup_for(demo_arms, chosen)
-        found.append(sampler.reference(setup, full(demo_arms), asked, store, quiet))
+    found = [
+        sampler_for(demo_arms, tmp_path, chosen).reference(subjects.full(demo_arms, "adapted"), quiet)
+        for chosen in (CHOSEN, CHOSEN.model_copy(update=change))
+    ]
     with pytest.raises(MismatchError, match="other probes"):
         require_matched(*found)
 
@@ -181,54 +224,54 @@ class Counting:
         return self.inner(inputs)
 
 
-def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms)
-    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
-    two = sampler.reference(setup, subject("f1", runner), asked[:2], store, quiet)
+def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
+    sampling, runner = sampler_for(demo_arms, tmp_path), Counting(adapted)
+    setup, fewer = sampling.setup, sampling.take(2)
+    two = fewer.reference(subject("f1", runner), quiet)
     assert runner.rows == forwards(setup, 1, 0, 2)
-    three = sampler.reference(setup, subject("f1", runner), asked, store, quiet)
+    three = sampling.reference(subject("f1", runner), quiet)
     assert runner.rows == forwards(setup, 1, 0, 3)
     assert three.paths[:2] == two.paths
-    sampler.arm(setup, two, subject("q1", runner), asked[:2], store, quiet)
-    sampler.arm(setup, three, subject("q1", runner), asked, store, quiet)
+    fewer.arm(subject("q1", runner), two, quiet)
+    sampling.arm(subject("q1", runner), three, quiet)
     assert runner.rows == forwards(setup, 2, 1, 3)
 
 
-def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms, batch=1)
-    inner = TorchRunner(demo_arms.entry("adapted"))
-    whole = sampler.reference(setup, subject("f1", inner), asked, Cache(tmp_path / "whole"), quiet)
-    store, broken = Cache(tmp_path / "cut"), Counting(inner, last=2.5 * setup.calls)
+def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(
+    demo_arms: Arms, adapted: TorchRunner, tmp_path: Path
+) -> None:
+    whole = sampler_for(demo_arms, tmp_path / "whole", batch=1).reference(subject("f1", adapted), quiet)
+    sampling = sampler_for(demo_arms, tmp_path / "cut", batch=1)
+    broken = Counting(adapted, last=2.5 * sampling.setup.calls)
     with pytest.raises(KeyboardInterrupt):
-        sampler.reference(setup, subject("f1", broken), asked, store, quiet)
-    assert len(store.items()) == 2
-    rest = Counting(inner)
-    resumed = sampler.reference(setup, subject("f1", rest), asked, store, quiet)
-    assert rest.rows == setup.calls
+        sampling.reference(subject("f1", broken), quiet)
+    assert len(sampling.store.items()) == 2
+    rest = Counting(adapted)
+    resumed = sampling.reference(subject("f1", rest), quiet)
+    assert rest.rows == sampling.setup.calls
     assert np.array_equal(resumed.outputs(), whole.outputs())
     assert np.array_equal(resumed.finals(), whole.finals())
 
 
-def test_a_solver_of_another_configuration_finds_no_stored_trace(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms)
-    store, runner = Cache(tmp_path), Counting(TorchRunner(demo_arms.entry("adapted")))
-    sampler.reference(setup, subject("f1", runner), asked, store, quiet)
+def test_a_solver_of_another_configuration_finds_no_stored_trace(
+    demo_arms: Arms, adapted: TorchRunner, tmp_path: Path
+) -> None:
+    sampling, runner = sampler_for(demo_arms, tmp_path), Counting(adapted)
+    sampling.reference(subject("f1", runner), quiet)
     config = demo_arms.base.pipe.scheduler.config
     spaced = DDIMScheduler.from_config(config, timestep_spacing="linspace")
-    other = replace(setup, solver=timed(spaced, CHOSEN.steps))
-    sampler.reference(other, subject("f1", runner), asked, store, quiet)
-    sampler.reference(setup, subject("another", runner), asked, store, quiet)
-    assert runner.rows == 3 * forwards(setup, 1, 0, 3)
+    with_solver(sampling, timed(spaced, CHOSEN.steps)).reference(subject("f1", runner), quiet)
+    sampling.reference(subject("another", runner), quiet)
+    assert runner.rows == 3 * forwards(sampling.setup, 1, 0, 3)
 
 
 def test_progress_counts_every_forward_and_those_that_were_stored(demo_arms: Arms, tmp_path: Path) -> None:
-    setup, asked = setup_for(demo_arms)
-    store = Cache(tmp_path)
+    sampling = sampler_for(demo_arms, tmp_path)
     for _ in range(2):
         units: list[int] = []
-        traced = sampler.reference(setup, full(demo_arms), asked, store, units.append)
-        sampler.arm(setup, traced, full(demo_arms, "base"), asked, store, units.append)
-        assert sum(units) == forwards(setup, 2, 1, len(asked))
+        traced = sampling.reference(subjects.full(demo_arms, "adapted"), units.append)
+        sampling.arm(subjects.full(demo_arms, "base"), traced, units.append)
+        assert sum(units) == forwards(sampling.setup, 2, 1, len(sampling.probes))
 
 
 def test_a_runner_that_returns_another_shape_is_refused() -> None:

@@ -5,37 +5,39 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.zoo import cases
+from qcheck.api.request import check_spec
+from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
-from qcheck.demo import library
+from qcheck.quantize import artifact
+from qcheck.quantize.artifact import Making
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import session as sessions
 from qcheck.training import trainer
-from qcheck.training.objective import Lessons, Settings, Tensors
-from qcheck.training.trainer import Course
-from qcheck.spec import probe, scheme
-from qcheck.spec.check import Job
-from qcheck.tasks import work
+from qcheck.training.objective import QatObjective, Settings, Tensors
+from qcheck.training.trainer import Training
 
 SHORT = Settings(steps=6, every=2, strata=2, rows=2, probes=4, times=2, share=0.5, seed=3)
 
 
-def job(folder: Path, cache: Path) -> Job:
+def request() -> CheckSpec:
     """Few solver steps of the demo's faint adapter where the dead zone swallows it."""
-    whole = cases.job(library.ADAPTERS / "faint.safetensors", folder)
-    few = probe.find(library.PROBES).model_copy(update={"steps": 3})
-    return replace(
-        whole, schemes=(scheme.find("int4-g128"),), orders=("quantize-merge",), probes=few, cache=cache, batch=8
-    )
+    return check_spec("demo", "faint", scheme="int4-g128", order="quantize-merge", steps=3, build=False, threads=1)
 
 
-def go(folder: Path, cache: Path) -> tuple[Tensors, Course]:
-    asked = job(folder, cache)
-    return trainer.train(Lessons(work.prepare(asked, folder, Silent()), asked.schemes[0], asked.orders[0], SHORT))
+def go(cache: Path) -> tuple[Tensors, Training]:
+    """Train, everything kept below ``cache``."""
+    spec = request()
+    with sessions.opened(spec, Cache(cache), Silent()) as session:
+        (scheme,) = spec.schemes
+        ranges = session.calibrator.inputs(scheme)
+        making = Making(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
+        q0 = session.quantized("q0", "base", artifact.write_base(making))
+        return trainer.train(QatObjective(spec, making, q0, session.watch, SHORT))
 
 
 def _checkpoint(cache: Path) -> list[Path]:
@@ -43,47 +45,45 @@ def _checkpoint(cache: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> tuple[Tensors, Course]:
+def whole(cache_root: Path) -> tuple[Tensors, Training]:
     """A run that nothing interrupts."""
-    return go(tmp_path_factory.mktemp("whole"), cache_root / "qcheck")
+    return go(cache_root / "qcheck")
 
 
-def test_a_few_steps_come_nearer_to_the_teacher(whole: tuple[Tensors, Course]) -> None:
-    _, course = whole
-    assert [seen.step for seen in course.history] == [0, 2, 4, 6]
-    assert [seen.gradient_norm is None for seen in course.history] == [True, False, False, False]
-    assert course.after.score > course.before.score
-    assert course.after == max(course.history, key=lambda seen: seen.score)
-    assert course.after.effect_to_error > course.before.effect_to_error
-    assert course.after.excess_error < course.before.excess_error
+def test_a_few_steps_come_nearer_to_the_teacher(whole: tuple[Tensors, Training]) -> None:
+    _, training = whole
+    assert [seen.step for seen in training.history] == [0, 2, 4, 6]
+    assert [seen.gradient_norm is None for seen in training.history] == [True, False, False, False]
+    assert training.after.score > training.before.score
+    assert training.after == max(training.history, key=lambda seen: seen.score)
+    assert training.after.effect_to_error > training.before.effect_to_error
+    assert training.after.excess_error < training.before.excess_error
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_factors(
-    whole: tuple[Tensors, Course], tmp_path: Path, cache_root: Path
+    whole: tuple[Tensors, Training], tmp_path: Path, cache_root: Path
 ) -> None:
-    started = "import sys; from pathlib import Path; from tests.test_training import go; go(*map(Path, sys.argv[1:]))"
+    started = "import sys; from pathlib import Path; from tests.test_training import go; go(Path(sys.argv[1]))"
     cache = tmp_path / "cache"
     cache.mkdir()
     for kind in ("graph", "artifact", "ranges", "trace"):  # what a run makes before it trains
         if (cache_root / "qcheck" / kind).exists():
             (cache / kind).symlink_to(cache_root / "qcheck" / kind)
-    with subprocess.Popen([sys.executable, "-c", started, str(tmp_path), str(cache)]) as running:
+    with subprocess.Popen([sys.executable, "-c", started, str(cache)]) as running:
         while not _checkpoint(cache) and running.poll() is None:
             time.sleep(0.01)
         os.kill(running.pid, signal.SIGKILL)
     assert running.returncode == -signal.SIGKILL
-    factors, course = go(tmp_path, cache)
-    assert course.resumed in {2, 4}
-    assert course.history == whole[1].history
+    factors, training = go(cache)
+    assert training.resumed in {2, 4}
+    assert training.history == whole[1].history
     assert all(torch.equal(value, whole[0][key]) for key, value in factors.items())
     assert len(_checkpoint(cache)) == 1
 
 
-def test_a_finished_run_is_found_and_not_run_again(
-    whole: tuple[Tensors, Course], cache_root: Path, tmp_path: Path
-) -> None:
-    factors, course = go(tmp_path, cache_root / "qcheck")
-    assert course.resumed == SHORT.steps
-    assert course.history == whole[1].history
+def test_a_finished_run_is_found_and_not_run_again(whole: tuple[Tensors, Training], cache_root: Path) -> None:
+    factors, training = go(cache_root / "qcheck")
+    assert training.resumed == SHORT.steps
+    assert training.history == whole[1].history
     assert all(torch.equal(value, whole[0][key]) for key, value in factors.items())

@@ -3,7 +3,8 @@
 Utility is there for every case; style, which tests verdicts, for those of the testing half.
 
 ``python -m benchmarks.zoo.cases --pictures DIR`` makes what is missing or was measured by other metrics, an adapter a
-file, kinds taking turns. Traces and losses stay in the cache, so that new metrics cost seconds an adapter.
+file, kinds taking turns; ``--dry-run`` says which and why, and measures nothing. Traces and losses stay in the cache,
+so that new metrics cost seconds an adapter.
 """
 
 import argparse
@@ -14,30 +15,35 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck.calibration import inputs
+from qcheck.api.request import Request, check_spec
 from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.demo import library
 from qcheck.quantize import artifact
-from qcheck.result.verdict import Verdict
-from qcheck.sampling import sampler
+from qcheck.quantize.artifact import Making
+from qcheck.sampling import subject
+from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
-from qcheck.spec import limits, probe, recipe, scheme, target
-from qcheck.spec.check import Job, Use
+from qcheck.spec import limits, probe
+from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import check, work
-from qcheck.tasks.work import Traces, Work
+from qcheck.tasks import check
+from qcheck.tasks import session as sessions
+from qcheck.tasks.check import Ground
+from qcheck.tasks.session import Session
 
 _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
 SCHEMES = ("int8", "fp8", "int4-g128", *(str(_ROUGH / f"{name}.toml") for name in ("int4-tensor", "int4-tensor-all")))
@@ -53,6 +59,14 @@ def reading_code() -> str:
     return digest_of(cache.code("qcheck.tasks.check"), *sorted(Path(__file__).parent.glob("*.py")))
 
 
+def stale(path: Path) -> str | None:
+    """Why an adapter's file has to be made; None where today's code made it."""
+    if not path.exists():
+        return "it has no cases yet"
+    code = json.loads(path.read_text())["code"]
+    return None if code == reading_code() else f"its cases are by code {code}, and the code is {reading_code()} now"
+
+
 @dataclasses.dataclass(frozen=True)
 class Judges:
     """What both judges need beside the arms: the exam of the adapter's style, and the classifier."""
@@ -61,54 +75,35 @@ class Judges:
     exam: utility.Exam
     classifier: style.Classifier
 
-    def losses(self, started: Work, subject: Subject) -> np.ndarray:
+    def losses(self, session: Session, arm: Subject) -> np.ndarray:
         """Losses [rounds, n] of an arm on the exam."""
-        key = cache.key("losses", subject.content, self.exam.digest, inspect.getsource(utility.losses))
+        code = (cache.code("qcheck.model.arms", "qcheck.runtime.runner"), inspect.getsource(utility.losses))
+        key = digest_of(*code, arm.content, self.exam.digest)
 
         def make(folder: Path) -> None:
-            found = utility.losses(started.arms, subject.side, subject.runner(), self.exam)
-            np.save(folder / "losses.npy", found)
+            with arm.open() as runner:
+                np.save(folder / "losses.npy", utility.losses(session.arms, arm.side, runner, self.exam))
 
-        folder = started.store.obtain("losses", key, f"{subject.name}, exam of {self.name}", make)
+        folder = session.store.obtain("losses", key, f"{arm.name}, exam of {self.name}", make)
         found: np.ndarray = np.load(folder / "losses.npy")
         return found
 
-    def logits(self, started: Work, subject: Subject) -> np.ndarray:
+    def logits(self, session: Session, arm: Subject) -> np.ndarray:
         """What the classifier sees [SHOWN, styles] in samples of an arm: prompts of the probes, seeds of its own."""
-        sampling = {"steps": STEPS, "seed": SEED}
-        shown = probe.repeated(started.job.probes, SHOWN).model_copy(update=sampling)
-        setup, probes = work.matched(started.arms, started.job, shown, strata=1)
-        with started.timed(f"{subject.name}: samples", forwards(setup, 1, 0, SHOWN)) as advance:
-            finals = sampler.reference(setup, subject, probes, started.store, advance).finals()
-        family = started.arms.use("base")
+        spec = session.spec
+        shown = probe.repeated(spec.probes, SHOWN).model_copy(update={"steps": STEPS, "seed": SEED})
+        sampler = Sampler.of(session.arms, shown, 1, spec.execution.batch, session.store)
+        with session.watch.stage(f"{arm.name}: samples", forwards(sampler.setup, 1, 0, SHOWN)) as advance:
+            finals = sampler.reference(arm, advance).finals()
         with torch.no_grad():
-            return style.seen(self.classifier, family.decode(torch.from_numpy(np.stack(list(finals)))))
+            return style.seen(self.classifier, sampler.setup.family.decode(torch.from_numpy(np.stack(list(finals)))))
 
 
-def job(adapter: Path, out: Path) -> Job:
-    """The check of one adapter on the demo's pipeline, a single look, nothing built."""
+def request(adapter: Path, **other: Unpack[Request]) -> CheckSpec:
+    """The check of one adapter on the demo's pipeline: a single look, nothing built, and whatever ``other`` says."""
     chosen = limits.find("default").model_copy(update={"looks": (PROBES,)})
-    return Job(
-        base=str(library.PIPELINE),
-        adapters=(Use(str(adapter), 1.0),),
-        references=(),
-        common=(),
-        allow_unmatched=False,
-        schemes=tuple(map(scheme.find, SCHEMES)),
-        artifacts=(),
-        explicit=True,
-        orders=ORDERS,
-        target=target.find(TARGET),
-        probes=probe.repeated(probe.find(library.PROBES), PROBES),
-        recipe=recipe.find(library.RECIPE),
-        trigger=None,
-        limits=chosen,
-        out=out,
-        cache=cache.location(),
-        threads=1,
-        batch=16,
-        build=False,
-    )
+    usual = Request(scheme=SCHEMES, order=ORDERS, target=TARGET, limits=chosen, build=False, threads=1, batch=16)
+    return check_spec(library.NAME, adapter, **(usual | other))
 
 
 def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
@@ -116,54 +111,56 @@ def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
     known = {key: made[key] for key in ("kind", "half", "style")}
     known = {"adapter": made["name"], **known, "code": reading_code(), "probes": PROBES}
     judges = Judges(made["style"], utility.exam(pictures, made["style"], library.PIPELINE), style.stored(zoo))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        asked = job(zoo / "adapters" / f"{made['name']}.safetensors", folder)
-        started = work.prepare(asked, folder, Silent())
-        reference = check.trace_reference(started, PROBES)
-        full = {side: judges.losses(started, started.full(side)) for side in reference}
+    asked, tested = request(zoo / "adapters" / f"{made['name']}.safetensors"), made["half"] == "testing"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sessions.opened(asked, Cache(cache.location()), Silent()) as session,
+    ):
+        reference = session.reference.take(PROBES)
+        arms = {side: subject.full(session.arms, side) for side in SIDES}
+        full = {side: judges.losses(session, arm) for side, arm in arms.items()}
         known |= {"loss_f0": float(full["base"].mean()), "loss_f1": float(full["adapted"].mean())}
-        if made["half"] == "testing":
-            known["style_f0"] = judges.logits(started, started.full("base"))
-            known["style_f1"] = judges.logits(started, started.full("adapted"))
+        if tested:
+            known |= {f"style_{arm.name}": judges.logits(session, arm) for arm in arms.values()}
         try:
-            known["effect_size"] = check.require_effect(started, reference)
-            tested = made["half"] == "testing"
-            cases = [case for chosen in asked.schemes for case in _cases(started, chosen, judges, full, tested)]
+            known["effect_size"] = check.require_effect(session, reference)
+            here = Path(folder)
+            cases = [c for one in asked.schemes for c in cases_of(session, one, judges, full, tested, here)]
         except UserError as error:
             return known | {"refused": str(error), "cases": []}
     return known | {"cases": cases}
 
 
-def _cases(
-    started: Work, chosen: Scheme, judges: Judges, full: dict[Any, np.ndarray], tested: bool
+def ground(session: Session, scheme: Scheme) -> Ground:
+    """What the orders of a scheme are made from and compared with, without the sensitivity of layers."""
+    ranges = session.calibrator.inputs(scheme)
+    making = Making(session.shipped, session.exporter, session.store, scheme, session.spec.recipe, ranges)
+    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(making))
+    return Ground(making, q0, *check.run_controls(session, scheme), {})
+
+
+def cases_of(
+    session: Session, scheme: Scheme, judges: Judges, full: Mapping[Side, np.ndarray], tested: bool, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The cases of one scheme: samples, controls, verdict by the limits of today, utility, and style if ``tested``."""
-    asked, reference = started.job.limits.computing(chosen.compute), started.references[PROBES]
-    made = artifact.Making(
-        started.arms, started.exporter, started.store, chosen, started.job.recipe, inputs.inputs(started, chosen)
-    )
-    q0 = started.quantized(f"q0 {chosen.name}", "base", artifact.write_base(made))
-    floor, controls = check.run_controls(started, chosen)
-    base, loss_q0 = check.trace_artifact(started, q0, reference["adapted"]), judges.losses(started, q0)
+    asked, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
+    base = ground(session, scheme)
+    loss_q0 = judges.losses(session, base.q0)
     for order in ORDERS:
-        written = artifact.write(made, order, started.folder / "artifacts")
-        q1 = started.quantized(f"q1 {chosen.name} {order}", "adapted", written.runs)
-        quantized: Traces = {"base": base, "adapted": check.trace_artifact(started, q1, reference["adapted"])}
-        samples, energies = check.measure(started.setup, reference, quantized, floor)
-        verdict: Verdict = check.decide(asked, started.setup.weights, controls, samples, energies, [])
-        losses = judges.losses(started, q1)
+        made = check.make(session, order, base, folder)
+        seen, losses = check.look(made, PROBES), judges.losses(session, made.q1)
+        verdict = check.decide(asked, weights, base.controls, seen.samples, seen.energies, made.builds)
         yield {
-            "scheme": chosen.name,
+            "scheme": scheme.name,
             "order": order,
-            "compute": chosen.compute,
+            "compute": scheme.compute,
             "verdict": verdict.outcome,
-            "controls": [found.model_dump() for found in controls],
-            "samples": [vars(sample) for sample in samples],
+            "controls": [found.model_dump() for found in base.controls],
+            "samples": [vars(sample) for sample in seen.samples],
             "utility": dataclasses.asdict(utility.utility(full["base"], full["adapted"], losses)),
             "loss_q0": float(loss_q0.mean()),
             "loss_q1": float(losses.mean()),
-            **({"style_q1": judges.logits(started, q1)} if tested else {}),
+            **({"style_q1": judges.logits(session, made.q1)} if tested else {}),
         }
 
 
@@ -200,6 +197,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and why, and stop")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     adapters = [
@@ -208,7 +206,10 @@ def main() -> None:
     (asked.zoo / "cases").mkdir(exist_ok=True)
     for number, made in enumerate(in_turn(adapters), 1):
         path, start = asked.zoo / "cases" / f"{made['name']}.json", time.monotonic()
-        if path.exists() and json.loads(path.read_text())["code"] == reading_code():
+        why = stale(path)
+        if why is not None:
+            print(f"{number}/{len(adapters)} {made['name']}: {why}", flush=True)
+        if why is None or asked.dry_run:
             continue
         found = plain(run(made, asked.zoo, asked.pictures))
         write(found, path)

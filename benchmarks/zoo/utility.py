@@ -60,14 +60,14 @@ def losses(arms: Arms, side: Side, runner: Runner, given: Exam) -> np.ndarray:
 
     Unguided. Noise and timesteps are the same for every arm.
     """
-    family = arms.use(side)
+    with arms.held(side) as family:
+        told = [
+            family.conditions(
+                Probe(prompt=text, negative="", seed=0, steps=1, guidance=1.0, weights=(), width=None, height=None)
+            )
+            for text in given.prompts
+        ]
     alphas = family.pipe.scheduler.alphas_cumprod
-    told = [
-        family.conditions(
-            Probe(prompt=text, negative="", seed=0, steps=1, guidance=1.0, weights=(), width=None, height=None)
-        )
-        for text in given.prompts
-    ]
     conditions = {name: torch.cat([one[name] for one in told]).detach().numpy() for name in told[0]}
     found = []
     for number in range(ROUNDS):

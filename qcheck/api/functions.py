@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from qcheck.api.lazy import host
-from qcheck.api.request import Files, Made, Named, Request, Schemes, asked, cores, made, ranged
+from qcheck.api.request import CORES, Files, Made, Named, Request, Schemes, asked, made, ranged
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
@@ -273,7 +273,7 @@ def advise(
     read, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
     with writing(out, overwrite) as folder, caching(cache) as kept:
         found: Advice = host("qcheck.tasks.advise").advise(
-            read, name, folder, kept, progress or Silent(), threads or cores(), not dry_run, every
+            read, name, folder, kept, progress or Silent(), threads or CORES, not dry_run, every
         )
     return found
 

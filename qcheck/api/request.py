@@ -32,6 +32,7 @@ from qcheck.spec.target import Target
 
 TARGET = "jetson-agx-orin-64gb"
 ALL = "all"
+CORES = os.cpu_count() or 1  # processor threads of this machine
 Named = str | Path
 Require = Literal["all", "any"]
 V = TypeVar("V", bound=Value)
@@ -98,7 +99,12 @@ class Running(TypedDict, total=False):
 
 
 class Made(Adapting, Quantizing, Sampling, Running, total=False):
-    """Keywords of what is made without a verdict."""
+    """Keywords of what is made without a verdict.
+
+    ``probes``: the probe set, of which only the sampling counts where nothing is judged.
+    """
+
+    probes: Named | ProbeSet | None
 
 
 class Judging(TypedDict, total=False):
@@ -116,17 +122,16 @@ class Judging(TypedDict, total=False):
 class Probing(TypedDict, total=False):
     """Keywords of what is judged on.
 
-    ``probes``: the probe set. ``prompts``: prompts instead of it, a text file or a list. ``max_probes``: where looks at
+    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: where looks at
     more probes end.
     """
 
-    probes: Named | ProbeSet | None
     prompts: Named | Sequence[str] | None
     max_probes: int | None
 
 
 class Request(Made, Judging, Probing, total=False):
-    """Keywords of a check: those of ``Adapting``, ``Quantizing``, ``Sampling``, ``Running``, ``Judging``, ``Probing``."""
+    """Keywords of a check: all of them."""
 
 
 def check_spec(
@@ -189,7 +194,7 @@ def check_spec(
             limits=judged_limits,
             max_probes=max_probes,
             require=requirement(require) or ("all" if artifacts or (chosen and not every) else "any"),
-            execution=Execution(threads=threads or cores(), batch=batch, build=build),
+            execution=Execution(threads=threads or CORES, batch=batch, build=build),
         )
 
 
@@ -225,11 +230,6 @@ def asked(base: Named | CheckSpec, lora: Files, **request: Unpack[Request]) -> C
 def made(base: Named | CheckSpec, request: Made) -> Made:
     """Keywords of what is made in one scheme: the one that ships as the default, where none is named."""
     return request if isinstance(base, CheckSpec) or "scheme" in request else Made(**request, scheme=library.SCHEME)
-
-
-def cores() -> int:
-    """Processor threads of this machine."""
-    return os.cpu_count() or 1
 
 
 def place(given: Named) -> str:

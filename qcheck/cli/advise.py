@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcheck.api import functions
-from qcheck.api.request import cores
+from qcheck.api.request import CORES
 from qcheck.cli import options, output
 from qcheck.report.text import megabytes
 
@@ -23,7 +23,7 @@ def advise(
     overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
     no_cache: options.NoCache = False,
-    threads: options.Threads = cores(),
+    threads: options.Threads = CORES,
 ) -> None:
     """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
 

@@ -1,5 +1,6 @@
 """``qcheck check`` and ``qcheck demo``."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ from rich.console import Console
 from qcheck.api import functions
 from qcheck.api.request import ALL, check_spec
 from qcheck.cli import config, options, output
-from qcheck.cli.groups import Adapters, Artifacts, Machine, Output, Probes, grouped
+from qcheck.cli.groups import Adapters, Artifacts, Machine, Output, Probes, grouped, of
 from qcheck.cli.log import LOGGER
 from qcheck.demo import library
 from qcheck.report import text
@@ -81,9 +82,26 @@ def _spec(base: str, adapters: Adapters, artifacts: Artifacts, probes: Probes, m
         **artifacts.keywords(),
         **artifacts.judging(),
         **probes.sampling(),
+        probes=probes.probes,
         **probes.keywords(),
         **machine.keywords(),
     )
+
+
+def parse(words: Sequence[str]) -> CheckSpec:
+    """The request that a command line asks for: the words after ``qcheck check``. Nothing is run.
+
+    Raises:
+        UserError: as the command.
+    """
+    taken = typer.main.get_command(_parser)
+    with taken.make_context("check", list(words)) as context:
+        given = context.params
+        return _spec(given["base"], of(Adapters, given), of(Artifacts, given), of(Probes, given), of(Machine, given))
+
+
+_parser = typer.Typer()
+_parser.command("check")(check)
 
 
 def _run(spec: CheckSpec, given: Output, machine: Machine) -> None:

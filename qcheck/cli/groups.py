@@ -6,15 +6,17 @@ A group is a frozen dataclass whose fields are annotated options; it also builds
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from qcheck.api.functions import default_out
-from qcheck.api.request import TARGET, Adapting, Judging, Probing, Quantizing, Running, Sampling, cores, requirement
+from qcheck.api.request import CORES, TARGET, Adapting, Judging, Probing, Quantizing, Running, Sampling, requirement
 from qcheck.cli import options
 from qcheck.demo import library
+
+G = TypeVar("G")
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -30,15 +32,19 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def ungrouped(**values: Any) -> None:
-        taken = {}
-        for name, kind in groups.items():
-            taken[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
-        command(**taken, **values)
+        taken = {name: of(kind, values) for name, kind in groups.items()}
+        grouped_names = {field.name for kind in groups.values() for field in dataclasses.fields(kind)}
+        command(**taken, **{name: value for name, value in values.items() if name not in grouped_names})
 
     vars(ungrouped)["__signature__"] = inspect.Signature(parameters)
     ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del ungrouped.__wrapped__
     return ungrouped
+
+
+def of(kind: Callable[..., G], values: Mapping[str, Any]) -> G:
+    """A group from the values of all options by their names."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def _options(kind: Any) -> list[inspect.Parameter]:
@@ -149,7 +155,7 @@ class Probes(Runs):
 
     def keywords(self) -> Probing:
         """For the API."""
-        return {"probes": self.probes, "prompts": self.prompts, "max_probes": self.max_probes}
+        return {"prompts": self.prompts, "max_probes": self.max_probes}
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Machine:
     """What computes."""
 
     build: options.Build = True
-    threads: options.Threads = cores()
+    threads: options.Threads = CORES
     batch: options.Batch = 8
     no_cache: options.NoCache = False
 

@@ -1,4 +1,4 @@
-"""What every command that works for a while has around it: progress, a log, and an end by Ctrl-C that says what stays."""
+"""What is around every command that works for a while: progress, a log, and what stays after Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

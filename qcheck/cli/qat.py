@@ -93,6 +93,7 @@ def qat(
             **adapters.keywords(),
             **artifact.keywords(),
             **probes.sampling(),
+            probes=probes.probes,
             **probes.keywords(),
             **machine.keywords(),
         )

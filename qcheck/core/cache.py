@@ -41,7 +41,7 @@ def location() -> Path:
 
 @functools.cache
 def code(*modules: str) -> str:
-    """The digest of what ``modules`` compute with: their code, that of the modules of qcheck that they import, libraries.
+    """The digest of what ``modules`` compute with: their code, that of qcheck which they import, and libraries.
 
     Docstrings and comments are no code, and of the libraries only the versions of those that are imported count.
     """

@@ -1,9 +1,9 @@
 """Probes through a runner, to stored outputs.
 
 The reference f1 is sampled normally. Every other arm is evaluated at the latents f1 visited, then sampled from the same
-noise. Outputs are guided: the two branches of classifier-free guidance run in one batch and are combined before storing.
-Every probe of every arm is one file in the cache: memory does not grow with probes or steps, more probes cost only
-their own forwards, and what an interrupted run finished is there for the next.
+noise. Outputs are guided: the two branches of classifier-free guidance run in one batch and are combined before they
+are stored. Every probe of every arm is one file in the cache: memory does not grow with probes or steps, more probes
+cost only their own forwards, and what an interrupted run finished is there for the next.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Arms as subjects: what computes them, opened only when something has to be computed.
 
-A subject's content is the digest of all that its outputs depend on: weights, and the runner with its library, device and
-type of number.
+A subject's content is the digest of all that its outputs depend on: weights, and the runner with its library, device
+and type of number.
 """
 
 import copy
@@ -54,6 +54,6 @@ def _cast(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
 
 
 def stored(named: str, side: Side, path: Path, content: str, threads: int, fixed: frozenset[str]) -> Subject:
-    """An exported arm, run by ONNX Runtime; ``content`` is the digest of the file, ``fixed`` are inputs without rows."""
+    """An exported arm, run by ONNX Runtime: ``content`` is its file's digest, ``fixed`` are inputs without rows."""
     identity = digest_of(content, cache.code(ort_runner.__name__), DEVICE)
     return Subject(named, side, identity, lambda: OnnxRunner(path, threads, fixed))

@@ -2,8 +2,8 @@
 
 The command line, ``qcheck.toml`` and the Python API build it, report.json stores it whole, and what works on a report
 later (advice, calibration, comparison, the command that repeats it) reads it back: nothing is looked up by name again.
-Schemes, target, recipe, limits and probes are values; what is large (base, adapters, ONNX files, ranges) is named by its
-place, and the report holds its digest.
+Schemes, target, recipe, limits and probes are values; what is large (base, adapters, ONNX files, ranges) is named by
+its place, and the report holds its digest.
 """
 
 from typing import Annotated, Literal, Self

@@ -4,7 +4,7 @@ Values that ship with qcheck are named; the others are files beside the report, 
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tomli_w
@@ -47,31 +47,48 @@ def save(spec: CheckSpec, folder: Path) -> None:
 
 def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     """The words after ``qcheck``; files that ``save`` wrote are named as seen from where ``folder`` is."""
-    found = ["check", "demo" if spec.base == str(library.PIPELINE) else spec.base]
+    found = ["check", *_adapters(spec)]
+    found += [word for one in spec.schemes for word in ("--scheme", _name(one, folder))]
+    found += [word for one in spec.artifacts for word in ("--artifact", one)]
+    found += [word for one in spec.orders for word in ("--order", one)]
+    found += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
+    found += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
+    return [*found, *_probes(spec, folder, SAMPLING), *_execution(spec)]
+
+
+def export_words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
+    """The words after ``qcheck`` that export the request's first scheme in its first order."""
+    found = ["export", *_adapters(spec), "--scheme", _name(spec.schemes[0], folder), "--order", spec.orders[0]]
+    found += [*_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
+    width, height = spec.probes.width, spec.probes.height
+    found += [] if width is None or height is None else ["--size", f"{width}x{height}"]
+    return [*found, *_execution(spec)]
+
+
+def line(found: Sequence[str]) -> str:
+    """Words after ``qcheck`` as one line for a shell."""
+    return shlex.join(["qcheck", *found])
+
+
+def _adapters(spec: CheckSpec) -> list[str]:
+    found = ["demo" if spec.base == str(library.PIPELINE) else spec.base]
     for option, uses in (("--lora", spec.adapters), ("--reference-lora", spec.references)):
         for used in uses:
             found += [option, _adapter(used)]
     for used in spec.adapters:
         found += ["--weight", repr(used.weight)]
     found += [word for used in spec.common for word in ("--with-lora", f"{_adapter(used)}={used.weight!r}")]
-    found += ["--allow-unmatched"] if spec.allow_unmatched else []
-    found += [word for one in spec.schemes for word in ("--scheme", _name(one, folder))]
-    found += [word for one in spec.artifacts for word in ("--artifact", one)]
-    found += [word for one in spec.orders for word in ("--order", one)]
-    found += ["--require", spec.require, "--target", _name(spec.target, folder)]
-    found += ["--recipe", _name(spec.recipe, folder)]
-    found += ["--ranges", spec.ranges] if spec.ranges else []
-    found += ["--limits", _name(spec.limits, folder)]
-    found += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
-    found += _probes(spec, folder)
-    found += ["--trigger", spec.trigger] if spec.trigger else []
-    found += ["--threads", str(spec.execution.threads), "--batch", str(spec.execution.batch)]
+    return [*found, *(["--allow-unmatched"] if spec.allow_unmatched else [])]
+
+
+def _ranges(spec: CheckSpec, folder: Path) -> list[str]:
+    found = ["--target", _name(spec.target, folder), "--recipe", _name(spec.recipe, folder)]
+    return [*found, *(["--ranges", spec.ranges] if spec.ranges else [])]
+
+
+def _execution(spec: CheckSpec) -> list[str]:
+    found = ["--threads", str(spec.execution.threads), "--batch", str(spec.execution.batch)]
     return [*found, *([] if spec.execution.build else ["--no-build"])]
-
-
-def line(spec: CheckSpec, folder: Path = Path()) -> str:
-    """The same as one line for a shell."""
-    return shlex.join(["qcheck", *words(spec, folder)])
 
 
 def _adapter(used: Use) -> str:
@@ -100,10 +117,11 @@ def _name(value: Named, folder: Path, trigger: str | None = None) -> str:
     return value.name if _ships(value, trigger) else str(folder / _place(value))
 
 
-def _probes(spec: CheckSpec, folder: Path) -> list[str]:
-    value = spec.probes
+def _probes(spec: CheckSpec, folder: Path, options: Sequence[str]) -> list[str]:
+    """The probe set with what options say of it; a set of the user's own says that itself."""
+    value, ships = spec.probes, _ships(spec.probes, spec.trigger)
     found = ["--probes", _name(value, folder, spec.trigger)]
-    for name in SAMPLING if _ships(value, spec.trigger) else ():
+    for name in options if ships else ():
         given = getattr(value, name)
         found += [] if given is None else [f"--{name}", repr(given)]
-    return found
+    return [*found, *(["--trigger", spec.trigger] if spec.trigger else [])]

@@ -78,8 +78,8 @@ def advise(
 ) -> Advice:
     """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
 
-    ``name`` is what the report is called in the advice. What a command needs is written to ``folder``. Results are found again by the
-    digest of what they depend on.
+    ``name`` is what the report is called in the advice. What a command needs is written to ``folder``. Results are
+    found again by the digest of what they depend on.
 
     Raises:
         UserError: what the report was made from is no longer there.
@@ -250,4 +250,4 @@ def _command(found: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> str:
         shutil.copyfile(entry / _ADAPTER, new)
         spec = qat.calibrated(spec, new).changed(adapters=(Use(source=new.name, weight=spec.adapters[0].weight),))
     command.save(spec, folder)
-    return command.line(spec)
+    return command.line(command.words(spec))

@@ -33,7 +33,8 @@ def collect(spec: CheckSpec, seconds: dict[str, float]) -> Provenance:
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions.versions(),
-        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {spec.execution.threads} threads",
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+        f"{spec.execution.threads} threads",
         recipe=spec.recipe.name,
         recipe_digest=digest_of(digest_of_value(spec.recipe), *recipe.calibration(spec.recipe, spec.probes).prompts),
         limits=spec.limits.name,

@@ -1,8 +1,6 @@
 """Every family against diffusers' own pipeline: conditions, noise, solver and how the denoiser is called."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +10,10 @@ from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.model import family, load
 from qcheck.model.arms import Arms
-from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler
-from qcheck.sampling.setup import Subject
+from qcheck.sampling import subject
+from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.store import Trace
-from qcheck.spec.check import Use
 from qcheck.spec.probe import ProbeSet
-from qcheck.tasks.work import matched
 from tests import families
 
 PROMPTS = ("a red fox", "two boats, oil on canvas")
@@ -32,10 +27,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def _traced(loaded: load.Base, chosen: ProbeSet, folder: Path) -> Trace:
     both = Arms(loaded, (), (), (), {"base": {}, "adapted": {}}, {})
-    job: Any = SimpleNamespace(batch=2, adapters=[Use("none", 1.0)])
-    setup, asked = matched(both, job, chosen, 4)
-    subject = Subject("f1", "adapted", "f1", lambda: TorchRunner(both.entry("adapted")))
-    return sampler.reference(setup, subject, asked, Cache(folder), lambda _: None)
+    sampler = Sampler.of(both, chosen, 4, 2, Cache(folder))
+    return sampler.reference(subject.full(both, "adapted"), lambda _: None)
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blurry")])

@@ -127,7 +127,7 @@ def _loaded(pipe: Any) -> Base:
 
 
 def _read(path: Path, weight: float = 1.0) -> lora.Adapter:
-    return lora.read(Use(str(path), weight))
+    return lora.read(Use(source=str(path), weight=weight))
 
 
 def _wrong(before: dict[str, torch.Tensor], both: Arms, wanted: dict[str, torch.Tensor]) -> list[str]:
@@ -210,8 +210,8 @@ def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path)
             wanted[layer] = wanted.get(layer, torch.zeros(())) + change
     both = arms.apply(base, read)
     assert _wrong(before, both, wanted) == []
-    both.use("base")
-    assert _wrong(before, both, {}) == []
+    with both.held("base"):
+        assert _wrong(before, both, {}) == []
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0])

@@ -14,8 +14,9 @@ from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
+from qcheck.model.family import Family
 from qcheck.spec import recipe
-from qcheck.spec.arm import SIDES
+from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import Use
 from qcheck.tasks import inspect
 
@@ -30,12 +31,12 @@ def loaded() -> load.Base:
 def _saved(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> lora.Adapter:
     path = tmp_path / "made.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-    return lora.read(Use(str(path), 1.0))
+    return lora.read(Use(source=str(path), weight=1.0))
 
 
 def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(UserError, match="does not exist"):
-        lora.read(Use("no/such.safetensors", 1.0))
+        lora.read(Use(source="no/such.safetensors", weight=1.0))
 
 
 @pytest.mark.parametrize("ending", ["bin", "pt", "ckpt", "pth"])
@@ -43,7 +44,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, ending: str) -> No
     path = tmp_path / f"adapter.{ending}"
     path.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(UserError, match="pickle"):
-        lora.read(Use(str(path), 1.0))
+        lora.read(Use(source=str(path), weight=1.0))
 
 
 @pytest.mark.parametrize("content", ["cut", "junk", "empty"])
@@ -52,7 +53,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, content: str) -> None:
     whole = FLAT.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "junk": b"\x00" * 4096, "empty": b""}[content])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        lora.read(Use(str(path), 1.0))
+        lora.read(Use(source=str(path), weight=1.0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -68,7 +69,7 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path, value: float) -
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
     with pytest.raises(UserError, match="not finite"):
-        lora.read(Use(str(FLAT), weight))
+        lora.read(Use(source=str(FLAT), weight=weight))
 
 
 def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: load.Base) -> None:
@@ -160,7 +161,7 @@ def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: load
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
 def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
-    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(FLAT), weight))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(FLAT), weight=weight))])
     tensors = {k: v.float() for k, v in load_file(FLAT).items()}
     stored = json.loads(both.adapters[0].metadata["lora_adapter_metadata"])
     scale = stored["unet.lora_alpha"] / stored["unet.r"]
@@ -173,9 +174,68 @@ def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) 
 
 def test_switching_arms_brings_the_base_back_bit_for_bit(demo_arms: Arms) -> None:
     whole = load.load(str(library.PIPELINE)).denoiser.state_dict()
-    demo_arms.use("adapted")
-    back = demo_arms.state("base")
+    with demo_arms.held("adapted"):
+        pass
+    with demo_arms.held("base") as family:
+        back = {name: value.clone() for name, value in family.module.state_dict().items()}
+    assert set(back) == set(whole)
     assert all(torch.equal(back[name], whole[name]) for name in whole)
+
+
+def test_an_arm_is_held_until_its_block_ends_and_the_other_has_to_wait(demo_arms: Arms) -> None:
+    """A runner of one arm would compute with the weights of the other."""
+    for side, other in (SIDES, SIDES[::-1]):
+        with demo_arms.held(side) as family, demo_arms.held(side) as again:
+            assert again is family
+            with pytest.raises(RuntimeError, match="another arm"), demo_arms.held(other):
+                pytest.fail("both arms were held")
+            for layer, weight in demo_arms.weights[side].items():  # nothing moved
+                assert torch.equal(_weight(family, layer), weight)
+        with demo_arms.held(other):
+            pass
+
+
+def test_an_arm_that_failed_is_held_no_longer(demo_arms: Arms) -> None:
+    with pytest.raises(KeyboardInterrupt), demo_arms.held("base"):
+        raise KeyboardInterrupt
+    with demo_arms.held("adapted"):
+        pass
+
+
+def test_adapters_that_share_a_pipeline_share_its_lease(demo_arms: Arms) -> None:
+    """What adapters were calibrated from is another arm of the same base: its weights would be in the way too."""
+    other = arms.alike(demo_arms, [lora.read(Use(source=str(FLAT), weight=0.5))])
+    with (
+        demo_arms.held("adapted") as family,
+        pytest.raises(RuntimeError, match="another arm"),
+        other.held("adapted"),
+    ):
+        pytest.fail("both were held")
+    with demo_arms.held("base"), other.held("base"):  # one base: the same weights
+        pass
+    layer = demo_arms.layers[0]
+    with other.held("adapted"):
+        assert torch.equal(_weight(family, layer), other.weights["adapted"][layer])
+    with demo_arms.held("adapted"):
+        assert torch.equal(_weight(family, layer), demo_arms.weights["adapted"][layer])
+
+
+@pytest.mark.parametrize("held", SIDES)
+def test_the_state_of_either_arm_can_be_read_whichever_is_held(demo_arms: Arms, held: Side) -> None:
+    whole = load.load(str(library.PIPELINE)).denoiser.state_dict()
+    with demo_arms.held(held):
+        states = {side: demo_arms.state(side) for side in SIDES}
+    assert all(torch.equal(states["base"][name], whole[name]) for name in whole)
+    for layer in demo_arms.denoiser_layers():
+        assert torch.equal(states["adapted"][f"{layer}.weight"], demo_arms.weights["adapted"][f"unet.{layer}"])
+        assert not torch.equal(states["adapted"][f"{layer}.weight"], whole[f"{layer}.weight"])
+
+
+def _weight(family: Family, layer: str) -> torch.Tensor:
+    """A weight as it is in the pipeline now."""
+    component, _, name = layer.partition(".")
+    found: torch.Tensor = getattr(family.pipe, component).get_submodule(name).weight
+    return found
 
 
 def test_a_path_that_is_not_there_is_an_error() -> None:
@@ -234,7 +294,10 @@ def _change(both: arms.Arms, layer: str) -> torch.Tensor:
 def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
     def applied(names: list[tuple[str, float]], common: list[tuple[str, float]] | None = None) -> arms.Arms:
         read = [
-            [lora.read(Use(str(library.ADAPTERS / f"{name}.safetensors"), weight)) for name, weight in chosen]
+            [
+                lora.read(Use(source=str(library.ADAPTERS / f"{name}.safetensors"), weight=weight))
+                for name, weight in chosen
+            ]
             for chosen in (names, common or [])
         ]
         return arms.apply(load.load(str(library.PIPELINE)), *read)
@@ -276,16 +339,16 @@ def test_trigger_words_come_from_what_trainers_write_into_the_file(tmp_path: Pat
     tags = {"10_style": {"flat emoji": 40, "1girl": 3}, "5_more": {"flat emoji": 2, "sky": 9}}
     metadata = {"ss_tag_frequency": json.dumps(tags), "modelspec.trigger_phrase": "flt style"}
     save_file(load_file(FLAT), tmp_path / "kohya.safetensors", metadata=metadata)
-    adapter = lora.read(Use(str(tmp_path / "kohya.safetensors"), 1.0))
+    adapter = lora.read(Use(source=str(tmp_path / "kohya.safetensors"), weight=1.0))
     assert lora.trigger_words(adapter) == ["flt style", "flat emoji", "sky", "1girl"]
     assert lora.tag_counts(adapter) == {"flat emoji": 42, "sky": 9, "1girl": 3}
-    assert lora.trigger_words(lora.read(Use(str(FLAT), 1.0))) == []
+    assert lora.trigger_words(lora.read(Use(source=str(FLAT), weight=1.0))) == []
 
 
 @pytest.mark.parametrize("written", ["no json", "[1, 2]", '{"a": 3}'])
 def test_odd_metadata_offers_no_words(written: str, tmp_path: Path) -> None:
     save_file(load_file(FLAT), tmp_path / "odd.safetensors", metadata={"ss_tag_frequency": written})
-    assert lora.trigger_words(lora.read(Use(str(tmp_path / "odd.safetensors"), 1.0))) == []
+    assert lora.trigger_words(lora.read(Use(source=str(tmp_path / "odd.safetensors"), weight=1.0))) == []
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +370,7 @@ def dora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torc
 def test_dora_in_pefts_layout_is_merged_as_its_formula_says(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     """m (W + BA) / |W + BA| by rows (Liu et al., arXiv 2402.09353, eq. 5)."""
     path, tensors = dora
-    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(path), weight=1.0))])
     for layer in both.denoiser_layers():
         before, merged = (both.weights[side][f"unet.{layer}"] for side in SIDES)
         down, up, size = (tensors[f"{layer}.lora_{part}"] for part in ("A.weight", "B.weight", "magnitude_vector"))
@@ -319,12 +382,12 @@ def test_dora_beside_another_adapter_is_refused(dora: tuple[Path, dict[str, torc
     path, _ = dora
     for stack in ((str(FLAT), str(path)), (str(path), str(FLAT))):
         with pytest.raises(UserError, match="beside other adapters"):
-            arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(file, 1.0)) for file in stack])
+            arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=file, weight=1.0)) for file in stack])
 
 
 def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, _ = dora
-    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(str(path), 1.0))])
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(path), weight=1.0))])
     with pytest.raises(UserError, match="DoRA rescales") as caught:
         both.factors(both.denoiser_layers()[0])
     assert "unmerged" in caught.value.fix

@@ -32,7 +32,7 @@ def test_each_layer_has_its_change_and_all_other_keys_stay(
     plain = write is layouts.diffusers  # it has no alphas, and attention alone
     known = layouts.known(pipe, r"^unet.*attn1\.to_(q|v)$" if plain else LAYERS, alphas=not plain)
     source = write(known, tmp_path / "adapter.safetensors")
-    adapter = lora.read(Use(str(source), 1.0))
+    adapter = lora.read(Use(source=str(source), weight=1.0))
     found = trainable.find(pipe, adapter)
     assert {f"unet.{layer}" for layer in found} == {name for name in known if name.startswith("unet.")}
     factors = trainable.trained(found, adapter)
@@ -49,14 +49,14 @@ def test_each_layer_has_its_change_and_all_other_keys_stay(
         assert torch.equal(after[key], 2 * value if key in factors else value), key
     with safe_open(new, "pt") as stream:
         assert stream.metadata()["qcheck.qat"] == "{}"
-    again = lora.factors_of(lora.names_of(pipe), lora.read(Use(str(new), 1.0)))
+    again = lora.factors_of(lora.names_of(pipe), lora.read(Use(source=str(new), weight=1.0)))
     for name, part in known.items():
         scale = 4 if name.startswith("unet.") else 1
         assert torch.allclose(again[name].change(), scale * part.change().float(), atol=1e-4), name
 
 
 def _calibrated(tmp_path: Path, source: str) -> lora.Adapter:
-    adapter = lora.read(Use(str(library.ADAPTERS / "faint.safetensors"), 1.0))
+    adapter = lora.read(Use(source=str(library.ADAPTERS / "faint.safetensors"), weight=1.0))
     gap = calibrated.Gap(survival=1.0, effect_to_error=0.0, excess_error=0.0)
     note = calibrated.Note(
         qcheck="0",
@@ -72,12 +72,12 @@ def _calibrated(tmp_path: Path, source: str) -> lora.Adapter:
         after=gap,
     )
     trainable.write(adapter, {}, {calibrated.KEY: note.model_dump_json()}, tmp_path / "new.safetensors")
-    return lora.read(Use(str(tmp_path / "new.safetensors"), 1.0))
+    return lora.read(Use(source=str(tmp_path / "new.safetensors"), weight=1.0))
 
 
 def test_a_calibrated_adapter_is_no_reference_of_its_own(tmp_path: Path) -> None:
-    original = lora.read(Use(str(library.ADAPTERS / "faint.safetensors"), 1.0))
-    other = lora.read(Use(str(library.ADAPTERS / "flat.safetensors"), 1.0))
+    original = lora.read(Use(source=str(library.ADAPTERS / "faint.safetensors"), weight=1.0))
+    other = lora.read(Use(source=str(library.ADAPTERS / "flat.safetensors"), weight=1.0))
     new = _calibrated(tmp_path, original.digest)
     calibrated.require_references([new], [original])
     calibrated.require_references([original], [])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcheck.calibration import histogram as ranges
-from qcheck.calibration.histogram import BINS, Histogram, Seen, observed
+from qcheck.calibration.histogram import BINS, Histogram, LayerInputs, observed
 from qcheck.core.errors import UserError
 from qcheck.quantize import formats, plan
 from qcheck.spec import recipe, scheme
@@ -19,7 +19,7 @@ from tests.conftest import Prepared
 INT8, INT4 = formats.find("int8"), formats.find("int4")
 
 
-def seen_of(batches: Iterable[np.ndarray]) -> Seen:
+def seen_of(batches: Iterable[np.ndarray]) -> LayerInputs:
     histogram = Histogram()
     for batch in batches:
         histogram.see("layer", torch.from_numpy(batch.astype(np.float32)))
@@ -91,7 +91,7 @@ def test_no_method_cuts_beyond_the_maximum_or_to_nothing() -> None:
     assert seen.clip("max", INT4, 99.99) == seen.absmax
 
 
-def of_strata(*strata: np.ndarray) -> Seen:
+def of_strata(*strata: np.ndarray) -> LayerInputs:
     histogram = Histogram(len(strata))
     for place, values in enumerate(strata):
         histogram.enter(place)
@@ -105,7 +105,7 @@ def test_strata_are_told_apart_and_their_largest_cut_serves_them_all() -> None:
     assert both.counts.sum(1).tolist() == [8000, 8000]
     width = both.top / BINS
     for place, values in enumerate((quiet, loud)):
-        alone = Seen(both.absmax, both.counts[place : place + 1], both.top)
+        alone = LayerInputs(both.absmax, both.counts[place : place + 1], both.top)
         assert alone.clip("percentile", INT8, 99) == pytest.approx(np.percentile(np.abs(values), 99), abs=2 * width)
     assert both.clip("percentile", INT8, 99, "max") == alone.clip("percentile", INT8, 99)
     assert both.clip("percentile", INT8, 99) < both.clip("percentile", INT8, 99, "max")
@@ -116,7 +116,7 @@ def test_the_cut_of_least_error_weighs_every_stratum_by_its_own_energy() -> None
     """A stratum a hundred times as loud would rule a sum of plain energies; shares let the quiet ones speak."""
     quiet, loud = drawn("gauss", 8000), 100 * drawn("gauss", 8000)
     many = of_strata(quiet, quiet, quiet, loud)
-    cuts = [Seen(many.absmax, row[None], many.top).clip("mse", INT4, 99.99) for row in many.counts]
+    cuts = [LayerInputs(many.absmax, row[None], many.top).clip("mse", INT4, 99.99) for row in many.counts]
     found = many.clip("mse", INT4, 99.99, "mse")
     assert found in cuts
     assert found < many.clip("mse", INT4, 99.99, "max") / 50  # which rounds three quiet strata to nothing

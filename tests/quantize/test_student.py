@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from qcheck.model.arms import Arms
 from qcheck.model.lora import trainable
-from qcheck.training import student
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize.artifact import Content
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
+from qcheck.training import student
 from tests.conftest import Prepared, adapted_by
 
 RECIPE = recipe.find("emoji")
@@ -33,7 +33,8 @@ def _made(arms: Arms, prepared: Prepared, name: str, order: Order) -> tuple[torc
     factors = {key: value.float().requires_grad_() for key, value in trainable.trained(found, adapter).items()}
     layers = frozenset(plan.chosen_layers(arms.base.denoiser, chosen, RECIPE))
     ground = student.Ground(chosen, order, layers, prepared.ranges, prepared.ranges, adapter.weight)
-    model = student.make(arms.use("base").module, ground, found, lambda layer: found[layer].factors(factors))
+    with arms.held("base") as family:
+        model = student.make(family.module, ground, found, lambda layer: found[layer].factors(factors))
     return model, factors
 
 
@@ -59,12 +60,13 @@ def test_the_student_computes_what_the_simulated_artifact_computes(
     model, _ = _made(faint, prepared, name, order)
     ranges = dict.fromkeys(("base", "adapted", "shared"), prepared.ranges)
     content = artifact.adapted_content(faint, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
-    unet = faint.use("adapted").module
-    kept = {key: value.clone() for key, value in unet.state_dict().items()}
-    unet.load_state_dict(content.state)
-    with torch.no_grad(), fake.simulated(unet, content.plan, content.branches) as simulated:
-        expected = simulated(*_fed(prepared)).sample.numpy()
-    unet.load_state_dict(kept)
+    with faint.held("adapted") as family:
+        unet = family.module
+        kept = {key: value.clone() for key, value in unet.state_dict().items()}
+        unet.load_state_dict(content.state)
+        with torch.no_grad(), fake.simulated(unet, content.plan, content.branches) as simulated:
+            expected = simulated(*_fed(prepared)).sample.numpy()
+        unet.load_state_dict(kept)
     with torch.no_grad():
         found = model(*_fed(prepared)).sample.numpy()
     rounding = order == "unmerged" and name not in {"int4-g128"}  # the branch's factors differ by float rounding
@@ -92,11 +94,12 @@ def test_gradients_reach_every_factor_and_nothing_of_the_base(faint: Arms, prepa
 
 
 def test_the_copy_leaves_the_pipeline_as_it_was(faint: Arms, prepared: Prepared) -> None:
-    unet = faint.use("base").module
-    before = {key: value.clone() for key, value in unet.state_dict().items()}
-    _made(faint, prepared, "int8", "quantize-merge")
-    assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
-    assert not any("forward" in vars(module) for module in unet.modules())
+    with faint.held("base") as family:
+        unet = family.module
+        before = {key: value.clone() for key, value in unet.state_dict().items()}
+        _made(faint, prepared, "int8", "quantize-merge")
+        assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
+        assert not any("forward" in vars(module) for module in unet.modules())
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))

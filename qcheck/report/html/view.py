@@ -217,7 +217,7 @@ def overview(case: Case) -> Overview:
 
 def again(report: Report) -> str:
     """The command line that asks for the same check, from within the report's folder."""
-    return command.line(report.spec)
+    return command.line(command.words(report.spec))
 
 
 def request(report: Report) -> str:
