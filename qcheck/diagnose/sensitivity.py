@@ -60,17 +60,20 @@ Errors = Mapping[str, LayerError]
 
 
 def errors(arms: Arms, content: Content) -> dict[str, LayerError]:
-    """What a quantized arm changes in f1, layer by layer: the codes and order are the artifact's own.
+    """What q1 of ``content`` does otherwise than f1 of ``arms``, layer by layer: dW = weight that q1 has - f1's.
 
-    An unmerged adapter is exact beside its rounded base weight. Its branch also reads the input as it comes, while the
+    ``content`` may be made of other adapters than ``arms`` has, as where they were calibrated: what the training moved
+    is then in dW too. Of an unmerged adapter the branch counts as it is. It also reads the input as it comes, while the
     activation part counts the rounding of that input on W + D: too much, or too little, by about |D| / |W|.
     """
-    base, adapted = arms.state("base"), arms.state("adapted")
+    whole = arms.state("adapted")
     found = {}
     for layer, numbers in content.plan.items():
-        name = f"{layer}.weight"
-        whole = (base if layer in content.branches else adapted)[name]
-        found[layer] = LayerError(numbers.fake(content.state[name]) - whole, numbers)
+        weight = numbers.fake(content.state[f"{layer}.weight"])
+        if layer in content.branches:
+            down, up = content.branches[layer]
+            weight = weight + (up @ down.flatten(1)).view(weight.shape)
+        found[layer] = LayerError(weight - whole[f"{layer}.weight"], numbers)
     return found
 
 
@@ -280,19 +283,20 @@ def _alike(one: LayerPlan, other: LayerPlan) -> bool:
 def find(work: Work, making: Making, reached: Trace) -> dict[Order, Scores]:
     """Scores of a scheme in the job's orders, at states of the reference ``reached``; kept in the cache.
 
-    None where nothing is rounded to codes, or where PyTorch quantizes while it loads, by rules of its own.
+    They are of the artifact that ships, ``making``'s, against f1. None where nothing is rounded to codes, or where PyTorch quantizes while it loads, by rules of its own.
     """
     if making.scheme.control or not making.scheme.exported:
         return {}
     pairs = places(work.setup.weights, len(reached.paths), STATES)
     probes, known = work.probes[: len(reached.paths)], reached.matched()
     at = [f"{known[row]} {stratum}" for row, stratum in pairs]
-    keys = {o: cache.key(cache.code(__name__), making.key(o), *at, str(DRAWS)) for o in work.job.orders}
+    spent = (work.arms.content("adapted"), *at, str(DRAWS))
+    keys = {o: cache.key(cache.code(__name__), making.key(o), *spent) for o in work.job.orders}
     missing = [order for order in keys if work.store.find("sensitivity", keys[order]) is None]
     if missing:
         cases: dict[str, Errors] = {}
         for order in missing:
-            content = artifact.adapted_content(work.arms, making.scheme, making.recipe, order, making.ranges)
+            content = artifact.adapted_content(making.arms, making.scheme, making.recipe, order, making.ranges)
             cases[order] = errors(work.arms, content)
         with work.timed(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
             visited = list(spots(work.setup, reached, probes, pairs))
