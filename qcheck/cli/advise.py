@@ -21,7 +21,8 @@ def advise(
     report: Annotated[Path, typer.Argument(help="The --out folder of a check, or its report.json.", metavar="REPORT")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be tried, and run nothing.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Try everything, also after one has passed.")] = False,
-    out: options.Out = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: qcheck-out/advice-TIME.")] = None,
+    overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
     no_cache: options.NoCache = False,
     threads: options.Threads = options.CORES,
@@ -35,7 +36,7 @@ def advise(
     kept = None if no_cache else cache.location()
     bars = Silent() if as_json else Bars(Console(stderr=True))
     folder_out = out or output.default("advice")
-    with output.interruptible(kept is not None), output.staged(folder_out) as folder:
+    with output.interruptible(kept is not None), output.staged(folder_out, overwrite) as folder:
         found = host("qcheck.tasks.advise").advise(report, folder, kept, bars, threads, not dry_run, every)
     if as_json:
         typer.echo(found.to_json(), nl=False)

@@ -25,6 +25,7 @@ def calibrate(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a hub id, or `demo`.", metavar="BASE")],
     lora: options.Loras,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    overwrite: options.Overwrite = False,
     chosen: Annotated[str, typer.Option("--scheme", "-s", help="A scheme by name or TOML file.")] = library.SCHEME,
     method: Annotated[
         str | None, typer.Option(help=f"What cuts a range: {_NAMES}. Default: the recipe's. The file holds them all.")
@@ -72,8 +73,6 @@ def calibrate(
         how = how.model_copy(update={"method": _known("range method", method, METHODS)})
     if merge is not None:
         how = how.model_copy(update={"merge": _known("merge of ranges", merge, MERGES)})
-    if out.exists():
-        raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
     given = _given(lora, base, prompts, own, pictures)
     shown: Sequence[Any] = ()
     if pictures is not None:
@@ -110,10 +109,14 @@ def calibrate(
         pictures=tuple(one.path for one in shown),
     )
     console = Console(stderr=True)
-    with output.interruptible(job.cache is not None), tempfile.TemporaryDirectory() as folder:
+    with (
+        output.interruptible(job.cache is not None),
+        output.replaced(out, overwrite, output.ours),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         work = host("qcheck.tasks.work").prepare(job, Path(folder), Bars(console))
         found = host("qcheck.calibrate.inputs").ranges_file(work, job.schemes[0], left_out)
-    out.write_text(found.to_json(), "utf-8")
+        out.write_text(found.to_json(), "utf-8")
     for prompt, why in left_out.items():
         console.print(f"left out {prompt!r}: {why}", markup=False)
     what = "pictures" if shown else "prompts"

@@ -44,6 +44,7 @@ def check(
     height: options.Height = None,
     most: options.Most = None,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log: options.Log = None,
@@ -94,7 +95,7 @@ def check(
     if print_config:
         config.show(config.settings(context, job), as_json)
     else:
-        _run(job, as_json, quiet, log)
+        _run(job, as_json, quiet, log, overwrite)
 
 
 def demo(
@@ -116,6 +117,7 @@ def demo(
     orders: options.Orders = None,
     most: options.Most = None,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log: options.Log = None,
@@ -136,6 +138,7 @@ def demo(
         orders=orders,
         most=most,
         out=out,
+        overwrite=overwrite,
         as_json=as_json,
         quiet=quiet,
         log=log,
@@ -145,8 +148,8 @@ def demo(
     )
 
 
-def _run(job: Job, as_json: bool, quiet: bool, log: Path | None) -> None:
-    with output.session(job, as_json or quiet, log) as (folder, progress):
+def _run(job: Job, as_json: bool, quiet: bool, log: Path | None, overwrite: bool) -> None:
+    with output.session(job, as_json or quiet, log, overwrite) as (folder, progress):
         report: Report = host("qcheck.tasks.check").check(job, folder, progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)

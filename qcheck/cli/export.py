@@ -54,6 +54,7 @@ def export(
         ),
     ] = None,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log: options.Log = None,
@@ -97,7 +98,7 @@ def export(
         build=build,
         ranges=ranges_file,
     )
-    with output.session(job, as_json or quiet, log) as (folder, progress):
+    with output.session(job, as_json or quiet, log, overwrite) as (folder, progress):
         found = host("qcheck.tasks.export").export(job, asked, folder, progress)
     if as_json:
         typer.echo(found.to_json(), nl=False)

@@ -175,6 +175,14 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.", rich_help_panel=_RUNNING),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what an earlier run wrote at --out, once the new is complete. Nothing else is ever replaced.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -65,6 +65,7 @@ def qat(
     report: Annotated[
         Path | None, typer.Option(help="Folder for the reports before and after. Default: qcheck-out/ADAPTER-TIME.")
     ] = None,
+    overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report after on standard output.")] = False,
     build: options.Build = True,
     no_cache: options.NoCache = False,
@@ -112,7 +113,11 @@ def qat(
         steps=learning, every=every, rate=rate, share=own_states, seed=train_seed
     )
     bars = Silent() if as_json else Bars(Console(stderr=True))
-    with output.interruptible(job.cache is not None), output.staged(job.out) as folder:
+    with (
+        output.interruptible(job.cache is not None),
+        output.replaced(new, overwrite, lambda path: bool(host("qcheck.tasks.qat").calibrated(path, job))),
+        output.staged(job.out, overwrite) as folder,
+    ):
         done = host("qcheck.tasks.qat").calibrate(job, settings, new, folder, bars, force)
     if as_json:
         typer.echo(done.after.to_json(), nl=False)

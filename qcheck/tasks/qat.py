@@ -74,11 +74,14 @@ def learn(job: Job, settings: Settings, new: Path, folder: Path, progress: Progr
 
 def require_own(new: Path, job: Job) -> None:
     """Refuse to write over anything but an earlier calibration of the same adapter."""
-    if not new.exists():
-        return
-    found = note(lora.read(Use(str(new), 1.0)))
-    if found is None or found.source != lora.read(job.adapters[0]).digest:
+    if new.exists() and not calibrated(new, job):
         raise UserError(f"output {str(new)!r} exists and is no calibration of this adapter", "Give another --out.")
+
+
+def calibrated(path: Path, job: Job) -> bool:
+    """Whether the file at ``path`` is a calibration of the job's one adapter."""
+    found = note(lora.read(Use(str(path), 1.0)))
+    return found is not None and found.source == lora.read(job.adapters[0]).digest
 
 
 def require_one(job: Job) -> None:
