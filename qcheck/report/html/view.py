@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from qcheck.judge.bounds import bounds, room
-from qcheck.report.text import build_line, megabytes
+from qcheck.report.text import build_line, megabytes, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Provenance, Report
 from qcheck.result.verdict import Outcome
@@ -31,6 +31,7 @@ _ALONE: dict[Outcome, str] = {
     "INCONCLUSIVE": "Whether {adapter} survives {scheme} on {target} is too close to call.",
     "INVALID": "There is no answer for {adapter} under {scheme}: a control failed.",
 }
+_LOST = "{adapter} is lost to its order, not to {scheme} on {target}: merge it before quantizing, not after."
 _STATUS = {
     "pass": ("good", "✓", "inside"),
     "fail": ("bad", "✕", "outside"),
@@ -64,7 +65,8 @@ def headline(report: Report) -> str:
     judged = [case for case in report.cases if not case.control] or report.cases
     if len(judged) == 1:
         case = judged[0]
-        return _ALONE[case.verdict].format(scheme=isolated(case.scheme), **words)
+        said = _LOST if order_loses(case) else _ALONE[case.verdict]
+        return said.format(scheme=isolated(case.scheme), **words)
     passed = sum(case.verdict == "PASS" for case in judged)
     left = sum(KINDS[case.verdict][0] == "open" for case in judged)
     whole = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
