@@ -15,8 +15,9 @@ from qcheck.cli import options, output, resolve
 from qcheck.cli.lazy import host
 from qcheck.core import cache
 from qcheck.core.errors import UserError
+from qcheck.core.size import megabytes
 from qcheck.demo import library
-from qcheck.report.text import build_line, megabytes
+from qcheck.report.text import build_line
 from qcheck.spec import limits, recipe, scheme, target
 from qcheck.spec.check import Job
 

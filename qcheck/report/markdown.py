@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qcheck.core.size import megabytes
 from qcheck.judge.deciding import deciding
 from qcheck.report.text import (
     ARMS,
@@ -13,7 +14,6 @@ from qcheck.report.text import (
     artifact_bytes,
     bounds,
     build_line,
-    megabytes,
     number,
     order_loses,
     rest,
@@ -76,7 +76,7 @@ def _headline(report: Report) -> str:
 
 
 def _cases(report: Report) -> str:
-    titles = ("scheme", "order", "verdict", "decided by", "95 % bounds", "limit", "denoiser", "build")
+    titles = ("scheme", "order", "verdict", "decided by", "95 % bounds", "limit", "denoiser file", "build")
     return table(titles, (_case(case) for case in report.cases))
 
 

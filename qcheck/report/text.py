@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.core.size import megabytes
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
@@ -22,11 +23,6 @@ COLOURS: dict[Outcome, str] = {
     "INCONCLUSIVE": "bold magenta",
     "INVALID": "bold magenta",
 }
-
-
-def megabytes(size: int) -> str:
-    """A size for a person."""
-    return f"{size / 1e6:.1f} MB"
 
 
 def order_loses(case: Case) -> bool:
@@ -48,7 +44,7 @@ def build_line(made: Build) -> str:
         return f"{made.status} ({what}): {made.detail}"
     realised = f"\nrealised: {made.realised.text()}" if made.realised.layers else ""
     fell = f"\n{made.detail}" if made.status == "fell back" else ""
-    return f"{made.status} by {what} {cost}, {megabytes(made.bytes)}{realised}{fell}"
+    return f"{made.status} by {what} {cost}, engine of {megabytes(made.bytes)}{realised}{fell}"
 
 
 def _measurements(case: Case) -> Table:

@@ -1,4 +1,4 @@
-"""Where another order is the cure, every headline says so; elsewhere none does."""
+"""What every rendering says alike: that another order is the cure, and how large the artifact is."""
 
 import io
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from qcheck.cli.advise import _cells as cells
 from qcheck.report import markdown, text
 from qcheck.report.html import view
+from qcheck.result import estimate
+from qcheck.result.advice import Tried
 from qcheck.result.report import Report
-from qcheck.spec import order
+from qcheck.spec import order, target
 from tests import reports
 
 
@@ -56,3 +59,31 @@ def test_of_several_cases_the_headline_counts_those_that_the_order_loses() -> No
 def test_every_order_says_what_it_does_and_only_merging_into_rounded_weights_loses() -> None:
     assert set(order.OF) == set(order.ORDERS)
     assert [name for name, merge in order.OF.items() if merge.loses] == ["quantize-merge"]
+
+
+def test_everything_names_one_size_of_the_artifacts_file() -> None:
+    """Beside it stand an engine, an estimate of memory and a forecast, each by its own name."""
+    engine = {"builder": "B", "capability": "8.6", "proxy": True, "status": "built", "detail": "", "bytes": 37_900_000}
+    empty: dict[str, int] = {}
+    realised = {"layers": 0, "products": 0, "operands": empty, "fell_back": [], "unread": [], "bytes": empty}
+    needed = estimate.estimate(target.find("jetson-agx-orin-64gb"), 8_249_000, 1_700_000, 900_000, {"int8": 1})
+    file = {"path": "x.onnx", "arm": "adapted", "compute": "float16", "digest": "0" * 16, "bytes": 8_249_000}
+    made = reports.report(
+        reports.case(
+            artifact=[file],
+            estimate=needed.model_dump(),
+            builds=[engine | {"realised": realised | {"promised": empty}}],
+        )
+    )
+    console = Console(file=io.StringIO(), width=200)
+    text.render(made, reports.PLACE, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    seen = view.overview(made.cases[0])
+    assert "-> 8.2 MB" in shown
+    assert "artifact 8.2 MB + other components 1.7 MB + activations 0.9 MB = 10.8 MB of its 64 GB memory" in shown
+    assert "engine of 37.9 MB" in shown
+    assert "→ 8.2 MB" in markdown.render(made)
+    assert (seen.sizes.endswith("→ 8.2 MB"), seen.memory) == (True, "10.8 MB of 64 GB")
+    tried = {"kind": "k", "title": "t", "why": "", "predicted_bytes": 7_500_000, "predicted_survival": None}
+    assert cells(Tried.model_validate(tried))[1] == "forecast 7.5 MB"
+    assert cells(Tried.model_validate(tried | {"bytes": 8_249_000}))[1] == "8.2 MB"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
+from qcheck.core.size import megabytes
 from qcheck.judge.bounds import bounds, room
-from qcheck.report.text import build_line, megabytes, order_loses
+from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Provenance, Report
 from qcheck.result.verdict import Outcome
@@ -198,7 +199,9 @@ def overview(case: Case) -> Overview:
     memory = latency = "not estimated"
     if estimate is not None:
         room = f" of {estimate.memory_gb:g} GB" if estimate.memory_gb is not None else ""
-        memory = f"{estimate.total_mb:,.0f} MB{room}" + ("" if estimate.fits is not False else ": does not fit")
+        memory = f"{megabytes(1e6 * estimate.total_mb)}{room}" + (
+            "" if estimate.fits is not False else ": does not fit"
+        )
         latency = (
             f"no bound: {estimate.missing}"
             if estimate.call_ms is None
