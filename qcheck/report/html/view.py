@@ -9,6 +9,7 @@ from typing import Literal
 
 from qcheck.core.size import megabytes
 from qcheck.judge.bounds import bounds, room
+from qcheck.judge.recommend import recommended
 from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Provenance, Report
@@ -77,9 +78,15 @@ def headline(report: Report) -> str:
 
 
 def best(report: Report) -> Case | None:
-    """The smallest case that passes and quantizes."""
-    passed = [case for case in report.cases if case.verdict == "PASS" and not case.control and case.artifact]
-    return min(passed, key=lambda case: case.artifact[0].bytes, default=None)
+    """The case to ship."""
+    found = recommended(report.cases)
+    return None if found is None else report.cases[found]
+
+
+def shown(report: Report) -> list[Case]:
+    """The cases as the page shows them: it opens on the first, which is the one to ship."""
+    first = recommended(report.cases)
+    return sorted(report.cases, key=lambda case: first is None or case is not report.cases[first])
 
 
 def kind(report: Report) -> tuple[Kind, str]:
