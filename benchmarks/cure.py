@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import cases, utility
-from qcheck.calibrate import inputs
+from qcheck.calibration import inputs
 from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.qat.objective import Settings
+from qcheck.training.objective import Settings
 from qcheck.quantize import artifact
 from qcheck.spec import order, scheme
 from qcheck.spec.check import Job, Use

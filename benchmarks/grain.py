@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcheck.calibrate.screen import GRAIN
+from qcheck.calibration.screen import GRAIN
 from qcheck.measure import spectrum
 from tools.train_demo.pictures import PACKAGES, load
 

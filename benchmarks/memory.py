@@ -38,7 +38,7 @@ def trace_once(steps: int, *counts: int) -> None:
     """Trace f1, f0, q0 and q1 (int8 in ONNX Runtime) on more and more probes; print the peak of each number in MB."""
     import numpy as np
 
-    from qcheck.calibrate import inputs
+    from qcheck.calibration import inputs
     from qcheck.core.progress import Silent
     from qcheck.demo import library
     from qcheck.quantize import artifact

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.zoo import cases
-from qcheck.calibrate import inputs as calibrate
+from qcheck.calibration import inputs as calibrate
 from qcheck.core.progress import Silent
 from qcheck.quantize import artifact
 from qcheck.spec import scheme

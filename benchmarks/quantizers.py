@@ -20,8 +20,8 @@ import torch
 from onnxruntime import quantization as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 
-from qcheck.calibrate import histogram
-from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.calibration import histogram
+from qcheck.calibration.histogram import Histogram, observed
 from qcheck.core.cache import Cache
 from qcheck.demo import library
 from qcheck.model import arms, load, lora

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram, observed
 from qcheck.demo import library
 from qcheck.model import load
 from qcheck.quantize import formats, plan

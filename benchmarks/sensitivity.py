@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from qcheck.calibrate import inputs as calibrate
+from qcheck.calibration import inputs as calibrate
 from qcheck.core import cache
 from qcheck.core.progress import Silent
 from qcheck.demo import library

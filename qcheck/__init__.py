@@ -1,3 +1,70 @@
-"""qcheck: will this LoRA survive the edge?"""
+"""qcheck: will this LoRA survive the edge?
 
-__version__ = "0.1.0"
+    import qcheck
+
+    report = qcheck.check("sd15/", lora="style.safetensors", scheme="int8", target="jetson-agx-orin-64gb")
+    report.passed
+    report["int8"]["effect_survival"].value
+
+The names below are the public interface; everything else may change. They are imported when they are first used, so
+that ``import qcheck`` is quick and needs no heavy library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0.dev0"
+
+if TYPE_CHECKING:
+    from qcheck.api.functions import (
+        advise,
+        calibrate,
+        check,
+        compare,
+        export,
+        inspect,
+        load_report,
+        qat,
+    )
+    from qcheck.api.session import Session
+    from qcheck.core.errors import UserError
+    from qcheck.result.report import Case, Report
+    from qcheck.spec.check import CheckSpec
+
+_PLACES = {
+    "Case": "qcheck.result.report",
+    "CheckSpec": "qcheck.spec.check",
+    "Report": "qcheck.result.report",
+    "Session": "qcheck.api.session",
+    "UserError": "qcheck.core.errors",
+}
+_FUNCTIONS = ("advise", "calibrate", "check", "compare", "export", "inspect", "load_report", "qat")
+
+__all__ = [
+    "Case",
+    "CheckSpec",
+    "Report",
+    "Session",
+    "UserError",
+    "__version__",
+    "advise",
+    "calibrate",
+    "check",
+    "compare",
+    "export",
+    "inspect",
+    "load_report",
+    "qat",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported now."""
+    place = _PLACES.get(name, "qcheck.api.functions" if name in _FUNCTIONS else None)
+    if place is None:
+        raise AttributeError(f"module 'qcheck' has no attribute {name!r}")
+    return getattr(importlib.import_module(place), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram, observed
 from qcheck.cli.app import app
 from qcheck.core import cache
 from qcheck.core.cache import Cache

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qcheck.calibrate.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram, observed
 from qcheck.core.cache import Cache
 from qcheck.measure import control
 from qcheck.model.arms import Arms

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qcheck.calibrate import inputs, pictures, screen
+from qcheck.calibration import inputs, pictures, screen
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.measure import spectrum

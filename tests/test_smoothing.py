@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 
-from qcheck.calibrate import histogram
-from qcheck.calibrate import smoothing as modelopt
+from qcheck.calibration import histogram
+from qcheck.calibration import smoothing as modelopt
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize.plan import Input

@@ -14,9 +14,9 @@ import torch
 from benchmarks.zoo import cases
 from qcheck.core.progress import Silent
 from qcheck.demo import library
-from qcheck.qat import trainer
-from qcheck.qat.objective import Lessons, Settings, Tensors
-from qcheck.qat.trainer import Course
+from qcheck.training import trainer
+from qcheck.training.objective import Lessons, Settings, Tensors
+from qcheck.training.trainer import Course
 from qcheck.spec import probe, scheme
 from qcheck.spec.check import Job
 from qcheck.tasks import work

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck.calibrate import inputs
+from qcheck.calibration import inputs
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError

@@ -5,8 +5,9 @@ A build proves that the file parses, that its types are allowed and that it comp
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,53 +20,89 @@ from qcheck.build import engine
 from qcheck.build.builder import Builder, Built, Problem, Shapes
 from qcheck.build.precision import compare
 from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
+from qcheck.core.progress import Stopwatch
 from qcheck.core.values import DATA, Value, names_in, read_toml
+from qcheck.model.family import Family
 from qcheck.quantize.artifact import Artifact
+from qcheck.quantize.given import Given
 from qcheck.result.build import Build, Realised
 from qcheck.result.manifest import Layer
-from qcheck.spec.check import Job
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import FORMATS, Target, number_format
-from qcheck.tasks.work import Work
 
 CAUSES = DATA / "builder" / "causes.toml"
 
 
-def build(work: Work, title: str, scheme: Scheme, made: Artifact) -> Build:
-    """Compile q1 for the target, or for its proxy where the target is not here; a graph that was built is not again."""
-    target, builder = work.job.target, choose(work.job, scheme)
-    if isinstance(builder, str) or made.deployed is None:
-        return not_run(target, str(builder))
-    shapes = shapes_of(work)
-    key = cache.key("build", structure(made.deployed), repr(made.manifest.layers), repr(builder), repr(shapes))
-    stored = work.store.find("build", key)
-    if stored is not None:
-        known = Build.model_validate_json((stored / _BUILD).read_text("utf-8"))
-        return known.model_copy(update={"proxy": builder.capability != target.capability.value})
-    with work.timed(f"{title}: build for SM {builder.capability}", 1) as advance, TemporaryDirectory() as folder:
-        found = run(
-            builder, target, made.deployed, made.manifest.layers, scheme.compute, shapes, Path(folder) / "engine"
-        )
-        advance(1)
-    found = found.model_copy(update={"graph": title})
-    if found.status in _KEPT:
-        with work.store.put("build", key, f"{title} for SM {builder.capability}") as kept:
-            (kept / _BUILD).write_text(found.model_dump_json(), "utf-8")
-    return found
+@dataclass(frozen=True)
+class Gate:
+    """What builds are asked of: the target, whether they are wanted, where results are kept.
+
+    ``shapes`` are min, optimal and max of the denoiser's inputs.
+    """
+
+    target: Target
+    wanted: bool
+    shapes: Shapes
+    store: Cache
+    watch: Stopwatch
+
+    def builder(self, scheme: Scheme | None = None) -> Builder | str:
+        """What builds for the target here, or why nothing does; without a scheme the file is someone else's."""
+        return choose(self.target, self.wanted, scheme)
+
+    def build(self, title: str, scheme: Scheme, made: Artifact) -> Build:
+        """Compile q1 for the target, or its proxy where the target is not here; a graph that was built is not again."""
+        builder = self.builder(scheme)
+        if isinstance(builder, str) or made.deployed is None:
+            return not_run(self.target, str(builder))
+        layers = made.manifest.layers
+        parts = (structure(made.deployed), repr(layers), repr(builder), repr(self.shapes))
+        key = cache.key(__name__, "build", *parts)
+        known = self._known(key)
+        if known is None:
+            with self.store.locked("build", key):
+                known = self._known(key) or self._compiled(title, scheme, made.deployed, layers, builder, key)
+        return known.model_copy(update={"proxy": builder.capability != self.target.capability.value})
+
+    def _known(self, key: str) -> Build | None:
+        stored = self.store.find("build", key)
+        return None if stored is None else Build.model_validate_json((stored / _BUILD).read_text("utf-8"))
+
+    def _compiled(
+        self, title: str, scheme: Scheme, model: Path, layers: Sequence[Layer], builder: Builder, key: str
+    ) -> Build:
+        with self.watch.stage(f"{title}: build for SM {builder.capability}", 1) as advance, scratch() as place:
+            found = run(builder, self.target, model, layers, scheme.compute, self.shapes, place)
+            advance(1)
+        found = found.model_copy(update={"graph": title})
+        if found.status in _KEPT:
+            with self.store.put("build", key, f"{title} for SM {builder.capability}") as kept:
+                (kept / _BUILD).write_text(found.model_dump_json(), "utf-8")
+        return found
+
+    def build_given(self, given: Given, example: Mapping[str, np.ndarray], latent: str) -> Build:
+        """Compile a file of someone else's; what it should compute in is not known."""
+        builder = self.builder()
+        if isinstance(builder, str):
+            return not_run(self.target, builder)
+        with self.watch.stage(f"{given.name}: build for SM {builder.capability}", 1) as advance, scratch() as place:
+            made = run(builder, self.target, given.path, [], None, _shapes(given, self.shapes, example, latent), place)
+            advance(1)
+        return made
 
 
 _BUILD = "build.json"
 _KEPT = ("built", "fell back")  # a refusal costs little, and a crash may have been the machine's
 
 
-def choose(job: Job, scheme: Scheme | None = None) -> Builder | str:
-    """What builds for the job's target here, or why nothing does; without a scheme the file is someone else's."""
+def choose(target: Target, wanted: bool, scheme: Scheme | None = None) -> Builder | str:
+    """What builds for ``target`` here, or why nothing does; without a scheme the file is someone else's."""
     if scheme is not None and "tensorrt" not in scheme.runs:
         return f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
-    if not job.build:
+    if not wanted:
         return "switched off by --no-build"
-    target = job.target
     return tensorrt.choose(target.capability.value, target.proxy.value if target.proxy else None)
 
 
@@ -82,14 +119,28 @@ def not_run(target: Target, reason: str) -> Build:
     return Build(builder="", capability=capability, proxy=target.is_proxied, status="not run", detail=reason)
 
 
-def shapes_of(work: Work) -> Shapes:
+def shapes_of(family: Family, example: Mapping[str, np.ndarray]) -> Shapes:
     """One row to as many as guidance may take, of the probes' size; what is not batched varies in nothing."""
-    family = work.setup.family
     return {
         name: ([1, *value.shape[1:]], [family.branches, *value.shape[1:]], [family.branches, *value.shape[1:]])
-        for name, value in work.example.items()
+        for name, value in example.items()
         if name not in family.fixed
     }
+
+
+def _shapes(given: Given, own: Shapes, example: Mapping[str, np.ndarray], latent: str) -> Shapes:
+    """As ``shapes_of``, by the file's own names; a fixed batch stays as it is."""
+    shapes = dict[str, tuple[list[int], list[int], list[int]]]()
+    batches = [sizes[0] for sizes in own[latent]]
+    for feed in given.feeds:
+        rest = list(example[feed.role].shape[1:])
+        if feed.batched or (feed.role in own and feed.rank > 1):
+            low, best, high = ([feed.rows or rows, *rest] for rows in batches)
+            shapes[feed.name] = (low, best, high)
+        elif feed.rank and None in {feed.rows, *feed.sides}:
+            exact = [1] if feed.rank == 1 else list(example[feed.role].shape)
+            shapes[feed.name] = (exact, exact, exact)
+    return shapes
 
 
 def structure(model: Path) -> str:

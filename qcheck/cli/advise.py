@@ -9,11 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.api import functions
+from qcheck.api.request import cores
 from qcheck.cli import options, output
-from qcheck.cli.lazy import host
-from qcheck.cli.progress import Bars
-from qcheck.core import cache
-from qcheck.core.progress import Silent
 from qcheck.core.size import megabytes
 
 
@@ -25,7 +23,7 @@ def advise(
     overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
     no_cache: options.NoCache = False,
-    threads: options.Threads = options.CORES,
+    threads: options.Threads = cores(),
 ) -> None:
     """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
 
@@ -33,15 +31,22 @@ def advise(
 
     `qcheck advise qcheck-out/style-20260101-120000`
     """
-    kept = None if no_cache else cache.location()
-    bars = Silent() if as_json else Bars(Console(stderr=True))
-    folder_out = out or output.default("advice")
-    with output.interruptible(kept is not None), output.staged(folder_out, overwrite) as folder:
-        found = host("qcheck.tasks.advise").advise(report, folder, kept, bars, threads, not dry_run, every)
+    folder = out or functions.default_out("advice")
+    with output.session(not no_cache, as_json) as progress:
+        found = functions.advise(
+            report,
+            out=folder,
+            dry_run=dry_run,
+            every=every,
+            overwrite=overwrite,
+            cache=not no_cache,
+            threads=threads,
+            progress=progress,
+        )
     if as_json:
         typer.echo(found.to_json(), nl=False)
     else:
-        _render(found, folder_out, Console())
+        _render(found, folder, Console())
     raise typer.Exit(0 if dry_run or found.cured else 1)
 
 

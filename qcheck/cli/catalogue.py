@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qcheck.api.request import ALL
 from qcheck.cli import options
 from qcheck.spec import scheme, target
 from qcheck.spec.target import Sourced, Target, number_format
@@ -127,4 +128,4 @@ def schemes(
         table.add_row(known.name, known.title, known.compute, str(known.opset), ", ".join(known.runs), *here)
     console = Console()
     console.print(table)
-    console.print(f"one is chosen by --scheme; a file of your own works too. `{options.ALL}` takes all a device runs.")
+    console.print(f"one is chosen by --scheme; a file of your own works too. `{ALL}` takes all a device runs.")

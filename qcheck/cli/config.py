@@ -19,12 +19,13 @@ from rich.text import Text
 from qcheck.core import cache
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.values import Value
-from qcheck.spec.check import Argument, Job
+from qcheck.spec.check import CheckSpec
+from qcheck.spec.probe import SAMPLING
 
 NAME = "qcheck.toml"
 _TABLE = "check"
 _OWN = ("config", "print-config", "help")
-_SAMPLED = ("steps", "guidance", "seed", "width", "height")  # a probe set has its own
+Argument = str | float | int | bool | list[str] | list[float] | None
 
 
 class Setting(Value):
@@ -110,21 +111,46 @@ def _placed(folder: Path, value: Any) -> Any:
     return str(folder / str(value)) if local else value
 
 
-def settings(context: typer.Context, job: Job) -> list[Setting]:
-    """Every option as the job resolved it, and its source."""
-    resolved = {name.replace("_", "-"): value for name, value in job.arguments().items()}
+def settings(context: typer.Context, spec: CheckSpec, no_cache: bool) -> list[Setting]:
+    """Every option as the request has it resolved, and its source."""
+    resolved = _resolved(spec)
     found = []
     for name, parameter in options(context).items():
         value = resolved.get(name, _plain(context.params.get(parameter.name)))
         source = _source(context, parameter)
-        if source == "default" and name in _SAMPLED and value is not None:
+        if source == "default" and name in SAMPLING and value is not None:
             source = "probe set"
         if name == "probes" and context.params["prompts"] is not None:
             source = "prompts"
         found.append(Setting(name=name, value=value, source=source))
     moved = f"environment, {cache.VARIABLE}" if cache.moved() else "default"
-    where = str(job.cache) if job.cache else None
+    where = None if no_cache else str(cache.location())
     return [*found, Setting(name="cache", value=where, source=moved if where else "no-cache")]
+
+
+def _resolved(spec: CheckSpec) -> dict[str, Argument]:
+    """What was asked for, by the long names of the options."""
+    return {
+        "base": spec.base,
+        "lora": [used.source for used in spec.adapters],
+        "weight": [used.weight for used in spec.adapters],
+        "reference-lora": [used.source for used in spec.references],
+        "with-lora": [f"{used.source}={used.weight:g}" for used in spec.common],
+        "allow-unmatched": spec.allow_unmatched,
+        "scheme": [named.name for named in spec.schemes],
+        "artifact": [*spec.artifacts],
+        "order": [*spec.orders],
+        "require": spec.require,
+        "target": spec.target.name,
+        "probes": spec.probes.name,
+        "trigger": spec.trigger,
+        "recipe": spec.recipe.name,
+        "ranges": spec.ranges,
+        "limits": spec.limits.name,
+        "max-probes": spec.bounds.looks[-1],
+        **spec.execution.model_dump(),
+        **{name: getattr(spec.probes, name) for name in SAMPLING},
+    }
 
 
 def _plain(value: Any) -> Argument:

@@ -9,12 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.api import functions
 from qcheck.cli import options
-from qcheck.cli.lazy import host
 from qcheck.cli.progress import Bars
-from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
-from qcheck.demo import library
 from qcheck.report.wording import folded
 from qcheck.spec import recipe, scheme
 
@@ -44,16 +42,8 @@ def inspect(
 
     `qcheck inspect faint --base demo`
     """
-    base_path, lora_path = library.resolve(base, lora)
-    chosen = [scheme.find(name) for name in schemes] if schemes else [s for s in scheme.every() if s.exported]
-    if schemes and (calibrated := [found.name for found in chosen if found.smoothing]):
-        raise UserError(
-            f"{calibrated[0]} cannot be forecast from the weights: its factors need calibration data",
-            "Run qcheck check.",
-        )
-    chosen = [found for found in chosen if found.smoothing is None]
     bars = Silent() if as_json else Bars(Console(stderr=True))
-    found = host("qcheck.tasks.inspect").inspect(lora_path, base_path, weight, chosen, recipe.find(ranges), bars)
+    found = functions.inspect(lora, base, weight=weight, scheme=schemes, recipe=ranges, progress=bars)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:

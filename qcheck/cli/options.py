@@ -1,12 +1,12 @@
-"""The options of ``qcheck check``, each once."""
+"""Every option that commands share, each once; ``groups`` puts them together."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from qcheck.api.request import ALL
 from qcheck.cli import config
 from qcheck.core.values import names_in
 from qcheck.demo import library
@@ -14,9 +14,6 @@ from qcheck.spec import limits, probe, recipe, scheme, target
 from qcheck.spec.order import ORDERS
 
 _ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and device", "Probes", "Quantization", "Output and machine"
-CORES = os.cpu_count() or 1
-TARGET = "jetson-agx-orin-64gb"
-ALL = "all"
 
 
 def named(folder: Path, *more: str) -> Callable[[str], list[str]]:
@@ -120,7 +117,26 @@ Orders = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
-Ranges = Annotated[
+Scheme = Annotated[
+    str,
+    typer.Option(
+        "--scheme",
+        "-s",
+        help="A scheme by name or TOML file.",
+        autocompletion=named(scheme.FOLDER),
+        rich_help_panel=_QUANTIZING,
+    ),
+]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        "--order",
+        help=f"When the adapter is merged: {', '.join(ORDERS)}. Default: {ORDERS[0]}.",
+        autocompletion=orders,
+        rich_help_panel=_QUANTIZING,
+    ),
+]
+Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
@@ -137,13 +153,22 @@ RangesFile = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
-Bounds = Annotated[
+Limits = Annotated[
     str,
     typer.Option(
         "--limits",
         help="The limits of the verdict, by name or TOML file.",
         autocompletion=named(limits.FOLDER),
         rich_help_panel=_QUANTIZING,
+    ),
+]
+
+Require = Annotated[
+    str | None,
+    typer.Option(
+        "--require",
+        help="What makes exit code 0: `all` cases pass, or `any`. Default: all where schemes are named, else any.",
+        rich_help_panel=_RUNNING,
     ),
 ]
 
@@ -179,7 +204,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace what an earlier run wrote at --out, once the new is complete. Nothing else is ever replaced.",
+        help="Replace what an earlier run wrote at --out, once the new is whole. Nothing else is ever replaced.",
         rich_help_panel=_RUNNING,
     ),
 ]

@@ -1,10 +1,6 @@
-"""The output folder: complete or absent."""
+"""What every command that works for a while has around it: progress, a log, and an end by Ctrl-C that says what stays."""
 
-import datetime
-import json
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,151 +9,17 @@ from rich.console import Console
 
 from qcheck.cli import log
 from qcheck.cli.progress import Bars
-from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Silent
-from qcheck.spec.check import Job
-
-
-def default(adapter: str) -> Path:
-    """``qcheck-out/<adapter>-<time>``."""
-    return Path("qcheck-out") / f"{Path(adapter).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 @contextmanager
-def interruptible(keeps: bool) -> Iterator[None]:
-    """Ctrl-C inside the block says what becomes of the work, and exits 130."""
+def session(keeps: bool, silent: bool, file: Path | None = None) -> Iterator[Progress]:
+    """The progress to tell, for work that may be interrupted and logged to ``file``; ``keeps``: in the cache."""
+    shown = Silent() if silent else Bars(Console(stderr=True))
     try:
-        yield
+        with log.to(file):
+            yield log.Logged(shown) if file is not None else shown
     except KeyboardInterrupt:
         kept = "What was finished is kept: run the same command again to go on." if keeps else "Nothing was kept."
         Console(stderr=True).print(f"[bold]interrupted.[/] {kept}")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def session(job: Job, silent: bool, file: Path | None, overwrite: bool = False) -> Iterator[tuple[Path, Progress]]:
-    """The folder to write into and the progress to tell, for work that may be interrupted and logged to ``file``."""
-    shown = Silent() if silent else Bars(Console(stderr=True))
-    with interruptible(job.cache is not None), log.to(file), staged(job.out, overwrite) as folder:
-        yield folder, log.Logged(shown) if file is not None else shown
-
-
-@contextmanager
-def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into, whose content becomes that of ``out`` when the block ends well; else nothing changes.
-
-    ``out`` is absent or empty, or with ``overwrite`` what qcheck wrote: that stays until the new content is complete.
-
-    Raises:
-        UserError: ``out`` holds something else, or cannot be written.
-    """
-    out = out.resolve()
-    _require_free(out, overwrite)
-    partial = _beside(out)
-    try:
-        yield partial
-        shutil.rmtree(partial / "cache", ignore_errors=True)
-        if out.exists():
-            _require_free(out, overwrite)
-            _replace(out, partial)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _require_free(out: Path, overwrite: bool) -> None:
-    """Raises UserError, naming a file that is in the way."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"output {str(out)!r} is a file", "Give a folder as --out.")
-    found = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
-    if not found:
-        return
-    if not any(ours(out / name) for name in _MARKS):
-        raise UserError(f"output {str(out)!r} is not empty: {found[0]!r} is in the way", "Give another --out.")
-    if not overwrite:
-        raise UserError(
-            f"output {str(out)!r} is not empty: {found[0]!r} of an earlier run is in the way",
-            "Give another --out, or --overwrite to replace what that run wrote.",
-        )
-
-
-def ours(path: Path) -> bool:
-    """Whether it is a JSON file that qcheck wrote: each names its schema."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and str(found.get("schema")).startswith("qcheck-")
-
-
-_PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
-_MARKS = ("report.json", "manifest.json", "advice.json", "after/report.json")  # the last: `qcheck qat --report`
-
-
-def _beside(out: Path) -> Path:
-    """A fresh folder next to ``out``, or where only ``out`` itself may be written, as a mounted one, inside of it."""
-    name = f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
-    failed: OSError | None = None
-    for place in (out.parent, out) if out.exists() else (out.parent,):
-        try:
-            (place / name).mkdir(parents=True)
-            (place / name / "writable").touch()
-            (place / name / "writable").unlink()
-        except OSError as error:
-            failed = failed or error
-        else:
-            return place / name
-    raise UserError(f"output {str(out)!r} cannot be written: {failed}", "Give an --out that you may write.")
-
-
-def _replace(out: Path, partial: Path) -> None:
-    """Move what ``out`` holds away and ``partial``'s content in; back again where that cannot be done whole.
-
-    The folder itself stays: it may be a mounted one, or the one that the user is in.
-    """
-    old = partial.with_suffix(_OLD)
-    old.mkdir()
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for source, to in ((out, old), (partial, out)):
-            for path in sorted(source.iterdir()):
-                if not path.name.endswith((_PARTIAL, _OLD)):
-                    moved.append((path, to / path.name))
-                    shutil.move(*moved[-1])
-    except BaseException:
-        for before, after in reversed(moved):
-            if after.exists() and not before.exists():
-                shutil.move(after, before)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def replaced(out: Path, overwrite: bool, known: Callable[[Path], bool]) -> Iterator[None]:
-    """The block writes the file ``out``; where it does not end well, there is again what was there before.
-
-    Raises:
-        UserError: ``out`` is there, and ``overwrite`` is not given or the file is none that is ``known`` as qcheck's.
-    """
-    if out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a folder", "Give the name of a file in it.")
-    if out.exists() and not known(out):
-        raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
-    if out.exists() and not overwrite:
-        raise UserError(
-            f"--out {str(out)!r} is there already",
-            "Give another name, or --overwrite to replace what an earlier run wrote.",
-        )
-    before = out.read_bytes() if out.exists() else None
-    try:
-        yield
-    except BaseException:
-        if before is None:
-            out.unlink(missing_ok=True)
-        else:
-            out.write_bytes(before)
-        raise

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qcheck.cli.lazy import host
+from qcheck.api.lazy import host
 
 
 def report(

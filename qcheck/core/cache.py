@@ -1,6 +1,7 @@
 """What was computed once: folders found by the digest of everything they depend on, complete or absent.
 
-A run that was interrupted leaves the finished entries; the same command finds them and goes on from there.
+A run that was interrupted leaves the finished entries; the same command finds them and goes on from there. An entry has
+a lock, so that of several processes that want it one computes it and the others wait.
 """
 
 import ast
@@ -10,17 +11,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 from qcheck.core import versions
 from qcheck.core.digest import digest_of
 from qcheck.core.values import PACKAGE
 
 VARIABLE = "QCHECK_CACHE"
-COMPUTING = ("qcheck.tasks.work", "qcheck.calibrate.inputs", "qcheck.build.gate")  # what they import makes all entries
 ENTRY = "entry"  # how an entry's folder is told from the shelves above it
+_LOCKS = ".locks"
 
 
 def moved() -> str | None:
@@ -32,14 +36,21 @@ def location() -> Path:
     """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched."""
     if chosen := moved():
         return Path(chosen) / "qcheck"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcheck"
+    return user_cache_path("qcheck", appauthor=False)
 
 
 @functools.cache
-def code(*roots: str) -> str:
-    """The digest of the modules ``roots``, of all of qcheck's that they import, and of the libraries' versions."""
-    named = [part for name, path in sorted(imported(roots).items()) for part in (name, path)]
-    return digest_of(*named, repr(sorted(versions.versions().items())))
+def code(*modules: str) -> str:
+    """The digest of what ``modules`` compute with: their code, that of the modules of qcheck that they import, libraries.
+
+    Docstrings and comments are no code, and of the libraries only the versions of those that are imported count.
+    """
+    named, libraries = [], set[str]()
+    for name, path in sorted(imported(modules).items()):
+        tree = ast.parse(path.read_text("utf-8"))
+        libraries |= _libraries(tree)
+        named += [name, ast.dump(_undocumented(tree))]
+    return digest_of(*named, repr(sorted(versions.of(libraries).items())))
 
 
 def imported(roots: Sequence[str]) -> dict[str, Path]:
@@ -67,6 +78,33 @@ def _file(module: str) -> Path | None:
         return None
     path = PACKAGE.joinpath(*rest)
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
+
+
+def _libraries(tree: ast.Module) -> set[str]:
+    """Import names of the packages that a module imports, qcheck's own aside."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found - {PACKAGE.name}
+
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _undocumented(tree: ast.Module) -> ast.Module:
+    """``tree`` without its docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def key(module: str, *parts: bytes | str | Path) -> str:
+    """The key of what ``module`` (its ``__name__``) computes from ``parts``; a change of its code makes another key."""
+    return digest_of(code(module), *parts)
 
 
 @dataclass(frozen=True)
@@ -111,14 +149,29 @@ class Cache:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    @contextmanager
+    def locked(self, kind: str, *keys: str) -> Iterator[None]:
+        """Nobody else computes these entries while the block runs; whoever waited finds them when it goes on.
+
+        Locks are taken in the order of the keys, so that two processes that want several never wait for each other.
+        """
+        folder = self.root / kind / _LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            for one in sorted(set(keys)):
+                held.enter_context(FileLock(folder / one))
+            yield
+
     def obtain(self, kind: str, key: str, about: str, make: Callable[[Path], object]) -> Path:
-        """The entry's folder; where it is absent ``make`` fills it first."""
+        """The entry's folder; where it is absent ``make`` fills it first, in one process of all that ask."""
         found = self.find(kind, key)
-        if found is None:
-            with self.put(kind, key, about) as folder:
-                make(folder)
-            found = self._place(kind, key)
-        return found
+        if found is not None:
+            return found
+        with self.locked(kind, key):
+            if self.find(kind, key) is None:
+                with self.put(kind, key, about) as folder:
+                    make(folder)
+        return self._place(kind, key)
 
     def drop(self, kind: str, key: str) -> None:
         """Forget an entry, where there is one."""
@@ -140,7 +193,7 @@ class Cache:
     def prune(self, keep_days: float, keep_bytes: float) -> list[Item]:
         """Remove what was last used before ``keep_days`` days, then the oldest until ``keep_bytes`` are left.
 
-        Half-written entries of runs that were killed go too, once they are a day old.
+        Half-written entries of runs that were killed, and locks that nobody holds, go too, once they are a day old.
         """
         now, items = time.time(), self.items()
         total, removed = sum(item.bytes for item in items), []
@@ -149,10 +202,10 @@ class Cache:
                 _remove(item.path)
                 removed.append(item)
                 total -= item.bytes
-        for partial in self.root.glob("*/.*"):
+        for left in (*self.root.glob("*/.*"), *self.root.glob(f"*/{_LOCKS}/*")):
             with suppress(FileNotFoundError):
-                if now - partial.stat().st_mtime > 86400:
-                    shutil.rmtree(partial, ignore_errors=True)
+                if left.name != _LOCKS and now - left.stat().st_mtime > 86400:
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
         return removed
 
 
@@ -167,12 +220,3 @@ def _remove(place: Path) -> None:
     with suppress(FileNotFoundError):
         place.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def key(*parts: bytes | str | Path) -> str:
-    """The key of what is computed from ``parts`` by this code.
-
-    Code that only reads what was computed is not in it; a module that keeps entries of its own and is not imported by
-    ``COMPUTING`` adds ``code(__name__)`` to the parts.
-    """
-    return digest_of(code(*COMPUTING), *parts)

@@ -1,5 +1,6 @@
 """How a long run tells where it is; the command line draws it, tests and libraries stay silent."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -10,7 +11,7 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """Stages of known length, and notes between them."""
 
-    def stage(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """A context in which the returned function is called with the number of units just done."""
         ...
 
@@ -26,6 +27,26 @@ class Silent:
         """As ``Progress.note``."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
         """As ``Progress.stage``."""
         yield lambda _: None
+
+
+class Stopwatch:
+    """Progress that also keeps how long each stage took: ``seconds`` by title."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """As ``Progress.note``."""
+        self._progress.note(text)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """As ``Progress.stage``; a stage that comes again adds to its time."""
+        start = time.monotonic()
+        with self._progress.stage(title, total) as advance:
+            yield advance
+        self.seconds[title] = round(self.seconds.get(title, 0.0) + time.monotonic() - start, 2)

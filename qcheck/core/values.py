@@ -42,8 +42,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 @functools.cache
 def data_folder(name: str) -> Path:
-    """The folder ``targets`` or ``calibration``: in an installed wheel inside the package, else beside it."""
-    inside = PACKAGE / name
+    """The folder ``targets`` or ``calibration``: in an installed wheel with the other data, else beside the package."""
+    inside = DATA / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
@@ -66,7 +66,7 @@ def read_toml(kind: type[V], path: Path) -> V:
     if "name" in content:
         raise UserError(f"{title} file {path}: name: it is the file's own", "Take the key out, or rename the file.")
     try:
-        return kind.model_validate({"name": path.stem} | content)
+        return kind.model_validate({"name": path.stem} | content, context={"folder": path.parent})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -1,7 +1,20 @@
 """The libraries that a check computes with."""
 
+import functools
+from collections.abc import Iterable
 from importlib import metadata
 
+# distribution <- the name under which it is imported, where that is another one
+_IMPORTED = {
+    "onnx_ir": ("onnx-ir",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "tensorrt_rtx": ("tensorrt-rtx",),
+    "modelopt": ("nvidia-modelopt",),
+    "ml_dtypes": ("ml-dtypes",),
+    "skimage": ("scikit-image",),
+    "sklearn": ("scikit-learn",),
+    "PIL": ("pillow",),
+}
 PACKAGES = (
     "torch",
     "diffusers",
@@ -24,9 +37,18 @@ PACKAGES = (
     "scikit-image",
     "scikit-learn",
 )
+# what these compute with, though qcheck's own code does not import it
+_BENEATH = {"transformers": ("tokenizers",), "torch": ("onnxscript",)}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """The installed versions of what a check computes with."""
+    """The installed versions of what a check computes with, by distribution."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def of(imported: Iterable[str]) -> dict[str, str]:
+    """Of those, the versions of the packages that are imported under these names, and of what is beneath them."""
+    names = {name for given in imported for name in (*_IMPORTED.get(given, (given,)), *_BENEATH.get(given, ()))}
+    return {name: version for name, version in versions().items() if name in names}

@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from qcheck.core import cache
+from qcheck.core.progress import Stopwatch
 from qcheck.measure.sample import decibels
-from qcheck.sampling import sampler
+from qcheck.model.arms import Arms
+from qcheck.sampling import subject
+from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import forwards
 from qcheck.sampling.store import Trace
-from qcheck.tasks.work import Work
 
 PROBES = 2  # at all their strata
 _FILE = "alignment.json"
@@ -61,30 +63,29 @@ def watched(layers: Mapping[str, nn.Module], changes: Mapping[str, torch.Tensor]
             handle.remove()
 
 
-def find(work: Work, reached: Trace) -> dict[str, float]:
+def find(arms: Arms, sampler: Sampler, reached: Trace, watch: Stopwatch) -> dict[str, float]:
     """The alignment in dB of every layer of the denoiser that the adapter changes, at states of f1; kept in the cache.
 
     Not finite where a layer's inputs are.
     """
-    probes = work.probes[: min(PROBES, len(reached.paths))]
-    at = Trace(reached.name, reached.paths[: len(probes)])
-    key = cache.key(cache.code(__name__), work.arms.content("base"), work.arms.content("adapted"), *at.matched())
+    sampler = sampler.take(min(PROBES, len(reached.paths)))
+    at = Trace(reached.name, reached.paths[: len(sampler.probes)])
+    key = cache.key(__name__, arms.content("base"), arms.content("adapted"), *at.matched())
 
     def make(folder: Path) -> None:
-        prefix = f"{work.arms.base.family.denoiser}."
-        changes = {
-            name: work.arms.weights["adapted"][prefix + name] - work.arms.weights["base"][prefix + name]
-            for name in work.arms.denoiser_layers()
-        }
-        runner, layers = work.full("adapted").runner(), dict(work.arms.base.denoiser.named_modules())
+        before, after = arms.state("base"), arms.state("adapted")
+        changes = {name: after[f"{name}.weight"] - before[f"{name}.weight"] for name in arms.denoiser_layers()}
+        layers = dict(arms.base.denoiser.named_modules())
+        calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
         with (
-            work.timed("alignment by layer", forwards(work.setup, 0, 1, len(probes))) as advance,
+            subject.full(arms, "adapted").open() as runner,
+            watch.stage("alignment by layer", calls) as advance,
             watched(layers, changes) as sums,
         ):
-            sampler.visit(work.setup, at.states(), runner, "adapted", probes, advance)
+            sampler.run(runner, "adapted", at.states(), advance)
         found = {name: float(decibels(*pair.numpy())) for name, pair in sums.items()}
         (folder / _FILE).write_text(json.dumps(found))
 
-    folder = work.store.obtain("alignment", key, f"{work.arms.base.source}", make)
+    folder = sampler.store.obtain("alignment", key, f"{arms.base.source}", make)
     found: dict[str, float] = json.loads((folder / _FILE).read_text())
     return found

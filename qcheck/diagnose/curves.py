@@ -1,29 +1,18 @@
-"""What a report shows beyond its numbers: gathered from the traces of a case that has its verdict, written small."""
+"""What a report shows beyond its numbers, gathered from the traces of a case that has its verdict."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 from qcheck.measure import distribution, effect, spectrum
 from qcheck.measure.sample import BROKEN, decibels
-from qcheck.quantize import plan
-from qcheck.quantize.artifact import Artifact
-from qcheck.quantize.plan import Input
-from qcheck.result.evidence import NAME, PICTURES, Along, Arrival, Evidence, Histogram, Pictures, Seen, Spread
+from qcheck.result.evidence import Along, Histogram, Seen, Spread
 from qcheck.sampling.store import Trace
 from qcheck.spec.arm import Side
-from qcheck.spec.order import Order
-from qcheck.spec.scheme import Scheme
-from qcheck.tasks.work import Work
 
 Traces = Mapping[Side, Trace]
 ARMS: dict[Side, str] = {"base": "0", "adapted": "1"}
 BINS, CHANNELS = 32, 4
-_EDGE, _LOSSLESS, _QUALITY = 256, 128, 88  # pixels of a stored picture; up to which it is exact; else WebP's quality
 _EXACT = 200.0  # dB: equal in every bit
 
 
@@ -53,7 +42,7 @@ def gather(
             Along(
                 arm=side,
                 sqnr=spread(np.minimum(decibels(*gaps[side]), _EXACT)),
-                apart=spread(np.stack(list(quantized[side].way("apart")))) if side == "adapted" else None,
+                apart=spread(np.stack(list(quantized[side].scalars("apart")))) if side == "adapted" else None,
             )
             for side in sides
         ],
@@ -94,7 +83,7 @@ def frequencies(shape: tuple[int, int]) -> list[float]:
 
 def _drifting(reference: Traces, quantized: Traces) -> list[int]:
     """The channels whose final distribution quantization moved the most, in their order."""
-    f, q = (np.array([row[-1] for row in arm["adapted"].way("moments")]) for arm in (reference, quantized))
+    f, q = (np.array([row[-1] for row in arm["adapted"].scalars("moments")]) for arm in (reference, quantized))
     moved = np.nan_to_num(distribution.gaussian_kl(q, f), nan=np.inf)
     return sorted(int(channel) for channel in np.argsort(-moved, kind="stable")[:CHANNELS])
 
@@ -116,86 +105,3 @@ def histogram(channel: int, values: Mapping[str, Sequence[np.ndarray]]) -> Histo
         return found
 
     return Histogram(channel=channel, low=low, high=high, shares={name: shares(rows) for name, rows in values.items()})
-
-
-def arrivals(work: Work, scheme: Scheme, order: Order, made: Artifact) -> tuple[list[Arrival], str]:
-    """What the codes hold of the adapter's change of every layer that is quantized; or nothing, and why."""
-    if scheme.smoothing or not scheme.exported or scheme.control:
-        return (
-            [],
-            f"{scheme.name} {_UNREAD['smoothed' if scheme.smoothing else 'cast' if scheme.control else 'loaded']}",
-        )
-    if order == "unmerged":
-        return [], "unmerged: the adapter keeps its own factors in float, so all of it arrives"
-    prefix = f"{work.arms.base.family.denoiser}."
-    quantized = {layer.name for layer in made.manifest.layers}
-    names = [name for name in work.arms.denoiser_layers() if name in quantized]
-    both = {name: [work.arms.weights[side][prefix + name] for side in ARMS] for name in names}
-    return [arrival(name, before, after, scheme, order) for name, (before, after) in both.items()], ""
-
-
-_UNREAD = {
-    "smoothed": "rescales weights by calibration data, so codes of base and adapted do not compare",
-    "cast": "quantizes no weight",
-    "loaded": "is quantized while PyTorch loads it",
-}
-
-
-def arrival(layer: str, before: torch.Tensor, after: torch.Tensor, scheme: Scheme, order: Order) -> Arrival:
-    """The change D = after - before of a weight beside what its codes hold of it, q1 - q0.
-
-    survival <q1 - q0, D> / |D|^2; snr 10 log10(|D|^2 / |q1 - q0 - D|^2). q1 is Q(after), or Q(q0 + D) where the adapter
-    is merged into a quantized base.
-    """
-    wanted = (after - before).double()
-    q0 = _fake(before, scheme)
-    q1 = _fake(q0 + (after - before) if order == "quantize-merge" else after, scheme)
-    found = q1.double() - q0.double()
-    whole, kept, lost = ((a * b).sum().numpy() for a, b in ((wanted, wanted), (found, wanted), (found - wanted,) * 2))
-    return Arrival(layer=layer, survival=float(kept / whole), snr=float(np.minimum(decibels(whole, lost), _EXACT)))
-
-
-def _fake(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    return plan.make_layer(weight, scheme, Input(1.0)).fake(weight)
-
-
-def store(work: Work, found: Sequence[tuple[Seen | None, Sheet]], alignment: Mapping[str, float], folder: Path) -> None:
-    """Write evidence.json, with the ``alignment`` of layers in dB, and pictures/ of the cases that have any."""
-    (folder / PICTURES).mkdir()
-    cases, prompts = [], []
-    for number, (seen, sheet) in enumerate(found):
-        if seen is not None:
-            shown = [_draw(sheet, side, number, folder) for side in ARMS if any(a.arm == side for a in seen.along)]
-            cases.append(seen.model_copy(update={"pictures": shown}))
-            prompts = [*sheet.prompts]
-    evidence = Evidence(
-        strata=[index + 1 for index in work.setup.strata],
-        frequencies=frequencies((work.shape[2], work.shape[3])),
-        amplify=AMPLIFY,
-        prompts=prompts,
-        alignment=dict(alignment),
-        cases=cases,
-    )
-    (folder / NAME).write_text(evidence.to_json(), "utf-8")
-
-
-def _draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
-    rows = range(len(sheet.prompts))
-    full, quantized, arm = sheet.reference[side], sheet.quantized[side], ARMS[side]
-    return Pictures(
-        arm=side,
-        reference=[_picture(full[i], folder, f"f{arm}-{i + 1}") for i in rows],
-        quantized=[_picture(quantized[i], folder, f"q{arm}-{i + 1}-case{number + 1}") for i in rows],
-        difference=[
-            _picture(difference(full[i], quantized[i]), folder, f"e{arm}-{i + 1}-case{number + 1}") for i in rows
-        ],
-    )
-
-
-def _picture(values: np.ndarray, folder: Path, name: str) -> str:
-    """Write a picture [H, W, 3], made smaller where it is large; its name relative to ``folder``."""
-    image = Image.fromarray(eight_bits(values))
-    image.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-    where = f"{PICTURES}/{name}.webp"
-    image.save(folder / where, lossless=max(image.size) <= _LOSSLESS, quality=_QUALITY, method=6)
-    return where

@@ -19,23 +19,24 @@ from torch import nn
 
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
-from qcheck.core.progress import Advance
+from qcheck.core.progress import Advance, Stopwatch
 from qcheck.diagnose.hooks import tapped
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, plan
 from qcheck.quantize.artifact import Content, Making
 from qcheck.quantize.plan import LayerPlan
 from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler, solvers
+from qcheck.sampling import solvers
+from qcheck.sampling.sampler import Sampler, evaluate
 from qcheck.sampling.setup import Setup, fed
 from qcheck.sampling.store import Trace
 from qcheck.spec.order import Order
 from qcheck.spec.probe import Probe
-from qcheck.tasks.work import Work
 
 STATES, DRAWS = 16, 4  # what a check spends on a case
 _FILE = "scores.npz"
 _ARRAYS = ("states", "strata", "weights", "parts")
+_KIND = "sensitivity"
 _DOMAIN = "sensitivity"  # z drawn from the seeds of the latents would be the noise that the states hold
 
 
@@ -230,12 +231,16 @@ def score(
     advance: Advance = lambda _: None,
 ) -> dict[str, Scores]:
     """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z."""
-    entry = arms.entry("adapted")
     wanted = {name for held in cases.values() for name in held}
     layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in wanted}
     rounded = {name for held in cases.values() for name, error in held.items() if error.rounds_input}
     tap = _Tap(cases, list(layers))
-    with tapped(layers, rounded, tap.weight, tap.input), torch.enable_grad():
+    with (
+        arms.held("adapted") as family,
+        tapped(layers, rounded, tap.weight, tap.input),
+        torch.enable_grad(),
+    ):
+        entry = family.entry(family.module)
         for spot in visited:
             output = entry(**{name: torch.from_numpy(value) for name, value in spot.given.items()})
             for draw in range(draws):
@@ -317,32 +322,35 @@ def _alike(one: LayerPlan, other: LayerPlan) -> bool:
     return one.smooth is None and other.smooth is None and one.input == other.input
 
 
-def find(work: Work, making: Making, reached: Trace) -> dict[Order, Scores]:
-    """Scores of a scheme in the job's orders, at states of the reference ``reached``; kept in the cache.
+def find(
+    arms: Arms, making: Making, sampler: Sampler, reached: Trace, orders: Sequence[Order], watch: Stopwatch
+) -> dict[Order, Scores]:
+    """Scores of a scheme in ``orders``, at states of the reference ``reached``; kept in the cache.
 
     They are of the artifact that ships, ``making``'s, against f1. None where nothing is rounded to codes, or where
     PyTorch quantizes while it loads, by rules of its own.
     """
     if making.scheme.control or not making.scheme.exported:
         return {}
-    pairs = places(work.setup.weights, len(reached.paths), STATES)
-    probes, known = work.probes[: len(reached.paths)], reached.matched()
+    pairs = places(sampler.setup.weights, len(reached.paths), STATES)
+    known = reached.matched()
     at = [f"{known[row]} {stratum}" for row, stratum in pairs]
-    spent = (work.arms.content("adapted"), *at, str(DRAWS))
-    keys = {o: cache.key(cache.code(__name__), making.key(o), *spent) for o in work.job.orders}
-    missing = [order for order in keys if work.store.find("sensitivity", keys[order]) is None]
-    if missing:
-        cases: dict[str, Errors] = {}
-        for order in missing:
-            content = artifact.adapted_content(making.arms, making.scheme, making.recipe, order, making.ranges)
-            cases[order] = errors(work.arms, content)
-        with work.timed(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
-            visited = list(spots(work.setup, reached, probes, pairs))
-            scored = score(work.arms, work.setup, cases, visited, DRAWS, advance)
-        for order in missing:
-            with work.store.put("sensitivity", keys[order], f"{making.scheme.name} {order}") as folder:
-                scored[order].save(folder / _FILE)
-    return {order: load(work.store.obtain("sensitivity", key, "", _absent) / _FILE) for order, key in keys.items()}
+    spent = (arms.content("adapted"), *at, str(DRAWS))
+    keys = {o: cache.key(__name__, making.key(o), *spent) for o in orders}
+    with sampler.store.locked(_KIND, *keys.values()):
+        missing = [order for order in keys if sampler.store.find(_KIND, keys[order]) is None]
+        if missing:
+            cases: dict[str, Errors] = {}
+            for order in missing:
+                content = artifact.adapted_content(making.arms, making.scheme, making.recipe, order, making.ranges)
+                cases[order] = errors(arms, content)
+            with watch.stage(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
+                visited = list(spots(sampler.setup, reached, sampler.probes, pairs))
+                scored = score(arms, sampler.setup, cases, visited, DRAWS, advance)
+            for order in missing:
+                with sampler.store.put(_KIND, keys[order], f"{making.scheme.name} {order}") as folder:
+                    scored[order].save(folder / _FILE)
+    return {order: load(sampler.store.obtain(_KIND, key, "", _absent) / _FILE) for order, key in keys.items()}
 
 
 def _absent(folder: Path) -> None:
@@ -368,11 +376,12 @@ def exact(
     A forward for each layer and state. The last row, L + 1, is the cost of all layers at once.
     """
     conditions, states = setup.inputs("adapted", probes).conditions, np.stack(reached.states()[: len(probes)])
-    runner, model = TorchRunner(arms.entry("adapted")), setup.family.module
+    model = setup.family.module
 
     def output(chosen: Errors) -> np.ndarray:
-        with disturbed(model, chosen):
-            found = sampler.ask(setup, runner, conditions, states, lambda _: None).astype(np.float64)
+        with arms.held("adapted") as family, disturbed(model, chosen):
+            runner = TorchRunner(family.entry(model))
+            found = evaluate(setup, runner, conditions, states, lambda _: None).astype(np.float64)
         advance(1)
         return found
 

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+
+from qcheck.model.family import Family
+from qcheck.sampling.store import Trace
 
 ROWS = 8
 AMPLIFY = 8
@@ -30,3 +35,19 @@ def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
     """The change by quantization, enlarged: grey where nothing differs."""
     found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
     return found
+
+
+class Decoder:
+    """Final latents of traces to pictures; those of the same probes and arm are decoded once."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._known: dict[tuple[Path, ...], np.ndarray] = {}
+
+    def pictures(self, trace: Trace, count: int) -> np.ndarray:
+        """Pictures [n, H, W, 3] in [0, 1] of the first ``count`` probes."""
+        shown = trace.paths[:count]
+        if shown not in self._known:
+            decoded = self._family.decode(torch.from_numpy(np.stack(trace.finals()[:count])))
+            self._known[shown] = decoded.permute(0, 2, 3, 1).numpy()
+        return self._known[shown]

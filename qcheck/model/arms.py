@@ -1,7 +1,8 @@
 """The two full-precision arms of one pipeline: f0 (base) and f1 (base + adapter)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ _EXACT = 1e-3
 
 @dataclass(frozen=True)
 class Arms:
-    """One pipeline that holds either arm's weights; only the layers that the adapters touch exist twice.
+    """Both arms' weights for one pipeline, which holds either; only the layers that the adapters touch exist twice.
 
     ``adapters`` are in the adapted arm alone, ``common`` ones in both; ``unmatched`` names factors that went nowhere.
     """
@@ -38,22 +39,27 @@ class Arms:
         used = (*self.common, *(self.adapters if side == "adapted" else ()))
         return digest_of(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
 
-    def use(self, side: Side) -> Family:
-        """Put that arm's weights in place and return the pipeline."""
-        for layer, weight in self.weights[side].items():
-            _weight(self.base.pipe, layer).data = weight
-        return self.base.family
+    @contextmanager
+    def held(self, side: Side) -> Iterator[Family]:
+        """The pipeline with that arm's weights, until the block ends.
 
-    def entry(self, side: Side) -> torch.nn.Module:
-        """That arm's denoiser, ready for ``Family.feed``'s inputs."""
-        family = self.use(side)
-        return family.entry(family.module)
+        Blocks of one arm may nest.
+
+        Raises:
+            RuntimeError: the other arm is held: its runner would compute with these weights.
+        """
+        with self.base.lease.of(self.content(side)) as first:
+            if first:
+                for layer, weight in self.weights[side].items():
+                    _weight(self.base.pipe, layer).data = weight
+            yield self.base.family
 
     def state(self, side: Side) -> dict[str, torch.Tensor]:
-        """The denoiser's parameters and buffers in that arm."""
-        self.use(side)
+        """The denoiser's parameters and buffers in that arm, whichever is held."""
+        prefix = f"{self.base.family.denoiser}."
+        own = {layer.removeprefix(prefix): weight for layer, weight in self.weights[side].items()}
         found: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
-        return found
+        return found | {f"{layer}.weight": weight for layer, weight in own.items() if f"{layer}.weight" in found}
 
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
@@ -116,8 +122,8 @@ def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
     Raises:
         UserError: as ``apply``, or they change other layers.
     """
-    reference.use("base")
-    found = apply(reference.base, adapters, (), bool(reference.unmatched))
+    with reference.held("base"):
+        found = apply(reference.base, adapters, (), bool(reference.unmatched))
     if found.layers != reference.layers:
         odd = sorted(set(found.layers) ^ set(reference.layers))
         raise UserError(

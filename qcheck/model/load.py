@@ -1,7 +1,9 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,37 @@ from qcheck.model.quiet import quiet
 INDEX = "model_index.json"
 
 
+class Lease:
+    """Whose weights a pipeline holds while somebody computes with it."""
+
+    def __init__(self) -> None:
+        self._holder, self._depth = "", 0
+
+    @contextmanager
+    def of(self, holder: str) -> Iterator[bool]:
+        """The pipeline for ``holder`` until the block ends; whether nobody had it before.
+
+        Raises:
+            RuntimeError: another holder has it.
+        """
+        if self._depth and self._holder != holder:
+            raise RuntimeError("the pipeline computes for another arm: close that arm's runner first")
+        self._holder = holder
+        self._depth += 1
+        try:
+            yield self._depth == 1
+        finally:
+            self._depth -= 1
+
+
 @dataclass(frozen=True)
 class Base:
-    """A loaded pipeline in float32 and what it was loaded from."""
+    """A loaded pipeline in float32, what it was loaded from, and whose weights it holds."""
 
     source: str
     digest: str
     family: Family
+    lease: Lease = field(default_factory=Lease, compare=False)
 
     @property
     def pipe(self) -> Any:

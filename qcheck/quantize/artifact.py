@@ -24,18 +24,20 @@ from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.model.arms import Arms
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
-from qcheck.quantize import plan, qdq
+from qcheck.quantize import merge, plan, qdq
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import Input, LayerPlan
 from qcheck.quantize.qdq import Site
 from qcheck.result import manifest
 from qcheck.result.manifest import Layer, Manifest, Source, model_files
+from qcheck.spec import order as orders
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.order import Order
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 
 TWIN = "float32"
+BASE: Literal["base"] = "base"
 Origin = Literal["base", "adapted", "shared"]  # whose inputs: an arm's at f1's states, or the base's at its own
 Ranges = Mapping[Origin, Mapping[str, Input]]
 
@@ -81,7 +83,7 @@ class Exporter:
         """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
         if compute not in self._graphs:
             base = self._arms.base
-            key = cache.key("graph", base.digest, compute, self.shapes())
+            key = cache.key(__name__, "graph", base.digest, compute, self.shapes())
 
             def make(folder: Path) -> None:
                 component = base.family.component(self._example)
@@ -103,7 +105,7 @@ class Exporter:
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
-        key = cache.key("full", self._arms.content(side), compute, self.shapes())
+        key = cache.key(__name__, "full", self._arms.content(side), compute, self.shapes())
         about = f"{self._arms.base.source}, unquantized, {compute}"
         found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
         return found / "model.onnx"
@@ -130,6 +132,11 @@ class Exporter:
         return path
 
 
+def calibrated_on(order: Order) -> Origin:
+    """Whose inputs give the ranges of q1 in an order."""
+    return "shared" if orders.merge(order).ranges == "shared" else "adapted"
+
+
 def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> Content:
     """q0: the base quantized with its own ranges."""
     state = arms.state("base")
@@ -138,13 +145,7 @@ def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> 
 
 
 def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> Content:
-    """q1 in one order, with D the adapter's change of a weight W and Q the scheme.
-
-    merge-quantize: Q(W + D). quantize-merge: Q(Q(W) + D), as loaders do that merge into a quantized base.
-    unmerged: Q(W) with D as a low-rank branch in the compute type; layers the recipe keeps are merged in float.
-    refit: Q(W + D) in an engine that adapters share: its ranges and factors are the base's on its own runs, and only
-    codes and scales of weights are swapped.
-    """
+    """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there in every order."""
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
     touched = [layer for layer in arms.denoiser_layers() if layer in layers]
@@ -152,11 +153,11 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     state, branches = dict(adapted), {}
     for layer in touched:
         name = f"{layer}.weight"
-        if order == "quantize-merge":
-            state[name] = before[layer].fake(base[name]) + (adapted[name] - base[name])
-        elif order == "unmerged":
-            state[name], branches[layer] = base[name], arms.factors(layer)
-    calibrated = ranges["shared" if order == "refit" else "adapted"]
+        change, quantized = adapted[name] - base[name], before[layer].fake(base[name])
+        state[name] = merge.stored(order, base[name], adapted[name], change, quantized)
+        if orders.merge(order).merged == "beside":
+            branches[layer] = arms.factors(layer)
+    calibrated = ranges[calibrated_on(order)]
     return Content(state, plan.make(layers, state, scheme, calibrated), branches)
 
 
@@ -180,13 +181,13 @@ class Making:
         """What every file says of itself."""
         return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
 
-    def key(self, order: str) -> str:
+    def key(self, order: Order | Literal["base"]) -> str:
         """The cache key of q1 in an order, or of q0 at "base"."""
-        origins: tuple[Origin, ...] = ("base", "shared") if order == "refit" else SIDES
+        origins: tuple[Origin, ...] = SIDES if order == BASE else ("base", calibrated_on(order))
         ranges = digest_of(*(part for origin in origins for part in _parts(self.ranges[origin])))
         values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
         contents = (self.arms.content("base"), self.arms.content("adapted"))
-        return cache.key("artifact", *contents, *values, order, ranges, self.exporter.shapes())
+        return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes())
 
 
 def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
@@ -197,7 +198,7 @@ def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
 
 def write_base(making: Making) -> Quantized:
     """q0: the twin's file where the scheme has one."""
-    scheme, key = making.scheme, making.key("base")
+    scheme, key = making.scheme, making.key(BASE)
 
     def content() -> Content:
         return base_content(making.arms, scheme, making.recipe, making.ranges)

@@ -1,20 +1,17 @@
 """An artifact that someone else made: where its denoiser is, and what it says of itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from qcheck.build import gate
-from qcheck.build.builder import Shapes
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.model.family import FAMILIES
-from qcheck.result.build import Build
 from qcheck.runtime import ort_runner
 from qcheck.runtime.ort_runner import Feed
-from qcheck.tasks.work import Work
 
 ORDER = "as given"  # nobody says when the adapter was merged
 
@@ -34,7 +31,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Foreign(File):
+class Given(File):
     """A file whose inputs are known to be the denoiser's: how each is fed, and the type of its latents."""
 
     feeds: tuple[Feed, ...]
@@ -74,15 +71,19 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return (path, *(path.parent / place for place in sorted(places)))
 
 
-def fitted(work: Work, found: File) -> Foreign:
+def fitted(
+    found: File, asked: Mapping[str, np.ndarray], latent: str, timesteps: Sequence[float], threads: int
+) -> Given:
     """``found`` with how it is fed, held to what the probes will ask.
+
+    ``asked`` are the denoiser's inputs by name, at the first of the solver's ``timesteps``; ``latent`` is the input of
+    latents.
 
     Raises:
         UserError: its inputs are not the denoiser's, it takes other sizes, or only whole timesteps where the solver has
             fractions.
     """
-    asked, family = work.example, work.setup.family
-    feeds = ort_runner.feeds(ort_runner.session(found.path, work.job.threads), found.path, asked)
+    feeds = ort_runner.feeds(ort_runner.session(found.path, threads), found.path, asked)
     for feed in feeds:
         if not feed.fits(asked[feed.role]):
             raise UserError(
@@ -91,16 +92,15 @@ def fitted(work: Work, found: File) -> Foreign:
                 "Give --width and --height of the file, or the base and adapter that it was made from.",
             )
     timestep = next(feed for feed in feeds if feed.role == "timestep")
-    every = work.setup.all_timesteps()
-    unit = float(asked["timestep"][0]) / every[0]  # flow-matching denoisers may be fed a share of the solver's time
-    odd = [t * unit for t in every if t * unit != int(t * unit)]
+    unit = float(asked["timestep"][0]) / timesteps[0]  # flow-matching denoisers may be fed a share of the solver's time
+    odd = [t * unit for t in timesteps if t * unit != int(t * unit)]
     if odd and timestep.dtype.kind == "i":
         raise UserError(
             f"{found.path}: input {timestep.name!r} takes whole timesteps, this pipeline asks {odd[0]:g}",
             "Export it with a float timestep, or check with --steps that divide the training steps.",
         )
-    compute = next(feed.dtype.name for feed in feeds if feed.role == family.latent)
-    return Foreign(**vars(found), feeds=tuple(feeds), compute=compute)
+    compute = next(feed.dtype.name for feed in feeds if feed.role == latent)
+    return Given(**vars(found), feeds=tuple(feeds), compute=compute)
 
 
 def _shown(sides: Sequence[int | None]) -> str:
@@ -125,29 +125,3 @@ def _locate(given: Path) -> Path:
         f"artifact {str(given)!r} {what}",
         "Give the denoiser's .onnx file, or a folder that optimum-cli export or qcheck export wrote.",
     )
-
-
-def build(work: Work, found: Foreign) -> Build:
-    """Compile it for the target, where something here can; what it should compute in is not known."""
-    target, builder = work.job.target, gate.choose(work.job)
-    if isinstance(builder, str):
-        return gate.not_run(target, builder)
-    with work.timed(f"{found.name}: build for SM {builder.capability}", 1) as advance, gate.scratch() as place:
-        made = gate.run(builder, target, found.path, [], None, _shapes(work, found), place)
-        advance(1)
-    return made
-
-
-def _shapes(work: Work, found: Foreign) -> Shapes:
-    """As ``gate.shapes_of``, by the file's own names; a fixed batch stays as it is."""
-    own, shapes = gate.shapes_of(work), dict[str, tuple[list[int], list[int], list[int]]]()
-    batches = [sizes[0] for sizes in own[work.setup.family.latent]]
-    for feed in found.feeds:
-        rest = list(work.example[feed.role].shape[1:])
-        if feed.batched or (feed.role in own and feed.rank > 1):
-            low, best, high = ([feed.rows or rows, *rest] for rows in batches)
-            shapes[feed.name] = (low, best, high)
-        elif feed.rank and None in {feed.rows, *feed.sides}:
-            exact = [1] if feed.rank == 1 else list(work.example[feed.role].shape)
-            shapes[feed.name] = (exact, exact, exact)
-    return shapes

@@ -27,8 +27,8 @@ COLOURS: dict[Outcome, str] = {
 
 def order_loses(case: Case) -> bool:
     """Whether the cure of a case is another order: the adapter was merged into weights that are quantized already."""
-    known = order.OF.get(case.order)  # what someone else made says no order
-    return case.verdict == "NEEDS-QAT" and known is not None and known.loses
+    known = case.order in order.ORDERS  # what someone else made says no order
+    return case.verdict == "NEEDS-QAT" and known and order.merge(order.find(case.order)).rounds_change_alone
 
 
 CURE = "the order loses it: merge before quantizing"

@@ -1,5 +1,6 @@
 """What a check found: report.json is exactly this value."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -9,9 +10,12 @@ from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.measurement import Judged, NotMeasured
 from qcheck.result.verdict import Outcome
+from qcheck.spec.arm import Arm
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.scheme import RanAs
 
-SCHEMA: Literal["qcheck-report/1"] = "qcheck-report/1"
+SCHEMA: Literal["qcheck-report/2"] = "qcheck-report/2"
+REPORT = "report.json"
 
 
 class Input(Value):
@@ -94,6 +98,25 @@ class Case(Value):
     builds: list[Build]
     seconds: float
 
+    def __getitem__(self, key: str | tuple[str, Arm]) -> Judged:
+        """The measurement of that name, of the only arm that has it or else the adapted one; or of (name, arm).
+
+        Raises:
+            KeyError: it has none.
+        """
+        name, arm = (key, None) if isinstance(key, str) else key
+        found = {seen.arm: seen for seen in self.measurements if seen.name == name}
+        if arm is None and found:
+            return found["adapted"] if "adapted" in found else next(iter(found.values()))
+        if arm is None or arm not in found:
+            known = ", ".join(dict.fromkeys(f"{seen.name} ({seen.arm})" for seen in self.measurements))
+            raise KeyError(f"{key}; measured are {known}")
+        return found[arm]
+
+    def why(self) -> str:
+        """The verdict, what led to it and what to do next, in sentences."""
+        return "\n".join([f"{self.verdict}: {self.next}", *(f"because {reason}" for reason in self.reasons)])
+
 
 class Provenance(Value):
     """Who made this file, from what, with which arguments."""
@@ -101,7 +124,6 @@ class Provenance(Value):
     qcheck: str
     commit: str | None
     created: str
-    arguments: dict[str, str | float | int | bool | list[str] | list[float] | None]
     versions: dict[str, str]
     machine: str
     recipe: str
@@ -112,11 +134,16 @@ class Provenance(Value):
 
 
 class Report(Value):
-    """The whole result of one check."""
+    """The whole result of one check. ``spec`` is what was asked, whole: the same check can be asked for again from it.
 
-    schema_: Literal["qcheck-report/1"] = Field(default=SCHEMA, alias="schema")
+    ``ranges`` is the file of ranges that was given, if one was.
+    """
+
+    schema_: Literal["qcheck-report/2"] = Field(default=SCHEMA, alias="schema")
+    spec: CheckSpec
     base: Input
     adapters: list[Input]
+    ranges: Input | None = None
     changed_layers: int
     unmatched: list[str]
     target: str
@@ -127,18 +154,47 @@ class Report(Value):
     not_measured: list[NotMeasured]
     provenance: Provenance
 
+    @property
+    def passed(self) -> bool:
+        """Whether the request's cases passed: all of them, or any where it asks for any."""
+        return exit_code(self) == 0
+
+    def __getitem__(self, key: str | tuple[str, str]) -> Case:
+        """The case of a scheme, where it was judged in one order alone, or of (scheme, order).
+
+        Raises:
+            KeyError: there is none, or there are several.
+        """
+        scheme, order = (key, None) if isinstance(key, str) else key
+        found = [case for case in self.cases if case.scheme == scheme and order in (None, case.order)]
+        if len(found) != 1:
+            known = ", ".join(f"({case.scheme!r}, {case.order!r})" for case in self.cases)
+            raise KeyError(f"{key} names {len(found)} cases of {known}")
+        return found[0]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json into ``folder``, which ``qcheck.load_report`` and ``qcheck report`` read; its path.
+
+        Artifacts, pictures and the page are written by a check that has ``out``.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / REPORT).write_text(self.to_json(), "utf-8")
+        return place / REPORT
+
     def to_json(self) -> str:
         """Indented JSON with the contract's key ``schema``; non-finite numbers become the strings NaN, Infinity."""
         return self.model_dump_json(indent=1, by_alias=True) + "\n"
 
 
-def exit_code(report: Report, explicit: bool) -> int:
-    """0 if every scheme passes (any when schemes were defaulted), 3 if none failed but some is open, else 1.
+def exit_code(report: Report) -> int:
+    """0 if every case passes (any where the request asks for any), 3 if none failed but some is open, else 1.
 
-    Unquantized controls count only where they were named.
+    Where any will do, unquantized controls do not count.
     """
-    outcomes = [case.verdict for case in report.cases if explicit or not case.control]
+    whole = report.spec.require == "all"
+    outcomes = [case.verdict for case in report.cases if whole or not case.control]
     passed = [outcome == "PASS" for outcome in outcomes]
-    if (all(passed) if explicit else any(passed)) and outcomes:
+    if (all(passed) if whole else any(passed)) and outcomes:
         return 0
     return 3 if all(outcome in ("PASS", "INCONCLUSIVE", "INVALID") for outcome in outcomes) else 1

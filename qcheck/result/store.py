@@ -5,9 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from qcheck.core.errors import UserError
-from qcheck.result.report import SCHEMA, Report
-
-NAME = "report.json"
+from qcheck.result.report import REPORT, SCHEMA, Report
 
 
 def read(path: Path) -> Report:
@@ -16,12 +14,12 @@ def read(path: Path) -> Report:
     Raises:
         UserError: there is none, or it is not of this qcheck's schema.
     """
-    file = path / NAME if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path
     try:
         return Report.model_validate_json(file.read_bytes())
     except OSError as error:
         raise UserError(
-            f"report {str(file)!r}: {error.strerror}", f"Give a folder that `qcheck check` wrote, or its {NAME}."
+            f"report {str(file)!r}: {error.strerror}", f"Give a folder that `qcheck check` wrote, or its {REPORT}."
         ) from error
     except ValidationError as error:
         first = error.errors()[0]

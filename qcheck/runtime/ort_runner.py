@@ -123,6 +123,14 @@ class OnnxRunner:
         self._feeds: list[Feed] = []
         self.name = f"ONNX Runtime {onnxruntime.__version__} on {path.name}"
 
+    def __enter__(self) -> "OnnxRunner":
+        """The runner; its sessions and threads end with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._session.cache_clear()
+
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """As ``Runner``; a float16 artifact is fed and read in float16."""
         if not self._feeds:

@@ -1,13 +1,14 @@
-"""Runner x probes -> stored outputs. f1 walks freely; every other arm is asked at f1's states, then walks freely too.
+"""Probes through a runner, to stored outputs.
 
-Outputs are guided (the two branches of classifier-free guidance run in one batch and are combined before storing).
+The reference f1 is sampled normally. Every other arm is evaluated at the latents f1 visited, then sampled from the same
+noise. Outputs are guided: the two branches of classifier-free guidance run in one batch and are combined before storing.
 Every probe of every arm is one file in the cache: memory does not grow with probes or steps, more probes cost only
 their own forwards, and what an interrupted run finished is there for the next.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,25 @@ from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.core.progress import Advance
+from qcheck.model.arms import Arms
 from qcheck.runtime.runner import Runner, call
+from qcheck.sampling import setup as setups
 from qcheck.sampling import solvers
 from qcheck.sampling.setup import Conditions, Inputs, Setup, Subject, combined, fed
 from qcheck.sampling.store import Arrays, Trace
-from qcheck.sampling.trajectory import Way
+from qcheck.sampling.trajectory import Trajectory
+from qcheck.spec import probe
 from qcheck.spec.arm import Side
-from qcheck.spec.probe import Probe
+from qcheck.spec.probe import Probe, ProbeSet
 
 _FILE = "probe.safetensors"
+_KIND = "trace"
+Tensors = dict[str, np.ndarray]
+AtStratum = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
 
 
 def _guided(
@@ -38,35 +49,28 @@ def _guided(
     return combined(torch.from_numpy(raw), branches, setup.guidance)
 
 
-Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
+def _sample(
+    setup: Setup, runner: Runner, start: Inputs, advance: Advance, at_stratum: AtStratum = _ignore
+) -> Iterator[Tensors]:
+    """Final latents ``final`` [C, h, w] and the scalars of ``Trajectory`` of each free run of a batch.
 
-
-def _ignore(*_: object) -> None:
-    """Nobody looks at the way."""
-
-
-def _walk(
-    setup: Setup, runner: Runner, start: Inputs, advance: Advance, seen: Seen = _ignore
-) -> Iterator[dict[str, np.ndarray]]:
-    """Final latents ``final`` [C, h, w] and the way's scalars (``walk.Way``) of each free run of a batch.
-
-    ``seen`` gets place, latents and guided output of the whole batch at every stratum.
+    ``at_stratum`` gets place, latents and guided output of the whole batch at every stratum.
     """
-    solver, way = setup.solver(), Way()
+    solver, trajectory = setup.solver(), Trajectory()
     x = start.latents * getattr(solver, "init_noise_sigma", 1.0)  # flow-matching solvers start from unit noise
     for index, timestep in enumerate(solver.timesteps):
         guided = _guided(setup, runner, solver, x, timestep, start.conditions)
-        way.seen(x, guided)
+        trajectory.add(x, guided)
         if index in setup.strata:
-            seen(setup.strata.index(index), x, guided)
+            at_stratum(setup.strata.index(index), x, guided)
         x = solvers.step(solver, guided, timestep, x, list(start.generators))
         advance(len(x))
-    kept = way.ended(x) | {"final": x}
+    kept = trajectory.scalars(x) | {"final": x}
     for row in range(len(x)):
         yield {name: values[row].numpy() for name, values in kept.items()}
 
 
-def ask(
+def evaluate(
     setup: Setup,
     runner: Runner,
     conditions: Conditions,
@@ -85,162 +89,177 @@ def ask(
     return outputs
 
 
-def _reference_key(setup: Setup, subject: Subject, probe: Probe) -> str:
-    return cache.key("reference", setup.digest, subject.content, digest_of_value(probe))
+@dataclass(frozen=True)
+class Sampler:
+    """Probes of one set-up, and the cache that keeps what runners make of them."""
 
+    setup: Setup
+    probes: tuple[Probe, ...]
+    store: Cache
 
-def known(setup: Setup, subject: Subject, probe: Probe, store: Cache) -> bool:
-    """Whether the reference of that probe is there from an earlier run."""
-    return store.find("trace", _reference_key(setup, subject, probe)) is not None
+    @classmethod
+    def of(cls, arms: Arms, chosen: ProbeSet, strata: int, batch: int, store: Cache) -> "Sampler":
+        """A sampler of a probe set for both ``arms``, which are compared at ``strata`` timesteps.
 
+        Raises:
+            UserError: as ``setup.make``.
+        """
+        made = probe.probes(chosen, tuple(adapter.weight for adapter in arms.adapters))
+        return cls(setups.make(arms, chosen, strata, batch), made, store)
 
-def seconds(setup: Setup, subject: Subject, asked: Probe) -> float:
-    """Seconds of one denoiser call for one probe, all branches of guidance: the second call, the first warms up."""
-    start, solver, runner = setup.inputs(subject.side, [asked]), setup.solver(), subject.runner()
-    for _ in range(2):
-        began = time.monotonic()
-        _guided(setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
-    return time.monotonic() - began
+    def take(self, count: int) -> "Sampler":
+        """The first ``count`` probes."""
+        return replace(self, probes=self.probes[:count])
 
+    def reference(self, subject: Subject, advance: Advance) -> Trace:
+        """Sample f1 normally: its run, with states and outputs at the strata."""
+        setup, probes = self.setup, self.probes
 
-def reference(setup: Setup, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance) -> Trace:
-    """Trace f1: its free run, with states and outputs at the strata."""
+        def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
+            start = setup.inputs(subject.side, probes[rows])
+            shape = (len(start.latents), len(setup.strata), *start.latents.shape[1:])
+            states, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
-    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
-        start = setup.inputs(subject.side, probes[rows])
-        shape = (len(start.latents), len(setup.strata), *start.latents.shape[1:])
-        states, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            def keep(place: int, x: torch.Tensor, guided: torch.Tensor) -> None:
+                states[:, place], outputs[:, place] = x.numpy(), guided.numpy()
 
-        def keep(place: int, x: torch.Tensor, guided: torch.Tensor) -> None:
-            states[:, place], outputs[:, place] = x.numpy(), guided.numpy()
+            for row, sampled in enumerate(_sample(setup, runner, start, advance, keep)):
+                yield {"states": states[row], "outputs": outputs[row], **sampled}
 
-        for row, walked in enumerate(_walk(setup, runner, start, advance, keep)):
-            yield {"states": states[row], "outputs": outputs[row], **walked}
+        keys = [self._reference_key(subject, probe) for probe in probes]
+        return self._trace(subject, _Plan(keys, None, setup.calls), advance, compute)
 
-    keys = [_reference_key(setup, subject, probe) for probe in probes]
-    return _trace(setup, subject, _Work(keys, probes, None, setup.calls), store, advance, compute)
+    def forced(self, subject: Subject, reached: Trace, advance: Advance) -> Trace:
+        """Evaluate an arm at the states that the reference visited, without a free run of its own."""
+        setup, probes = self.setup, self.probes
 
+        def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
+            conditions = setup.inputs(subject.side, probes[rows]).conditions
+            for output in evaluate(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
+                yield {"outputs": output}
 
-def forced(
-    setup: Setup, reached: Trace, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance
-) -> Trace:
-    """Trace an arm at the states that the reference reached, without a free run of its own."""
+        keys = [cache.key(__name__, "forced", subject.content, path.parent.name) for path in reached.paths]
+        return self._trace(subject, _Plan(keys, reached, len(setup.strata)), advance, compute)
 
-    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
-        conditions = setup.inputs(subject.side, probes[rows]).conditions
-        for output in ask(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
-            yield {"outputs": output}
+    def arm(self, subject: Subject, reached: Trace, advance: Advance) -> Trace:
+        """Evaluate any other arm at the reference's states, then sample it from the same noise."""
+        setup, probes = self.setup, self.probes
 
-    keys = [cache.key("forced", subject.content, path.parent.name) for path in reached.paths]
-    return _trace(setup, subject, _Work(keys, probes, reached, len(setup.strata)), store, advance, compute)
+        def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
+            start = setup.inputs(subject.side, probes[rows])
+            states = np.stack(reached.states()[rows])
+            outputs = evaluate(setup, runner, start.conditions, states, advance)
+            apart = np.zeros(states.shape[:2])
 
+            def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
+                there = states[:, place].astype(np.float64)
+                apart[:, place] = np.linalg.norm((x.numpy() - there).reshape(len(there), -1), axis=1)
+                apart[:, place] /= np.linalg.norm(there.reshape(len(there), -1), axis=1)
 
-def arm(
-    setup: Setup, reached: Trace, subject: Subject, probes: Sequence[Probe], store: Cache, advance: Advance
-) -> Trace:
-    """Trace any other arm: at the reference's states, then free from the same noise."""
+            for row, sampled in enumerate(_sample(setup, runner, start, advance, measure)):
+                yield {"outputs": outputs[row], "apart": apart[row], **sampled}
 
-    def compute(runner: Runner, rows: slice) -> Iterator[dict[str, np.ndarray]]:
-        start = setup.inputs(subject.side, probes[rows])
-        states = np.stack(reached.states()[rows])
-        outputs = ask(setup, runner, start.conditions, states, advance)
-        apart = np.zeros(states.shape[:2])
+        keys = [cache.key(__name__, "arm", subject.content, path.parent.name) for path in reached.paths]
+        return self._trace(subject, _Plan(keys, reached, len(setup.strata) + setup.calls), advance, compute)
 
-        def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
-            there = states[:, place].astype(np.float64)
-            apart[:, place] = np.linalg.norm((x.numpy() - there).reshape(len(there), -1), axis=1)
-            apart[:, place] /= np.linalg.norm(there.reshape(len(there), -1), axis=1)
+    def outputs(self, runner: Runner, side: Side, states: Arrays, advance: Advance = _ignore) -> np.ndarray:
+        """Guided outputs [n, T, C, h, w] at given states [T, C, h, w] of each probe; nothing is stored."""
+        return np.concatenate(list(self._batched(runner, side, states, advance, _ignore)))
 
-        for row, walked in enumerate(_walk(setup, runner, start, advance, measure)):
-            yield {"outputs": outputs[row], "apart": apart[row], **walked}
-
-    keys = [cache.key("arm", subject.content, path.parent.name) for path in reached.paths]
-    calls = len(setup.strata) + setup.calls
-    return _trace(setup, subject, _Work(keys, probes, reached, calls), store, advance, compute)
-
-
-def visit(
-    setup: Setup,
-    states: Arrays,
-    runner: Runner,
-    side: Side,
-    probes: Sequence[Probe],
-    advance: Advance,
-    enter: Callable[[int], None] = _ignore,
-) -> None:
-    """Run an arm at states [T, C, h, w] of each probe for the sake of who watches its layers; nothing is kept."""
-    for rows in _batches(range(len(probes)), setup.batch):
-        conditions = setup.inputs(side, probes[rows]).conditions
-        ask(setup, runner, conditions, np.stack(list(states[rows])), advance, enter)
-
-
-def answers(
-    setup: Setup, runner: Runner, side: Side, probes: Sequence[Probe], states: Arrays, advance: Advance
-) -> np.ndarray:
-    """Guided outputs [n, T, C, h, w] of a runner at given states [T, C, h, w] of each probe; nothing is stored."""
-    found = []
-    for rows in _batches(range(len(probes)), setup.batch):
-        conditions = setup.inputs(side, probes[rows]).conditions
-        found.append(ask(setup, runner, conditions, np.stack(list(states[rows])), advance))
-    return np.concatenate(found)
-
-
-def roam(setup: Setup, runner: Runner, side: Side, probes: Sequence[Probe], advance: Advance) -> np.ndarray:
-    """States [n, T, C, h, w] that a runner reaches by itself at the strata; nothing is stored."""
-    found = []
-    for rows in _batches(range(len(probes)), setup.batch):
-        start = setup.inputs(side, probes[rows])
-        reached = np.empty((len(start.latents), len(setup.strata), *start.latents.shape[1:]), np.float32)
-
-        def keep(place: int, x: torch.Tensor, _: torch.Tensor, reached: np.ndarray = reached) -> None:
-            reached[:, place] = x.numpy()
-
-        for _ in _walk(setup, runner, start, advance, keep):
+    def run(
+        self,
+        runner: Runner,
+        side: Side,
+        states: Arrays,
+        advance: Advance,
+        enter: Callable[[int], None] = _ignore,
+    ) -> None:
+        """Run an arm at states [T, C, h, w] of each probe for the sake of hooks on its layers; nothing is kept."""
+        for _ in self._batched(runner, side, states, advance, enter):
             pass
-        found.append(reached)
-    return np.concatenate(found)
+
+    def _batched(
+        self, runner: Runner, side: Side, states: Arrays, advance: Advance, enter: Callable[[int], None]
+    ) -> Iterator[np.ndarray]:
+        for rows in _batches(range(len(self.probes)), self.setup.batch):
+            conditions = self.setup.inputs(side, self.probes[rows]).conditions
+            yield evaluate(self.setup, runner, conditions, np.stack(list(states[rows])), advance, enter)
+
+    def states(self, runner: Runner, side: Side) -> np.ndarray:
+        """States [n, T, C, h, w] that a runner reaches by itself at the strata; nothing is stored."""
+        found = []
+        for rows in _batches(range(len(self.probes)), self.setup.batch):
+            start = self.setup.inputs(side, self.probes[rows])
+            reached = np.empty((len(start.latents), len(self.setup.strata), *start.latents.shape[1:]), np.float32)
+
+            def keep(place: int, x: torch.Tensor, _: torch.Tensor, reached: np.ndarray = reached) -> None:
+                reached[:, place] = x.numpy()
+
+            for _ in _sample(self.setup, runner, start, _ignore, keep):
+                pass
+            found.append(reached)
+        return np.concatenate(found)
+
+    def known(self, subject: Subject) -> bool:
+        """Whether the reference of the first probe is there from an earlier run."""
+        return self.store.find(_KIND, self._reference_key(subject, self.probes[0])) is not None
+
+    def seconds(self, subject: Subject) -> float:
+        """Seconds of one denoiser call of one probe, all branches of guidance: the second call, the first warms up."""
+        start, solver = self.setup.inputs(subject.side, self.probes[:1]), self.setup.solver()
+        with subject.open() as runner:
+            for _ in range(2):
+                began = time.monotonic()
+                _guided(self.setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
+        return time.monotonic() - began
+
+    def _reference_key(self, subject: Subject, probe: Probe) -> str:
+        return cache.key(__name__, "reference", self.setup.digest, subject.content, digest_of_value(probe))
+
+    def _trace(
+        self,
+        subject: Subject,
+        plan: "_Plan",
+        advance: Advance,
+        compute: Callable[[Runner, slice], Iterator[Tensors]],
+    ) -> Trace:
+        """Find the probes' files, computing those that are missing batch by batch, in one process of all that ask."""
+        missing = self._missing(plan)
+        advance(plan.calls * (len(plan.keys) - len(missing)))
+        if missing:
+            with self.store.locked(_KIND, *(plan.keys[index] for index in missing)):
+                left = self._missing(plan)  # another process may have computed some while this one waited
+                advance(plan.calls * (len(missing) - len(left)))
+                if left:
+                    with subject.open() as runner:
+                        for rows in _batches(left, self.setup.batch):
+                            self._keep(subject, plan, rows, compute(runner, rows))
+        found = [self.store.find(_KIND, key) for key in plan.keys]
+        paths = tuple(folder / _FILE for folder in found if folder is not None)
+        if len(paths) != len(plan.keys):
+            raise FileNotFoundError(f"{subject.name}: stored probes vanished while they were being used")
+        return Trace(subject.name, paths)
+
+    def _missing(self, plan: "_Plan") -> list[int]:
+        return [index for index, key in enumerate(plan.keys) if self.store.find(_KIND, key) is None]
+
+    def _keep(self, subject: Subject, plan: "_Plan", rows: slice, computed: Iterator[Tensors]) -> None:
+        for index, tensors in zip(range(rows.start, rows.stop), computed, strict=True):
+            states = tensors["states"] if plan.reached is None else plan.reached.states()[index]
+            probe = self.probes[index]
+            matched = digest_of(digest_of_value(probe), self.setup.digest, np.ascontiguousarray(states).tobytes())
+            with self.store.put(_KIND, plan.keys[index], f"{subject.name}, {probe.prompt}") as folder:
+                whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+                save_file(whole, folder / _FILE, metadata={"matched": matched})
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Cache keys of the probes, the probes, whose states they are asked at (None: their own), calls for each."""
+class _Plan:
+    """Cache keys of the probes, at whose states they are evaluated (None: their own), denoiser calls for each."""
 
     keys: Sequence[str]
-    probes: Sequence[Probe]
     reached: Trace | None
     calls: int
-
-
-def _trace(
-    setup: Setup,
-    subject: Subject,
-    work: _Work,
-    store: Cache,
-    advance: Advance,
-    compute: Callable[[Runner, slice], Iterator[dict[str, np.ndarray]]],
-) -> Trace:
-    """Find the probes' files, computing those that are missing batch by batch."""
-    found = [store.find("trace", key) for key in work.keys]
-    missing = [index for index, folder in enumerate(found) if folder is None]
-    advance(work.calls * (len(found) - len(missing)))
-    runner = subject.runner() if missing else None
-    for rows in _batches(missing, setup.batch):
-        assert runner is not None  # noqa: S101  # there are rows only where something is missing
-        for index, tensors in zip(range(rows.start, rows.stop), compute(runner, rows), strict=True):
-            states = tensors["states"] if work.reached is None else work.reached.states()[index]
-            matched = _matched(setup, work.probes[index], states)
-            with store.put("trace", work.keys[index], f"{subject.name}, {work.probes[index].prompt}") as folder:
-                whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-                save_file(whole, folder / _FILE, metadata={"matched": matched})
-            found[index] = store.find("trace", work.keys[index])
-    paths = tuple(folder / _FILE for folder in found if folder is not None)
-    if len(paths) != len(work.keys):
-        raise FileNotFoundError(f"{subject.name}: stored probes vanished while they were being used")
-    return Trace(subject.name, paths)
-
-
-def _matched(setup: Setup, probe: Probe, states: np.ndarray) -> str:
-    return digest_of(digest_of_value(probe), setup.digest, np.ascontiguousarray(states).tobytes())
 
 
 def _batches(indices: Sequence[int], size: int) -> Iterator[slice]:

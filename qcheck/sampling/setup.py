@@ -1,6 +1,8 @@
 """What all arms of a check share: the solver, the steps at which arms are compared, and how a probe starts."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,11 +11,16 @@ import numpy as np
 import torch
 
 from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
+from qcheck.model.arms import Arms
 from qcheck.model.family import Family
+from qcheck.model.quiet import quiet
 from qcheck.runtime.runner import Runner
 from qcheck.sampling import solvers
-from qcheck.spec.arm import Side
-from qcheck.spec.probe import Probe
+from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.probe import Probe, ProbeSet
+
+STRATA = 8  # timesteps at which arms are compared
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Subject:
-    """An arm to trace: its side, the digest of all that its outputs depend on, and how to get a runner for it.
+    """An arm to evaluate: its side, the digest of all that its outputs depend on, and how to get a runner for it.
 
-    ``runner`` is called only when something has to be computed.
+    ``open`` is called only when something has to be computed; the runner is there until the context ends.
     """
 
     name: str
     side: Side
     content: str
-    runner: Callable[[], Runner]
+    open: Callable[[], AbstractContextManager[Runner]]
 
 
 def choose_strata(steps: int, count: int) -> tuple[int, ...]:
@@ -116,5 +123,50 @@ def combined(outputs: torch.Tensor, branches: int, guidance: float) -> torch.Ten
 
 
 def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:
-    """Denoiser calls, one per probe and step, of ``free`` walks and ``forced`` passes over ``probes``."""
+    """Denoiser calls, one per probe and step, of ``free`` runs and ``forced`` evaluations at states over ``probes``."""
     return probes * (free * setup.calls + forced * len(setup.strata))
+
+
+def make(arms: Arms, chosen: ProbeSet, strata: int, batch: int) -> Setup:
+    """The set-up of a probe set: its solver, its steps, and where its probes start in each of ``arms``.
+
+    Raises:
+        UserError: a negative prompt for a pipeline without a second branch of guidance, or sides that it cannot have.
+    """
+    family = arms.base.family
+    if chosen.negative and family.branches == 1:
+        raise UserError(
+            f"probes {chosen.name!r} have a negative prompt, and a {type(family).__name__} pipeline has no use for one",
+            "Leave `negative` out of the probe set.",
+        )
+
+    @functools.lru_cache(maxsize=len(SIDES) * batch)
+    def conditions(side: Side, asked: Probe) -> Mapping[str, torch.Tensor]:
+        with quiet(), arms.held(side) as held:
+            return held.conditions(asked)
+
+    def inputs(side: Side, asked: Sequence[Probe]) -> Inputs:
+        started = [family.start(p) for p in asked]
+        found = [conditions(side, p) for p in asked]
+        return Inputs(
+            latents=torch.cat([latents for latents, _ in started]),
+            generators=tuple(generator for _, generator in started),
+            conditions={name: torch.stack([c[name] for c in found]).numpy() for name in found[0]},
+        )
+
+    shape = family.shape(chosen.width, chosen.height)
+    calls = len(family.solver(chosen.steps, shape).timesteps)
+    return Setup(
+        family=family,
+        solver=lambda: family.solver(chosen.steps, shape),
+        guidance=chosen.guidance,
+        strata=choose_strata(calls, strata),
+        batch=batch,
+        inputs=inputs,
+    )
+
+
+def example(setup: Setup, asked: Probe) -> dict[str, np.ndarray]:
+    """What the denoiser is fed for one probe at its first step: a row for each branch of guidance."""
+    first, solver = setup.inputs("base", [asked]), setup.solver()
+    return fed(setup.family, solver, first.latents, solver.timesteps[0], first.conditions)[0]

@@ -55,8 +55,8 @@ class Trace:
         """Latents [T, C, h, w] of each probe before the strata's steps; the reference has them."""
         return Rows(self.paths, "states")
 
-    def way(self, name: str) -> Rows:
-        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``walk.Way``).
+    def scalars(self, name: str) -> Rows:
+        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``Trajectory``).
 
         Other arms than the reference also have ``apart`` [T]: |x - x_f1| / |x_f1| before the strata's steps.
         """

@@ -1,4 +1,4 @@
-"""What a free run leaves behind of its way: a few scalars of every call, no latents."""
+"""What a free run leaves behind of its trajectory: a few scalars of every call, no latents."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass
-class Way:
+class Trajectory:
     """The scalars of a batch of b free runs, gathered call by call.
 
     ``turns`` 1 - cosine of the angle between each guided output and the next; ``lengths`` |x| moved by each step;
@@ -18,15 +18,15 @@ class Way:
     moments: list[torch.Tensor] = field(default_factory=list)
     _first: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     _last: torch.Tensor | None = None
-    _before: torch.Tensor | None = None
+    _output: torch.Tensor | None = None
 
-    def seen(self, x: torch.Tensor, guided: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, guided: torch.Tensor) -> None:
         """Latents [b, C, h, w] before a call, and the guided output of that shape that it gave."""
         self._moved(x)
         flat = guided.double().flatten(1)
-        if self._before is not None:
-            self.turns.append(1 - torch.cosine_similarity(self._before, flat, dim=1))
-        self._before = flat
+        if self._output is not None:
+            self.turns.append(1 - torch.cosine_similarity(self._output, flat, dim=1))
+        self._output = flat
 
     def _moved(self, x: torch.Tensor) -> None:
         wide = x.double()
@@ -38,8 +38,8 @@ class Way:
             self.lengths.append((flat - self._last).norm(dim=1))
         self._last = flat
 
-    def ended(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The final latents [b, C, h, w] end it.
+    def scalars(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The scalars of runs that end at latents ``x`` [b, C, h, w].
 
         ``turns`` [b, calls - 1], ``lengths`` [b, calls], ``chord`` [b, 1] from start to end, ``moments``
         [b, calls + 1, 2, C]; all float64.

@@ -1,83 +1,104 @@
-"""A job: everything a check was asked to do, resolved to values before anything heavy starts."""
+"""The request of a check as one value: everything it was asked to do, resolved before anything heavy starts.
 
-from dataclasses import dataclass
-from pathlib import Path
+The command line, ``qcheck.toml`` and the Python API build it, report.json stores it whole, and what works on a report
+later (advice, calibration, comparison, the command that repeats it) reads it back: nothing is looked up by name again.
+Schemes, target, recipe, limits and probes are values; what is large (base, adapters, ONNX files, ranges) is named by its
+place, and the report holds its digest.
+"""
 
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from qcheck.core.errors import UserError
+from qcheck.core.values import Names, Value, as_tuple
+from qcheck.spec import recipe
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.probe import ProbeSet
-from qcheck.spec.recipe import PromptSet, Recipe
+from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import Target
 
-Argument = str | float | int | bool | list[str] | list[float] | None
 
-
-@dataclass(frozen=True)
-class Use:
+class Use(Value):
     """An adapter's file and how strongly it is applied."""
 
     source: str
     weight: float
 
 
-@dataclass(frozen=True)
-class Job:
-    """Inputs of ``pipeline.check``.
+class Execution(Value):
+    """How the request is carried out on a machine: processor threads, probes in a batch, whether engines are built."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] = 8
+    build: bool = True
+
+
+Uses = Annotated[tuple[Use, ...], BeforeValidator(as_tuple)]
+
+
+class CheckSpec(Value):
+    """The whole request.
 
     ``adapters`` are judged together; those in ``common`` belong to both arms. ``references``, where there are any, are
     what ``adapters`` were calibrated from, one of each: at full precision they are what the artifacts are held to.
-    ``explicit`` says that the user named the schemes; ``artifacts`` are files of others that are judged beside them.
-    ``cache`` None keeps nothing beyond the run.
-    ``ranges`` is a file of them; ``calibrating`` are prompts to find them on instead of the recipe's, ``pictures`` one
-    of each prompt, whose latents under noise are met in place of the model's own.
+    ``artifacts`` are files of others that are judged beside the schemes. ``probes`` hold a prompt for every probe up to
+    the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that every prompt holds,
+    those of calibration too. ``ranges`` is a file of ranges. ``require`` says whether all cases have to pass, or any.
     """
 
     base: str
-    adapters: tuple[Use, ...]
-    references: tuple[Use, ...]
-    common: tuple[Use, ...]
-    allow_unmatched: bool
-    schemes: tuple[Scheme, ...]
-    artifacts: tuple[Path, ...]
-    explicit: bool
-    orders: tuple[Order, ...]
+    adapters: Annotated[Uses, Field(min_length=1)]
+    references: Uses = ()
+    common: Uses = ()
+    allow_unmatched: bool = False
+    schemes: Annotated[tuple[Scheme, ...], BeforeValidator(as_tuple)] = ()
+    artifacts: Names = ()
+    orders: Annotated[tuple[Order, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     target: Target
     probes: ProbeSet
+    trigger: str | None = None
     recipe: Recipe
-    trigger: str | None
+    ranges: str | None = None
     limits: Limits
-    out: Path
-    cache: Path | None
-    threads: int
-    batch: int
-    build: bool
-    ranges: Path | None = None
-    calibrating: PromptSet | None = None
-    pictures: tuple[Path, ...] = ()
+    max_probes: Annotated[int, Field(ge=2)] | None = None
+    require: Literal["all", "any"] = "all"
+    execution: Execution = Execution()
 
-    def arguments(self) -> dict[str, Argument]:
-        """What was asked for, by the names of the options, resolved."""
-        sampled = ("steps", "guidance", "seed", "width", "height")
-        return {
-            "base": self.base,
-            "lora": [used.source for used in self.adapters],
-            "weight": [used.weight for used in self.adapters],
-            "reference_lora": [used.source for used in self.references],
-            "with_lora": [f"{used.source}={used.weight:g}" for used in self.common],
-            "allow_unmatched": self.allow_unmatched,
-            "scheme": [named.name for named in self.schemes],
-            "artifact": [str(path) for path in self.artifacts],
-            "order": [*self.orders],
-            "target": self.target.name,
-            "probes": self.probes.name,
-            "trigger": self.trigger,
-            "recipe": self.recipe.name,
-            "ranges": None if self.ranges is None else str(self.ranges),
-            "limits": self.limits.name,
-            "max_probes": self.limits.looks[-1],
-            "build": self.build,
-            "threads": self.threads,
-            "batch": self.batch,
-            **{name: getattr(self.probes, name) for name in sampled},
-        }
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if not self.schemes and not self.artifacts:
+            raise UserError("the request names no scheme and no artifact", "Name one of them.")
+        if self.references and len(self.references) != len(self.adapters):
+            raise UserError(
+                f"{len(self.adapters)} adapters and {len(self.references)} references are given",
+                "Give one --reference-lora for each --lora, or none.",
+            )
+        for what, names in (("scheme", [s.name for s in self.schemes]), ("artifact", self.artifacts)):
+            if len(set(names)) != len(names):
+                raise UserError(
+                    f"{what} is named twice: {', '.join(names)}", "Name each once; files need names of their own."
+                )
+        if len(self.probes.prompts) != self.limits.looks[-1]:
+            raise UserError(
+                f"{len(self.probes.prompts)} probes, and the last look is at {self.limits.looks[-1]}",
+                "Repeat the prompts with other seeds (probe.repeated), or give limits with other `looks`.",
+            )
+        recipe.calibration(self.recipe, self.probes, self.trigger)
+        _ = self.bounds  # refuses more probes than the last look
+        return self
+
+    @property
+    def bounds(self) -> Limits:
+        """The limits with the looks that this request takes."""
+        return self.limits if self.max_probes is None else self.limits.at_most(self.max_probes)
+
+    def of_case(self, scheme: Scheme, order: Order) -> "CheckSpec":
+        """The request of one scheme in one order alone, which has to pass."""
+        return self.changed(schemes=(scheme,), orders=(order,), artifacts=(), require="all")
+
+    def changed(self, **values: object) -> "CheckSpec":
+        """The request with other values in some fields, validated as a whole."""
+        return CheckSpec.model_validate({name: getattr(self, name) for name in CheckSpec.model_fields} | values)

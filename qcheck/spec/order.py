@@ -1,6 +1,10 @@
-"""Orders: when the adapter is merged, and what of it is rounded."""
+"""Orders: when the adapter is merged into the base's weights, and whose input ranges its artifact has.
 
-from collections.abc import Mapping
+With W a weight of the base, D the adapter's change of it and Q the scheme: "before" quantization stores Q(W + D);
+"after" it stores Q(Q(W) + D), as loaders do that merge into a quantized base; "beside" it stores Q(W) and keeps D as a
+low-rank branch in the compute type.
+"""
+
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,37 +12,48 @@ from qcheck.core.errors import unknown
 
 Order = Literal["merge-quantize", "quantize-merge", "unmerged", "refit"]
 ORDERS: tuple[Order, ...] = get_args(Order)
-MERGES: tuple[Order, ...] = ("merge-quantize", "quantize-merge", "unmerged")  # refit makes the first one's weights
+Merged = Literal["before", "after", "beside"]
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What an order does with an adapter's change D of a weight W under a scheme Q.
+    """What an order does: where D joins the weights, and whether input ranges are the adapter's own or shared.
 
-    ``merged`` before quantizing is Q(W + D), after it Q(Q(W) + D), beside it Q(W) + D, bound is that with D an input
-    of the engine. ``ranges`` of layers' inputs are the adapter's own, or those that all adapters of an engine share.
+    Shared ranges (and smoothing factors) are the base's on its own runs, which know no adapter: one engine serves many
+    adapters, of which only codes and scales of weights are swapped.
     """
 
-    merged: Literal["before", "after", "beside", "bound"]
-    ranges: Literal["own", "shared"]
+    merged: Merged
+    ranges: Literal["own", "shared"] = "own"
 
     @property
-    def loses(self) -> bool:
-        """Whether what is below half a step is gone: Q(W) lies on the grid, so that Q(Q(W) + D) rounds it away."""
+    def rounds_change_alone(self) -> bool:
+        """Whether D meets weights that lie on the grid already, so that what is below half a step is lost."""
         return self.merged == "after"
 
 
-OF: Mapping[str, Merge] = {
-    "merge-quantize": Merge("before", "own"),
-    "quantize-merge": Merge("after", "own"),
-    "unmerged": Merge("beside", "own"),
+_MERGES: dict[Order, Merge] = {
+    "merge-quantize": Merge("before"),
+    "quantize-merge": Merge("after"),
+    "unmerged": Merge("beside"),
     "refit": Merge("before", "shared"),
 }
+# what `--scheme all` runs: the others store one of these orders' weights
+MERGES: tuple[Order, ...] = tuple(name for name, merge in _MERGES.items() if merge.ranges == "own")
 
 
 def find(name: str) -> Order:
-    """The order of that name."""
+    """The order of that name.
+
+    Raises:
+        UserError: there is none.
+    """
     for known in ORDERS:
         if known == name:
             return known
     raise unknown("order", name, ORDERS)
+
+
+def merge(name: Order) -> Merge:
+    """What the order of that name does."""
+    return _MERGES[name]

@@ -1,6 +1,7 @@
 """Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import DATA, Names, Value, named
 
 FOLDER = DATA / "probes"
+SAMPLING = ("steps", "guidance", "seed", "width", "height")  # what options replace of a set
 
 
 class ProbeSet(Value):
@@ -57,6 +59,19 @@ def from_text(path: Path, like: ProbeSet) -> ProbeSet:
     if not prompts:
         raise UserError(f"prompts {str(path)!r} holds no prompt", "Write one prompt a line.")
     return like.model_copy(update={"name": path.stem, "prompts": prompts})
+
+
+def from_prompts(prompts: Sequence[str], like: ProbeSet) -> ProbeSet:
+    """A probe set of those prompts, sampled as ``like``.
+
+    Raises:
+        UserError: there is none, or one is empty.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UserError(
+            f"prompts {list(prompts)!r}: one is empty, or there is none", "Give prompts that say something."
+        )
+    return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts)})
 
 
 def repeated(chosen: ProbeSet, count: int) -> ProbeSet:

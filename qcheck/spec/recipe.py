@@ -1,10 +1,9 @@
 """A recipe: how activation ranges are found, and which layers stay in the compute type."""
 
-import json
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from qcheck.core.errors import UserError
 from qcheck.core.values import Names, Value, data_folder, named
@@ -27,11 +26,21 @@ class PromptSet(Value):
     prompts: Names
 
 
-class Recipe(Value):
-    """Ranges come from ``samples`` prompts at ``strata`` timesteps each; ``keep`` names layers left unquantized.
+def _prompts(given: object, info: ValidationInfo) -> object:
+    """The set itself for its name, or for a file that is named as seen from the recipe's."""
+    if not isinstance(given, str):
+        return given
+    beside = (info.context or {}).get("folder")
+    return named(PromptSet, PROMPTS, str(beside / given) if beside and given.endswith(".toml") else given)
 
-    ``method`` says where an input's range is cut (``quantize.ranges``); ``percentile`` is for the method of that name.
-    ``merge`` says how the timesteps' ranges become one: all values counted together, or each stratum cut by itself.
+
+class Recipe(Value):
+    """Ranges come from ``samples`` of ``prompts`` at ``strata`` timesteps each; ``keep`` names layers left unquantized.
+
+    In a file ``prompts`` is the name of a prompt set, a file of one beside the recipe, or a table that holds one.
+    ``method`` says where an input's range is cut (``calibrate.histogram``); ``percentile`` is for the method of that
+    name. ``merge`` says how the timesteps' ranges become one: all values counted together, or each stratum cut by
+    itself.
     """
 
     name: str
@@ -39,7 +48,7 @@ class Recipe(Value):
     method: Method
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     merge: Merge = "pooled"
-    prompts: str
+    prompts: Annotated[PromptSet, BeforeValidator(_prompts)]
     samples: Annotated[int, Field(ge=1)]
     strata: Annotated[int, Field(ge=1)]
     seed: Annotated[int, Field(ge=0)]
@@ -48,12 +57,6 @@ class Recipe(Value):
     def keeps(self, layer: str) -> bool:
         """Whether the layer of that name stays in the compute type."""
         return any(fnmatchcase(layer, pattern) for pattern in self.keep)
-
-
-def text(held: Recipe) -> str:
-    """The recipe as a file that `--recipe` takes; its name is the file's."""
-    values = held.model_dump(exclude={"name"})
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def find(name: str) -> Recipe:
@@ -74,7 +77,7 @@ def calibration(
     Raises:
         UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
     """
-    chosen = given or named(PromptSet, PROMPTS, recipe.prompts)
+    chosen = given or recipe.prompts
     used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
     calibrating = triggered(judged.model_copy(update=used), trigger)
     both = {plain(p) for p in calibrating.prompts} & {plain(p) for p in judged.prompts}

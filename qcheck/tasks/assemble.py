@@ -1,11 +1,11 @@
 """From a finished check to the values that the report is made of."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from qcheck.build import profile
 from qcheck.core.digest import digest_of, digest_of_value
@@ -15,10 +15,9 @@ from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
 from qcheck.model.lora import Adapter
-from qcheck.quantize import given as foreign
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import TWIN, Artifact
-from qcheck.quantize.given import Foreign
+from qcheck.quantize.given import ORDER, Given
 from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.manifest import model_files
@@ -26,54 +25,71 @@ from qcheck.result.measurement import NotMeasured
 from qcheck.result.report import ArtifactFile, Case, Input, LayerShare, Probing, Report
 from qcheck.result.verdict import Verdict
 from qcheck.sampling.store import Trace
+from qcheck.spec import order as orders
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import Use
-from qcheck.spec.order import Order
+from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.order import ORDERS, Order
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import provenance
-from qcheck.tasks.work import Work
+from qcheck.tasks.session import Session
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found out of one case: its verdict, builds, energies of the look that decided, values at every step.
+
+    ``energies`` is None where nothing was run.
+    """
+
+    verdict: Verdict
+    builds: list[Build] = field(default_factory=list)
+    energies: effect.Energies | None = None
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def probes(self, spec: CheckSpec) -> int:
+        """How many probes were used; those of the first look where the reference itself is broken."""
+        return spec.bounds.looks[0] if self.energies is None else len(self.energies.f1)
 
 
 def case(
-    work: Work,
+    session: Session,
     scheme: Scheme,
     order: Order,
-    verdict: Verdict,
-    made: Artifact | None,
-    builds: list[Build],
-    energies: effect.Energies | None,
-    steps: dict[str, list[float]],
-    seconds: float,
+    judged: Judged,
+    made: Artifact | None = None,
+    folder: Path = Path(),
     scores: Scores | None = None,
 ) -> Case:
     """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
+    verdict, energies = judged.verdict, judged.energies
     layers = {layer.name for layer in made.manifest.layers} if made is not None else set()
     profiles = {} if energies is None else _profiles(energies)
-    artifact = _files(work, scheme, made) if made is not None else []
-    full = work.exporter.full("adapted", scheme.compute) if made is not None and scheme.exported else None
+    artifact = _files(folder, scheme, made) if made is not None else []
+    full = session.exporter.full("adapted", scheme.compute) if made is not None and scheme.exported else None
     deployed = artifact[0].path if artifact and "tensorrt" in scheme.runs else None
     return Case(
         scheme=scheme.name,
         order=order,
         verdict=verdict.outcome,
         reasons=list(verdict.reasons),
-        next=next_step(verdict.outcome, order, deployed, builds),
-        warnings=[*work.job.target.warns(scheme), *verdict.warnings],
-        probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
+        next=next_step(verdict.outcome, order, deployed, judged.builds),
+        warnings=[*session.spec.target.warns(scheme), *verdict.warnings],
+        probes_used=judged.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
-        steps=steps,
+        steps=judged.steps,
         quantized_layers=len(layers),
-        kept_layers=[name for name, _ in plan.linear_layers(work.arms.base.denoiser) if made and name not in layers],
+        kept_layers=[name for name, _ in plan.linear_layers(session.arms.base.denoiser) if made and name not in layers],
         layers=[] if scores is None else _shares(scores),
         artifact=artifact,
         ran_as=scheme.ran_as,
         control=scheme.control,
         compute=scheme.compute,
         full_precision_bytes=_bytes(full) if full is not None else None,
-        estimate=_estimate(work, scheme, made),
-        builds=builds,
-        seconds=round(seconds, 1),
+        estimate=_estimate(session, scheme, made),
+        builds=judged.builds,
+        seconds=round(judged.seconds, 1),
     )
 
 
@@ -96,30 +112,23 @@ def _shares(scores: Scores) -> list[LayerShare]:
     return sorted(found, key=lambda layer: -layer.share)
 
 
-def foreign_case(
-    work: Work,
-    given: Foreign,
-    verdict: Verdict,
-    builds: list[Build],
-    energies: effect.Energies | None,
-    steps: dict[str, list[float]],
-    seconds: float,
-) -> Case:
+def given_case(session: Session, given: Given, judged: Judged) -> Case:
     """A file of someone else's as the report shows it: what is not known of it is left out."""
+    verdict, energies = judged.verdict, judged.energies
     file = ArtifactFile(
         path=str(given.path), arm="adapted", compute=given.compute, digest=given.digest, bytes=given.bytes()
     )
     return Case(
         scheme=given.name,
-        order=foreign.ORDER,
+        order=ORDER,
         verdict=verdict.outcome,
         reasons=list(verdict.reasons),
-        next=next_step(verdict.outcome, foreign.ORDER, str(given.path), builds),
+        next=next_step(verdict.outcome, ORDER, str(given.path), judged.builds),
         warnings=["no base artifact: whether the scheme or the adapter causes the error cannot be told"],
-        probes_used=len(work.probes[: work.job.limits.looks[0]]) if energies is None else len(energies.f1),
+        probes_used=judged.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr={} if energies is None else {"adapted": effect.stratum_profile(energies.f1, energies.error1)},
-        steps=steps,
+        steps=judged.steps,
         quantized_layers=None,
         kept_layers=[],
         artifact=[file],
@@ -128,15 +137,17 @@ def foreign_case(
         compute=given.compute,
         full_precision_bytes=None,
         estimate=None,
-        builds=builds,
-        seconds=round(seconds, 1),
+        builds=judged.builds,
+        seconds=round(judged.seconds, 1),
     )
 
 
-def _estimate(work: Work, scheme: Scheme, made: Artifact | None) -> Estimate | None:
+def _estimate(session: Session, scheme: Scheme, made: Artifact | None) -> Estimate | None:
     if made is None or made.deployed is None or "tensorrt" not in scheme.runs:
         return None
-    return profile.estimated(work.needs, work.job.target, _bytes(made.deployed), made.manifest.layers, scheme.compute)
+    return profile.estimated(
+        session.needs, session.spec.target, _bytes(made.deployed), made.manifest.layers, scheme.compute
+    )
 
 
 def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
@@ -146,13 +157,13 @@ def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
     }
 
 
-def _files(work: Work, scheme: Scheme, made: Artifact) -> list[ArtifactFile]:
+def _files(folder: Path, scheme: Scheme, made: Artifact) -> list[ArtifactFile]:
     found = ((made.deployed, scheme.compute), (made.runs.path, TWIN))
-    return [_file(work, path, compute) for path, compute in found if path is not None]
+    return [_file(folder, path, compute) for path, compute in found if path is not None]
 
 
-def _file(work: Work, path: Path, compute: str) -> ArtifactFile:
-    where = path.relative_to(work.folder).as_posix()
+def _file(folder: Path, path: Path, compute: str) -> ArtifactFile:
+    where = path.relative_to(folder).as_posix()
     content = digest_of(*model_files(path))
     return ArtifactFile(path=where, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
 
@@ -162,24 +173,15 @@ def _bytes(path: Path) -> int:
 
 
 def sheet(
-    work: Work, title: str, verdict: Verdict, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]
+    session: Session, title: str, verdict: Verdict, reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]
 ) -> Sheet:
     """Decoded pictures of the first probes, before and after quantization."""
-    family = work.arms.use("base")
-    rows = slice(0, min(ROWS, len(reference["base"].paths)))
-
-    def pictures(found: Trace) -> np.ndarray:
-        shown = found.paths[rows]
-        if shown not in work.pictures:
-            decoded = family.decode(torch.from_numpy(np.stack(found.finals()[rows])))
-            work.pictures[shown] = decoded.permute(0, 2, 3, 1).numpy()
-        return work.pictures[shown]
-
+    rows = min(ROWS, len(reference["base"].paths))
     return Sheet(
         scheme=_caption(title, verdict),
-        prompts=tuple(p.prompt for p in work.probes[rows]),
-        reference={side: pictures(reference[side]) for side in SIDES},
-        quantized={side: pictures(quantized[side]) for side in SIDES},
+        prompts=tuple(p.prompt for p in session.sampler.probes[:rows]),
+        reference={side: session.decoder.pictures(reference[side], rows) for side in SIDES},
+        quantized={side: session.decoder.pictures(quantized[side], rows) for side in SIDES},
     )
 
 
@@ -195,39 +197,41 @@ def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted",
     ]
 
 
-def assemble(work: Work, cases: list[Case], size: float) -> Report:
+def assemble(session: Session, cases: list[Case], size: float) -> Report:
     """The report of a finished check."""
-    job = work.job
+    spec, both = session.spec, session.arms
     most = max(case.probes_used for case in cases)
     return Report(
-        base=Input(source=job.base, digest=work.arms.base.digest),
+        spec=spec,
+        base=Input(source=spec.base, digest=both.base.digest),
         adapters=[
-            *_inputs(job.adapters, work.shipped.adapters, "adapted"),
-            *_inputs(job.references, work.arms.adapters if job.references else (), "reference"),
-            *_inputs(job.common, work.arms.common, "both"),
+            *_inputs(spec.adapters, session.shipped.adapters, "adapted"),
+            *_inputs(spec.references, both.adapters if spec.references else (), "reference"),
+            *_inputs(spec.common, both.common, "both"),
         ],
-        changed_layers=len(work.arms.layers),
-        unmatched=list(work.arms.unmatched),
-        target=job.target.name,
+        ranges=None if spec.ranges is None else Input(source=spec.ranges, digest=digest_of(Path(spec.ranges))),
+        changed_layers=len(both.layers),
+        unmatched=list(both.unmatched),
+        target=spec.target.name,
         probes=Probing(
-            name=job.probes.name,
-            digest=digest_of_value(job.probes),
-            prompts=list(job.probes.prompts[:most]),
-            steps=job.probes.steps,
-            guidance=job.probes.guidance,
-            seed=job.probes.seed,
-            timesteps=list(work.setup.timesteps()),
+            name=spec.probes.name,
+            digest=digest_of_value(spec.probes),
+            prompts=list(spec.probes.prompts[:most]),
+            steps=spec.probes.steps,
+            guidance=spec.probes.guidance,
+            seed=spec.probes.seed,
+            timesteps=list(session.sampler.setup.timesteps()),
         ),
         effect_size=size,
-        limits_grounds=job.limits.grounds,
+        limits_grounds=spec.limits.grounds,
         cases=cases,
-        not_measured=_not_measured(work, cases),
-        provenance=provenance.collect(job, work.seconds),
+        not_measured=_not_measured(spec, cases),
+        provenance=provenance.collect(spec, session.watch.seconds),
     )
 
 
-def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
-    title = work.job.target.title
+def _not_measured(spec: CheckSpec, cases: list[Case]) -> list[NotMeasured]:
+    title = spec.target.title
     found = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
         NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
@@ -254,7 +258,7 @@ def _not_measured(work: Work, cases: list[Case]) -> list[NotMeasured]:
             reason="a refittable engine needs a GPU to be compiled; the same file was compiled without that, if at all",
         )
         for case in cases
-        if case.order == "refit"
+        if case.order in ORDERS and orders.merge(orders.find(case.order)).ranges == "shared"
     ]
     return found + [_unbuilt(case, made) for case in cases for made in case.builds if not _read(made)]
 

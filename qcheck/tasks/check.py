@@ -9,71 +9,66 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from qcheck.build import gate
-from qcheck.calibrate import inputs as calibrate
+from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
-from qcheck.diagnose import alignment, curves, sensitivity, ungated
+from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
 from qcheck.diagnose.sensitivity import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.verdict import judge
 from qcheck.measure import control, distribution, effect, endpoint, lattice, spectrum, trajectory
 from qcheck.measure.sample import Sample, measure_all
 from qcheck.model import lora
-from qcheck.quantize import artifact
-from qcheck.quantize import given as foreign
-from qcheck.quantize.artifact import TWIN, Making
-from qcheck.quantize.given import Foreign
-from qcheck.report import contact, html, junit, markdown
+from qcheck.quantize import artifact, given
+from qcheck.quantize.artifact import TWIN, Artifact, Making
+from qcheck.quantize.given import Given
+from qcheck.report import write
+from qcheck.report.write import Shown
 from qcheck.result.build import Build
 from qcheck.result.evidence import Seen
 from qcheck.result.measurement import Measurement, needs_base
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Verdict
-from qcheck.sampling import sampler
 from qcheck.sampling.setup import Setup, Subject, forwards
 from qcheck.sampling.store import Trace, require_matched
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import Job
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import assemble, workload
-from qcheck.tasks.work import Traces, Work, prepare
+from qcheck.tasks import session as sessions
+from qcheck.tasks.assemble import Judged
+from qcheck.tasks.session import Session, Traces
 
 
-def check(job: Job, folder: Path, progress: Progress) -> Report:
-    """Run ``job``, writing artifacts, evidence, report.json and the page below ``folder``.
+def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
+    """Carry out ``spec``, writing artifacts, evidence, report.json and the page below ``folder``.
 
     Raises:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
     """
-    torch.set_num_threads(job.threads)
-    given = [foreign.read(path, job.threads) for path in job.artifacts]
-    work = prepare(job, folder, progress)
-    others = [foreign.fitted(work, file) for file in given]
-    workload.announce(work)
-    reference = trace_reference(work, job.limits.looks[0])
-    size = require_effect(work, reference)
-    aligned: dict[str, float] = {}
-    if np.isfinite(size):
-        aligned = alignment.find(work, reference["adapted"])
-        found = [result for scheme in job.schemes for result in run_scheme(work, scheme)]
-        found += [run_foreign(work, given) for given in others]
-    else:
-        found = [broken_case(work, scheme, order, reference) for scheme in job.schemes for order in job.orders]
-        found += [broken_foreign(work, given, reference) for given in others]
-    report = assemble.assemble(work, [result.case for result in found], size)
-    contact.draw([result.sheet for result in found], folder / "contact.png")
-    curves.store(work, [(result.seen, result.sheet) for result in found], aligned, folder)
-    (folder / "report.json").write_text(report.to_json(), "utf-8")
-    (folder / "report.md").write_text(markdown.render(report), "utf-8")
-    (folder / "junit.xml").write_text(junit.render(report), "utf-8")
-    with work.timed("report", 1) as advance:
-        html.write(folder)
-        advance(1)
+    files = [given.read(Path(path), spec.execution.threads) for path in spec.artifacts]
+    with sessions.opened(spec, cache, progress) as session:
+        others = [_fitted(session, file) for file in files]
+        workload.announce(session)
+        reference = session.reference.take(spec.bounds.looks[0])
+        size = require_effect(session, reference)
+        aligned: dict[str, float] = {}
+        if np.isfinite(size):
+            aligned = alignment.find(session.arms, session.sampler, reference["adapted"], session.watch)
+            found = [result for scheme in spec.schemes for result in run_scheme(session, scheme, folder)]
+            found += [run_given(session, file) for file in others]
+        else:
+            found = [broken_case(session, scheme, order, reference) for scheme in spec.schemes for order in spec.orders]
+            found += [broken_given(session, file, reference) for file in others]
+        report = assemble.assemble(session, [result.case for result in found], size)
+        steps = [index + 1 for index in session.sampler.setup.strata]
+        shown = Shown(steps, (session.shape[2], session.shape[3]), aligned)
+        with session.watch.stage("report", 1) as advance:
+            write.write(report, [(result.case, result.seen, result.sheet) for result in found], shown, folder)
+            advance(1)
     return report
 
 
@@ -86,34 +81,25 @@ class Result:
     seen: Seen | None = None
 
 
-def trace_reference(work: Work, count: int) -> Traces:
-    """f1 walks freely; f0 is asked at f1's states and walks too. ``count`` probes; those known already cost nothing."""
-    if count not in work.references:
-        probes, setup = work.probes[:count], work.setup
-        with work.timed(f"reference, {count} probes", forwards(setup, 2, 1, count)) as advance:
-            f1 = sampler.reference(setup, work.full("adapted"), probes, work.store, advance)
-            f0 = sampler.arm(setup, f1, work.full("base"), probes, work.store, advance)
-        if not all(np.isfinite(final).all() for final in f0.finals()):
-            raise UserError(
-                "the base's own output is not finite on these probes",
-                "Check the base in float32, and the guidance scale.",
-            )
-        work.references[count] = {"base": f0, "adapted": f1}
-    return work.references[count]
+def _fitted(session: Session, file: given.File) -> Given:
+    setup = session.sampler.setup
+    return given.fitted(
+        file, session.example, setup.family.latent, setup.all_timesteps(), session.spec.execution.threads
+    )
 
 
-def require_effect(work: Work, reference: Traces) -> float:
+def require_effect(session: Session, reference: Traces) -> float:
     """Mean |Df| / |f1| over the probes; not finite where the reference is not.
 
     Raises:
         UserError: it is negligible, so there is nothing whose survival could be judged.
     """
     f0, f1 = reference["base"], reference["adapted"]
-    size = float(effect.effect_size(f0.outputs(), f1.outputs(), work.setup.weights).mean())
-    limit = work.job.limits.negligible_effect
+    size = float(effect.effect_size(f0.outputs(), f1.outputs(), session.sampler.setup.weights).mean())
+    limit = session.spec.bounds.negligible_effect
     if size < limit:
-        used = ", ".join(f"{adapter.weight:g}" for adapter in work.job.adapters)
-        words = [word for adapter in work.arms.adapters for word in lora.trigger_words(adapter)]
+        used = ", ".join(f"{adapter.weight:g}" for adapter in session.spec.adapters)
+        words = [word for adapter in session.arms.adapters for word in lora.trigger_words(adapter)]
         named = f"its file names {', '.join(map(repr, words[:5]))}, by --trigger" if words else "by --trigger"
         raise UserError(
             f"the adapter changes the denoiser's output by only {size:.2g} of its size on these probes "
@@ -125,90 +111,156 @@ def require_effect(work: Work, reference: Traces) -> float:
 
 @dataclass(frozen=True)
 class Ground:
-    """What every order of a scheme is made from and compared with. ``floor`` is the compute type's own error, [T].
+    """What every order of a scheme is made from and compared with.
 
-    ``bases`` holds q0's traces by the number of their probes, ``scores`` what each order's layers cost.
+    ``floor`` is the compute type's own error, [T]; ``scores`` are what each order's layers cost.
     """
 
     making: Making
     q0: Subject
-    bases: dict[int, Trace]
     floor: np.ndarray
     controls: list[Measurement]
     scores: Mapping[Order, Scores]
 
 
-def run_scheme(work: Work, scheme: Scheme) -> list[Result]:
-    """q0 once, then q1 in every order."""
-    inputs = calibrate.inputs(work, scheme)
-    making = Making(work.shipped, work.exporter, work.store, scheme, work.job.recipe, inputs)
-    with work.timed(f"{scheme.name}: base artifact", 1) as advance:
+def run_scheme(session: Session, scheme: Scheme, folder: Path) -> list[Result]:
+    """q0 once, then q1 in every order; artifacts go below ``folder``."""
+    ground = prepare_scheme(session, scheme)
+    return [run_case(make(session, order, ground, folder)) for order in session.spec.orders]
+
+
+def prepare_scheme(session: Session, scheme: Scheme) -> Ground:
+    """Ranges, the quantized base, controls and the sensitivity of layers."""
+    spec, first = session.spec, session.spec.bounds.looks[0]
+    ranges = session.calibrator.inputs(scheme)
+    making = Making(session.shipped, session.exporter, session.store, scheme, spec.recipe, ranges)
+    with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(making)
         advance(1)
-    floor, controls = run_controls(work, scheme)
-    q0 = work.quantized(f"{scheme.name}: base (q0)", "base", base)
-    scores = sensitivity.find(work, making, trace_reference(work, work.job.limits.looks[0])["adapted"])
-    ground = Ground(making, q0, {}, floor, controls, scores)
-    return [run_case(work, order, ground) for order in work.job.orders]
+    floor, controls = run_controls(session, scheme)
+    q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base)
+    f1 = session.reference.take(first)["adapted"]
+    scores = sensitivity.find(session.arms, making, session.sampler, f1, spec.orders, session.watch)
+    return Ground(making, q0, floor, controls, scores)
 
 
-def run_case(work: Work, order: Order, ground: Ground) -> Result:
-    """One scheme in one order: artifact, build, then looks at more and more probes until there is a verdict."""
-    start, scheme = time.monotonic(), ground.making.scheme
-    title, limits = f"{scheme.name} {order}", work.job.limits.computing(scheme.compute)
-    with work.timed(f"{title}: artifact", 1) as advance:
-        made = artifact.write(ground.making, order, work.folder / "artifacts")
+@dataclass(frozen=True)
+class Quantization:
+    """One scheme in one order, made: what it stands on, its artifact below ``folder``, its build, and q1 as it runs."""
+
+    session: Session
+    order: Order
+    ground: Ground
+    folder: Path
+    artifact: Artifact
+    builds: list[Build]
+    q1: Subject
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme."""
+        return self.ground.making.scheme
+
+    @property
+    def title(self) -> str:
+        """Scheme and order."""
+        return f"{self.scheme.name} {self.order}"
+
+
+def quantize(session: Session, folder: Path) -> Quantization:
+    """The session's first scheme in its first order, below a folder of its own in ``folder``."""
+    place = folder / f"{len(list(folder.iterdir()))}"
+    return make(session, session.spec.orders[0], prepare_scheme(session, session.spec.schemes[0]), place)
+
+
+def make(session: Session, order: Order, ground: Ground, folder: Path) -> Quantization:
+    """Write the artifact and build it."""
+    title = f"{ground.making.scheme.name} {order}"
+    with session.watch.stage(f"{title}: artifact", 1) as advance:
+        made = artifact.write(ground.making, order, folder / "artifacts")
         advance(1)
-    builds = [gate.build(work, title, scheme, made)]
-    q1 = work.quantized(f"{title}: LoRA (q1)", "adapted", made.runs)
+    builds = [session.gate.build(title, ground.making.scheme, made)]
+    q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", made.runs)
+    return Quantization(session, order, ground, folder, made, builds, q1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """All four arms on some probes, and every sample of them."""
+
+    reference: Traces
+    quantized: Traces
+    samples: list[Sample]
+    energies: effect.Energies
+
+
+def look(made: Quantization, count: int) -> Look:
+    """Run and measure the first ``count`` probes."""
+    session = made.session
+    reference = session.reference.take(count)
+    arms: dict[Side, Subject] = {"base": made.ground.q0, "adapted": made.q1}
+    quantized = {side: trace_artifact(session, arm, reference["adapted"]) for side, arm in arms.items()}
+    calibrated = bool(session.spec.references)
+    samples, energies = measure(session.sampler.setup, reference, quantized, made.ground.floor, calibrated)
+    return Look(reference, quantized, samples, energies)
+
+
+def measured(made: Quantization, count: int) -> list[Measurement]:
+    """Every sampled measurement over ``count`` probes."""
+    limits = made.session.spec.bounds.computing(made.scheme.compute)
+    return measure_all(look(made, count).samples, limits.ranges, limits.alpha)
+
+
+def judged(made: Quantization) -> Case:
+    """The case as the report shows it."""
+    return run_case(made).case
+
+
+def run_case(made: Quantization) -> Result:
+    """One scheme in one order: looks at more and more probes until there is a verdict."""
+    start, session, scheme = time.monotonic(), made.session, made.scheme
+    limits, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
     for count in limits.looks:
-        reference = trace_reference(work, count)
-        if count not in ground.bases:
-            ground.bases[count] = trace_artifact(work, ground.q0, reference["adapted"])
-        quantized: Traces = {
-            "base": ground.bases[count],
-            "adapted": trace_artifact(work, q1, reference["adapted"]),
-        }
-        samples, energies = measure(work.setup, reference, quantized, ground.floor, bool(work.job.references))
-        verdict = decide(limits, work.setup.weights, ground.controls, samples, energies, builds)
+        seen = look(made, count)
+        verdict = decide(limits, weights, made.ground.controls, seen.samples, seen.energies, made.builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
-    steps = along(reference, quantized, SIDES)
-    sheet = assemble.sheet(work, title, verdict, reference, quantized)
-    prompts = [asked.prompt for asked in work.probes[:count]]
-    worst = ungated.worst_prompt(energies, work.setup.weights, ground.floor, prompts)
-    also = ungated.measure(reference, quantized, sheet, SIDES, limits.alpha)
+    sheet = assemble.sheet(session, made.title, verdict, seen.reference, seen.quantized)
+    prompts = [asked.prompt for asked in session.sampler.probes[:count]]
+    worst = ungated.worst_prompt(seen.energies, weights, made.ground.floor, prompts)
+    also = ungated.measure(seen.reference, seen.quantized, sheet, SIDES, limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
-    case = assemble.case(
-        work, scheme, order, verdict, made, builds, energies, steps, time.monotonic() - start, ground.scores.get(order)
-    )
-    seen = curves.gather(reference, quantized, energies, work.setup.weights, SIDES, (scheme.name, order))
-    arrived, why = curves.arrivals(work, scheme, order, made)
-    return Result(case, sheet, seen.model_copy(update={"arrivals": arrived, "no_arrivals": why}))
+    steps = along(seen.reference, seen.quantized, SIDES)
+    told = Judged(verdict, made.builds, seen.energies, steps, time.monotonic() - start)
+    scores = made.ground.scores.get(made.order)
+    case = assemble.case(session, scheme, made.order, told, made.artifact, made.folder, scores)
+    shown = curves.gather(seen.reference, seen.quantized, seen.energies, weights, SIDES, (scheme.name, made.order))
+    arrived, why = arrival.arrivals(session.arms, scheme, made.order, made.artifact)
+    return Result(case, sheet, shown.model_copy(update={"arrivals": arrived, "no_arrivals": why}))
 
 
-def run_foreign(work: Work, given: Foreign) -> Result:
+def run_given(session: Session, file: Given) -> Result:
     """A file of someone else's: q1 on the same probes. With no q0, Dq is q1 - f0, and nothing is laid to the base."""
-    start, limits = time.monotonic(), work.job.limits.alone()
-    builds = [foreign.build(work, given)]
-    q1 = work.stored(f"{given.name}: LoRA (q1)", "adapted", given.path, given.digest)
+    start, limits, setup = time.monotonic(), session.spec.bounds.alone(), session.sampler.setup
+    builds = [session.gate.build_given(file, session.example, setup.family.latent)]
+    q1 = session.stored(f"{file.name}: LoRA (q1)", "adapted", file.path, file.digest)
     for count in limits.looks:
-        reference = trace_reference(work, count)
+        reference = session.reference.take(count)
         quantized: Traces = {
             "base": reference["base"],
-            "adapted": trace_artifact(work, q1, reference["adapted"]),
+            "adapted": trace_artifact(session, q1, reference["adapted"]),
         }
-        samples, energies = measure(work.setup, reference, quantized, np.zeros(len(work.setup.strata)))
+        samples, energies = measure(setup, reference, quantized, np.zeros(len(setup.strata)))
         samples = [sample for sample in samples if not needs_base(sample.name, sample.arm)]
-        verdict = decide(limits, work.setup.weights, [], samples, energies, builds)
+        verdict = decide(limits, setup.weights, [], samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
     steps = along(reference, quantized, ["adapted"])
-    sheet = assemble.sheet(work, given.name, verdict, reference, quantized)
+    sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
     also = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, *also))
-    case = assemble.foreign_case(work, given, verdict, builds, energies, steps, time.monotonic() - start)
-    seen = curves.gather(reference, quantized, energies, work.setup.weights, ["adapted"], (given.name, foreign.ORDER))
+    case = assemble.given_case(session, file, Judged(verdict, builds, energies, steps, time.monotonic() - start))
+    seen = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, seen.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
 
@@ -227,55 +279,52 @@ def decide(
     return judge([*controls, *noop, *measured], bad, limits, builds)
 
 
-def broken_case(work: Work, scheme: Scheme, order: Order, reference: Traces) -> Result:
+def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:
     """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
-    limits = work.job.limits.computing(scheme.compute)
-    seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
-    verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
-    case = assemble.case(work, scheme, order, verdict, None, [], None, {}, 0.0)
-    return Result(case, assemble.sheet(work, f"{scheme.name} {order}", verdict, reference, reference))
+    verdict = _broken(session.spec.bounds.computing(scheme.compute), reference)
+    sheet = assemble.sheet(session, f"{scheme.name} {order}", verdict, reference, reference)
+    return Result(assemble.case(session, scheme, order, Judged(verdict)), sheet)
 
 
-def broken_foreign(work: Work, given: Foreign, reference: Traces) -> Result:
+def broken_given(session: Session, file: Given, reference: Traces) -> Result:
     """As ``broken_case``, for a file of someone else's."""
-    limits = work.job.limits.alone()
+    verdict = _broken(session.spec.bounds.alone(), reference)
+    sheet = assemble.sheet(session, file.name, verdict, reference, reference)
+    return Result(assemble.given_case(session, file, Judged(verdict)), sheet)
+
+
+def _broken(limits: Limits, reference: Traces) -> Verdict:
     seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
-    verdict = judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
-    case = assemble.foreign_case(work, given, verdict, [], None, {}, 0.0)
-    return Result(case, assemble.sheet(work, given.name, verdict, reference, reference))
+    return judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
 
 
-def run_controls(work: Work, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
+def run_controls(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
     """f1 against itself: through the exporter, and in the compute type. The latter is the floor [T] of all errors."""
-    if scheme.compute not in work.controls:
-        timesteps = work.setup.timesteps()
-        noise = {compute: _control(work, compute) for compute in (TWIN, scheme.compute)}
-        floor = np.nan_to_num(noise[scheme.compute], nan=0.0, posinf=0.0)
-        work.controls[scheme.compute] = (
-            floor,
-            [
-                control.measure("export_control", noise[TWIN], timesteps),
-                control.measure("compute_control", noise[scheme.compute], timesteps),
-            ],
-        )
-    return work.controls[scheme.compute]
+    timesteps = session.sampler.setup.timesteps()
+    noise = {compute: _control(session, compute) for compute in (TWIN, scheme.compute)}
+    floor = np.nan_to_num(noise[scheme.compute], nan=0.0, posinf=0.0)
+    return floor, [
+        control.measure("export_control", noise[TWIN], timesteps),
+        control.measure("compute_control", noise[scheme.compute], timesteps),
+    ]
 
 
-def _control(work: Work, compute: str) -> np.ndarray:
+def _control(session: Session, compute: str) -> np.ndarray:
     """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
-    probes = work.probes[: work.job.limits.looks[0]]
-    reached = trace_reference(work, len(probes))["adapted"]
-    with work.timed(f"control: reference in {compute}", forwards(work.setup, 0, 1, len(probes))) as advance:
-        subject = work.computing("adapted", compute)
-        traced = sampler.forced(work.setup, reached, subject, probes, work.store, advance)
+    sampler = session.sampler.take(session.spec.bounds.looks[0])
+    reached = session.reference.take(len(sampler.probes))["adapted"]
+    calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
+    with session.watch.stage(f"control: reference in {compute}", calls) as advance:
+        traced = sampler.forced(session.computing("adapted", compute), reached, advance)
     return control.noise(traced.outputs(), reached.outputs())
 
 
-def trace_artifact(work: Work, subject: Subject, reached: Trace) -> Trace:
+def trace_artifact(session: Session, subject: Subject, reached: Trace) -> Trace:
     """A quantized arm in ONNX Runtime: at f1's states, then free."""
-    count = len(reached.paths)
-    with work.timed(f"{subject.name}, {count} probes", forwards(work.setup, 1, 1, count)) as advance:
-        return sampler.arm(work.setup, reached, subject, work.probes[:count], work.store, advance)
+    sampler = session.sampler.take(len(reached.paths))
+    calls = forwards(sampler.setup, 1, 1, len(sampler.probes))
+    with session.watch.stage(f"{subject.name}, {len(sampler.probes)} probes", calls) as advance:
+        return sampler.arm(subject, reached, advance)
 
 
 def measure(
@@ -295,10 +344,12 @@ def measure(
         *spectrum.samples("base", q0.finals(), f0.finals()),
         *spectrum.samples("adapted", q1.finals(), f1.finals()),
         *lattice.samples(lattice.read(q0.finals(), f0.finals()), lattice.read(q1.finals(), f1.finals())),
-        *trajectory.jitter_samples(*(arm.way("turns") for arm in (f0, f1, q0, q1))),
-        *trajectory.straightness_samples(*((arm.way("chord"), arm.way("lengths")) for arm in (f0, f1, q0, q1))),
-        Sample("divergence_slope", "adapted", "1/step", trajectory.divergence(q1.way("apart"), np.array(setup.strata))),
-        *distribution.kl_samples(*(arm.way("moments") for arm in (f0, f1, q0, q1))),
+        *trajectory.jitter_samples(*(arm.scalars("turns") for arm in (f0, f1, q0, q1))),
+        *trajectory.straightness_samples(*((arm.scalars("chord"), arm.scalars("lengths")) for arm in (f0, f1, q0, q1))),
+        Sample(
+            "divergence_slope", "adapted", "1/step", trajectory.divergence(q1.scalars("apart"), np.array(setup.strata))
+        ),
+        *distribution.kl_samples(*(arm.scalars("moments") for arm in (f0, f1, q0, q1))),
         *endpoint.reference_health(f0.finals(), f1.finals()),
     ], energies
 
@@ -308,6 +359,6 @@ def along(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[s
     found = {}
     for side in sides:
         q, f = quantized[side], reference[side]
-        found[f"step_jitter {side}"] = trajectory.profile(q.way("turns"), f.way("turns"))
-        found[f"latent_kl_excess {side}"] = distribution.profile(q.way("moments"), f.way("moments"))
+        found[f"step_jitter {side}"] = trajectory.profile(q.scalars("turns"), f.scalars("turns"))
+        found[f"latent_kl_excess {side}"] = distribution.profile(q.scalars("moments"), f.scalars("moments"))
     return found

@@ -20,7 +20,7 @@ from torch import nn
 from qcheck.build import gate, profile, script
 from qcheck.build.builder import Shapes
 from qcheck.build.profile import Needs
-from qcheck.calibrate import inputs
+from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
@@ -31,64 +31,81 @@ from qcheck.model.graph import export as to_onnx
 from qcheck.quantize import artifact, qdq
 from qcheck.quantize.artifact import Exporter, Making
 from qcheck.result.exported import Exported, Part, Size
-from qcheck.result.manifest import NAME, Layer, model_files
+from qcheck.result.manifest import NAME, Layer, Manifest, model_files
 from qcheck.sampling.setup import fed
-from qcheck.spec.check import Job
-from qcheck.tasks.work import Work, prepare
+from qcheck.spec import order as orders
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import session as sessions
+from qcheck.tasks.session import Session
 
 _MODEL = "model.onnx"
 _MOST = 65504.0 / 2  # half of float16's largest number: real latents are no noise
 
 
-def export(job: Job, sizes: Sequence[Size], folder: Path, progress: Progress) -> Exported:
-    """Write everything of ``job``'s first scheme and order below ``folder``.
+def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, progress: Progress) -> Exported:
+    """Write everything of ``spec``'s first scheme and order below ``folder``.
 
     ``sizes`` are (width, height) in pixels that the engines have to take; the probes' own size without them.
 
     Raises:
         UserError: bad input, or a scheme that is no file.
     """
-    torch.set_num_threads(job.threads)
-    (scheme, *_), (order, *_) = job.schemes, job.orders
+    (scheme, *_), (order, *_) = spec.schemes, spec.orders
     if not scheme.exported:
         raise UserError(
             f"scheme {scheme.name!r} is no file: {' and '.join(scheme.runs)} quantizes while it loads the model",
             "Export another scheme, or load the merged pipeline in PyTorch on the board.",
         )
-    work = prepare(job, folder, progress)
-    dynamic = len(set(sizes)) > 1
-    _require_sizes(work, sizes, dynamic)
-    work.exporter = Exporter(work.arms, work.store, work.example, dynamic)
-    made_from = inputs.inputs(work, scheme)
-    making = Making(work.shipped, work.exporter, work.store, scheme, job.recipe, made_from)
-    denoiser = work.setup.family.denoiser
-    with work.timed(f"{denoiser}: {scheme.name} {order}", 1) as advance:
-        content = artifact.adapted_content(work.shipped, scheme, job.recipe, order, made_from)
-        path = work.exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
-        page = artifact.describe(making, order, content, folder, [path])
-        advance(1)
-    copy_rest(load.locate(job.base), folder, type(work.setup.family), list(work.shape[2:]))
-    computes = {denoiser: scheme.compute} | _others(work, scheme.compute, dynamic, folder)
-    shapes = _shapes(work, sizes)
-    refitted = [denoiser] if order == "refit" else []
-    if "tensorrt" in scheme.runs:
-        (folder / script.SCRIPT).write_text(script.script(job.target, shapes, refitted), "utf-8")
-        (folder / script.SCRIPT).chmod(0o755)
-    layers = {denoiser: page.layers}
-    parts = [
-        _part(work, folder, name, compute, layers.get(name, []), shapes[name]) for name, compute in computes.items()
-    ]
+    with sessions.opened(spec, cache, progress) as session:
+        _require_sizes(session, sizes, _vary(sizes))
+        page, path = _denoiser(session, sizes, folder)
+        family = session.sampler.setup.family
+        copy_rest(load.locate(spec.base), folder, type(family), list(session.shape[2:]))
+        computes = {family.denoiser: scheme.compute} | _others(session, scheme.compute, _vary(sizes), folder)
+        shapes = _shapes(session, sizes)
+        if "tensorrt" in scheme.runs:
+            shared = orders.merge(order).ranges == "shared"
+            (folder / script.SCRIPT).write_text(
+                script.script(spec.target, shapes, [path.parent.name] * shared), "utf-8"
+            )
+            (folder / script.SCRIPT).chmod(0o755)
+        layers = {family.denoiser: page.layers}
+        parts = [
+            _part(session, folder, name, compute, layers.get(name, []), shapes[name])
+            for name, compute in computes.items()
+        ]
+        needs = _needs(session, sizes)
     found = Exported(
-        target=job.target.name,
+        target=spec.target.name,
         sizes=list(sizes),
         denoiser=page,
         parts=parts,
-        estimate=profile.estimated(_needs(work, sizes), job.target, parts[0].bytes, page.layers, scheme.compute),
-        warnings=[*job.target.warns(scheme), *(_unread(part) for part in parts if _is_unread(part))],
+        estimate=profile.estimated(needs, spec.target, parts[0].bytes, page.layers, scheme.compute),
+        warnings=[*spec.target.warns(scheme), *(_unread(part) for part in parts if _is_unread(part))],
         files={path.relative_to(folder).as_posix(): digest_of(path) for path in _written(folder)},
     )
     (folder / NAME).write_text(found.to_json(), "utf-8")
     return found
+
+
+def _vary(sizes: Sequence[Size]) -> bool:
+    """Whether engines have to take more than one size."""
+    return len(set(sizes)) > 1
+
+
+def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Manifest, Path]:
+    """Write the quantized denoiser with its adapter; its manifest and its file."""
+    spec, denoiser = session.spec, session.sampler.setup.family.denoiser
+    (scheme, *_), (order, *_) = spec.schemes, spec.orders
+    exporter = Exporter(session.arms, session.store, session.example, _vary(sizes))
+    ranges = session.calibrator.inputs(scheme)
+    making = Making(session.shipped, exporter, session.store, scheme, spec.recipe, ranges)
+    with session.watch.stage(f"{denoiser}: {scheme.name} {order}", 1) as advance:
+        content = artifact.adapted_content(session.shipped, scheme, spec.recipe, order, ranges)
+        path = exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
+        page = artifact.describe(making, order, content, folder, [path])
+        advance(1)
+    return page, path
 
 
 def _written(folder: Path) -> list[Path]:
@@ -96,8 +113,8 @@ def _written(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and inner not in path.parents)
 
 
-def _require_sizes(work: Work, sizes: Sequence[Size], dynamic: bool) -> None:
-    family = work.setup.family
+def _require_sizes(session: Session, sizes: Sequence[Size], dynamic: bool) -> None:
+    family = session.sampler.setup.family
     step = max(family.multiple, family.pipe.vae_scale_factor * family.step if dynamic else 1)
     for width, height in sizes:
         if width % step or height % step:
@@ -108,23 +125,23 @@ def _require_sizes(work: Work, sizes: Sequence[Size], dynamic: bool) -> None:
             )
 
 
-def _needs(work: Work, sizes: Sequence[Size]) -> Needs:
+def _needs(session: Session, sizes: Sequence[Size]) -> Needs:
     """At the largest size."""
-    family = work.arms.use("adapted")
-    shape = max(_latents(work, sizes), key=lambda shape: shape[2] * shape[3])
-    fed = _fed(work, shape)
-    return profile.needs(family.component(fed), family.others(shape), len(fed[family.latent]))
+    shape = max(_latents(session, sizes), key=lambda shape: shape[2] * shape[3])
+    given = _fed(session, shape)
+    with session.arms.held("adapted") as family:
+        return profile.needs(family.component(given), family.others(shape), len(given[family.latent]))
 
 
-def _latents(work: Work, sizes: Sequence[Size]) -> list[Shape]:
-    return [work.setup.family.shape(width, height) for width, height in sizes] or [work.shape]
+def _latents(session: Session, sizes: Sequence[Size]) -> list[Shape]:
+    return [session.sampler.setup.family.shape(width, height) for width, height in sizes] or [session.shape]
 
 
-def _fed(work: Work, shape: Shape) -> dict[str, np.ndarray]:
+def _fed(session: Session, shape: Shape) -> dict[str, np.ndarray]:
     """What the denoiser is fed at that size."""
-    first = work.setup.inputs("base", work.probes[:1])
-    solver = work.setup.solver()
-    return fed(work.setup.family, solver, torch.zeros(shape), solver.timesteps[0], first.conditions)[0]
+    first = session.sampler.setup.inputs("base", session.sampler.probes[:1])
+    solver = session.sampler.setup.solver()
+    return fed(session.sampler.setup.family, solver, torch.zeros(shape), solver.timesteps[0], first.conditions)[0]
 
 
 def _is_unread(part: Part) -> bool:
@@ -172,14 +189,15 @@ def _write_vocabulary(folder: Path) -> None:
         vocabulary.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
 
 
-def _others(work: Work, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
+def _others(session: Session, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
     """Export the components beside the denoiser; their compute types."""
     found = {}
-    for part in work.arms.use("adapted").others(work.shape):
-        with work.timed(part.name, 1) as advance:
-            found[part.name] = _safe(part, compute)
-            qdq.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
-            advance(1)
+    with session.arms.held("adapted") as family:
+        for part in family.others(session.shape):
+            with session.watch.stage(part.name, 1) as advance:
+                found[part.name] = _safe(part, compute)
+                qdq.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
+                advance(1)
     return found
 
 
@@ -210,12 +228,11 @@ def _safe(part: Component, compute: str) -> str:
     return compute if fits else "bfloat16"
 
 
-def _shapes(work: Work, sizes: Sequence[Size]) -> dict[str, Shapes]:
+def _shapes(session: Session, sizes: Sequence[Size]) -> dict[str, Shapes]:
     """Min, optimal and max of every component's inputs: one row to those of guidance, and every size asked for."""
-    family, latents = work.arms.use("adapted"), _latents(work, sizes)
-    rows = len(work.example[family.latent])
-    fed = [_fed(work, shape) for shape in latents]
-    found = {family.denoiser: _spans(fed, family.fixed, rows)}
+    latents, family = _latents(session, sizes), session.sampler.setup.family
+    rows = len(session.example[family.latent])
+    found = {family.denoiser: _spans([_fed(session, shape) for shape in latents], family.fixed, rows)}
     for parts in zip(*(family.others(shape) for shape in latents), strict=True):
         part = parts[0]
         found[part.name] = _spans([each.inputs for each in parts], part.fixed, 1 if part.growing else rows)
@@ -236,16 +253,16 @@ def _spans(asked: Sequence[Mapping[str, Any]], fixed: Collection[str], rows: int
     return found
 
 
-def _part(work: Work, folder: Path, name: str, compute: str, layers: Sequence[Layer], shapes: Shapes) -> Part:
+def _part(session: Session, folder: Path, name: str, compute: str, layers: Sequence[Layer], shapes: Shapes) -> Part:
     """Compile one component, where something here can, and keep the engine."""
-    target, model = work.job.target, folder / name / _MODEL
+    target, model = session.spec.target, folder / name / _MODEL
     size = sum(path.stat().st_size for path in model_files(model))
-    builder = gate.choose(work.job, work.job.schemes[0])
+    builder = session.gate.builder(session.spec.schemes[0])
     if isinstance(builder, str):
         return Part(name=name, compute=compute, bytes=size, build=gate.not_run(target, builder))
     place = folder / "engines" / f"sm{builder.capability.replace('.', '')}"
     place.mkdir(parents=True, exist_ok=True)
-    with work.timed(f"{name}: build for SM {builder.capability}", 1) as advance:
+    with session.watch.stage(f"{name}: build for SM {builder.capability}", 1) as advance:
         engine, kept = place / f"{name}.engine", place / "timing.cache"
         build = gate.run(builder, target, model, layers, compute, shapes, engine, kept)
         advance(1)

@@ -22,10 +22,11 @@ from qcheck.core.progress import Progress, Silent
 from qcheck.model import load as bases
 from qcheck.model import lora
 from qcheck.model.lora.layout import Factors, Names
-from qcheck.quantize import plan
+from qcheck.quantize import merge, plan
 from qcheck.result.inspection import Arrival, Forecast, Inspection, LayerReport
+from qcheck.spec import order as orders
 from qcheck.spec.check import Use
-from qcheck.spec.order import MERGES, Order
+from qcheck.spec.order import MERGES, Merged, Order
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 
@@ -60,13 +61,13 @@ class _Sums:
     layers: int = 0
 
 
-def arrival(change: torch.Tensor, step: torch.Tensor, order: Order) -> tuple[float, float]:
+def arrival(change: torch.Tensor, step: torch.Tensor, merged: Merged) -> tuple[float, float]:
     """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
     step = step.clamp(min=1e-30)  # where nothing rounds, or all is zero
     ratio = change / step
-    if order == "unmerged":
+    if merged == "beside":
         return float(change.square().sum()), 0.0
-    if order == "quantize-merge":
+    if merged == "after":
         arrived = torch.round(ratio) * step
         return float((arrived * change).sum()), float((arrived - change).square().sum())
     fraction = ratio.abs() % 1
@@ -119,7 +120,7 @@ def inspect(
     Raises:
         UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
     """
-    adapter = lora.read(Use(source, weight))
+    adapter = lora.read(Use(source=source, weight=weight))
     lora.require_plain(adapter)
     names, stored = (Names(), {}) if base is None else stored_layers(base)
     factors = lora.factors_of(names, adapter)
@@ -213,13 +214,14 @@ def arrivals(found: Scheme, before: torch.Tensor, change: torch.Tensor) -> Itera
     """The forecast of one layer in every order, of a weight [out, in, ...] and its change."""
     base = _grid(before, found)
     codes, rounded = base.codes(before), base.fake(before)
-    stored = {"merge-quantize": before + change, "quantize-merge": rounded + change, "unmerged": rounded}
+    adapted = before + change
     for order in MERGES:
-        on_grid = order == "merge-quantize" and torch.equal(rounded, before)
-        met: Order = "quantize-merge" if on_grid else order
-        merged = before + change if order == "merge-quantize" else before
-        kept, noise = arrival(change, _grid(merged, found).spacing(merged), met)
-        same = (_grid(stored[order], found).codes(stored[order]) == codes).float().mean()
+        where = orders.merge(order).merged
+        merged = adapted if where == "before" else before
+        on_grid = where == "before" and torch.equal(rounded, before)
+        kept, noise = arrival(change, _grid(merged, found).spacing(merged), "after" if on_grid else where)
+        stored = merge.stored(order, before, adapted, change, rounded)
+        same = (_grid(stored, found).codes(stored) == codes).float().mean()
         yield _Arrived(order, kept, float(change.square().sum()), noise, float(same))
 
 

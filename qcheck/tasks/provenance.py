@@ -10,7 +10,7 @@ from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.core.values import PACKAGE
 from qcheck.result.report import Provenance
 from qcheck.spec import recipe
-from qcheck.spec.check import Job
+from qcheck.spec.check import CheckSpec
 
 
 def _commit() -> str | None:
@@ -26,18 +26,17 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def collect(job: Job, seconds: dict[str, float]) -> Provenance:
-    """Provenance of a finished job."""
+def collect(spec: CheckSpec, seconds: dict[str, float]) -> Provenance:
+    """Provenance of a finished request."""
     return Provenance(
         qcheck=__version__,
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        arguments=job.arguments(),
         versions=versions.versions(),
-        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {job.threads} threads",
-        recipe=job.recipe.name,
-        recipe_digest=digest_of(digest_of_value(job.recipe), *recipe.calibration(job.recipe, job.probes).prompts),
-        limits=job.limits.name,
-        limits_digest=digest_of_value(job.limits),
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {spec.execution.threads} threads",
+        recipe=spec.recipe.name,
+        recipe_digest=digest_of(digest_of_value(spec.recipe), *recipe.calibration(spec.recipe, spec.probes).prompts),
+        limits=spec.limits.name,
+        limits_digest=digest_of_value(spec.limits),
         seconds=seconds,
     )

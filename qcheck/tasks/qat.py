@@ -1,22 +1,24 @@
 """A calibrated adapter: judged as it came, trained in the order it is deployed in, written, and judged again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from qcheck import __version__
+from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.model import lora
 from qcheck.model.lora import Adapter, trainable
 from qcheck.model.lora.note import KEY, Gap, Note, note
-from qcheck.qat.objective import Lessons, Seen, Settings
-from qcheck.qat.trainer import Course, train
+from qcheck.quantize import artifact
+from qcheck.quantize.artifact import Making
 from qcheck.result.report import Case, Report
-from qcheck.spec.check import Job, Use
+from qcheck.spec.check import CheckSpec, Use
 from qcheck.tasks import check
-from qcheck.tasks.work import Work, prepare
+from qcheck.tasks import session as sessions
+from qcheck.tasks.session import Session
+from qcheck.training.objective import HeldOut, QatObjective, Settings
+from qcheck.training.trainer import Training, train
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Calibration:
     """The check before, how training went, and the check of the new adapter against the old one's reference."""
 
     before: Report
-    course: Course
+    training: Training
     after: Report
 
     @property
@@ -33,79 +35,88 @@ class Calibration:
         return self.before.cases[0], self.after.cases[0]
 
 
-def calibrate(job: Job, settings: Settings, new: Path, folder: Path, progress: Progress, force: bool) -> Calibration:
-    """Calibrate the one adapter of ``job`` for its first scheme and order, and write it to ``new``.
+def calibrate(
+    spec: CheckSpec, settings: Settings, new: Path, folder: Path, cache: Cache, progress: Progress, force: bool = False
+) -> Calibration:
+    """Calibrate the one adapter of ``spec`` for its first scheme and order, and write it to ``new``.
 
     Reports go to ``before`` and ``after`` below ``folder``. The probes of both checks are never trained on.
 
     Raises:
         UserError: bad input, an adapter that is broken at full precision (unless ``force``), or training that diverges.
     """
-    require_one(job)
-    require_own(new, job)
-    job = replace(job, cache=job.cache or folder / "cache")
-    before = _checked(job, folder / "before", progress)
+    require_one(spec)
+    require_own(new, spec)
+    before = _checked(spec, folder / "before", cache, progress)
     if before.cases[0].verdict == "FAIL-ADAPTER" and not force:
         raise UserError(
             f"the adapter is broken at full precision: {'; '.join(before.cases[0].reasons)}",
             "QAT teaches the quantized model to answer as this one does, faults included: retrain the adapter. "
             "--force does it all the same.",
         )
-    course = learn(job, settings, new, folder, progress)
-    again = replace(job, adapters=(Use(str(new), job.adapters[0].weight),), references=job.adapters)
-    return Calibration(before, course, _checked(again, folder / "after", progress))
+    training = learn(spec, settings, new, cache, progress)
+    return Calibration(before, training, _checked(calibrated(spec, new), folder / "after", cache, progress))
 
 
-def _checked(job: Job, folder: Path, progress: Progress) -> Report:
+def calibrated(spec: CheckSpec, new: Path) -> CheckSpec:
+    """The request of the calibrated adapter ``new``, held to the one that it came from."""
+    used = Use(source=str(new.absolute()), weight=spec.adapters[0].weight)
+    return spec.changed(adapters=(used,), references=spec.adapters)
+
+
+def _checked(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
     folder.mkdir(parents=True)
-    return check.check(job, folder, progress)
+    return check.check(spec, folder, cache, progress)
 
 
-def learn(job: Job, settings: Settings, new: Path, folder: Path, progress: Progress) -> Course:
+def learn(spec: CheckSpec, settings: Settings, new: Path, cache: Cache, progress: Progress) -> Training:
     """Train and write, without a check."""
-    torch.set_num_threads(job.threads)
-    work = prepare(job, folder, progress)
-    (adapter,) = work.arms.adapters
-    lessons = Lessons(work, job.schemes[0], job.orders[0], settings)
-    kept, course = train(lessons)
-    trainable.write(adapter, kept, {KEY: _note(work, adapter, course, settings).model_dump_json()}, new)
-    return course
+    with sessions.opened(spec, cache, progress) as session:
+        (adapter,), scheme = session.arms.adapters, spec.schemes[0]
+        ranges = session.calibrator.inputs(scheme)
+        making = Making(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
+        q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(making))
+        objective = QatObjective(spec, making, q0, session.watch, settings)
+        kept, training = train(objective)
+        note = _note(session, adapter, training, settings).model_dump_json()
+        trainable.write(adapter, kept, {KEY: note}, new)
+    return training
 
 
-def require_own(new: Path, job: Job) -> None:
+def require_own(new: Path, spec: CheckSpec) -> None:
     """Refuse to write over anything but an earlier calibration of the same adapter."""
-    if new.exists() and not calibrated(new, job):
+    if new.exists() and not is_calibrated(new, spec):
         raise UserError(f"output {str(new)!r} exists and is no calibration of this adapter", "Give another --out.")
 
 
-def calibrated(path: Path, job: Job) -> bool:
-    """Whether the file at ``path`` is a calibration of the job's one adapter."""
-    found = note(lora.read(Use(str(path), 1.0)))
-    return found is not None and found.source == lora.read(job.adapters[0]).digest
+def is_calibrated(path: Path, spec: CheckSpec) -> bool:
+    """Whether the file at ``path`` is a calibration of the one adapter of ``spec``."""
+    found = note(lora.read(Use(source=str(path), weight=1.0)))
+    return found is not None and found.source == lora.read(spec.adapters[0]).digest
 
 
-def require_one(job: Job) -> None:
+def require_one(spec: CheckSpec) -> None:
     """Refuse what QAT does not train: several adapters at once, or one that it has trained before."""
-    if len(job.adapters) != 1 or job.references:
+    if len(spec.adapters) != 1 or spec.references:
         raise UserError("QAT calibrates one adapter", "Give one --lora; adapters of both arms as --with-lora.")
 
 
-def _note(work: Work, adapter: Adapter, course: Course, settings: Settings) -> Note:
-    job = work.job
+def _note(session: Session, adapter: Adapter, training: Training, settings: Settings) -> Note:
+    spec = session.spec
     return Note(
         qcheck=__version__,
         source=adapter.digest,
         weight=adapter.weight,
-        base=work.arms.base.digest,
-        scheme=job.schemes[0].name,
-        order=job.orders[0],
-        recipe=job.recipe.name,
-        steps=course.kept,
+        base=session.arms.base.digest,
+        scheme=spec.schemes[0].name,
+        order=spec.orders[0],
+        recipe=spec.recipe.name,
+        steps=training.kept,
         seed=settings.seed,
-        before=_gap(course.before),
-        after=_gap(course.after),
+        before=_gap(training.before),
+        after=_gap(training.after),
     )
 
 
-def _gap(seen: Seen) -> Gap:
+def _gap(seen: HeldOut) -> Gap:
     return Gap(survival=seen.survival, effect_to_error=seen.effect_to_error, excess_error=seen.excess_error)

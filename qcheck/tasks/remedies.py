@@ -1,41 +1,43 @@
 """What may cure a case that does not pass, the cheapest first; nothing here is run.
 
-A remedy is a changed job. Each kind of them is a generator below; ``KINDS`` is their order of cost.
+A remedy is a changed request. Each kind of them is a generator below; ``KINDS`` is their order of cost.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from qcheck.result.verdict import Outcome
-from qcheck.spec import limits
+from qcheck.spec import order as orders
 from qcheck.spec import target as targets
-from qcheck.spec.check import Job
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import MERGES
 from qcheck.spec.recipe import METHODS
 from qcheck.spec.scheme import Numbers, Rule, Scheme
 
-Keeps = Callable[[Job], Iterable[tuple[str, ...]]]  # layers to keep in the compute type, the smallest choice first
+Keeps = Callable[
+    [CheckSpec], Iterable[tuple[str, ...]]
+]  # layers to keep in the compute type, the smallest choice first
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to change, in words, and the job that tries it. ``train`` calibrates the adapter first.
+    """What to change, in words, and the request that tries it. ``train`` calibrates the adapter first.
 
-    A job of None cannot be tried here; ``why`` says why, or what the remedy does.
+    A request of None cannot be tried here; ``why`` says why, or what the remedy does.
     """
 
     kind: str
     title: str
     why: str
-    job: Job | None
+    spec: CheckSpec | None
     train: bool = False
 
 
 class Ill(NamedTuple):
-    """A case that does not pass: a job of one scheme in one order, its verdict, and what is installed."""
+    """A case that does not pass: a request of one scheme in one order, its verdict, and what is installed."""
 
-    job: Job
+    spec: CheckSpec
     verdict: Outcome
     installed: Callable[[Scheme], bool]
     keeps: Keeps
@@ -43,7 +45,7 @@ class Ill(NamedTuple):
     @property
     def scheme(self) -> Scheme:
         """The scheme."""
-        return self.job.schemes[0]
+        return self.spec.schemes[0]
 
 
 def remedies(ill: Ill) -> Iterator[Remedy]:
@@ -63,10 +65,10 @@ _RETRAIN = (
 
 def more_probes(ill: Ill) -> Iterator[Remedy]:
     """Where the verdict is open, all looks that the limits have."""
-    whole = limits.find(ill.job.limits.name)
-    if ill.verdict == "INCONCLUSIVE" and whole.looks[-1] > ill.job.limits.looks[-1]:
-        changed = replace(ill.job, limits=whole)
-        yield Remedy("probes", f"up to {whole.looks[-1]} probes", "the verdict is open for want of them", changed)
+    most = ill.spec.limits.looks[-1]
+    if ill.verdict == "INCONCLUSIVE" and most > ill.spec.bounds.looks[-1]:
+        changed = ill.spec.changed(max_probes=None)
+        yield Remedy("probes", f"up to {most} probes", "the verdict is open for want of them", changed)
 
 
 def other_orders(ill: Ill) -> Iterator[Remedy]:
@@ -74,13 +76,14 @@ def other_orders(ill: Ill) -> Iterator[Remedy]:
     if ill.verdict == "FAIL-RECIPE":
         return
     for order in MERGES:
-        if order not in (*ill.job.orders, "quantize-merge"):
-            yield Remedy("order", f"order {order}", _ORDER[order], replace(ill.job, orders=(order,)))
+        merge = orders.merge(order)
+        if order not in ill.spec.orders and not merge.rounds_change_alone:
+            yield Remedy("order", f"order {order}", _WHY[merge.merged], ill.spec.changed(orders=(order,)))
 
 
-_ORDER = {
-    "merge-quantize": "merged at full precision, weights act as dither and nothing falls into the dead zone",
-    "unmerged": "beside the quantized weights the adapter is not rounded; two small products a layer more",
+_WHY = {
+    "before": "merged at full precision, weights act as dither and nothing falls into the dead zone",
+    "beside": "beside the quantized weights the adapter is not rounded; two small products a layer more",
 }
 
 
@@ -90,11 +93,11 @@ def better_ranges(ill: Ill) -> Iterator[Remedy]:
     if not static or ill.scheme.smoothing:
         return
     for method in _METHODS:
-        if method == ill.job.recipe.method or (method == "entropy" and any("int" not in n.format for n in static)):
+        if method == ill.spec.recipe.method or (method == "entropy" and any("int" not in n.format for n in static)):
             continue
-        changed = ill.job.recipe.model_copy(update={"name": f"{ill.job.recipe.name}-{method}", "method": method})
+        changed = ill.spec.recipe.model_copy(update={"name": f"{ill.spec.recipe.name}-{method}", "method": method})
         yield Remedy(
-            "ranges", f"ranges by {method}", "other input ranges cost nothing", replace(ill.job, recipe=changed)
+            "ranges", f"ranges by {method}", "other input ranges cost nothing", ill.spec.changed(recipe=changed)
         )
 
 
@@ -104,8 +107,8 @@ _METHODS = tuple(sorted(METHODS, key=("mse", "percentile", "entropy", "max").ind
 def _others(ill: Ill) -> list[Scheme]:
     return [
         found
-        for found in ill.job.target.deployable()
-        if found.name != ill.scheme.name and ill.installed(found) and ill.job.target.refuses(found) is None
+        for found in ill.spec.target.deployable()
+        if found.name != ill.scheme.name and ill.installed(found) and ill.spec.target.refuses(found) is None
     ]
 
 
@@ -126,11 +129,11 @@ def smoothing(ill: Ill) -> Iterator[Remedy]:
 
 def kept_layers(ill: Ill) -> Iterator[Remedy]:
     """The layers that hurt most stay in the compute type."""
-    for layers in ill.keeps(ill.job):
-        held = ill.job.recipe
+    for layers in ill.keeps(ill.spec):
+        held = ill.spec.recipe
         changed = held.model_copy(update={"name": f"{held.name}-keep{len(layers)}", "keep": (*held.keep, *layers)})
         title = f"{len(layers)} layers in {ill.scheme.compute}"
-        yield Remedy("mixed precision", title, ", ".join(layers[:3]), replace(ill.job, recipe=changed))
+        yield Remedy("mixed precision", title, ", ".join(layers[:3]), ill.spec.changed(recipe=changed))
 
 
 def wider_schemes(ill: Ill) -> Iterator[Remedy]:
@@ -142,9 +145,9 @@ def wider_schemes(ill: Ill) -> Iterator[Remedy]:
 
 def training(ill: Ill) -> Iterator[Remedy]:
     """QAT of the adapter; it cannot change the base's own failure."""
-    if ill.verdict != "FAIL-RECIPE" and len(ill.job.adapters) == 1 and not ill.job.references:
+    if ill.verdict != "FAIL-RECIPE" and len(ill.spec.adapters) == 1 and not ill.spec.references:
         why = "the adapter learns through the rounding: minutes on a small model, hours on a large one"
-        yield Remedy("qat", "QAT of the adapter", why, ill.job, train=True)
+        yield Remedy("qat", "QAT of the adapter", why, ill.spec, train=True)
 
 
 KINDS: tuple[Callable[[Ill], Iterator[Remedy]], ...] = (
@@ -160,7 +163,7 @@ KINDS: tuple[Callable[[Ill], Iterator[Remedy]], ...] = (
 
 
 def _scheme(kind: str, ill: Ill, found: Scheme, why: str) -> Remedy:
-    return Remedy(kind, f"scheme {found.name}", why, replace(ill.job, schemes=(found,)))
+    return Remedy(kind, f"scheme {found.name}", why, ill.spec.changed(schemes=(found,)))
 
 
 def _formats(found: Scheme) -> tuple[tuple[tuple[str, ...], str, str | None], ...]:
@@ -188,6 +191,6 @@ def _bits(rule: Rule, compute: str) -> float:
     return of(rule.weights) + of(rule.activations) / 100  # inputs decide between equal weights
 
 
-def no_keeps(_: Job) -> Iterator[tuple[str, ...]]:
+def no_keeps(_: CheckSpec) -> Iterator[tuple[str, ...]]:
     """No choice of layers is known."""
     yield from ()

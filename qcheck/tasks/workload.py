@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from qcheck.calibration.inputs import origins_of
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.quantize.artifact import TWIN
-from qcheck.sampling import sampler
+from qcheck.sampling import subject
 from qcheck.sampling.setup import Setup, forwards
-from qcheck.spec.check import Job
-from qcheck.tasks.work import Work
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks.session import Session
 
 
 @dataclass(frozen=True)
@@ -43,35 +44,35 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plan(job: Job, setup: Setup) -> Workload:
-    """What the job needs with an empty cache; factors of SmoothQuant and AWQ, whose search varies, not included."""
-    schemes, given = len(job.schemes), len(job.artifacts)
-    cases = schemes * len(job.orders) + given
-    calibrated = any(rule.activations for scheme in job.schemes for rule in scheme.rules)
-    computed = {TWIN, *(scheme.compute for scheme in job.schemes)} if schemes else set()
-    once = forwards(setup, 0, len(computed), job.limits.looks[0])
-    once += forwards(setup, 0, 1, min(alignment.PROBES, job.limits.looks[0]))
-    once += _calibration(job, setup) if calibrated else 0
-    states = min(sensitivity.STATES, job.limits.looks[0] * len(setup.strata))
-    once += states * sum(not s.control and s.exported for s in job.schemes)
+def plan(spec: CheckSpec, setup: Setup) -> Workload:
+    """What the request needs with an empty cache; factors of SmoothQuant and AWQ, whose search varies, not included."""
+    schemes, given = len(spec.schemes), len(spec.artifacts)
+    cases = schemes * len(spec.orders) + given
+    calibrated = any(rule.activations for scheme in spec.schemes for rule in scheme.rules)
+    computed = {TWIN, *(scheme.compute for scheme in spec.schemes)} if schemes else set()
+    once = forwards(setup, 0, len(computed), spec.bounds.looks[0])
+    once += forwards(setup, 0, 1, min(alignment.PROBES, spec.bounds.looks[0]))
+    once += _calibration(spec, setup) if calibrated else 0
+    states = min(sensitivity.STATES, spec.bounds.looks[0] * len(setup.strata))
+    once += states * sum(not s.control and s.exported for s in spec.schemes)
 
     def calls(probes: int) -> int:
-        """f1's walk, f0 at its states and its own walk, then the same for each q0 and each case."""
+        """f1's run, f0 at its states and its own run, then the same for each q0 and each case."""
         return forwards(setup, 2 + schemes + cases, 1 + schemes + cases, probes) + once
 
-    ends = job.limits.looks[0], job.limits.looks[-1]
+    ends = spec.bounds.looks[0], spec.bounds.looks[-1]
     return Workload(cases, ends, (calls(ends[0]), calls(ends[1])))
 
 
-def _calibration(job: Job, setup: Setup) -> int:
-    """Both arms at the states of one walk; what adapters share comes from the base's own walk."""
-    asked = min(job.recipe.strata, setup.calls)
-    shared = "refit" in job.orders
-    return job.recipe.samples * ((1 + shared) * setup.calls + (2 + shared) * asked)
+def _calibration(spec: CheckSpec, setup: Setup) -> int:
+    """Both arms at the states of one run; what adapters share comes from the base's own run."""
+    asked = min(spec.recipe.strata, setup.calls)
+    shared = "shared" in origins_of(spec.orders)
+    return spec.recipe.samples * ((1 + shared) * setup.calls + (2 + shared) * asked)
 
 
-def announce(work: Work) -> None:
+def announce(session: Session) -> None:
     """Say what is ahead; how long it takes comes from one timed call, where the reference is not known already."""
-    setup, subject, first = work.setup, work.full("adapted"), work.probes[0]
-    known = sampler.known(setup, subject, first, work.store)
-    work.progress.note(plan(work.job, setup).text(None if known else sampler.seconds(setup, subject, first)))
+    sampler, f1 = session.sampler, subject.full(session.arms, "adapted")
+    seconds = None if sampler.known(f1) else sampler.seconds(f1)
+    session.watch.note(plan(session.spec, sampler.setup).text(seconds))

@@ -41,14 +41,14 @@ def test_each_layer_has_its_change_and_all_other_keys_stay(
         assert torch.allclose(part.factors(factors).change(), expected, atol=1e-5), layer
     new = tmp_path / "new" / adapter.path.name
     new.parent.mkdir()
-    trainable.write(adapter, {key: 2 * value for key, value in factors.items()}, {"qcheck.tasks.qat": "{}"}, new)
+    trainable.write(adapter, {key: 2 * value for key, value in factors.items()}, {"qcheck.qat": "{}"}, new)
     before, after = load_file(adapter.path), load_file(new)
     assert set(before) == set(after)
     for key, value in before.items():
         assert after[key].dtype == value.dtype
         assert torch.equal(after[key], 2 * value if key in factors else value), key
     with safe_open(new, "pt") as stream:
-        assert stream.metadata()["qcheck.tasks.qat"] == "{}"
+        assert stream.metadata()["qcheck.qat"] == "{}"
     again = lora.factors_of(lora.names_of(pipe), lora.read(Use(str(new), 1.0)))
     for name, part in known.items():
         scale = 4 if name.startswith("unet.") else 1

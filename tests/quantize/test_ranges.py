@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcheck.calibrate import histogram as ranges
-from qcheck.calibrate.histogram import BINS, Histogram, Seen, observed
+from qcheck.calibration import histogram as ranges
+from qcheck.calibration.histogram import BINS, Histogram, Seen, observed
 from qcheck.core.errors import UserError
 from qcheck.quantize import formats, plan
 from qcheck.spec import recipe, scheme

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qcheck.model.arms import Arms
 from qcheck.model.lora import trainable
-from qcheck.qat import student
+from qcheck.training import student
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize.artifact import Content
 from qcheck.runtime.ort_runner import OnnxRunner

@@ -8,7 +8,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import Number, Value
 from qcheck.model.lora import Adapter
 
-KEY = "qcheck.tasks.qat"
+KEY = "qcheck.qat"
 
 
 class Gap(Value):

@@ -1,7 +1,6 @@
 """What the page says, in plain words and plain values; the template only lays it out."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -12,8 +11,9 @@ from qcheck.judge.bounds import bounds, room
 from qcheck.judge.recommend import recommended
 from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
-from qcheck.result.report import Case, Provenance, Report
+from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
+from qcheck.spec import command
 
 Kind = Literal["good", "bad", "open"]
 KINDS: dict[Outcome, tuple[Kind, str]] = {
@@ -227,40 +227,14 @@ def overview(case: Case) -> Overview:
     )
 
 
-_OPTIONS = {
-    "lora": "--lora",
-    "weight": "--weight",
-    "with_lora": "--with-lora",
-    "scheme": "--scheme",
-    "artifact": "--artifact",
-    "order": "--order",
-    "target": "--target",
-    "probes": "--probes",
-    "trigger": "--trigger",
-    "recipe": "--recipe",
-    "limits": "--limits",
-    "max_probes": "--max-probes",
-    "steps": "--steps",
-    "guidance": "--guidance",
-    "seed": "--seed",
-    "width": "--width",
-    "height": "--height",
-    "threads": "--threads",
-    "batch": "--batch",
-}
+def again(report: Report) -> str:
+    """The command line that asks for the same check, from within the report's folder."""
+    return command.line(report.spec)
 
 
-def command(provenance: Provenance) -> str:
-    """The command line that asks for the same check, every argument written out."""
-    given = provenance.arguments
-    words = ["qcheck", "check", str(given["base"])]
-    for key, option in _OPTIONS.items():
-        value = given.get(key)
-        for one in value if isinstance(value, list) else [] if value is None else [value]:
-            words += [option, f"{one:g}" if isinstance(one, float) else str(one)]
-    words += ["--allow-unmatched"] if given.get("allow_unmatched") else []
-    words += ["--no-build"] if given.get("build") is False else []
-    return shlex.join(words)
+def request(report: Report) -> str:
+    """The request as report.json holds it, indented."""
+    return report.spec.model_dump_json(indent=1)
 
 
 def digests(report: Report) -> Sequence[tuple[str, str, str]]:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from qcheck.model.lora.layout import Factors
 from qcheck.model.quiet import quiet
-from qcheck.quantize import fake, plan
+from qcheck.quantize import fake, merge, plan
 from qcheck.quantize.plan import Input, LayerPlan
+from qcheck.spec import order as orders
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
 
@@ -58,14 +59,14 @@ def _layer(module: Any, name: str, ground: Ground, read: Read | None) -> Callabl
         return _merged(module, lambda: _added(base, name, ground, read))
     q0 = plan.make_layer(base, scheme, ground.before[name])
     q1 = plan.make_layer(base, scheme, ground.calibrated[name])
-    if read is None or order == "unmerged":
+    if read is None or orders.merge(order).merged == "beside":
         module.weight.data = q1.fake_stored(base)
         return _beside(module, q1, name, ground, read)
-    start = q0.fake(base) if order == "quantize-merge" else None
+    rounded = q0.fake(base)
 
     def weight() -> torch.Tensor:
         merged = _added(base, name, ground, read)
-        state = merged if start is None else start + (merged - base)
+        state = merge.stored(order, base, merged, merged - base, rounded)
         return quantized(state, scheme, ground.calibrated[name])
 
     return _merged(module, weight, q1)

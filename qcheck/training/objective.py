@@ -1,13 +1,13 @@
 """What QAT learns from, and who learns: q1 as it is deployed is to answer as f1 did at full precision.
 
-The loss is the squared difference of guided outputs, at states of the teacher's walks and, for a share, of the
+The loss is the squared difference of guided outputs, at states of the teacher's runs and, for a share, of the
 student's own, on calibration prompts; other prompts are held out of it.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
@@ -16,30 +16,29 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from qcheck.calibrate import inputs
 from qcheck.core import cache
 from qcheck.core.digest import digest_of_value
 from qcheck.core.errors import UserError
-from qcheck.core.values import Number, Value, named
+from qcheck.core.progress import Stopwatch
+from qcheck.core.values import Number, Value
 from qcheck.measure import effect
 from qcheck.model.lora import trainable
 from qcheck.model.lora.layout import Factors
-from qcheck.qat import student
-from qcheck.qat.student import Ground
-from qcheck.quantize import artifact, plan
-from qcheck.quantize.artifact import Making
+from qcheck.quantize import plan
+from qcheck.quantize.artifact import Making, calibrated_on
 from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler, solvers
-from qcheck.sampling.setup import Setup, combined, fed, forwards
+from qcheck.sampling import solvers, subject
+from qcheck.sampling.sampler import Sampler
+from qcheck.sampling.setup import STRATA, Subject, combined, fed, forwards
 from qcheck.sampling.store import Arrays, Rows, Trace
-from qcheck.spec import probe, recipe
-from qcheck.spec.order import Order
+from qcheck.spec import order, probe, recipe
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import Probe, ProbeSet
-from qcheck.spec.scheme import Scheme
-from qcheck.tasks.work import STRATA, Work, matched
+from qcheck.training import student
+from qcheck.training.student import Ground
 
 _HELD_OUT = 8
-_LOOP = "qcheck.tasks.qat.trainer"  # it and what it imports decide what a run gives
+_LOOP = "qcheck.training.trainer"  # it and what it imports decide what a run gives
 _RATE = 1e-3
 _STEP = 1 / 16  # of the mean step of a layer
 
@@ -66,7 +65,7 @@ class Settings(Value):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Seen(Value):
+class HeldOut(Value):
     """The held-out probes after ``step`` steps: means of effect_survival, effect_to_error and excess_error.
 
     ``gradient_norm`` is that of the loss by all factors in the last step, before clipping; None before the first. For
@@ -96,7 +95,7 @@ class Pool:
     answers: Arrays
 
 
-def prompts(work: Work, count: int) -> tuple[ProbeSet, ProbeSet]:
+def prompts(spec: CheckSpec, count: int) -> tuple[ProbeSet, ProbeSet]:
     """``count`` probes to learn from, of the recipe's prompts, and some of the last quarter of them, held out.
 
     Each probe has a seed of its own, beyond those that ranges are found with; none is a probe of the check.
@@ -104,37 +103,42 @@ def prompts(work: Work, count: int) -> tuple[ProbeSet, ProbeSet]:
     Raises:
         UserError: fewer than two prompts, or as ``recipe.calibration``.
     """
-    job = work.job
-    total = len(named(recipe.PromptSet, recipe.PROMPTS, job.recipe.prompts).prompts)
+    total = len(spec.recipe.prompts.prompts)
     if total < 2:
-        raise UserError(f"prompt set {job.recipe.prompts!r} has one prompt", "Give two or more: some are held out.")
-    seeded = job.recipe.model_copy(update={"samples": total, "seed": job.recipe.seed + job.recipe.samples})
-    every = recipe.calibration(seeded, job.probes, job.trigger)
+        name = spec.recipe.prompts.name
+        raise UserError(f"prompt set {name!r} has one prompt", "Give two or more: some are held out.")
+    seeded = spec.recipe.model_copy(update={"samples": total, "seed": spec.recipe.seed + spec.recipe.samples})
+    every = recipe.calibration(seeded, spec.probes, spec.trigger)
     held = max(1, total // 4)
     learned = every.model_copy(update={"prompts": every.prompts[:-held]})
     later = every.model_copy(update={"prompts": every.prompts[-held:], "seed": every.seed + count})
     return probe.repeated(learned, count), probe.repeated(later, _HELD_OUT)
 
 
-class Lessons:
-    """One adapter, scheme and order: what the student learns from, what it is held to, and the student itself."""
+class QatObjective:
+    """One adapter, scheme and order: what the student learns from, what it is held to, and the student itself.
 
-    def __init__(self, work: Work, scheme: Scheme, order: Order, settings: Settings) -> None:
-        self.work, self.settings = work, settings
-        arms, job = work.arms, work.job
-        (adapter,) = arms.adapters
-        ranges = inputs.inputs(work, scheme)
-        self.making = Making(arms, work.exporter, work.store, scheme, job.recipe, ranges)
+    ``making`` is what artifacts are made from, ``q0`` the quantized base.
+    """
+
+    def __init__(self, spec: CheckSpec, making: Making, q0: Subject, watch: Stopwatch, settings: Settings) -> None:
+        self.making, self.watch, self.settings, self._q0 = making, watch, settings, q0
+        self.arms, self.store = making.arms, making.store
+        scheme, chosen, (adapter,) = making.scheme, spec.orders[0], self.arms.adapters
         self.ground = Ground(
             scheme,
-            order,
-            frozenset(plan.chosen_layers(arms.base.denoiser, scheme, job.recipe)),
-            ranges["base"],
-            ranges["shared" if order == "refit" else "adapted"],
+            chosen,
+            frozenset(plan.chosen_layers(self.arms.base.denoiser, scheme, spec.recipe)),
+            making.ranges["base"],
+            making.ranges[calibrated_on(chosen)],
             adapter.weight,
         )
-        self.learned, self.held = prompts(work, settings.probes)
-        self.setup, self.probes = matched(arms, job, self.learned, settings.times)
+        self.learned, self.held = prompts(spec, settings.probes)
+        batch = spec.execution.batch
+        self.sampler = Sampler.of(self.arms, self.learned, settings.times, batch, self.store)
+        self.setup, self.probes = self.sampler.setup, self.sampler.probes
+        self._held_out = Sampler.of(self.arms, self.held, STRATA, batch, self.store)
+        arms = self.arms
         self.parts = trainable.find(arms.base.pipe, adapter)
         stored = trainable.trained(self.parts, adapter)
         self.types = {key: value.dtype for key, value in stored.items()}
@@ -144,13 +148,13 @@ class Lessons:
     def key(self) -> str:
         """Of everything that a run depends on."""
         values = map(digest_of_value, (self.learned, self.held, self.settings))
-        return cache.key("qat", cache.code(_LOOP), self.making.key(self.ground.order), *values)
+        return cache.key(_LOOP, "qat", self.making.key(self.ground.order), *values)
 
     @cached_property
     def student(self) -> nn.Module:
         """The denoiser as it is deployed, ready for ``Family.feed``'s inputs."""
-        base = self.work.arms.use("base")
-        return base.entry(student.make(base.module, self.ground, self.parts, self._read))
+        with self.arms.held("base") as base:
+            return base.entry(student.make(base.module, self.ground, self.parts, self._read))
 
     def _read(self, layer: str) -> Factors:
         part = self.parts[layer]
@@ -165,57 +169,56 @@ class Lessons:
         proportion to it (EfficientDM, arXiv 2310.03270, with a smaller factor for runs of thousands of steps).
         """
         given = self.settings.rate
-        if given is not None or self.ground.order != "quantize-merge":
+        if given is not None or not order.merge(self.ground.order).rounds_change_alone:
             return dict.fromkeys(self.factors, _RATE if given is None else given)
         steps: dict[str, list[float]] = defaultdict(list)
+        state = self.arms.state("base")
         for layer, part in self.parts.items():
             if layer in self.ground.chosen:
-                weight = self.work.arms.weights["base"][f"{self.work.arms.base.family.denoiser}.{layer}"]
+                weight = state[f"{layer}.weight"]
                 grid = plan.make_layer(weight, self.ground.scheme, self.ground.before[layer]).weight
                 for key in (part.down, part.up):
                     steps[key].append(_STEP * float(grid.spacing(weight).mean()))
         return {key: float(np.mean(steps[key])) if key in steps else _RATE for key in self.factors}
 
-    def walks(self, setup: Setup, probes: Sequence[Probe], title: str) -> Trace:
-        """The teacher's own."""
-        work = self.work
-        with work.timed(title, forwards(setup, 1, 0, len(probes))) as advance:
-            return sampler.reference(setup, work.full("adapted"), probes, work.store, advance)
+    def _teacher(self, sampler: Sampler, title: str) -> Trace:
+        """The teacher's own runs."""
+        with self.watch.stage(title, forwards(sampler.setup, 1, 0, len(sampler.probes))) as advance:
+            return sampler.reference(subject.full(self.arms, "adapted"), advance)
 
     @cached_property
     def taught(self) -> Pool:
-        """The teacher's walks on the prompts to learn from."""
-        reached = self.walks(self.setup, self.probes, "teacher")
+        """The teacher's runs on the prompts to learn from."""
+        reached = self._teacher(self.sampler, "teacher")
         conditions = self.setup.inputs("adapted", self.probes).conditions
         return Pool(self.probes, conditions, reached.states(), reached.outputs())
 
     def own(self, rows: np.ndarray) -> Pool:
-        """The student's walks on some of those prompts, and what the teacher answers there."""
-        probes = [self.probes[row] for row in rows]
-        runner, teacher = TorchRunner(self.student, "student"), self.work.full("adapted")
-        states = sampler.roam(self.setup, runner, "adapted", probes, lambda _: None)
-        answers = sampler.answers(self.setup, teacher.runner(), "adapted", probes, states, lambda _: None)
-        return Pool(probes, {name: value[rows] for name, value in self.taught.conditions.items()}, states, answers)
+        """The student's runs on some of those prompts, and what the teacher answers there."""
+        sampler = replace(self.sampler, probes=tuple(self.probes[row] for row in rows))
+        states = sampler.states(TorchRunner(self.student, "student"), "adapted")
+        with subject.full(self.arms, "adapted").open() as teacher:
+            answers = sampler.outputs(teacher, "adapted", states)
+        conditions = {name: value[rows] for name, value in self.taught.conditions.items()}
+        return Pool(sampler.probes, conditions, states, answers)
 
     @cached_property
-    def exam(self) -> tuple[Setup, Sequence[Probe], Sequence[Rows]]:
-        """The held-out probes, f1's states there, and the answers of f0, f1 and q0."""
-        work = self.work
-        setup, probes = matched(work.arms, work.job, self.held, STRATA)
-        f1 = self.walks(setup, probes, "teacher, held out")
-        q0 = work.quantized(f"q0 {self.ground.scheme.name}", "base", artifact.write_base(self.making))
-        with work.timed("base, held out", forwards(setup, 0, 2, len(probes))) as advance:
-            asked = [
-                sampler.forced(setup, f1, arm, probes, work.store, advance).outputs() for arm in (work.full("base"), q0)
-            ]
-        return setup, probes, (f1.states(), asked[0], f1.outputs(), asked[1])
+    def exam(self) -> tuple[Rows, ...]:
+        """Of the held-out probes f1's states, and the answers of f0, f1 and q0 there."""
+        sampler = self._held_out
+        f1 = self._teacher(sampler, "teacher, held out")
+        arms = (subject.full(self.arms, "base"), self._q0)
+        with self.watch.stage("base, held out", forwards(sampler.setup, 0, 2, len(sampler.probes))) as advance:
+            f0, q0 = (sampler.forced(arm, f1, advance).outputs() for arm in arms)
+        return f1.states(), f0, f1.outputs(), q0
 
-    def look(self, step: int) -> Seen:
-        """Examine the student."""
-        setup, probes, (states, f0, f1, q0) = self.exam
-        q1 = sampler.answers(setup, TorchRunner(self.student, "student"), "adapted", probes, states, lambda _: None)
-        found, weights = effect.energies(f0, f1, q0, q1, calibrated=True), setup.weights
-        return Seen(
+    def look(self, step: int) -> HeldOut:
+        """Examine the student on the held-out probes."""
+        states, f0, f1, q0 = self.exam
+        q1 = self._held_out.outputs(TorchRunner(self.student, "student"), "adapted", states)
+        weights = self._held_out.setup.weights
+        found = effect.energies(f0, f1, q0, q1, calibrated=True)
+        return HeldOut(
             step=step,
             survival=float(effect.survival(found, weights).mean()),
             effect_to_error=float(effect.effect_to_error(found, weights).mean()),

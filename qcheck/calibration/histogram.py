@@ -30,7 +30,7 @@ _SAMPLED = 8192  # values of one input that are counted, evenly spaced; the maxi
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerInputs:
     """What is known of one layer's inputs: the absolute maximum, and ``counts`` [T, BINS] of |x| from 0 to ``top``.
 
     T are the strata of timesteps that were told apart.
@@ -161,11 +161,11 @@ class Histogram:
             self._last = (inputs, torch.maximum(-low, high).item(), sample)
         return self._last[1], self._last[2]
 
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, LayerInputs]:
         """What was seen, by layer."""
         self._last = None
         return {
-            layer: Seen(most, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0))
+            layer: LayerInputs(most, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0))
             for layer, most in self._absmax.items()
         }
 
@@ -190,7 +190,7 @@ def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) ->
             handle.remove()
 
 
-def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
+def clips(seen: Mapping[str, LayerInputs], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
     """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
     return {
         layer: Input(
@@ -202,7 +202,7 @@ def clips(seen: Mapping[str, Seen], numbers: Mapping[str, Format], recipe: Recip
     }
 
 
-def save(found: Mapping[Name, Mapping[str, Seen]], folder: Path) -> None:
+def save(found: Mapping[Name, Mapping[str, LayerInputs]], folder: Path) -> None:
     """Write what was seen, a file for each of ``found``."""
     for name, layers in found.items():
         numbers = {layer: {"absmax": inputs.absmax, "top": inputs.top} for layer, inputs in layers.items()}
@@ -210,11 +210,11 @@ def save(found: Mapping[Name, Mapping[str, Seen]], folder: Path) -> None:
         save_file(counts, folder / f"{name}.safetensors", metadata={"seen": json.dumps(numbers)})
 
 
-def load(folder: Path, name: str) -> dict[str, Seen]:
+def load(folder: Path, name: str) -> dict[str, LayerInputs]:
     """What was saved under ``name``."""
     with safe_open(folder / f"{name}.safetensors", "np") as stream:
         numbers = json.loads(stream.metadata()["seen"])
-        return {layer: Seen(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}
+        return {layer: LayerInputs(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}
 
 
 def save_inputs(found: Mapping[str, Input], folder: Path) -> None:

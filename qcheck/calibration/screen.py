@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from qcheck.calibrate import pictures
-from qcheck.calibrate.pictures import Picture
+from qcheck.calibration import pictures
+from qcheck.calibration.pictures import Picture
 from qcheck.core.errors import UserError
 from qcheck.measure import spectrum
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from qcheck.core import cache
 from qcheck.core.errors import UserError
 from qcheck.core.values import Value
-from qcheck.qat.objective import Lessons, Pool, Seen, Tensors
+from qcheck.training.objective import HeldOut, Pool, QatObjective, Tensors
 
 _CLIP = 1.0
 _WALKS = 4  # of the student's own an interval
@@ -19,54 +19,55 @@ _KIND, _FILE = "qat", "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
-class Course(Value):
+class Training(Value):
     """Every look at the held-out probes, the step whose factors are kept, the checkpoint that the run went on from."""
 
-    history: list[Seen]
+    history: list[HeldOut]
     kept: int
     resumed: int | None
 
     @property
-    def before(self) -> Seen:
+    def before(self) -> HeldOut:
         """The adapter as it came."""
         return self.history[0]
 
     @property
-    def after(self) -> Seen:
+    def after(self) -> HeldOut:
         """The state that is kept."""
         return next(seen for seen in self.history if seen.step == self.kept)
 
 
-def train(lessons: Lessons) -> tuple[Tensors, Course]:
+def train(objective: QatObjective) -> tuple[Tensors, Training]:
     """Train, or go on from the last checkpoint: the factors to keep, by the file's keys, and how it went.
 
     Raises:
         UserError: the loss is not finite.
     """
-    run = _Run(lessons)
-    resumed = run.restore()
-    while not run.ended:
-        run.advance()
-    return run.best, Course(history=run.history, kept=run.kept, resumed=resumed)
+    with objective.store.locked(_KIND, objective.key):  # two processes would write over each other's checkpoints
+        run = _Run(objective)
+        resumed = run.restore()
+        while not run.ended:
+            run.advance()
+    return run.best, Training(history=run.history, kept=run.kept, resumed=resumed)
 
 
 class _Run:
-    """Factors on their way. A checkpoint holds all that the next step depends on beside the lessons."""
+    """Factors on their way. A checkpoint holds all that the next step depends on beside the objective."""
 
-    def __init__(self, lessons: Lessons) -> None:
-        self.lessons, self.settings = lessons, lessons.settings
-        rates = lessons.rates()
+    def __init__(self, objective: QatObjective) -> None:
+        self.objective, self.settings = objective, objective.settings
+        rates = objective.rates()
         self.rates = list(rates.values())
-        groups = [{"params": [value], "lr": rates[key]} for key, value in lessons.factors.items()]
+        groups = [{"params": [value], "lr": rates[key]} for key, value in objective.factors.items()]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        self.scales = lessons.scales()
+        self.scales = objective.scales()
         self.best = self._now()
-        self.history = [lessons.look(0)]
+        self.history = [objective.look(0)]
         self.step = self.kept = 0
         self.norm: float | None = None
 
     def _now(self) -> Tensors:
-        return {key: value.detach().clone() for key, value in self.lessons.factors.items()}
+        return {key: value.detach().clone() for key, value in self.objective.factors.items()}
 
     @property
     def ended(self) -> bool:
@@ -78,12 +79,12 @@ class _Run:
         """One interval, a look, and a checkpoint in the last one's place."""
         before, until = self.step, min(self.step + self.settings.every, self.settings.steps)
         title = f"QAT, excess error {self.history[-1].excess_error:+.1f} dB"
-        with self.lessons.work.progress.stage(title, until - before) as advanced:
-            own = self.lessons.own(self._draw(1, self.step, len(self.lessons.probes), _WALKS))
+        with self.objective.watch.stage(title, until - before) as advanced:
+            own = self.objective.own(self._draw(1, self.step, len(self.objective.probes), _WALKS))
             while self.step < until:
                 self._learn(own)
                 advanced(1)
-        seen = self.lessons.look(self.step).model_copy(update={"gradient_norm": self.norm})
+        seen = self.objective.look(self.step).model_copy(update={"gradient_norm": self.norm})
         nearest = next(known for known in self.history if known.step == self.kept)
         if seen.score > nearest.score:
             self.best, self.kept = self._now(), self.step
@@ -96,37 +97,37 @@ class _Run:
         return found
 
     def _learn(self, own: Pool) -> None:
-        settings, lessons = self.settings, self.lessons
+        settings, objective = self.settings, self.objective
         left = 1 - self.step / settings.steps
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * left
         self.optimizer.zero_grad()
         for part in range(settings.strata):
             number = self.step * settings.strata + part
-            cycle, place = divmod(number, len(lessons.setup.strata))  # every stratum once before any comes again
-            stratum = self._draw(2, cycle, len(lessons.setup.strata), place + 1)[-1]
-            pool = own if self._draw(3, number, 1000, 1)[0] < 1000 * settings.share else lessons.taught
+            cycle, place = divmod(number, len(objective.setup.strata))  # every stratum once before any comes again
+            stratum = self._draw(2, cycle, len(objective.setup.strata), place + 1)[-1]
+            pool = own if self._draw(3, number, 1000, 1)[0] < 1000 * settings.share else objective.taught
             rows = self._draw(4, number, len(pool.probes), settings.rows)
-            loss = lessons.losses(pool, rows, stratum).mean() / (self.scales[stratum] * settings.strata)
+            loss = objective.losses(pool, rows, stratum).mean() / (self.scales[stratum] * settings.strata)
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the loss is not finite after {self.step} steps of QAT", "Give a lower --rate, such as 1e-4."
                 )
             loss.backward()
-        self.norm = float(torch.nn.utils.clip_grad_norm_(lessons.factors.values(), _CLIP))
+        self.norm = float(torch.nn.utils.clip_grad_norm_(objective.factors.values(), _CLIP))
         self.optimizer.step()
         self.step += 1
 
     def _key(self, step: int) -> str:
-        return cache.key(self.lessons.key, str(step))
+        return cache.key(__name__, self.objective.key, str(step))
 
     def _write(self, before: int) -> None:
         tensors = {f"best {key}": value for key, value in self.best.items()}
-        for key, value in self.lessons.factors.items():
+        for key, value in self.objective.factors.items():
             tensors[f"now {key}"] = value.detach()
             tensors |= {f"{moment} {key}": self.optimizer.state[value][moment] for moment in _MOMENTS}
         notes = {"kept": str(self.kept), "history": json.dumps([seen.model_dump() for seen in self.history])}
-        store, about = self.lessons.work.store, f"checkpoint at step {self.step}"
+        store, about = self.objective.store, f"checkpoint at step {self.step}"
         with store.put(_KIND, self._key(self.step), about) as folder:
             save_file(tensors, folder / _FILE, metadata=notes)
         store.drop(_KIND, self._key(before))
@@ -136,7 +137,7 @@ class _Run:
         settings = self.settings
         steps: set[int] = {settings.steps, *range(settings.every, settings.steps, settings.every)}
         for step in sorted(steps, reverse=True):
-            folder = self.lessons.work.store.find(_KIND, self._key(step))
+            folder = self.objective.store.find(_KIND, self._key(step))
             if folder is not None:
                 self._read(folder / _FILE, step)
                 return step
@@ -147,10 +148,10 @@ class _Run:
         tensors = load_file(path)
         with safe_open(path, "pt") as stream:
             notes = stream.metadata()
-        for key, value in self.lessons.factors.items():
+        for key, value in self.objective.factors.items():
             value.copy_(tensors[f"now {key}"])
             self.best[key] = tensors[f"best {key}"]
             moments = {moment: tensors[f"{moment} {key}"] for moment in _MOMENTS}
             self.optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
         self.step, self.kept = step, int(notes["kept"])
-        self.history = [Seen.model_validate(seen) for seen in json.loads(notes["history"])]
+        self.history = [HeldOut.model_validate(seen) for seen in json.loads(notes["history"])]

@@ -1,0 +1,335 @@
+"""One function a command. Arguments are the command's options in snake case; each takes a name, a path or the value.
+
+Without ``out`` nothing is written but the cache, which ``cache=False`` leaves alone too. Nothing global is changed:
+torch's threads are those that were there once a call ends.
+"""
+
+import datetime
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from qcheck.api.lazy import host
+from qcheck.api.request import Files, Made, Named, Request, Schemes, asked, cores, made, ranged
+from qcheck.core import cache as caches
+from qcheck.core.cache import Cache
+from qcheck.core.errors import UserError
+from qcheck.core.folder import ours, replaced, staged
+from qcheck.core.progress import Progress, Silent
+from qcheck.demo import library
+from qcheck.judge import compare as comparing
+from qcheck.judge.compare import Comparison
+from qcheck.result import store
+from qcheck.result.advice import Advice
+from qcheck.result.exported import Exported, Size
+from qcheck.result.inspection import Inspection
+from qcheck.result.report import Report
+from qcheck.spec import probe
+from qcheck.spec import recipe as recipes
+from qcheck.spec import scheme as schemes
+from qcheck.spec.check import CheckSpec
+from qcheck.spec.probe import ProbeSet
+from qcheck.spec.ranges import Ranges
+from qcheck.spec.recipe import PromptSet, Recipe
+from qcheck.spec.scheme import Scheme
+
+if TYPE_CHECKING:
+    from qcheck.tasks.qat import Calibration
+    from qcheck.training.objective import Settings
+
+
+@contextmanager
+def writing(out: Named | None, overwrite: bool = False) -> Iterator[Path]:
+    """The folder to write into: ``out``, whole or absent, or one that is gone when the block ends."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        with staged(Path(out), overwrite) as folder:
+            yield folder
+
+
+@contextmanager
+def caching(wanted: bool) -> Iterator[Cache]:
+    """The user's cache, or one that is gone when the block ends."""
+    if wanted:
+        yield Cache(caches.location())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Cache(Path(folder))
+
+
+def default_out(name: str) -> Path:
+    """``qcheck-out/<name>-<time>``: where a command writes when it is told no folder."""
+    return (
+        Path("qcheck-out") / f"{Path(name).name.removesuffix('.safetensors')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    )
+
+
+def run(
+    spec: CheckSpec,
+    *,
+    out: Named | None = None,
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Carry out a request."""
+    with writing(out, overwrite) as folder, caching(cache) as kept:
+        report: Report = host("qcheck.tasks.check").check(spec, folder, kept, progress or Silent())
+    return report
+
+
+def check(
+    base: Named | CheckSpec,
+    lora: Files = None,
+    *,
+    out: Named | None = None,
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Unpack[Request],
+) -> Report:
+    """Check one LoRA, or a stack of them, on one base for a device.
+
+    Args:
+        base: A diffusers pipeline folder, a hub id, "demo", or a whole request such as ``report.spec``.
+        lora: A .safetensors file, or a list of them that are judged together; on "demo" also a shipped adapter's name.
+        out: A folder for artifacts, report.json, its page and pictures.
+        overwrite: Replace an earlier result in ``out``.
+        cache: Use and keep results of earlier runs.
+        progress: Told of every stage; silent by default.
+        **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``.
+
+    Raises:
+        UserError: bad input, or an adapter whose effect is too small to judge.
+    """
+    spec = asked(base, lora, **request)
+    return run(spec, out=out, overwrite=overwrite, cache=cache, progress=progress)
+
+
+def load_report(path: Named) -> Report:
+    """The report in a folder that a check wrote, or in a report.json.
+
+    Raises:
+        UserError: there is none, or it is of another version.
+    """
+    return store.read(Path(path))
+
+
+def export(
+    base: Named | CheckSpec,
+    lora: Files = None,
+    *,
+    out: Named,
+    size: Sequence[Size] = (),
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Unpack[Made],
+) -> Exported:
+    """Write base + LoRA for a device, without judging it: a request's first scheme in its first order.
+
+    Args:
+        base: As for ``check``; ``report.spec`` of a check that passed exports what passed.
+        lora: As for ``check``.
+        out: The folder for ONNX files, engines, a build script and a manifest.
+        size: (width, height) in pixels that the engines take, the first is tuned for; the probes' own size without.
+        overwrite: Replace an earlier export in ``out``.
+        cache: Use and keep results of earlier runs.
+        progress: Told of every stage.
+        **request: The options of ``qcheck export``, see ``qcheck.api.request.Made``.
+
+    Raises:
+        UserError: bad input, or a scheme that is no file.
+    """
+    if size:
+        request = {"width": size[0][0], "height": size[0][1]} | request
+    spec = asked(base, lora, **made(base, request))
+    with writing(out, overwrite) as folder, caching(cache) as kept:
+        found: Exported = host("qcheck.tasks.export").export(spec, size, folder, kept, progress or Silent())
+    return found
+
+
+def inspect(
+    lora: Named,
+    base: Named | None = None,
+    *,
+    weight: float = 1.0,
+    scheme: Schemes = None,
+    recipe: Named | Recipe = "general",
+    progress: Progress | None = None,
+) -> Inspection:
+    """Look at an adapter without running it: ranks, scale, and whether each scheme and order would lose it.
+
+    Args:
+        lora: The adapter's file, or a name of the demo's.
+        base: The base it is meant for; without one nothing is forecast.
+        weight: How strongly the adapter is applied.
+        scheme: Schemes to forecast; by default all that can be.
+        recipe: Whose kept layers are left out.
+        progress: Told of every layer.
+
+    Raises:
+        UserError: bad input, or a scheme that weights alone do not forecast.
+    """
+    found_base, found_lora = library.resolve(None if base is None else str(base), str(lora))
+    given = scheme if isinstance(scheme, list | tuple) else [] if scheme is None else [scheme]
+    chosen = [one if isinstance(one, Scheme) else schemes.find(str(one)) for one in given]
+    if calibrated := [one.name for one in chosen if one.smoothing]:
+        raise UserError(
+            f"{calibrated[0]} cannot be forecast from the weights: its factors need calibration data",
+            "Run qcheck check.",
+        )
+    every = [one for one in schemes.every() if one.exported and one.smoothing is None]
+    held = recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe))
+    found: Inspection = host("qcheck.tasks.inspect").inspect(
+        found_lora, found_base, weight, chosen or every, held, progress or Silent()
+    )
+    return found
+
+
+def calibrate(
+    base: Named | CheckSpec,
+    lora: Files = None,
+    *,
+    method: str | None = None,
+    merge: str | None = None,
+    prompts: Named | Sequence[str] | None = None,
+    own_prompts: bool = False,
+    pictures: Named | None = None,
+    out: Named | None = None,
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Unpack[Made],
+) -> Ranges:
+    """Find where the inputs of every layer are cut, by every method from one pass.
+
+    Args:
+        base: As for ``check``; the request's first scheme is calibrated.
+        lora: As for ``check``.
+        method: What cuts a range; by default the recipe's.
+        merge: How the timesteps' ranges become one; by default the recipe's.
+        prompts: Prompts to calibrate on instead of the recipe's: a text file, or a list.
+        own_prompts: Calibrate on the trigger words and tags in the adapters' metadata.
+        pictures: Meet the latents of these pictures under noise: a folder.
+        out: The file to write, for ``ranges=`` of a check or an export.
+        overwrite: Replace the file that an earlier calibration wrote to ``out``.
+        cache: Use and keep results of earlier runs.
+        progress: Told of every stage.
+        **request: The options of ``qcheck calibrate``, see ``qcheck.api.request.Made``.
+
+    Raises:
+        UserError: bad input, a scheme without ranges, or a file that is there already.
+    """
+    spec = asked(base, lora, **made(base, request))
+    given = {f"prompts {prompts}": prompts, "own prompts": own_prompts, f"pictures {pictures}": pictures}
+    if len(several := [name for name, value in given.items() if value]) > 1:
+        raise UserError(f"{' and '.join(several)} are given", "Give one of them.")
+    read: ProbeSet | None = None
+    if isinstance(prompts, str | Path):
+        read = probe.from_text(Path(prompts), spec.probes)
+    elif prompts is not None:
+        read = probe.from_prompts(prompts, spec.probes)
+    chosen = None if read is None else PromptSet(name=read.name, prompts=read.prompts)
+    spec = spec.changed(recipe=ranged(spec.recipe, method, merge))
+    shown = None if pictures is None else Path(pictures)
+    with replaced(out, overwrite, ours), caching(cache) as kept:
+        found: Ranges = host("qcheck.tasks.calibrate").calibrate(
+            spec, kept, progress or Silent(), chosen, own_prompts, shown
+        )
+        if out is not None:
+            Path(out).write_text(found.to_json(), "utf-8")
+    return found
+
+
+def advise(
+    report: Report | Named,
+    *,
+    out: Named | None = None,
+    dry_run: bool = False,
+    every: bool = False,
+    overwrite: bool = False,
+    cache: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Advice:
+    """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
+
+    Args:
+        report: A report, or the folder of one.
+        out: A folder for advice.json and what its commands need.
+        dry_run: List what would be tried, and run nothing.
+        every: Try everything, also after one has passed.
+        overwrite: Replace earlier advice in ``out``.
+        cache: Use and keep results of earlier runs.
+        threads: Processor threads; by default all.
+        progress: Told of every stage.
+
+    Raises:
+        UserError: no report, or what it was made from has changed since.
+    """
+    read, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
+    with writing(out, overwrite) as folder, caching(cache) as kept:
+        found: Advice = host("qcheck.tasks.advise").advise(
+            read, name, folder, kept, progress or Silent(), threads or cores(), not dry_run, every
+        )
+    return found
+
+
+def qat(
+    base: Named | CheckSpec,
+    lora: Files = None,
+    *,
+    out: Named,
+    settings: "Settings | None" = None,
+    force: bool = False,
+    report: Named | None = None,
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Unpack[Request],
+) -> "Calibration":
+    """Calibrate a LoRA for the scheme and order that it ships in, through the rounding of the artifact.
+
+    Args:
+        base: As for ``check``; the request's first scheme and order count.
+        lora: One adapter.
+        out: The calibrated LoRA to write, a .safetensors file.
+        settings: How long and how hard; the defaults of ``qcheck qat`` without them.
+        force: Also where the adapter is broken at full precision.
+        report: A folder for the reports before and after.
+        overwrite: Replace earlier reports in ``report``, and an earlier calibration of this adapter in ``out``.
+        cache: Use and keep results of earlier runs.
+        progress: Told of every stage.
+        **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``.
+
+    Raises:
+        UserError: bad input, an adapter that is broken at full precision, or training that diverges.
+    """
+    spec = asked(base, lora, **request)
+    path = Path(out)
+    if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
+        raise UserError(f"--out {str(out)!r} is no .safetensors file in a folder that exists", "Give another --out.")
+    chosen = settings or host("qcheck.training.objective").Settings()
+    stage = host("qcheck.tasks.qat")
+    with (
+        replaced(path, overwrite, lambda file: bool(stage.is_calibrated(file, spec))),
+        writing(report, overwrite) as folder,
+        caching(cache) as kept,
+    ):
+        found: Calibration = stage.calibrate(spec, chosen, path, folder, kept, progress or Silent(), force)
+    return found
+
+
+def compare(baseline: Report | Named, new: Report | Named) -> Comparison:
+    """What changed from one report to another; ``.regressed`` says whether anything got worse.
+
+    Raises:
+        UserError: one of them is no report.
+    """
+    pairs = [("", one) if isinstance(one, Report) else (str(one), load_report(one)) for one in (baseline, new)]
+    return comparing.against(pairs[0], pairs[1])

@@ -1,0 +1,392 @@
+"""From what a user names to a request of values; every mistake in it is found before anything heavy starts.
+
+Every argument takes a name, a path or the value itself. The command line and the Python API both come through here.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
+
+from pydantic import ValidationError
+
+from qcheck.core.errors import UserError, unknown
+from qcheck.core.values import Value
+from qcheck.demo import library
+from qcheck.spec import limits as limits_files
+from qcheck.spec import order as orders_of
+from qcheck.spec import probe
+from qcheck.spec import recipe as recipes
+from qcheck.spec import scheme as schemes_files
+from qcheck.spec import target as targets
+from qcheck.spec.check import CheckSpec, Execution, Use
+from qcheck.spec.limits import Limits
+from qcheck.spec.order import MERGES, ORDERS, Order
+from qcheck.spec.probe import SAMPLING, ProbeSet
+from qcheck.spec.recipe import MERGES as RANGE_MERGES
+from qcheck.spec.recipe import METHODS, Recipe
+from qcheck.spec.scheme import Scheme
+from qcheck.spec.target import Target
+
+TARGET = "jetson-agx-orin-64gb"
+ALL = "all"
+Named = str | Path
+Require = Literal["all", "any"]
+V = TypeVar("V", bound=Value)
+Files = Named | Sequence[Named] | None
+Floats = float | Sequence[float] | None
+Schemes = Named | Scheme | Sequence[Named | Scheme] | None
+Orders = str | Sequence[str] | None
+
+
+class Adapting(TypedDict, total=False):
+    """Keywords of the adapters and the device.
+
+    ``weight``: how strongly each adapter is applied, 1 by default. ``reference_lora``: what ``qat`` calibrated each
+    adapter from; it is what the artifacts are held to. ``with_lora``: adapters of both arms, FILE or "FILE=WEIGHT".
+    ``allow_unmatched``: take adapters of which some layers are not in this base. ``target``: the device.
+    """
+
+    weight: Floats
+    reference_lora: Files
+    with_lora: Files
+    allow_unmatched: bool
+    target: Named | Target
+
+
+class Quantizing(TypedDict, total=False):
+    """Keywords of the artifacts.
+
+    ``scheme``: one or several; by default all that quantize and that TensorRT runs on the target. ``order``: when the
+    adapter is merged, one or several. ``recipe``: how ranges of inputs are found. ``ranges``: a file of ranges that
+    ``calibrate`` wrote.
+    """
+
+    scheme: Schemes
+    order: Orders
+    recipe: Named | Recipe | None
+    ranges: Named | None
+
+
+class Sampling(TypedDict, total=False):
+    """Keywords of a probe's run, each in place of what the probe set says.
+
+    ``trigger``: words put before every prompt. ``steps`` of the solver, ``guidance`` scale, ``seed`` of the first
+    probe, ``width`` and ``height`` in pixels.
+    """
+
+    trigger: str | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    width: int | None
+    height: int | None
+
+
+class Running(TypedDict, total=False):
+    """Keywords of the machine.
+
+    ``build``: compile with TensorRT-RTX where it is installed. ``threads``: processor threads, by default all.
+    ``batch``: probes that run together.
+    """
+
+    build: bool
+    threads: int | None
+    batch: int
+
+
+class Made(Adapting, Quantizing, Sampling, Running, total=False):
+    """Keywords of what is made without a verdict."""
+
+
+class Judging(TypedDict, total=False):
+    """Keywords of the verdict.
+
+    ``artifact``: ONNX files of others, judged beside the schemes, or alone. ``limits``: what the verdict compares with.
+    ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
+    """
+
+    artifact: Files
+    limits: Named | Limits
+    require: Require | None
+
+
+class Probing(TypedDict, total=False):
+    """Keywords of what is judged on.
+
+    ``probes``: the probe set. ``prompts``: prompts instead of it, a text file or a list. ``max_probes``: where looks at
+    more probes end.
+    """
+
+    probes: Named | ProbeSet | None
+    prompts: Named | Sequence[str] | None
+    max_probes: int | None
+
+
+class Request(Made, Judging, Probing, total=False):
+    """Keywords of a check: those of ``Adapting``, ``Quantizing``, ``Sampling``, ``Running``, ``Judging``, ``Probing``."""
+
+
+def check_spec(
+    base: Named,
+    lora: Files,
+    *,
+    weight: Floats = None,
+    reference_lora: Files = None,
+    with_lora: Files = None,
+    allow_unmatched: bool = False,
+    scheme: Schemes = None,
+    artifact: Files = None,
+    order: Orders = None,
+    target: Named | Target = TARGET,
+    recipe: Named | Recipe | None = None,
+    ranges: Named | None = None,
+    limits: Named | Limits = "default",
+    probes: Named | ProbeSet | None = None,
+    prompts: Named | Sequence[str] | None = None,
+    trigger: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    max_probes: int | None = None,
+    require: Require | None = None,
+    build: bool = True,
+    threads: int | None = None,
+    batch: int = 8,
+) -> CheckSpec:
+    """The request of a check as a value. Keywords are those of ``Request``.
+
+    Raises:
+        UserError: something is not known, does not fit together, or cannot run on the target.
+    """
+    demo = str(base) == library.NAME
+    judged_limits = _value(limits, limits_files.find)
+    device = _value(target, targets.find)
+    chosen, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
+    sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
+    with plainly():
+        judged = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
+    every = chosen == [ALL]
+    with plainly():
+        return CheckSpec(
+            base=place(library.PIPELINE if demo else base),
+            adapters=_uses(demo, _many(lora), _many(weight)),
+            references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
+            common=_common(demo, _many(with_lora)),
+            allow_unmatched=allow_unmatched,
+            schemes=() if artifacts and not chosen else _schemes(chosen, device),
+            artifacts=artifacts,
+            orders=_orders(_many(order) or ([*MERGES] if every else [])),
+            target=device,
+            probes=probe.repeated(judged, judged_limits.looks[-1]),
+            trigger=trigger,
+            recipe=_value(recipe or (library.RECIPE if demo else "general"), recipes.find),
+            ranges=None if ranges is None else place(ranges),
+            limits=judged_limits,
+            max_probes=max_probes,
+            require=requirement(require) or ("all" if artifacts or (chosen and not every) else "any"),
+            execution=Execution(threads=threads or cores(), batch=batch, build=build),
+        )
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """A value that a field of the request does not take is the user's mistake.
+
+    Raises:
+        UserError: that mistake.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} {first['input']!r}: {first['msg']}", f"Give another {where}.") from error
+
+
+def asked(base: Named | CheckSpec, lora: Files, **request: Unpack[Request]) -> CheckSpec:
+    """The request itself where it is given as a value, else as ``check_spec``.
+
+    Raises:
+        UserError: as ``check_spec``, or keywords beside a request, which holds them all.
+    """
+    if not isinstance(base, CheckSpec):
+        return check_spec(base, lora, **request)
+    if lora is not None or request:
+        names = ", ".join((["lora"] if lora is not None else []) + list(request))
+        raise UserError(f"a request and {names} are given", "Give a base, or a request with other values in it.")
+    return base
+
+
+def made(base: Named | CheckSpec, request: Made) -> Made:
+    """Keywords of what is made in one scheme: the one that ships as the default, where none is named."""
+    return request if isinstance(base, CheckSpec) or "scheme" in request else Made(**request, scheme=library.SCHEME)
+
+
+def cores() -> int:
+    """Processor threads of this machine."""
+    return os.cpu_count() or 1
+
+
+def place(given: Named) -> str:
+    """A path that holds in any folder; a hub id, or a path to nothing, as it is."""
+    return str(Path(given).absolute()) if Path(given).exists() else str(given)
+
+
+def _many(given: Any) -> list[Any]:
+    """One, several or none as a list."""
+    if given is None:
+        return []
+    return [*given] if isinstance(given, list | tuple) else [given]
+
+
+def _value(given: Named | V, find: Callable[[str], V]) -> V:
+    """The value itself, or the one of that name or file."""
+    return given if isinstance(given, Value) else find(str(given))
+
+
+def requirement(given: str | None) -> Require | None:
+    """The requirement of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if given is None:
+        return None
+    if given not in _REQUIRE:
+        raise unknown("requirement", given, _REQUIRE)
+    return _REQUIRE[given]
+
+
+_REQUIRE: dict[str, Require] = {"all": "all", "any": "any"}
+
+
+def _uses(demo: bool, sources: Sequence[Named], weights: Sequence[float]) -> tuple[Use, ...]:
+    """The adapters with their weights.
+
+    Raises:
+        UserError: no adapter, or weights that are not one for each.
+    """
+    if not sources:
+        raise UserError("no adapter is given", "Give a LoRA file: --lora FILE.")
+    weights = weights or [1.0] * len(sources)
+    if len(weights) != len(sources):
+        raise UserError(
+            f"{len(sources)} adapters and {len(weights)} weights are given",
+            "Give one --weight for each --lora, or none.",
+        )
+    base = library.NAME if demo else None
+    found = [place(library.resolve(base, str(source))[1]) for source in sources]
+    return tuple(Use(source=source, weight=float(weight)) for source, weight in zip(found, weights, strict=True))
+
+
+def _references(
+    demo: bool, sources: Sequence[Named], calibrated: Sequence[Named], weights: Sequence[float]
+) -> tuple[Use, ...]:
+    """The files that adapters were calibrated from, with the weights of those.
+
+    Raises:
+        UserError: some are given, but not one for each adapter.
+    """
+    if sources and len(sources) != len(calibrated):
+        raise UserError(
+            f"{len(calibrated)} adapters and {len(sources)} references are given",
+            "Give one --reference-lora for each --lora, or none.",
+        )
+    return _uses(demo, sources, weights) if sources else ()
+
+
+def _common(demo: bool, given: Iterable[Named]) -> tuple[Use, ...]:
+    """Adapters of both arms, from FILE or FILE=WEIGHT.
+
+    Raises:
+        UserError: the weight is no number.
+    """
+    found: list[Use] = []
+    for named in map(str, given):
+        whole = Path(named).exists() or "=" not in named
+        source, _, weight = (named, "", "1") if whole else named.rpartition("=")
+        try:
+            found += _uses(demo, [source], [float(weight)])
+        except ValueError as error:
+            raise UserError(f"--with-lora {named!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
+    return tuple(found)
+
+
+def _probes(
+    named: Named | ProbeSet | None,
+    prompts: Named | Sequence[str] | None,
+    demo: bool,
+    sampling: dict[str, int | float | None],
+) -> ProbeSet:
+    """The probe set to judge on; of ``sampling`` what is not None replaces its own."""
+    if named and prompts:
+        raise UserError(f"both --probes {named} and --prompts {prompts} are given", "Give one of them.")
+    found = _value(named or (library.PROBES if demo else "general"), probe.find)
+    if isinstance(prompts, str | Path):
+        found = probe.from_text(Path(prompts), found)
+    elif prompts is not None:
+        found = probe.from_prompts(prompts, found)
+    given = {key: value for key, value in sampling.items() if value is not None}
+    return ProbeSet.model_validate(found.model_dump() | given)
+
+
+def _orders(named: Sequence[str]) -> tuple[Order, ...]:
+    """The orders of those names; by default the first."""
+    return tuple(dict.fromkeys(orders_of.find(name) for name in named or ORDERS[:1]))
+
+
+def _schemes(given: Sequence[Named | Scheme], device: Target) -> tuple[Scheme, ...]:
+    """The schemes to run.
+
+    Raises:
+        UserError: one of them is unknown or cannot run on the device.
+    """
+    runnable = _installed(device.runnable())
+    if not given or given == [ALL]:
+        found = runnable if given else _installed(device.deployable())
+        if not found:
+            why = device.refuses(schemes_files.find(library.SCHEME))
+            raise UserError(
+                f"{device.name!r} can run no scheme that ships with qcheck: {why}", "Take another --target."
+            )
+        return tuple(found)
+    chosen = tuple(_value(one, schemes_files.find) for one in given)
+    for one in chosen:
+        if reason := device.refuses(one):
+            offered = ", ".join(s.name for s in runnable) or "none that ship with qcheck"
+            raise UserError(
+                f"scheme {one.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
+            )
+        if missing := _missing(one):
+            raise UserError(
+                f"scheme {one.name!r} needs {missing}, which is not installed here",
+                f"pip install 'qcheck-edge[{'modelopt' if missing == 'modelopt' else 'host'}]'",
+            )
+    return chosen
+
+
+def _missing(chosen: Scheme) -> str | None:
+    """The first module that the scheme needs and that is not here."""
+    return next((module for module in chosen.needs if importlib.util.find_spec(module) is None), None)
+
+
+def _installed(given: Iterable[Scheme]) -> list[Scheme]:
+    return [found for found in given if not _missing(found)]
+
+
+def ranged(given: Recipe, method: str | None, merge: str | None) -> Recipe:
+    """A recipe with another way to cut ranges and to merge those of timesteps.
+
+    Raises:
+        UserError: a method or a merge that is not known.
+    """
+    for what, name, known in (("range method", method, METHODS), ("merge of ranges", merge, RANGE_MERGES)):
+        if name is not None and name not in known:
+            raise unknown(what, name, known)
+    update = {key: value for key, value in (("method", method), ("merge", merge)) if value is not None}
+    return given.model_copy(update=update)

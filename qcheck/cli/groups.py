@@ -1,0 +1,186 @@
+"""Groups of options that commands share: a command takes a group as one value, Typer sees the options in it.
+
+A group is a frozen dataclass whose fields are annotated options; it also builds the API's keywords from them.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from qcheck.api.functions import default_out
+from qcheck.api.request import TARGET, Adapting, Judging, Probing, Quantizing, Running, Sampling, cores, requirement
+from qcheck.cli import options
+from qcheck.demo import library
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the options of its groups in place of the groups."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _options(groups[name])
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def ungrouped(**values: Any) -> None:
+        taken = {}
+        for name, kind in groups.items():
+            taken[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        command(**taken, **values)
+
+    vars(ungrouped)["__signature__"] = inspect.Signature(parameters)
+    ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del ungrouped.__wrapped__
+    return ungrouped
+
+
+def _options(kind: Any) -> list[inspect.Parameter]:
+    """The fields of a group as parameters."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters and the device."""
+
+    lora: options.Loras
+    weight: options.Weights = None
+    reference: options.References = None
+    with_lora: options.Common = None
+    allow_unmatched: options.Unmatched = False
+    device: options.Device = TARGET
+
+    def keywords(self) -> Adapting:
+        """For the API."""
+        return {
+            "weight": self.weight,
+            "reference_lora": self.reference,
+            "with_lora": self.with_lora,
+            "allow_unmatched": self.allow_unmatched,
+            "target": self.device,
+        }
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Where inputs are cut."""
+
+    recipe: options.Recipe = None
+    ranges: options.RangesFile = None
+
+
+@dataclass(frozen=True)
+class Artifact(Ranges):
+    """One scheme in one order."""
+
+    scheme: options.Scheme = library.SCHEME
+    order: options.Order = None
+
+    def keywords(self) -> Quantizing:
+        """For the API."""
+        return {"scheme": self.scheme, "order": self.order, "recipe": self.recipe, "ranges": self.ranges}
+
+
+@dataclass(frozen=True)
+class Artifacts(Ranges):
+    """Schemes and orders, files of others, and what the verdict compares with."""
+
+    schemes: options.Schemes = None
+    artifacts: options.Artifacts = None
+    orders: options.Orders = None
+    limits: options.Limits = "default"
+    require: options.Require = None
+
+    def keywords(self) -> Quantizing:
+        """For the API."""
+        return {"scheme": self.schemes, "order": self.orders, "recipe": self.recipe, "ranges": self.ranges}
+
+    def judging(self) -> Judging:
+        """For the API."""
+        return {"artifact": self.artifacts, "limits": self.limits, "require": requirement(self.require)}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How the pipeline is sampled."""
+
+    trigger: options.Trigger = None
+    steps: options.Steps = None
+    guidance: options.Guidance = None
+    seed: options.Seed = None
+    width: options.Width = None
+    height: options.Height = None
+
+    def sampling(self) -> Sampling:
+        """For the API."""
+        return {
+            "trigger": self.trigger,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "seed": self.seed,
+            "width": self.width,
+            "height": self.height,
+        }
+
+
+@dataclass(frozen=True)
+class Probes(Runs):
+    """What is judged on."""
+
+    probes: options.Probes = None
+    prompts: options.Prompts = None
+    max_probes: options.Most = None
+
+    def keywords(self) -> Probing:
+        """For the API."""
+        return {"probes": self.probes, "prompts": self.prompts, "max_probes": self.max_probes}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes."""
+
+    build: options.Build = True
+    threads: options.Threads = cores()
+    batch: options.Batch = 8
+    no_cache: options.NoCache = False
+
+    def keywords(self) -> Running:
+        """For the API."""
+        return {"build": self.build, "threads": self.threads, "batch": self.batch}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go and what is printed."""
+
+    out: options.Out = None
+    overwrite: options.Overwrite = False
+    as_json: options.Json = False
+    quiet: options.Quiet = False
+    log: options.Log = None
+
+    def folder(self, name: str) -> Path:
+        """The folder that was named, or one of this adapter and time."""
+        return self.out or default_out(name)
+
+    @property
+    def silent(self) -> bool:
+        """Whether no progress is shown."""
+        return self.as_json or self.quiet

@@ -1,0 +1,59 @@
+"""Arms as subjects: what computes them, opened only when something has to be computed.
+
+A subject's content is the digest of all that its outputs depend on: weights, and the runner with its library, device and
+type of number.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from qcheck.core import cache
+from qcheck.core.digest import digest_of
+from qcheck.model.arms import Arms
+from qcheck.model.quiet import quiet
+from qcheck.runtime import ort_runner, torch_runner
+from qcheck.runtime.ort_runner import OnnxRunner
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling.setup import Subject
+from qcheck.spec.arm import Side
+
+DEVICE = "cpu"
+_MERGING = "qcheck.model.arms"  # how an adapter's file becomes weights
+
+
+def name(side: Side) -> str:
+    """f0 or f1."""
+    return f"f{int(side == 'adapted')}"
+
+
+def full(arms: Arms, side: Side, compute: str = "float32") -> Subject:
+    """A full-precision arm in torch, or the same weights in another compute type, which own their module."""
+    identity = cache.code(_MERGING, torch_runner.__name__)
+    content = digest_of(arms.content(side), identity, DEVICE, compute)
+    if compute == "float32":
+        return Subject(name(side), side, content, lambda: _held(arms, side))
+    return Subject(f"{name(side)} in {compute}", side, content, lambda: _cast(arms, side, compute))
+
+
+@contextmanager
+def _held(arms: Arms, side: Side) -> Iterator[TorchRunner]:
+    with arms.held(side) as family:
+        yield TorchRunner(family.entry(family.module))
+
+
+@contextmanager
+def _cast(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
+    dtype: torch.dtype = getattr(torch, compute)
+    with quiet(), arms.held(side) as family:
+        owned = copy.deepcopy(family.entry(family.module)).to(dtype)
+    yield TorchRunner(owned, f"torch {compute}", dtype, family.kept)
+
+
+def stored(named: str, side: Side, path: Path, content: str, threads: int, fixed: frozenset[str]) -> Subject:
+    """An exported arm, run by ONNX Runtime; ``content`` is the digest of the file, ``fixed`` are inputs without rows."""
+    identity = digest_of(content, cache.code(ort_runner.__name__), DEVICE)
+    return Subject(named, side, identity, lambda: OnnxRunner(path, threads, fixed))

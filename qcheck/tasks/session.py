@@ -1,0 +1,177 @@
+"""A request's models, loaded once, and what every stage of a task takes from them."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qcheck.build import gate
+from qcheck.build.gate import Gate
+from qcheck.build.profile import Needs, needs
+from qcheck.calibration.inputs import Calibrator
+from qcheck.core.cache import Cache
+from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Stopwatch
+from qcheck.diagnose.sheet import Decoder
+from qcheck.model import arms, load, lora
+from qcheck.model.arms import Arms
+from qcheck.model.family import Shape
+from qcheck.model.lora import note
+from qcheck.quantize.artifact import Exporter, Quantized
+from qcheck.result.manifest import model_files
+from qcheck.runtime.ort_runner import COMPUTES
+from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import setup as setups
+from qcheck.sampling import subject
+from qcheck.sampling.sampler import Sampler
+from qcheck.sampling.setup import STRATA, Subject, forwards
+from qcheck.sampling.store import Trace
+from qcheck.spec.arm import Side
+from qcheck.spec.check import CheckSpec
+
+Traces = Mapping[Side, Trace]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stages share. ``sampler`` has all probes that may be needed; a look takes the first of them.
+
+    ``shipped`` is what artifacts are made from: other than ``arms``, the reference, where adapters were calibrated.
+    """
+
+    spec: CheckSpec
+    arms: Arms
+    shipped: Arms
+    sampler: Sampler
+    exporter: Exporter
+    calibrator: Calibrator
+    watch: Stopwatch
+
+    @property
+    def store(self) -> Cache:
+        """Where results are kept."""
+        return self.sampler.store
+
+    @functools.cached_property
+    def reference(self) -> "Reference":
+        """f0 and f1."""
+        return Reference(self.arms, self.sampler, self.watch)
+
+    @functools.cached_property
+    def example(self) -> dict[str, np.ndarray]:
+        """What the denoiser is fed for the first probe at its first step: a row for each branch of guidance."""
+        return setups.example(self.sampler.setup, self.sampler.probes[0])
+
+    @property
+    def shape(self) -> Shape:
+        """Latents [1, C, h, w] of one picture."""
+        first = self.sampler.probes[0]
+        return self.sampler.setup.family.shape(first.width, first.height)
+
+    @functools.cached_property
+    def needs(self) -> Needs:
+        """What one call of each component costs, at the probes' size and guidance."""
+        with self.arms.held("adapted") as family:
+            rows = len(self.example[family.latent])
+            return needs(family.component(self.example), family.others(self.shape), rows)
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """Final latents to pictures."""
+        return Decoder(self.arms.base.family)
+
+    @functools.cached_property
+    def gate(self) -> Gate:
+        """What builds for the target."""
+        shapes = gate.shapes_of(self.sampler.setup.family, self.example)
+        return Gate(self.spec.target, self.spec.execution.build, shapes, self.store, self.watch)
+
+    def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
+        """An exported arm, run by ONNX Runtime."""
+        fixed = self.sampler.setup.family.fixed
+        return subject.stored(name, side, path, content, self.spec.execution.threads, fixed)
+
+    def computing(self, side: Side, compute: str) -> Subject:
+        """An unquantized arm in another compute type: its exported file, or torch where ONNX Runtime has no kernels."""
+        if compute not in COMPUTES:
+            return subject.full(self.arms, side, compute)
+        path = self.exporter.full(side, compute)
+        return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)))
+
+    def quantized(self, name: str, side: Side, made: Quantized) -> Subject:
+        """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
+        if made.path is not None:
+            return self.stored(name, side, made.path, made.digest)
+        return Subject(name, side, made.digest, lambda: self._loaded(made))
+
+    @contextmanager
+    def _loaded(self, made: Quantized) -> Iterator[TorchRunner]:
+        from qcheck.quantize import bnb  # an extra that only its schemes need
+
+        content = made.content()
+        with self.arms.held("base") as family:
+            owned = bnb.converted(family.module, *content)
+        yield TorchRunner(family.entry(owned), bnb.NAME)
+
+
+class Reference:
+    """The full-precision arms on growing numbers of probes; those known already cost nothing."""
+
+    def __init__(self, both: Arms, sampler: Sampler, watch: Stopwatch) -> None:
+        self._both, self._sampler, self._watch = both, sampler, watch
+        self._known: dict[int, Traces] = {}
+
+    def take(self, count: int) -> Traces:
+        """f1 is sampled normally; f0 is evaluated at the latents f1 visited, then sampled from the same noise.
+
+        Raises:
+            UserError: the base's own output is not finite.
+        """
+        if count not in self._known:
+            sampler = self._sampler.take(count)
+            calls = forwards(sampler.setup, 2, 1, count)
+            with self._watch.stage(f"reference, {count} probes", calls) as advance:
+                f1 = sampler.reference(subject.full(self._both, "adapted"), advance)
+                f0 = sampler.arm(subject.full(self._both, "base"), f1, advance)
+            if not all(np.isfinite(final).all() for final in f0.finals()):
+                raise UserError(
+                    "the base's own output is not finite on these probes",
+                    "Check the base in float32, and the guidance scale.",
+                )
+            self._known[count] = {"base": f0, "adapted": f1}
+        return self._known[count]
+
+
+@contextmanager
+def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Session]:
+    """Load the base and the adapters of ``spec``; torch has as many threads as it asks for until the block ends.
+
+    Raises:
+        UserError: bad input.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(spec.execution.threads)
+    try:
+        yield _load(spec, store, Stopwatch(progress))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _load(spec: CheckSpec, store: Cache, watch: Stopwatch) -> Session:
+    load.locate(spec.base)
+    chosen = (spec.common, spec.adapters, spec.references)
+    common, adapters, references = ([lora.read(used) for used in some] for some in chosen)
+    note.require_references(adapters, references)
+    with watch.stage("load base and adapter", 1) as advance:
+        both = arms.apply(load.load(spec.base), references or adapters, common, spec.allow_unmatched)
+        shipped = arms.alike(both, adapters) if references else both
+        advance(1)
+    sampler = Sampler.of(both, spec.probes, STRATA, spec.execution.batch, store)
+    exporter = Exporter(both, store, setups.example(sampler.setup, sampler.probes[0]))
+    calibrator = Calibrator(both, spec, store, watch)
+    return Session(spec, both, shipped, sampler, exporter, calibrator, watch)
