@@ -5,6 +5,10 @@ schemes each layer alone, then all, at two probes x eight timesteps (13 400 deno
 with 1, 2 and 4 draws a state and the score of NVIDIA ModelOpt's ``auto_quantize`` (its formula, sum of (g * dy)^2
 elementwise, on our draws, which do better in it than a task's loss). Costs are medians of passes interleaved with
 forwards of the same state (``--cost``: time it beside nothing else).
+
+``--coverage``: do the stated standard errors hold? It draws 16 z at each of 24 probes x 8 timesteps once, then makes
+many checks of 8 probes and a few draws each from them, and counts how often the shares of the six largest layers
+are within 1 and 2 of their standard errors of what all draws together say. About seven minutes.
 """
 
 import argparse
@@ -37,7 +41,7 @@ SCHEMES = ("int8", "fp8", "int4-g128", "nf4-g64")
 DRAWS = (1, 2, 4)
 
 
-def job(adapter: str, threads: int) -> Job:
+def job(adapter: str, threads: int, probes: int) -> Job:
     """A check of one of the demo's adapters."""
     return Job(
         base=str(library.PIPELINE),
@@ -50,7 +54,7 @@ def job(adapter: str, threads: int) -> Job:
         explicit=True,
         orders=("merge-quantize",),
         target=target.find("jetson-thor-t5000"),
-        probes=probe.repeated(probe.find(library.PROBES), 8),
+        probes=probe.repeated(probe.find(library.PROBES), probes),
         recipe=recipe.find(library.RECIPE),
         trigger=None,
         limits=limits.find("default"),
@@ -123,6 +127,53 @@ def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: i
     return statistics.median(every) / statistics.median(bare), statistics.median(one) / statistics.median(bare)
 
 
+def coverage(started: Work, cases: Mapping[str, Errors], spots: list[Spot], runs: int) -> None:
+    """Print how shares vary from run to run beside the standard errors that they state; ``spots`` are all there are."""
+    strata, probes, pool = len(started.setup.strata), started.job.limits.looks[0], 16
+    known = sensitivity.score(started.arms, started.setup, cases, spots, pool, Bar(len(spots)))
+    solver, rng = started.setup.weights / started.setup.weights.sum(), np.random.default_rng(0)
+    chosen = sensitivity.places(started.setup.weights, probes, sensitivity.STATES)
+    for (name, scores), draws in itertools.product(known.items(), (2, sensitivity.DRAWS, 8)):
+        every = scores.parts.reshape(-1, strata, pool, len(scores.layers), 2)
+        costs = solver @ (every.sum(4) ** 2).mean((0, 2))
+        top = np.argsort(-costs)[:6]
+        truth, found, stated = (costs / costs.sum())[top], [], []
+        for _ in range(runs):
+            asked = rng.integers(0, len(every), probes)
+            parts = [every[asked[row], stratum][rng.choice(pool, draws, False)] for row, stratum in chosen]
+            made = _scores(scores.layers, np.concatenate(parts), [stratum for _, stratum in chosen], draws, solver)
+            found.append(made.shares[top])
+            stated.append(made.standard_errors()[top])
+        off = np.abs(np.array(found) - truth) / np.array(stated)
+        print(
+            f"{name}, {len(chosen)} states x {draws} draws: within 1 stated standard error {(off < 1).mean():.0%}, "
+            f"within 2 {(off < 2).mean():.0%}; the largest share is {truth[0]:.1%}, from run to run "
+            f"+-{np.std(found, axis=0)[0]:.1%}, stated +-{np.mean(stated, axis=0)[0]:.1%}",
+            flush=True,
+        )
+
+
+def _scores(
+    layers: tuple[str, ...], parts: np.ndarray, places: list[int], draws: int, solver: np.ndarray
+) -> sensitivity.Scores:
+    """Those of one run, ``parts`` [states * draws, L, 2] at strata ``places``."""
+    states, strata = np.repeat(np.arange(len(places)), draws), np.repeat(places, draws)
+    return sensitivity.Scores(layers, states, strata, (solver / np.bincount(strata))[strata], parts)
+
+
+class Bar:
+    """Tells how far a long stage is."""
+
+    def __init__(self, total: int) -> None:
+        self._done, self._total = 0, total
+
+    def __call__(self, step: int) -> None:
+        """Another ``step`` of them are done."""
+        self._done += step
+        if self._done % 16 == 0:
+            print(f"{self._done} of {self._total} states", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -130,17 +181,23 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cost", action="store_true", help="time it, and nothing else")
+    parser.add_argument("--coverage", action="store_true", help="whether standard errors hold, and nothing else")
+    parser.add_argument("--runs", type=int, default=600, help="of --coverage")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    started = work.prepare(job(options.adapter, options.threads), Path(tempfile.mkdtemp()), Silent())
-    reached, setup = check.trace_reference(started, 8)["adapted"], started.setup
+    probes = 24 if options.coverage else 8
+    started = work.prepare(job(options.adapter, options.threads, probes), Path(tempfile.mkdtemp()), Silent())
+    reached, setup = check.trace_reference(started, probes)["adapted"], started.setup
     cases = {}
     for chosen in started.job.schemes:
         inputs = calibrate.inputs(started, chosen)
         content = artifact.adapted_content(started.arms, chosen, started.job.recipe, "merge-quantize", inputs)
         cases[chosen.name] = sensitivity.errors(started.arms, content)
-    pairs = list(itertools.product(range(options.probes), range(len(setup.strata))))
+    pairs = list(itertools.product(range(probes if options.coverage else options.probes), range(len(setup.strata))))
     spots = list(sensitivity.spots(setup, reached, started.probes, pairs))
+    if options.coverage:
+        coverage(started, {name: cases[name] for name in ("int8", "int4-g128")}, spots, options.runs)
+        return
     for draws in DRAWS if options.cost else ():
         every, one = cost(started, cases, spots, draws, 7)
         print(f"{draws} draws a state: {every:.2f} forwards a draw for all of {', '.join(cases)}; {one:.2f} for one")

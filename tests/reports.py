@@ -1,9 +1,11 @@
 """Reports made in memory, so that renderings and comparisons need no check."""
 
+from pathlib import Path
 from typing import Any
 
 from qcheck.result.report import Report
 
+PLACE = Path("qcheck-out/flat")
 PASSING: dict[str, dict[str, Any]] = {
     "effect_survival": {"unit": "ratio", "value": 0.99, "low": 0.98, "high": 1.0, "limit": "0.9 .. 1.1"},
     "excess_error": {"unit": "dB", "value": 0.3, "low": 0.1, "high": 0.6, "limit": "<= 3"},

@@ -1,5 +1,6 @@
 """Reports beside each other and against a baseline: what counts as worse, and what does not."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner, Result
 
@@ -51,14 +53,28 @@ def _seen(value: float | None, width: float, limit: str, **changed: Any) -> Judg
         ("-8 .. 8", 1, -9, "worse"),
         ("-8 .. 8", 1, 9, "worse"),
         ("-8 .. 8", -9, 1, "better"),
-        (">= 8", 15, 13.5, None),
-        (">= 8", 15, 13, None),  # they touch
+        (">= 8", 10, 9.1, None),
+        (">= 8", 10, 9, None),  # they touch
+        (">= 8", 40, 33, None),  # apart, and most of the room is left
+        (">= 8", 33, 40, None),
+        (">= 8", 40, 31, "worse"),
+        ("-8 .. 8", 0, -1.9, None),
+        ("-8 .. 8", 0, -2.1, "worse"),
+        (">= 8", 4, 1, "worse"),
+        (">= 8", -40, -44, None),  # lost already
     ],
 )
 def test_worse_is_what_leaves_its_interval_towards_the_limit(
     limit: str, before: float, after: float, expected: str | None
 ) -> None:
-    assert compare.compare(_seen(before, 1, limit), _seen(after, 1, limit), limit) == expected
+    width = 0.5
+    assert compare.compare(_seen(before, width, limit), _seen(after, width, limit), limit) == expected
+
+
+def test_a_status_that_changed_counts_however_little_was_lost() -> None:
+    before, after = _seen(40, 1, ">= 8"), _seen(37, 1, ">= 8", status="undecided")
+    assert compare.compare(before, after, ">= 8") == "worse"
+    assert compare.compare(after, before, ">= 8") == "better"
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(0, 5), st.sampled_from([">= 8", "<= 3", "-8 .. 8"]))
@@ -97,7 +113,7 @@ def _judged(samples: np.ndarray) -> list[Judged]:
 @pytest.mark.parametrize(("probes", "loss", "low", "high"), [(8, 0, 0, 0.004), (8, 2, 0.55, 0.70), (64, 1, 0.97, 1.0)])
 def test_how_often_a_loss_of_so_many_sd_is_called_worse(probes: int, loss: float, low: float, high: float) -> None:
     rng, runs = np.random.default_rng(1), 3000
-    before, after = (_judged(rng.standard_normal((runs, probes)) + shift) for shift in (9, 9 - loss))
+    before, after = (_judged(rng.standard_normal((runs, probes)) + shift) for shift in (2, 2 - loss))
     called = [compare.compare(was, now, ">= 0") for was, now in zip(before, after, strict=True)]
     assert low <= called.count("worse") / runs <= high
 
@@ -156,15 +172,72 @@ def test_what_two_checks_differ_in_is_named() -> None:
     assert [d.name for d in _against(reports.report(), other).differences] == ["base", "target"]
 
 
-def test_the_matrix_has_a_row_a_report_and_a_column_a_scheme_and_order() -> None:
-    one = reports.report(reports.case(), reports.case("fp8"))
-    two = reports.report(reports.case("int8", "unmerged", verdict="NEEDS-QAT"))
-    found = compare.matrix([("a", one), ("b", two)])
+def _file(size: int) -> list[dict[str, Any]]:
+    return [{"path": "x.onnx", "arm": "adapted", "compute": "float16", "digest": "0" * 16, "bytes": size}]
+
+
+def _named(name: str, *cases: dict[str, Any], **changed: Any) -> Report:
+    used = {"source": f"{name}.safetensors", "weight": 1.0, "arms": "adapted", "digest": name[:1] * 16}
+    return reports.report(*cases, adapters=[used], **changed)
+
+
+def test_the_matrix_has_every_scheme_and_order_of_every_report_with_size_and_reason() -> None:
+    one = reports.report(reports.case(), reports.case("fp8", artifact=_file(7_300_000)))
+    lost = reports.case("int8", "unmerged", verdict="NEEDS-QAT", reasons=["effect_survival (adapted) 0.4"])
+    found = compare.matrix([("a", one), ("b", reports.report(lost))])
     assert found.columns == [("int8", "merge-quantize"), ("fp8", "merge-quantize"), ("int8", "unmerged")]
     assert [row.source for row in found.rows] == ["a", "b"]
-    rows = comparison.matrix_markdown(found).splitlines()
-    assert rows[2] == "| flat | jetson-agx-orin-64gb | a | ✅ PASS 0.99 | ✅ PASS 0.99 | not checked |"
-    assert rows[3] == "| flat | jetson-agx-orin-64gb | b | not checked | not checked | ⚠️ NEEDS-QAT 0.99 |"
+    rows = [row for row in comparison.matrix_markdown(found).splitlines() if row.startswith("| ")][2:]
+    near = "stratum\\_sqnr (adapted) 15 \\[13, 17\\], limit \\>= 8, is closest"
+    assert rows[0] == f"| 1 flat | int8 | merge-quantize | **✅ PASS, ship this** | survival 0.99, 5.4 MB | {near} |"
+    assert rows[1] == f"| 1 flat | fp8 | merge-quantize | ✅ PASS | survival 0.99, 7.3 MB | {near} |"
+    assert rows[2] == "| 1 flat | int8 | unmerged | not checked |  |  |"
+    assert rows[5].endswith("⚠️ NEEDS-QAT | survival 0.99, 5.4 MB | effect\\_survival (adapted) 0.4 |")
+
+
+def test_the_smallest_file_that_passes_is_to_be_shipped() -> None:
+    one = _named("one", reports.case(), reports.case("fp8", artifact=_file(4_000_000), verdict="NEEDS-QAT"))
+    two = _named("two", reports.case(artifact=_file(5_000_000)), reports.case("bf16", artifact=_file(9), control=True))
+    (pick,) = compare.matrix([("a", one), ("b", two)]).picks
+    assert (pick.row, pick.scheme, pick.why) == (1, "int8", "the smallest of the 2 that pass")
+
+
+def test_of_two_adapters_whose_files_are_as_small_the_one_with_more_room_is_to_be_shipped() -> None:
+    def with_room(name: str, excess: float) -> Report:
+        seen = reports.measurement("excess_error", value=excess, low=excess - 0.3, high=excess + 0.3)
+        return _named(name, reports.case(measurements=[seen], artifact=_file(5_400_000 + len(name))))
+
+    (pick,) = compare.matrix([("a", with_room("tight", 2.5)), ("b", with_room("easy", 0.5))]).picks
+    assert (pick.row, "most room" in pick.why) == (1, True)
+
+
+def test_nothing_is_to_be_shipped_where_nothing_passes_and_targets_are_apart() -> None:
+    lost = _named("lost", reports.case(verdict="NEEDS-QAT"))
+    picks = compare.matrix([("a", lost), ("b", _named("fine", target="jetson-thor-t5000"))]).picks
+    assert [(pick.target, pick.row) for pick in picks] == [("jetson-agx-orin-64gb", None), ("jetson-thor-t5000", 1)]
+    assert "qcheck advise" in picks[0].why
+
+
+def test_the_matrix_is_read_at_80_columns() -> None:
+    """Every word of every cell is there, none cut."""
+    long = "effect_survival (adapted) 0.412 ratio [0.398, 0.431] at timestep 951; limit 0.8 .. 1.2"
+    cases = [
+        reports.case(name, order, verdict="NEEDS-QAT", reasons=[long])
+        for name in ("int8", "int4-g128-int8")
+        for order in ("merge-quantize", "quantize-merge")
+    ]
+    made = compare.matrix(
+        [(f"qcheck-out/{name}-20261124-080000", _named(name, *cases)) for name in ("flat", "watercolour")]
+    )
+    console = Console(file=io.StringIO(), width=80)
+    comparison.matrix_text(made, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    table = shown.partition("report")[2].partition("1 flat on")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert "…" not in shown
+    words = " ".join(" ".join(table).split())
+    for word in ("watercolour", "int4-g128-int8", "quantize-merge", "NEEDS-QAT", "5.4 MB", "effect_survival", "0.431]"):
+        assert word in words, word
 
 
 def run(*arguments: str) -> Result:
@@ -185,6 +258,7 @@ def test_the_command_exits_1_on_a_regression_and_0_without(tmp_path: Path, monke
     worse = run("compare", good, bad)
     assert worse.exit_code == 1
     assert "3 got worse" in worse.output  # that one, and two that are gone
+    assert "ship flat as int8" in worse.output
     assert "15 [13, 17]" in worse.output
     better = run("compare", bad, good)
     assert (better.exit_code, "nothing got worse" in better.output) == (0, True)
@@ -213,8 +287,8 @@ def test_hostile_names_stay_in_their_cells(text: str) -> None:
     odd = reports.report(reports.case(f"s{text}", verdict="INVALID"), target=text)
     found = compare.against((text, odd), (text, reports.report()))
     for shown, columns in (
-        (comparison.changes_markdown(found), 7),
-        (comparison.matrix_markdown(compare.matrix([(text, odd)])), 4),
+        (comparison.changes_markdown(found).partition("####")[0], 7),
+        (comparison.matrix_markdown(compare.matrix([(text, odd)])), 6),
     ):
         tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(shown)
         kinds = [child.type for token in tokens for child in token.children or []]

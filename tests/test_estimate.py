@@ -54,7 +54,10 @@ def test_a_call_takes_at_least_its_reading_or_its_computing() -> None:
     assert (computing.call_ms, computing.bound) == (pytest.approx(11.0), "compute")
     assert reading.total_mb == pytest.approx(2648)
     assert reading.fits
-    assert "2,148 MB weights + 500 MB activations of 64 GB" in reading.text()
+    assert (
+        "artifact 2,048.0 MB + other components 100.0 MB + activations 500.0 MB = 2,648.0 MB of its 64 GB memory"
+        in reading.text()
+    )
     assert "at least 10 ms (memory-bound)" in reading.text()
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from qcheck.demo import library
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
+from qcheck.report.wording import folded
 from qcheck.result.inspection import Inspection
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
@@ -109,7 +112,29 @@ def test_the_command_shows_every_order(order: Order) -> None:
     shown = run("inspect", "faint", "--base", "demo", "--scheme", "int4-g128")
     assert shown.exit_code == 0, shown.output
     assert order in shown.stdout
-    assert "the order loses it" in shown.stdout
+    assert "the order" in shown.stdout
+    assert "loses it" in shown.stdout
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_layers_are_named_in_full_whatever_the_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run("inspect", "faint", "--base", "demo", "--scheme", "int4-g128").stdout
+    found = inspect.inspect(str(library.ADAPTERS / "faint.safetensors"), str(library.PIPELINE), 1.0, [], RECIPE)
+    largest = sorted(found.layers, key=lambda layer: -(layer.relative or 0))[:8]
+    table = shown.partition("largest changes")[2].partition("forecast from")[0]
+    named = "".join(line.split("  ")[0].strip() for line in table.splitlines())
+    assert all(layer.name in named for layer in largest)
+    assert max(map(len, table.splitlines())) <= width
+    assert "…" not in table
+
+
+@given(st.text("ab.", min_size=1, max_size=60), st.integers(1, 30))
+def test_a_folded_name_is_the_name(name: str, width: int) -> None:
+    lines = folded(name, width).split("\n")
+    assert "".join(lines) == name
+    assert max(map(len, lines)) <= width
+    assert folded("down_blocks.0.attn1.to_q", 14) == "down_blocks.0.\nattn1.to_q"
 
 
 def test_the_command_gives_json() -> None:

@@ -1,5 +1,6 @@
 """The one-backward score against its definition, and what a check makes of it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,15 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qcheck.core.cache import Cache
+from qcheck.demo import library
 from qcheck.diagnose import sensitivity
 from qcheck.diagnose.sensitivity import Errors, LayerError, Scores, Spot, disturbed
+from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, formats, plan
-from qcheck.quantize.artifact import Content
+from qcheck.quantize.artifact import Content, Making
 from qcheck.quantize.plan import LayerPlan, Static
 from qcheck.spec import recipe, scheme
+from qcheck.spec.check import Use
 from qcheck.spec.order import Order
 from tests.conftest import Finished, Prepared
 
@@ -67,10 +73,10 @@ def _spot(rows: int, stratum: int = 0) -> Spot:
 
 @pytest.mark.parametrize("rows", [1, 2], ids=["no guidance", "guidance"])
 def test_parts_are_what_each_error_alone_adds_to_the_guided_output_along_z(chain: Chain, rows: int) -> None:
-    arms, setup = _around(chain)
+    both, setup = _around(chain)
     held, spot = _errors(chain), _spot(rows)
     sample = torch.from_numpy(spot.given["sample"])
-    found = sensitivity.score(arms, setup, {"case": held}, [spot], 2)["case"]
+    found = sensitivity.score(both, setup, {"case": held}, [spot], 2)["case"]
     for draw in range(2):
         z = sensitivity.cotangent(spot, chain(sample).shape, 3.0, draw)
         for place, layer in enumerate(found.layers):
@@ -95,19 +101,22 @@ def test_guidance_weighs_its_branches_and_draws_are_not_the_latents(chain: Chain
 
 
 def test_a_score_has_the_exact_cost_as_its_mean(chain: Chain) -> None:
-    arms, setup = _around(chain)
+    both, setup = _around(chain)
     held, spot = _errors(chain), _spot(2)
-    found = sensitivity.score(arms, setup, {"case": held}, [spot], 600)["case"]
+    found = sensitivity.score(both, setup, {"case": held}, [spot], 600)["case"]
     sample = torch.from_numpy(spot.given["sample"])
 
     def guided() -> torch.Tensor:
         negative, positive = chain(sample)
         return negative + 3 * (positive - negative)
 
-    for layer, cost, error in zip(found.layers, found.costs, found.standard_errors(), strict=True):
+    exact = []
+    for layer in found.layers:
         with disturbed(chain, {layer: held[layer]}):
             moved = guided()
-        assert abs(cost - float((moved - guided()).square().sum())) < 4 * error
+        exact.append(float((moved - guided()).square().sum()))
+    assert found.costs == pytest.approx(exact, rel=4 * (2 / 600) ** 0.5)  # chi-square of one degree
+    assert np.all(np.abs(found.shares - np.array(exact) / sum(exact)) < 4 * found.standard_errors())
     with disturbed(chain, held):
         moved = guided()
     assert found.joint == pytest.approx(float((moved - guided()).square().sum()), rel=0.35)
@@ -117,21 +126,49 @@ def test_strata_count_by_their_weight_however_many_samples_they_have() -> None:
     parts = np.zeros((3, 1, 2))
     parts[:, 0, 0] = [1, 1, 2]
     chain = nn.Sequential(nn.Linear(3, 3, bias=False)).requires_grad_(False)
-    arms, setup = _around(chain)
+    both, setup = _around(chain)
     spots = [Spot({"input": np.ones((1, 3), np.float32)}, 1, stratum, f"{n}") for n, stratum in enumerate((0, 0, 1))]
-    found = sensitivity.score(arms, setup, {"case": _errors(chain)}, spots)["case"]
+    found = sensitivity.score(both, setup, {"case": _errors(chain)}, spots)["case"]
     np.testing.assert_allclose(found.weights, [0.125, 0.125, 0.75])
-    made = Scores(("0",), np.array([0, 0, 1]), found.weights, parts)
+    made = Scores(("0",), np.arange(3), np.array([0, 0, 1]), found.weights, parts)
     assert made.costs == pytest.approx([0.25 + 0.75 * 4])
     np.testing.assert_allclose(made.by_stratum(3)[:2, 0], [1, 4])
     assert np.isnan(made.by_stratum(3)[2, 0])
 
 
+STATED = {
+    "one layer has most": ([9.0, 1.0, 0.5], 0.0, 4),
+    "alike": ([1.0, 1.0, 1.0, 1.0], 0.0, 4),
+    "states differ": ([3.0, 1.0, 1.0], 0.7, 16),
+}
+
+
+@pytest.mark.parametrize(("costs", "apart", "draws"), STATED.values(), ids=STATED)
+def test_about_68_and_95_percent_of_runs_are_within_1_and_2_standard_errors(
+    costs: list[float], apart: float, draws: int
+) -> None:
+    """Layers whose errors point elsewhere in the output: <g, e> is normal; a layer's cost varies with the state."""
+    rng, runs, states = np.random.default_rng(7), 400, np.repeat(np.arange(12), draws)
+    strata = np.repeat([0] * 9 + [1, 1, 2], draws)
+    weights = (np.array([0.8, 0.15, 0.05]) / np.bincount(strata))[strata]
+    share = np.array(costs) / sum(costs)
+    found = []
+    for _ in range(runs):
+        scale = np.sqrt(costs) * np.exp(apart * rng.standard_normal((12, len(costs))) / 2)
+        parts = np.zeros((len(states), len(costs), 2))
+        parts[..., 0] = scale[states] * rng.standard_normal((len(states), len(costs)))
+        made = Scores(tuple("abcd"[: len(costs)]), states, strata, weights, parts)
+        found.append((made.shares[0] - share[0]) / made.standard_errors()[0])
+    within = [float((np.abs(found) < many).mean()) for many in (1, 2)]
+    assert 0.63 < within[0] < 0.78, within
+    assert 0.92 < within[1] < 0.985, within
+
+
 def test_everything_is_as_it_was_afterwards(chain: Chain) -> None:
-    arms, setup = _around(chain)
+    both, setup = _around(chain)
     sample = torch.from_numpy(_spot(1).given["sample"])
     before = chain(sample)
-    sensitivity.score(arms, setup, {"case": _errors(chain)}, [_spot(1)])
+    sensitivity.score(both, setup, {"case": _errors(chain)}, [_spot(1)])
     with disturbed(chain, _errors(chain)):
         assert not torch.equal(chain(sample), before)
     assert torch.equal(chain(sample), before)
@@ -149,6 +186,43 @@ def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order
         if layer in held:
             whole = _whole(content, layer)
             torch.testing.assert_close(adapted[f"{layer}.weight"] + held[layer].weight, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["merge-quantize", "unmerged"])
+def test_a_calibrated_adapters_scores_are_those_of_what_ships(
+    demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q1 of the calibrated file against f1 of the one that it came from; from the cache as well."""
+    tensors = load_file(library.ADAPTERS / "flat.safetensors")
+    moved = next(name for name in sorted(tensors) if "attn1.to_q.lora_B" in name)
+    save_file(tensors | {moved: 1.5 * tensors[moved]}, tmp_path / "new.safetensors")
+    shipped = arms.alike(demo_arms, [lora.read(Use(str(tmp_path / "new.safetensors"), 1.0))])
+    monkeypatch.setattr(sensitivity, "spots", lambda *_: [Spot(given, 2, 0, "a state")])
+    given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
+    layers: Any = {"base": prepared.ranges, "adapted": prepared.ranges}
+    store = Cache(tmp_path / "cache")
+    work: Any = SimpleNamespace(
+        arms=demo_arms,
+        setup=SimpleNamespace(family=demo_arms.base.family, guidance=3.0, weights=np.ones(1)),
+        job=SimpleNamespace(orders=(order,)),
+        probes=("a probe",),
+        store=store,
+        timed=lambda *_: nullcontext(lambda _: None),
+    )
+    reached: Any = SimpleNamespace(paths=("a file",), matched=lambda: ["a probe"])
+
+    def shares(of: Arms) -> dict[str, float]:
+        making = Making(of, prepared.exporter, store, INT8, recipe.find("emoji"), layers)
+        found = sensitivity.find(work, making, reached)[order]
+        return dict(zip(found.layers, found.costs / found.costs.sum(), strict=True))
+
+    before, after = shares(demo_arms), shares(shipped)
+    layer = moved.removeprefix("unet.").split(".lora")[0]
+    assert after[layer] > 2 * before[layer]
+    assert shares(demo_arms) == before
+    assert shares(shipped) == after
+    work.arms = shipped  # the same file, held to itself: as good as any other
+    assert shares(shipped)[layer] < after[layer] / 2
 
 
 def _whole(content: Content, layer: str) -> torch.Tensor:
@@ -218,7 +292,7 @@ def test_blocks_and_kinds(layer: str, block: str, kind: str) -> None:
 
 def test_scores_are_read_as_written(tmp_path: Path) -> None:
     draws = np.random.default_rng(3)
-    made = Scores(("a.0", "b.1"), np.array([0, 1]), np.array([0.5, 0.5]), draws.normal(size=(2, 2, 2)))
+    made = Scores(("a.0", "b.1"), np.arange(2), np.array([0, 1]), np.array([0.5, 0.5]), draws.normal(size=(2, 2, 2)))
     made.save(tmp_path / "scores.npz")
     read = sensitivity.load(tmp_path / "scores.npz")
     assert read.layers == made.layers

@@ -16,7 +16,7 @@ from qcheck.api.request import CORES, Files, Made, Named, Request, Schemes, aske
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
-from qcheck.core.folder import staged
+from qcheck.core.folder import ours, replaced, staged
 from qcheck.core.progress import Progress, Silent
 from qcheck.demo import library
 from qcheck.judge import compare as comparing
@@ -63,7 +63,9 @@ def caching(wanted: bool) -> Iterator[Cache]:
 
 def default_out(name: str) -> Path:
     """``qcheck-out/<name>-<time>``: where a command writes when it is told no folder."""
-    return Path("qcheck-out") / f"{Path(name).stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return (
+        Path("qcheck-out") / f"{Path(name).name.removesuffix('.safetensors')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    )
 
 
 def run(
@@ -199,6 +201,7 @@ def calibrate(
     own_prompts: bool = False,
     pictures: Named | None = None,
     out: Named | None = None,
+    overwrite: bool = False,
     cache: bool = True,
     progress: Progress | None = None,
     **request: Unpack[Made],
@@ -214,6 +217,7 @@ def calibrate(
         own_prompts: Calibrate on the trigger words and tags in the adapters' metadata.
         pictures: Meet the latents of these pictures under noise: a folder.
         out: The file to write, for ``ranges=`` of a check or an export.
+        overwrite: Replace the file that an earlier calibration wrote to ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage.
         **request: The options of ``qcheck calibrate``, see ``qcheck.api.request.Made``.
@@ -225,8 +229,6 @@ def calibrate(
     given = {f"prompts {prompts}": prompts, "own prompts": own_prompts, f"pictures {pictures}": pictures}
     if len(several := [name for name, value in given.items() if value]) > 1:
         raise UserError(f"{' and '.join(several)} are given", "Give one of them.")
-    if out is not None and Path(out).exists():
-        raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
     read: ProbeSet | None = None
     if isinstance(prompts, str | Path):
         read = probe.from_text(Path(prompts), spec.probes)
@@ -235,12 +237,12 @@ def calibrate(
     chosen = None if read is None else PromptSet(name=read.name, prompts=read.prompts)
     spec = spec.changed(recipe=ranged(spec.recipe, method, merge))
     shown = None if pictures is None else Path(pictures)
-    with caching(cache) as kept:
+    with replaced(out, overwrite, ours), caching(cache) as kept:
         found: Ranges = host("qcheck.tasks.calibrate").calibrate(
             spec, kept, progress or Silent(), chosen, own_prompts, shown
         )
-    if out is not None:
-        Path(out).write_text(found.to_json(), "utf-8")
+        if out is not None:
+            Path(out).write_text(found.to_json(), "utf-8")
     return found
 
 
@@ -300,7 +302,7 @@ def qat(
         settings: How long and how hard; the defaults of ``qcheck qat`` without them.
         force: Also where the adapter is broken at full precision.
         report: A folder for the reports before and after.
-        overwrite: Replace earlier reports in ``report``.
+        overwrite: Replace earlier reports in ``report``, and an earlier calibration of this adapter in ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage.
         **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``.
@@ -313,10 +315,13 @@ def qat(
     if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
         raise UserError(f"--out {str(out)!r} is no .safetensors file in a folder that exists", "Give another --out.")
     chosen = settings or host("qcheck.training.objective").Settings()
-    with writing(report, overwrite) as folder, caching(cache) as kept:
-        found: Calibration = host("qcheck.tasks.qat").calibrate(
-            spec, chosen, path, folder, kept, progress or Silent(), force
-        )
+    stage = host("qcheck.tasks.qat")
+    with (
+        replaced(path, overwrite, lambda file: bool(stage.is_calibrated(file, spec))),
+        writing(report, overwrite) as folder,
+        caching(cache) as kept,
+    ):
+        found: Calibration = stage.calibrate(spec, chosen, path, folder, kept, progress or Silent(), force)
     return found
 
 

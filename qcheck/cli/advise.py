@@ -12,7 +12,7 @@ from rich.text import Text
 from qcheck.api import functions
 from qcheck.api.request import CORES
 from qcheck.cli import options, output
-from qcheck.report.text import megabytes
+from qcheck.core.size import megabytes
 
 
 def advise(
@@ -55,7 +55,7 @@ def _render(found: Any, out: Path, console: Console) -> None:
         console.print("nothing to cure: every case of the report passes, or a control failed and no number counts")
     for case in found.cases:
         table = Table(box=box.ROUNDED, title=f"{case.scheme} {case.order}: {case.verdict}")
-        for title in ("measure", "size", "survival", "excess error", "verdict", "time"):
+        for title in ("measure", "artifact file", "survival", "excess error", "verdict", "time"):
             table.add_column(title, overflow="fold")
         for tried in case.tried:
             table.add_row(*map(Text, _cells(tried)))
@@ -69,16 +69,22 @@ def _render(found: Any, out: Path, console: Console) -> None:
 
 
 def _cells(tried: Any) -> tuple[str, ...]:
-    """Predicted and measured, in that order, where both are known."""
-    sizes = [megabytes(size) for size in (tried.predicted_bytes, tried.bytes) if size is not None]
+    """The file's size, or a forecast of it; survival as forecast and measured, where both are known."""
     survival = [f"{value:.2f}" for value in (tried.predicted_survival, tried.survival) if value is not None]
     excess = "-" if tried.excess_error is None else f"{tried.excess_error:+.1f} dB"
     seconds = "-" if tried.seconds is None else f"{tried.seconds:.0f} s"
     return (
         tried.title,
-        " / ".join(sizes) or "-",
+        _size(tried),
         " / ".join(survival) or "-",
         excess,
         tried.verdict or "not run",
         seconds,
     )
+
+
+def _size(tried: Any) -> str:
+    """Of the artifact's file; before there is one, of the tensors that it will hold."""
+    if tried.bytes is not None:
+        return megabytes(tried.bytes)
+    return "-" if tried.predicted_bytes is None else f"forecast {megabytes(tried.predicted_bytes)}"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from qcheck.core import cache as store
 from qcheck.core.cache import Cache, Item
+from qcheck.core.size import megabytes
 
 app = typer.Typer(
     help=f"Show or prune what runs keep: traces, ranges, artifacts, builds. ${store.VARIABLE} moves it. `qcheck cache`",
@@ -58,4 +59,4 @@ def prune(
 
 
 def _size(items: list[Item]) -> str:
-    return f"{sum(item.bytes for item in items) / 1e6:.1f} MB"
+    return megabytes(sum(item.bytes for item in items))

@@ -23,6 +23,7 @@ def calibrate(
     runs: Runs,
     machine: Machine,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    overwrite: options.Overwrite = False,
     method: Annotated[
         str | None, typer.Option(help=f"What cuts a range: {_NAMES}. Default: the recipe's. The file holds them all.")
     ] = None,
@@ -60,6 +61,7 @@ def calibrate(
             own_prompts=own,
             pictures=pictures,
             out=out,
+            overwrite=overwrite,
             cache=not machine.no_cache,
             progress=progress,
             **adapters.keywords(),

@@ -18,14 +18,18 @@ def compare(
         list[Path],
         typer.Argument(help="Folders that checks wrote, or their report.json.", metavar="BASELINE NEW | REPORT..."),
     ],
-    as_matrix: Annotated[bool, typer.Option("--matrix", help="Show two reports as a matrix too.")] = False,
+    as_matrix: Annotated[
+        bool, typer.Option("--matrix", help="Show two reports as a matrix alone, as several always are.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown, and nothing else.")] = False,
 ) -> None:
     """Hold a report against a baseline, or put several beside each other.
 
-    Two reports are a regression check: it exits 1 if a verdict, a build or a gated measurement got worse, the latter
-    where the two 95 % intervals do not touch, and if something is no longer checked. Otherwise adapters x schemes.
+    It says which to ship: the smallest file that passes, of files as small the one with the most room to its limits.
+    Two reports are a regression check too: it exits 1 if a verdict, a build or a gated measurement got worse, and if
+    something is no longer checked. A measurement got worse where the two 95 % intervals do not touch and more than a
+    quarter of the room to its limit is gone, or its status changed.
 
     `qcheck compare baseline qcheck-out/style-20261124-080000` (for a CI job), `qcheck compare qcheck-out/*` (overview)
     """

@@ -16,7 +16,8 @@ from qcheck.cli import options
 from qcheck.cli.groups import Adapters, Artifact, Machine, Output, grouped
 from qcheck.cli.output import session
 from qcheck.core.errors import UserError
-from qcheck.report.text import build_line, megabytes
+from qcheck.core.size import megabytes
+from qcheck.report.text import build_line
 from qcheck.result.exported import Exported
 
 _FAILED = ("refused", "crashed", "fell back")

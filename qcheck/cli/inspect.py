@@ -7,11 +7,13 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from qcheck.api import functions
 from qcheck.cli import options
 from qcheck.cli.progress import Bars
 from qcheck.core.progress import Silent
+from qcheck.report.wording import folded
 from qcheck.spec import recipe, scheme
 
 
@@ -64,11 +66,13 @@ def _render(found: Any, console: Console) -> None:
         console.print("give --base to see what it does to the weights, and which order would lose it")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="largest changes", title_justify="left")
-    for title in ("layer", "|D| / |W|", "step growth dB", "hot columns", "intruders"):
-        table.add_column(title, justify="left" if title == "layer" else "right")
+    table.add_column("layer", overflow="fold")
+    for title in _NUMBERS:
+        table.add_column(title, justify="right", no_wrap=True)
+    room = console.width - sum(max(map(len, title.split("\n"))) + _GAP for title in _NUMBERS) - _EDGES
     for layer in sorted(measured, key=lambda seen: -seen.relative)[:8]:
         table.add_row(
-            layer.name if len(layer.name) <= _NAME else f"...{layer.name[3 - _NAME :]}",
+            Text(folded(layer.name, max(room, _LEAST))),
             f"{layer.relative:.3f}",
             f"{layer.step_growth:.2f}",
             str(layer.hot_columns),
@@ -76,10 +80,10 @@ def _render(found: Any, console: Console) -> None:
         )
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
-    for title in ("scheme", "order", "survival", "noise: signal over it, dB", ""):
-        table.add_column(title, justify="right" if title in ("survival", "noise: signal over it, dB") else "left")
+    for title in ("scheme", "order", "survival", _NOISE, "the order"):
+        table.add_column(title, justify="right" if title in ("survival", _NOISE) else "left")
     for seen in found.forecasts:
-        lost = "[bold red]the order loses it[/]" if seen.survival < _LOST else ""
+        lost = "[bold red]loses it[/]" if seen.survival < _LOST else ""
         table.add_row(seen.scheme, seen.order, f"{seen.survival:.2f}", f"{seen.snr:.1f}", lost)
     console.print(table)
     console.print(
@@ -89,7 +93,9 @@ def _render(found: Any, console: Console) -> None:
 
 
 _LOST = 0.9
-_NAME = 44
+_NUMBERS = ("|D| / |W|", "step\ngrowth dB", "hot\ncolumns", "intruders")
+_LEAST, _GAP, _EDGES = 12, 3, 2  # the latter are what the table puts between two columns, and around them
+_NOISE = "signal over\nits noise, dB"
 
 
 def _span(values: list[float]) -> str:

@@ -204,7 +204,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace an earlier result in --out; it stays until the new one is whole.",
+        help="Replace what an earlier run wrote at --out, once the new is whole. Nothing else is ever replaced.",
         rich_help_panel=_RUNNING,
     ),
 ]

@@ -1,8 +1,9 @@
-"""Output folders: complete or absent."""
+"""Output folders and files: complete or absent, and what was there before stays until the new is complete."""
 
+import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,28 +12,124 @@ from qcheck.core.errors import UserError
 
 @contextmanager
 def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` when the block ends well and is removed when it does not.
+    """A folder to write into, whose content becomes that of ``out`` when the block ends well; else nothing changes.
+
+    ``out`` is absent or empty, or with ``overwrite`` what qcheck wrote: that stays until the new content is complete.
 
     Raises:
-        UserError: ``out`` holds something already, or cannot be written.
+        UserError: ``out`` holds something else, or cannot be written.
     """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"output {str(out)!r} exists and is not an empty folder", "Give another --out, or remove it.")
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        (partial / "writable").touch()
-        (partial / "writable").unlink()
-    except OSError as error:
-        raise UserError(
-            f"output {str(out)!r} cannot be written: {error}", "Give an --out that you may write."
-        ) from error
+    out = out.resolve()
+    _require_free(out, overwrite)
+    partial = _beside(out)
     try:
         yield partial
         shutil.rmtree(partial / "cache", ignore_errors=True)
         if out.exists():
-            out.rmdir()
-        partial.rename(out)
+            _require_free(out, overwrite)
+            _replace(out, partial)
+        else:
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_free(out: Path, overwrite: bool) -> None:
+    """Raises UserError, naming a file that is in the way."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"output {str(out)!r} is a file", "Give a folder as --out.")
+    found = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
+    if not found:
+        return
+    if not any(ours(out / name) for name in _MARKS):
+        raise UserError(f"output {str(out)!r} is not empty: {found[0]!r} is in the way", "Give another --out.")
+    if not overwrite:
+        raise UserError(
+            f"output {str(out)!r} is not empty: {found[0]!r} of an earlier run is in the way",
+            "Give another --out, or --overwrite to replace what that run wrote.",
+        )
+
+
+def ours(path: Path) -> bool:
+    """Whether it is a JSON file that qcheck wrote: each names its schema."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and str(found.get("schema")).startswith("qcheck-")
+
+
+_PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
+_MARKS = ("report.json", "manifest.json", "advice.json", "after/report.json")  # the last: `qcheck qat --report`
+
+
+def _beside(out: Path) -> Path:
+    """A fresh folder next to ``out``, or where only ``out`` itself may be written, as a mounted one, inside of it."""
+    name = f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    failed: OSError | None = None
+    for place in (out.parent, out) if out.exists() else (out.parent,):
+        try:
+            (place / name).mkdir(parents=True)
+            (place / name / "writable").touch()
+            (place / name / "writable").unlink()
+        except OSError as error:
+            failed = failed or error
+        else:
+            return place / name
+    raise UserError(f"output {str(out)!r} cannot be written: {failed}", "Give an --out that you may write.")
+
+
+def _replace(out: Path, partial: Path) -> None:
+    """Move what ``out`` holds away and ``partial``'s content in; back again where that cannot be done whole.
+
+    The folder itself stays: it may be a mounted one, or the one that the user is in.
+    """
+    old = partial.with_suffix(_OLD)
+    old.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, to in ((out, old), (partial, out)):
+            for path in sorted(source.iterdir()):
+                if not path.name.endswith((_PARTIAL, _OLD)):
+                    moved.append((path, to / path.name))
+                    shutil.move(*moved[-1])
+    except BaseException:
+        for before, after in reversed(moved):
+            if after.exists() and not before.exists():
+                shutil.move(after, before)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], bool]) -> Iterator[None]:
+    """The block writes ``file``, if any; where it does not end well, there is again what was there before.
+
+    Raises:
+        UserError: it is there, and ``overwrite`` is not given or the file is none that is ``known`` as qcheck's.
+    """
+    if file is None:
+        yield
+        return
+    out = Path(file)
+    if out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder", "Give the name of a file in it.")
+    if out.exists() and not known(out):
+        raise UserError(f"--out {str(out)!r} is there already", "Give another name, or remove it.")
+    if out.exists() and not overwrite:
+        raise UserError(
+            f"--out {str(out)!r} is there already",
+            "Give another name, or --overwrite to replace what an earlier run wrote.",
+        )
+    before = out.read_bytes() if out.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            out.unlink(missing_ok=True)
+        else:
+            out.write_bytes(before)
+        raise

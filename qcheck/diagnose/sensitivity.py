@@ -33,8 +33,9 @@ from qcheck.sampling.store import Trace
 from qcheck.spec.order import Order
 from qcheck.spec.probe import Probe
 
-STATES, DRAWS = 16, 2  # what a check spends on a case
+STATES, DRAWS = 16, 4  # what a check spends on a case
 _FILE = "scores.npz"
+_ARRAYS = ("states", "strata", "weights", "parts")
 _KIND = "sensitivity"
 _DOMAIN = "sensitivity"  # z drawn from the seeds of the latents would be the noise that the states hold
 
@@ -61,17 +62,20 @@ Errors = Mapping[str, LayerError]
 
 
 def errors(arms: Arms, content: Content) -> dict[str, LayerError]:
-    """What a quantized arm changes in f1, layer by layer: the codes and order are the artifact's own.
+    """What q1 of ``content`` does otherwise than f1 of ``arms``, layer by layer: dW = weight that q1 has - f1's.
 
-    An unmerged adapter is exact beside its rounded base weight. Its branch also reads the input as it comes, while the
+    ``content`` may be made of other adapters than ``arms`` has, as where they were calibrated: what the training moved
+    is then in dW too. Of an unmerged adapter the branch counts as it is. It also reads the input as it comes, while the
     activation part counts the rounding of that input on W + D: too much, or too little, by about |D| / |W|.
     """
-    base, adapted = arms.state("base"), arms.state("adapted")
+    whole = arms.state("adapted")
     found = {}
     for layer, numbers in content.plan.items():
-        name = f"{layer}.weight"
-        whole = (base if layer in content.branches else adapted)[name]
-        found[layer] = LayerError(numbers.fake(content.state[name]) - whole, numbers)
+        weight = numbers.fake(content.state[f"{layer}.weight"])
+        if layer in content.branches:
+            down, up = content.branches[layer]
+            weight = weight + (up @ down.flatten(1)).view(weight.shape)
+        found[layer] = LayerError(weight - whole[f"{layer}.weight"], numbers)
     return found
 
 
@@ -79,20 +83,32 @@ def errors(arms: Arms, content: Content) -> dict[str, LayerError]:
 class Scores:
     """<g, dW x> and <g, W dx> of every layer at every sample: ``parts`` [n, L, 2].
 
-    A sample is one z at one state; ``strata`` [n] are the states' timesteps as places in the set-up, ``weights`` [n]
-    how much a sample counts: its stratum's squared solver coefficient among those there, all together 1.
+    A sample is one z at one state; ``states`` [n] number these, ``strata`` [n] are their timesteps as places in the
+    set-up, ``weights`` [n] how much a sample counts: its stratum's squared solver coefficient among those there, all
+    together 1.
     """
 
     layers: tuple[str, ...]
+    states: np.ndarray
     strata: np.ndarray
     weights: np.ndarray
     parts: np.ndarray
 
     @cached_property
     def costs(self) -> np.ndarray:
-        """Each layer's share of the squared output error, weight and activation together, [L]."""
+        """Each layer's squared output error, weight and activation together, [L]."""
         found: np.ndarray = self.weights @ self.parts.sum(2) ** 2
         return found
+
+    @property
+    def total(self) -> float:
+        """The sum of ``costs``; 1 where nothing costs anything."""
+        return float(self.costs.sum()) or 1.0
+
+    @property
+    def shares(self) -> np.ndarray:
+        """``costs`` as parts of their sum, [L]."""
+        return self.costs / self.total
 
     @property
     def weight_costs(self) -> np.ndarray:
@@ -112,14 +128,31 @@ class Scores:
         return float(self.weights @ self.parts.sum((1, 2)) ** 2)
 
     def standard_errors(self) -> np.ndarray:
-        """Of ``costs``, [L], over the samples."""
-        apart = self.parts.sum(2) ** 2 - self.costs
-        found: np.ndarray = np.sqrt((self.weights**2) @ apart**2)
+        """Of ``shares``, [L], over probes and draws: of many runs about 68 and 95 % are within 1 and 2 of the truth.
+
+        A share is a ratio, so what counts is the spread of its residual, (cost - share * all costs) / total (Cochran,
+        Sampling Techniques, section 6.3). Draws at one state are no samples of the states: the variance is that of the
+        states' means, stratum by stratum, but not less than the draws say. For how few they are it is taken
+        1 + 2 / df times, about the variance of Student's t, at Satterthwaite's degrees of freedom df.
+        """
+        squares = self.parts.sum(2) ** 2
+        left = (squares - self.shares * squares.sum(1, keepdims=True)) / self.total
+        within, between, doubt = np.zeros((3, len(self.layers)))
+        for stratum in np.unique(self.strata):
+            here = self.strata == stratum
+            weight, states = self.weights[here].sum() ** 2, np.unique(self.states[here])
+            spread = weight * _squared_error(np.stack([left[self.states == state].mean(0) for state in states]))
+            within += weight * _squared_error(left[here])
+            between += spread
+            doubt += spread**2 / max(len(states) - 1, 1)
+        scarce = np.divide(2 * doubt, between**2, out=np.zeros_like(doubt), where=between > 0)
+        found: np.ndarray = np.sqrt(np.maximum(within, between * (1 + scarce)))
         return found
 
     def save(self, path: Path) -> None:
         """Write them as numpy's npz."""
-        np.savez(path, layers=np.array(self.layers), strata=self.strata, weights=self.weights, parts=self.parts)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        np.savez(path, layers=np.array(self.layers), **arrays)
 
     def by_stratum(self, count: int) -> np.ndarray:
         """Unweighted mean cost of each layer at each of ``count`` strata, [count, L]; NaN where no sample is."""
@@ -133,6 +166,12 @@ class Scores:
         for layer, cost in zip(self.layers, self.costs, strict=True):
             found[name(layer)] = found.get(name(layer), 0.0) + float(cost)
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _squared_error(rows: np.ndarray) -> np.ndarray:
+    """Of the mean of ``rows`` [n, L], which spread about 0: of a single row, that has no spread, its square."""
+    found: np.ndarray = rows.var(0, ddof=1) / len(rows) if len(rows) > 1 else rows[0] ** 2
+    return found
 
 
 def block(layer: str) -> str:
@@ -208,10 +247,11 @@ def score(
                 tap.next()
                 output.backward(cotangent(spot, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
             advance(1)
-    strata = np.repeat([spot.stratum for spot in visited], draws)
+    states = np.repeat(np.arange(len(visited)), draws)
+    strata = np.array([spot.stratum for spot in visited])[states]
     weights = setup.weights[strata] / np.bincount(strata)[strata]
     weights /= weights.sum()
-    return {case: Scores(tuple(held), strata, weights, tap.parts(case)) for case, held in cases.items()}
+    return {case: Scores(tuple(held), states, strata, weights, tap.parts(case)) for case, held in cases.items()}
 
 
 def cotangent(spot: Spot, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
@@ -287,20 +327,22 @@ def find(
 ) -> dict[Order, Scores]:
     """Scores of a scheme in ``orders``, at states of the reference ``reached``; kept in the cache.
 
-    None where nothing is rounded to codes, or where PyTorch quantizes while it loads, by rules of its own.
+    They are of the artifact that ships, ``making``'s, against f1. None where nothing is rounded to codes, or where
+    PyTorch quantizes while it loads, by rules of its own.
     """
     if making.scheme.control or not making.scheme.exported:
         return {}
     pairs = places(sampler.setup.weights, len(reached.paths), STATES)
     known = reached.matched()
     at = [f"{known[row]} {stratum}" for row, stratum in pairs]
-    keys = {o: cache.key(__name__, making.key(o), *at, str(DRAWS)) for o in orders}
+    spent = (arms.content("adapted"), *at, str(DRAWS))
+    keys = {o: cache.key(__name__, making.key(o), *spent) for o in orders}
     with sampler.store.locked(_KIND, *keys.values()):
         missing = [order for order in keys if sampler.store.find(_KIND, keys[order]) is None]
         if missing:
             cases: dict[str, Errors] = {}
             for order in missing:
-                content = artifact.adapted_content(arms, making.scheme, making.recipe, order, making.ranges)
+                content = artifact.adapted_content(making.arms, making.scheme, making.recipe, order, making.ranges)
                 cases[order] = errors(arms, content)
             with watch.stage(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
                 visited = list(spots(sampler.setup, reached, sampler.probes, pairs))
@@ -318,7 +360,7 @@ def _absent(folder: Path) -> None:
 def load(path: Path) -> Scores:
     """What ``Scores.save`` wrote."""
     with np.load(path) as stored:
-        return Scores(tuple(map(str, stored["layers"])), *(stored[name] for name in ("strata", "weights", "parts")))
+        return Scores(tuple(map(str, stored["layers"])), *(stored[name] for name in _ARRAYS))
 
 
 def exact(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from qcheck.core.values import Value
-from qcheck.judge.bounds import bounds
+from qcheck.judge.bounds import bounds, room
 from qcheck.judge.deciding import deciding
+from qcheck.judge.recommend import ALIKE, recommended, ships
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
@@ -17,13 +18,18 @@ Direction = Literal["worse", "better", "other"]
 
 
 class Cell(Value):
-    """What one report says of one scheme in one order."""
+    """What one report says of one scheme in one order; ``bytes`` are of the artifact's file, None where there is none.
+
+    ``reason`` is of a pass the measurement that is closest to its limit, else the first reason of the verdict.
+    """
 
     scheme: str
     order: str
     verdict: Outcome
     survival: Judged | None
     deciding: Judged | None
+    bytes: int | None
+    reason: str
 
 
 class Row(Value):
@@ -36,11 +42,25 @@ class Row(Value):
     cells: list[Cell]
 
 
+class Pick(Value):
+    """What to ship to a target: the case of the report ``row``, and why it; or why nothing, ``row`` None."""
+
+    target: str
+    row: int | None
+    scheme: str = ""
+    order: str = ""
+    why: str
+
+
 class Matrix(Value):
-    """Adapters x schemes, a row a report; ``columns`` are every scheme and order that any of them has."""
+    """Adapters x schemes, a row a report; ``columns`` are every scheme and order that any of them has.
+
+    ``picks`` says what to ship, target by target.
+    """
 
     columns: list[tuple[str, str]]
     rows: list[Row]
+    picks: list[Pick]
 
 
 def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
@@ -56,7 +76,29 @@ def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
         for source, report in reports
     ]
     columns = dict.fromkeys((cell.scheme, cell.order) for row in rows for cell in row.cells)
-    return Matrix(columns=list(columns), rows=rows)
+    picks = [_pick(target, reports) for target in dict.fromkeys(report.target for _, report in reports)]
+    return Matrix(columns=list(columns), rows=rows, picks=picks)
+
+
+def _pick(target: str, reports: Sequence[tuple[str, Report]]) -> Pick:
+    """The smallest file that passes there; of several as small the one with the most room to its limits."""
+    able = [(n, case) for n, (_, report) in enumerate(reports) if report.target == target for case in report.cases]
+    best = recommended([case for _, case in able])
+    if best is None:
+        return Pick(target=target, row=None, why="nothing that quantizes passes: `qcheck advise REPORT` tries cures")
+    row, case = able[best]
+    sizes = [other.artifact[0].bytes for _, other in able if ships(other)]
+    alike = sum(size <= ALIKE * min(sizes) for size in sizes)
+    why = f"the smallest of the {len(sizes)} that pass" if len(sizes) > 1 else "the only one that passes"
+    if alike > 1:
+        why = f"of the {alike} smallest that pass, the one with the most room to its limits"
+    return Pick(
+        target=target,
+        row=row,
+        scheme=case.scheme,
+        order=case.order,
+        why=why,
+    )
 
 
 def adapter(report: Report) -> str:
@@ -69,7 +111,23 @@ def adapter(report: Report) -> str:
 
 def _cell(case: Case) -> Cell:
     survival = next((seen for seen in case.measurements if seen.name == "effect_survival"), None)
-    return Cell(scheme=case.scheme, order=case.order, verdict=case.verdict, survival=survival, deciding=deciding(case))
+    return Cell(
+        scheme=case.scheme,
+        order=case.order,
+        verdict=case.verdict,
+        survival=survival,
+        deciding=deciding(case),
+        bytes=case.artifact[0].bytes if case.artifact else None,
+        reason=_reason(case),
+    )
+
+
+def _reason(case: Case) -> str:
+    near = [seen for seen in case.measurements if seen.decides and math.isfinite(room(seen))]
+    if case.verdict != "PASS" or not near:
+        return case.reasons[0]
+    seen = min(near, key=room)
+    return f"{seen.name} ({seen.arm}) {_shown(seen)}, limit {seen.limit}, is closest"
 
 
 class Change(Value):
@@ -94,13 +152,17 @@ class Difference(Value):
 
 
 class Comparison(Value):
-    """A report against a baseline. ``compared`` counts the measurements that both have and that have a limit."""
+    """A report against a baseline. ``compared`` counts the measurements that both have and that have a limit.
+
+    ``matrix`` has both beside each other, and which to ship.
+    """
 
     baseline: str
     new: str
     compared: int
     differences: list[Difference]
     changes: list[Change]
+    matrix: Matrix
 
     @property
     def regressed(self) -> bool:
@@ -121,6 +183,7 @@ def against(baseline: tuple[str, Report], new: tuple[str, Report]) -> Comparison
         compared=sum(len(_gated(was) & _gated(now)) for was, now in both),
         differences=list(_differences(baseline[1], new[1])),
         changes=changes,
+        matrix=matrix([baseline, new]),
     )
 
 
@@ -168,11 +231,12 @@ def _step(good: str, before: str, after: str) -> Direction:
 
 
 def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | None:
-    """How a measurement moved with respect to ``limit``; None where the two intervals touch, so that nothing is known.
+    """How a measurement moved with respect to ``limit``; None where nothing is known or nothing that matters was lost.
 
-    Of a limit with two sides, what moves away from its middle is worse. What was not sampled has no interval: it
-    changes when it crosses its limit. A value that was lost, or that is not finite any more, is worse: not measured is
-    never passed.
+    Nothing is known where the two intervals touch. What matters is the room, the distance of a value to the nearest
+    side of its limit: it counts when more than a quarter of the better value's room is gone, or the status changed.
+    What was not sampled has no interval: it changes when it crosses its limit. A value that was lost, or that is not
+    finite any more, is worse: not measured is never passed.
     """
     old, new = _number(was), _number(now)
     if was is None or now is None or old is None or new is None:
@@ -182,12 +246,19 @@ def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | N
     before, after = _interval(was), _interval(now)
     if after[0] <= before[1] and before[0] <= after[1]:
         return None
+    gained = _room(new, limit) - _room(old, limit)
+    if was.status == now.status and abs(gained) <= _MATTERS * abs(max(_room(old, limit), _room(new, limit))):
+        return None
+    return "worse" if gained < 0 else "better"
+
+
+_MATTERS = 0.25
+
+
+def _room(value: float, limit: str) -> float:
+    """From the value to the nearest side of its limit; negative outside."""
     low, high = bounds(limit)
-    if low is None or high is None:
-        rises = after[0] > before[1]
-        return "better" if rises == (low is not None) else "worse"
-    middle = (low + high) / 2
-    return "worse" if abs(new - middle) > abs(old - middle) else "better"
+    return min([*([] if low is None else [value - low]), *([] if high is None else [high - value])])
 
 
 def _number(seen: Judged | None) -> float | None:

@@ -1,13 +1,15 @@
 """A matrix of reports, and a comparison with a baseline: for a terminal and as Markdown."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.judge.compare import Change, Comparison, Matrix, Row
+from qcheck.core.size import megabytes
+from qcheck.judge.compare import Change, Comparison, Matrix, Pick
 from qcheck.report.markdown import SIGNS, escape, table
 from qcheck.report.text import COLOURS
 from qcheck.report.wording import line
@@ -16,48 +18,87 @@ from qcheck.result.verdict import Outcome
 _STYLES = {"worse": "bold red", "better": "green", "other": "yellow"}
 
 
-def _titles(matrix: Matrix) -> list[str]:
-    return ["adapter", "target", "report", *(f"{scheme} {order}" for scheme, order in matrix.columns)]
+_SHIP = "ship this"
 
 
-def _verdicts(matrix: Matrix, row: Row) -> Iterator[tuple[Outcome | None, str]]:
-    """For every column the verdict and the adapter's survival; None where the report has no such case."""
-    cells = {(cell.scheme, cell.order): cell for cell in row.cells}
-    for column in matrix.columns:
-        cell = cells.get(column)
-        seen = cell.survival if cell is not None else None
-        yield cell.verdict if cell else None, f"{seen.value:.2f}" if seen and seen.value is not None else ""
+@dataclass(frozen=True)
+class _Line:
+    """One scheme and order of one report as a table shows it; ``verdict`` None where the report has no such case."""
+
+    about: tuple[str, str]
+    case: tuple[str, str]
+    verdict: Outcome | None
+    numbers: str
+    reason: str
+    ship: bool
+
+
+def _lines(matrix: Matrix) -> Iterator[_Line]:
+    """Every scheme and order of every report, reports in turn."""
+    picked = {(pick.row, pick.scheme, pick.order) for pick in matrix.picks}
+    targets = len({row.target for row in matrix.rows}) > 1
+    for number, row in enumerate(matrix.rows):
+        cells = {(cell.scheme, cell.order): cell for cell in row.cells}
+        about = (f"{number + 1} {row.adapter}", row.target if targets else "")
+        for column in matrix.columns:
+            cell = cells.get(column)
+            if cell is None:
+                yield _Line(about, column, None, "", "", False)
+                continue
+            seen = cell.survival
+            numbers = [f"survival {seen.value:.2f}"] if seen is not None and seen.value is not None else []
+            numbers += [] if cell.bytes is None else [megabytes(cell.bytes)]
+            yield _Line(about, column, cell.verdict, "\n".join(numbers), cell.reason, (number, *column) in picked)
+
+
+def _picked(matrix: Matrix, pick: Pick) -> str:
+    if pick.row is None:
+        return f"ship nothing to {pick.target}: {pick.why}"
+    row = matrix.rows[pick.row]
+    return f"ship {row.adapter} as {pick.scheme}, {pick.order} to {pick.target}: {pick.why}"
+
+
+_ABOUT = "survival 1 is the whole adapter; a size is that of the denoiser's file"
 
 
 def matrix_text(matrix: Matrix, console: Console) -> None:
-    """A row a report, a column a scheme and order: verdict and survival."""
-    made = Table(box=box.ROUNDED)
-    for title in _titles(matrix):
-        made.add_column(Text(line(title)), overflow="fold")
-    for row in matrix.rows:
-        cells = [
-            Text(f"{verdict}\n{survival}", COLOURS[verdict]) if verdict else Text("not checked", "dim")
-            for verdict, survival in _verdicts(matrix, row)
-        ]
-        made.add_row(*(Text(line(part)) for part in (row.adapter, row.target, row.source)), *cells)
+    """What to ship, then a row for every scheme and order of every report: verdict, survival, size and reason."""
+    for pick in matrix.picks:
+        console.print(Text(line(_picked(matrix, pick)), "bold" if pick.row is not None else "bold yellow"))
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("report", "scheme, order", "verdict", "why"):
+        made.add_column(title, overflow="fold")
+    for shown in _lines(matrix):
+        about, case = (Text("\n".join(filter(None, map(line, pair)))) for pair in (shown.about, shown.case))
+        if shown.verdict is None:
+            made.add_row(about, case, Text("not checked", "dim"), "")
+            continue
+        ship = f"\n{_SHIP}" if shown.ship else ""
+        verdict = Text(f"{shown.verdict}\n{shown.numbers}{ship}", COLOURS[shown.verdict])
+        made.add_row(about, case, verdict, Text(line(shown.reason)))
     console.print(made)
-    console.print("the number is effect_survival: 1 is the whole adapter")
+    for number, row in enumerate(matrix.rows):
+        told = f"{number + 1} {line(row.adapter)} on {line(row.base)} for {line(row.target)}: {line(row.source)}"
+        console.print(Text(told, "dim"), soft_wrap=True)
+    console.print(Text(_ABOUT, "dim"))
 
 
 def matrix_markdown(matrix: Matrix) -> str:
-    """The same as a Markdown table."""
-    rows = [
-        [
-            *map(escape, (row.adapter, row.target, row.source)),
-            *(
-                f"{SIGNS[verdict]} {verdict} {survival}".strip() if verdict else "not checked"
-                for verdict, survival in _verdicts(matrix, row)
-            ),
-        ]
-        for row in matrix.rows
+    """The same as Markdown."""
+    rows = []
+    for shown in _lines(matrix):
+        case = f"{SIGNS[shown.verdict]} {shown.verdict}" if shown.verdict else "not checked"
+        numbers = escape(shown.numbers.replace("\n", ", "))
+        about = escape(" ".join(filter(None, shown.about)))
+        said = f"**{case}, {_SHIP}**" if shown.ship else case
+        rows.append([about, *map(escape, shown.case), said, numbers, escape(shown.reason)])
+    told = [
+        f"{number + 1}. {escape(row.adapter)} on {escape(row.base)} for {escape(row.target)}: {escape(row.source)}"
+        for number, row in enumerate(matrix.rows)
     ]
-    about = "The number is effect\\_survival: 1 is the whole adapter."
-    return f"{table([escape(title) for title in _titles(matrix)], rows)}\n\n{about}\n"
+    picks = "\n".join(f"- {escape(_picked(matrix, pick), 400)}" for pick in matrix.picks)
+    made = table(("report", "scheme", "order", "verdict", "survival, size", "why"), rows)
+    return "\n\n".join([picks, made, "\n".join(told), f"{_ABOUT}."]) + "\n"
 
 
 def _headline(found: Comparison) -> str:
@@ -71,8 +112,9 @@ def _what(change: Change) -> str:
 
 def _about(found: Comparison) -> str:
     return (
-        f"{found.compared} gated measurements compared: a change counts where the two 95 % intervals do not touch; "
-        "measurements without a limit have no better side and are left out"
+        f"{found.compared} gated measurements compared: a change counts where the two 95 % intervals do not touch and "
+        "more than a quarter of the room to the limit is gone, or the status changed; measurements without a limit "
+        "have no better side and are left out"
     )
 
 
@@ -90,6 +132,8 @@ def changes_text(found: Comparison, console: Console) -> None:
     for differs in found.differences:
         console.print(Text(f"differs in {differs.name}: {line(differs.before)} -> {line(differs.after)}", "yellow"))
     console.print(Text(_about(found), "dim"))
+    console.print()
+    matrix_text(found.matrix, console)
 
 
 def changes_markdown(found: Comparison) -> str:
@@ -110,7 +154,7 @@ def changes_markdown(found: Comparison) -> str:
         parts.append(
             "\n".join(f"- differs in {d.name}: {escape(d.before)} → {escape(d.after)}" for d in found.differences)
         )
-    return "\n\n".join([*parts, _about(found)]) + "\n"
+    return "\n\n".join([*parts, _about(found), "#### Which to ship", matrix_markdown(found.matrix)])
 
 
 def _sorted(found: Comparison) -> list[Change]:

@@ -5,8 +5,20 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qcheck.core.size import megabytes
 from qcheck.judge.deciding import deciding
-from qcheck.report.text import ARMS, MARKS, artifact_bytes, bounds, build_line, megabytes, number, rest, shown
+from qcheck.report.text import (
+    ARMS,
+    CURE,
+    MARKS,
+    artifact_bytes,
+    bounds,
+    build_line,
+    number,
+    order_loses,
+    rest,
+    shown,
+)
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 
@@ -52,8 +64,11 @@ def render(report: Report) -> str:
 def _headline(report: Report) -> str:
     passed = [case for case in report.cases if case.verdict == "PASS"]
     adapters = " + ".join(f"{escape(Path(used.source).name)} at {used.weight:g}" for used in report.adapters)
+    lost = [case for case in report.cases if order_loses(case)]
+    some = f"{len(lost)} of them: " if len(report.cases) > 1 else ""
+    cure = f"; {some}{CURE}" if lost else ""
     return (
-        f"### qcheck: {len(passed)} of {len(report.cases)} pass\n\n"
+        f"### qcheck: {len(passed)} of {len(report.cases)} pass{cure}\n\n"
         f"{adapters} on {escape(Path(report.base.source).name)}, for {escape(report.target)}; "
         f"{report.probes.steps} steps at guidance {report.probes.guidance:g}; the adapter is "
         f"{100 * report.effect_size:.1f} % of the output"
@@ -61,7 +76,7 @@ def _headline(report: Report) -> str:
 
 
 def _cases(report: Report) -> str:
-    titles = ("scheme", "order", "verdict", "decided by", "95 % bounds", "limit", "denoiser", "build")
+    titles = ("scheme", "order", "verdict", "decided by", "95 % bounds", "limit", "denoiser file", "build")
     return table(titles, (_case(case) for case in report.cases))
 
 

@@ -7,10 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.core.size import megabytes
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
 from qcheck.result.verdict import Outcome
+from qcheck.spec import order
 from qcheck.spec.arm import Arm
 
 COLOURS: dict[Outcome, str] = {
@@ -23,9 +25,13 @@ COLOURS: dict[Outcome, str] = {
 }
 
 
-def megabytes(size: int) -> str:
-    """A size for a person."""
-    return f"{size / 1e6:.1f} MB"
+def order_loses(case: Case) -> bool:
+    """Whether the cure of a case is another order: the adapter was merged into weights that are quantized already."""
+    known = case.order in order.ORDERS  # what someone else made says no order
+    return case.verdict == "NEEDS-QAT" and known and order.merge(order.find(case.order)).rounds_change_alone
+
+
+CURE = "the order loses it: merge before quantizing"
 
 
 def build_line(made: Build) -> str:
@@ -38,7 +44,7 @@ def build_line(made: Build) -> str:
         return f"{made.status} ({what}): {made.detail}"
     realised = f"\nrealised: {made.realised.text()}" if made.realised.layers else ""
     fell = f"\n{made.detail}" if made.status == "fell back" else ""
-    return f"{made.status} by {what} {cost}, {megabytes(made.bytes)}{realised}{fell}"
+    return f"{made.status} by {what} {cost}, engine of {megabytes(made.bytes)}{realised}{fell}"
 
 
 def _measurements(case: Case) -> Table:
@@ -143,7 +149,8 @@ def _summary(report: Report) -> Table:
         layers = f"\n{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
         known = case.artifact and case.quantized_layers is not None
         cells = (case.scheme, case.order, f"{size or '-'}{layers if known else ''}", builds)
-        table.add_row(*map(Text, cells), Text(case.verdict, COLOURS[case.verdict]))
+        cure = f"\n{CURE}" if order_loses(case) else ""
+        table.add_row(*map(Text, cells), Text(f"{case.verdict}{cure}", COLOURS[case.verdict]))
     return table
 
 
@@ -178,7 +185,8 @@ def _about(report: Report) -> str:
 def brief(report: Report, console: Console) -> None:
     """A line a case: its verdict, scheme and order."""
     for case in report.cases:
-        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}"))
+        cure = f": {CURE}" if order_loses(case) else ""
+        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}{cure}"))
 
 
 def render(report: Report, folder: Path, console: Console) -> None:

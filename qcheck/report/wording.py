@@ -12,3 +12,14 @@ def line(text: str, most: int = 200) -> str:
     """``text`` on one line of at most ``most`` characters; the replacement character stands for what cannot be seen."""
     seen = _HIDDEN.sub("\ufffd", _SPACE.sub(" ", text).strip())
     return seen if len(seen) <= most else f"{seen[: most - 1]}…"
+
+
+def folded(name: str, width: int) -> str:
+    """A dotted name on as many lines as it takes: each ends with a dot where it can, and has at most ``width``."""
+    lines = [""]
+    for part in re.findall(r"[^.]*\.|[^.]+", name):
+        for piece in (part[at : at + width] for at in range(0, len(part), width)):
+            if lines[-1] and len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from qcheck.core.size import megabytes
 from qcheck.core.values import Value
 from qcheck.spec.target import Target
 
@@ -34,8 +35,11 @@ class Estimate(Value):
 
     def text(self) -> str:
         """One line for a person."""
-        parts = f"{self.denoiser_mb + self.others_mb:,.0f} MB weights + {self.activations_mb:,.0f} MB activations"
-        room = "" if self.memory_gb is None else f" of {self.memory_gb:g} GB"
+        artifact, others, activations, total = (
+            megabytes(1e6 * size) for size in (self.denoiser_mb, self.others_mb, self.activations_mb, self.total_mb)
+        )
+        parts = f"artifact {artifact} + other components {others} + activations {activations} = {total}"
+        room = " of device memory" if self.memory_gb is None else f" of its {self.memory_gb:g} GB memory"
         if self.fits is False:
             room += ": does not fit"
         speed = f"no lower bound of its time: {self.missing}"

@@ -94,8 +94,7 @@ def case(
 
 
 def _shares(scores: Scores) -> list[LayerShare]:
-    total = float(scores.costs.sum()) or 1.0
-    columns = (scores.costs, scores.standard_errors(), scores.weight_costs, scores.activation_costs)
+    parts = (scores.weight_costs / scores.total, scores.activation_costs / scores.total)
     found = [
         LayerShare(
             name=layer,
@@ -107,7 +106,7 @@ def _shares(scores: Scores) -> list[LayerShare]:
             activation=activation,
         )
         for layer, (share, error, weight, activation) in zip(
-            scores.layers, (np.stack(columns, 1) / total).tolist(), strict=True
+            scores.layers, np.stack((scores.shares, scores.standard_errors(), *parts), 1).tolist(), strict=True
         )
     ]
     return sorted(found, key=lambda layer: -layer.share)

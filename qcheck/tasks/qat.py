@@ -85,11 +85,14 @@ def learn(spec: CheckSpec, settings: Settings, new: Path, cache: Cache, progress
 
 def require_own(new: Path, spec: CheckSpec) -> None:
     """Refuse to write over anything but an earlier calibration of the same adapter."""
-    if not new.exists():
-        return
-    found = note(lora.read(Use(source=str(new), weight=1.0)))
-    if found is None or found.source != lora.read(spec.adapters[0]).digest:
+    if new.exists() and not is_calibrated(new, spec):
         raise UserError(f"output {str(new)!r} exists and is no calibration of this adapter", "Give another --out.")
+
+
+def is_calibrated(path: Path, spec: CheckSpec) -> bool:
+    """Whether the file at ``path`` is a calibration of the one adapter of ``spec``."""
+    found = note(lora.read(Use(source=str(path), weight=1.0)))
+    return found is not None and found.source == lora.read(spec.adapters[0]).digest
 
 
 def require_one(spec: CheckSpec) -> None:

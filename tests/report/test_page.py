@@ -17,7 +17,7 @@ from qcheck.judge.bounds import bounds, room
 from qcheck.report import html
 from qcheck.report.html import view
 from qcheck.result.measurement import Judged
-from qcheck.result.report import LayerShare, Report
+from qcheck.result.report import Case, LayerShare, Report
 from qcheck.result.verdict import Outcome
 from qcheck.spec import limits
 from tests.report import FOLDER
@@ -185,3 +185,17 @@ def test_pictures_come_from_the_folder_alone(folder: Path) -> None:
     (folder / "evidence.json").write_text(json.dumps(seen))
     with pytest.raises(UserError, match="outside its folder"):
         html.read(folder)
+
+
+def test_the_page_opens_on_the_case_to_ship(report: Report) -> None:
+    def like(scheme: str, verdict: Outcome, size: int) -> Case:
+        file = report.cases[0].artifact[0].model_copy(update={"bytes": size})
+        return report.cases[0].model_copy(update={"scheme": scheme, "verdict": verdict, "artifact": [file]})
+
+    cases = [like("large", "PASS", 9), like("lost", "NEEDS-QAT", 2), like("small", "PASS", 5)]
+    made = report.model_copy(update={"cases": cases})
+    assert [case.scheme for case in view.shown(made)] == ["small", "large", "lost"]
+    assert view.best(made) == cases[2]
+    text = html.render(html.Source(made, None, [], {}))
+    assert '<option value="0">small' in text
+    assert view.shown(report.model_copy(update={"cases": cases[1:2]})) == cases[1:2]

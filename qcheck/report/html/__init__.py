@@ -199,7 +199,8 @@ def missing(source: Source, panels: Sequence[Panel]) -> list[NotMeasured]:
 
 def render(source: Source) -> str:
     """The whole page."""
-    panels = [panel(source, case) for case in source.report.cases]
+    cases = view.shown(source.report)
+    panels = [panel(source, case) for case in cases]
     scripts = {"vega": _vega(), "own": _asset("page.js")}
     data = {
         "plots": [{f"{group}-{i}": c.spec for group, cs in p.plots.items() for i, c in enumerate(cs)} for p in panels],
@@ -210,7 +211,7 @@ def render(source: Source) -> str:
         report=source.report,
         evidence=source.evidence,
         panels=panels,
-        overviews=[view.overview(case) for case in source.report.cases],
+        overviews=[view.overview(case) for case in cases],
         missing=missing(source, panels),
         view=view,
         data=data,

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
+from qcheck.core.size import megabytes
 from qcheck.judge.bounds import bounds, room
-from qcheck.report.text import build_line, megabytes
+from qcheck.judge.recommend import recommended
+from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
@@ -31,6 +33,7 @@ _ALONE: dict[Outcome, str] = {
     "INCONCLUSIVE": "Whether {adapter} survives {scheme} on {target} is too close to call.",
     "INVALID": "There is no answer for {adapter} under {scheme}: a control failed.",
 }
+_LOST = "{adapter} is lost to its order, not to {scheme} on {target}: merge it before quantizing, not after."
 _STATUS = {
     "pass": ("good", "✓", "inside"),
     "fail": ("bad", "✕", "outside"),
@@ -64,7 +67,8 @@ def headline(report: Report) -> str:
     judged = [case for case in report.cases if not case.control] or report.cases
     if len(judged) == 1:
         case = judged[0]
-        return _ALONE[case.verdict].format(scheme=isolated(case.scheme), **words)
+        said = _LOST if order_loses(case) else _ALONE[case.verdict]
+        return said.format(scheme=isolated(case.scheme), **words)
     passed = sum(case.verdict == "PASS" for case in judged)
     left = sum(KINDS[case.verdict][0] == "open" for case in judged)
     whole = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
@@ -74,9 +78,15 @@ def headline(report: Report) -> str:
 
 
 def best(report: Report) -> Case | None:
-    """The smallest case that passes and quantizes."""
-    passed = [case for case in report.cases if case.verdict == "PASS" and not case.control and case.artifact]
-    return min(passed, key=lambda case: case.artifact[0].bytes, default=None)
+    """The case to ship."""
+    found = recommended(report.cases)
+    return None if found is None else report.cases[found]
+
+
+def shown(report: Report) -> list[Case]:
+    """The cases as the page shows them: it opens on the first, which is the one to ship."""
+    first = recommended(report.cases)
+    return sorted(report.cases, key=lambda case: first is None or case is not report.cases[first])
 
 
 def kind(report: Report) -> tuple[Kind, str]:
@@ -196,7 +206,9 @@ def overview(case: Case) -> Overview:
     memory = latency = "not estimated"
     if estimate is not None:
         room = f" of {estimate.memory_gb:g} GB" if estimate.memory_gb is not None else ""
-        memory = f"{estimate.total_mb:,.0f} MB{room}" + ("" if estimate.fits is not False else ": does not fit")
+        memory = f"{megabytes(1e6 * estimate.total_mb)}{room}" + (
+            "" if estimate.fits is not False else ": does not fit"
+        )
         latency = (
             f"no bound: {estimate.missing}"
             if estimate.call_ms is None
