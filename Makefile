@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 OPTIMUM ?= .venv-optimum
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint browser demo-weights zoo clean
+.PHONY: demo test test-all test-lowest lint docs browser demo-weights zoo clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,rtx,modelopt,dev,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,rtx,modelopt,dev,docs,train]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## check a shipped adapter end to end: real artifacts, a real TensorRT-RTX build, a verdict
@@ -32,6 +32,9 @@ test: lint browser  ## lint, types, layer rules, tests: a process a core, each w
 
 test-all: lint browser $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
 	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
+
+docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or anchor is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
 
 $(OPTIMUM)/.installed: constraints-optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
