@@ -2,8 +2,10 @@
 
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from qcheck.cli.app import app
@@ -19,7 +23,7 @@ from qcheck.spec import limits, probe, recipe, scheme, target
 
 STORED = Path(__file__).parent / "report" / "folder"
 LIGHT = ("core", "spec", "result", "judge", "cli")
-HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxruntime", "tensorrt_rtx", "scipy"}
+HEAVY = {"torch", "diffusers", "transformers", "peft", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy"}
 
 
 def _modules() -> list[str]:
@@ -71,3 +75,15 @@ def test_a_stored_report_is_compared_with_itself() -> None:
 def test_every_module_of_the_light_packages_is_listed() -> None:
     assert {name.split(".")[1] for name in _modules()} == {*LIGHT}
     assert import_module("qcheck.cli.app").app is app
+
+
+def _pinned() -> dict[str, Version]:
+    text = (PACKAGE.parent / "constraints-lowest.txt").read_text("utf-8")
+    return {name: Version(version) for name, version in re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE)}
+
+
+def test_the_lowest_versions_are_those_that_the_project_declares() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    light, host = project["dependencies"], project["optional-dependencies"]["host"]
+    declared = [requirement for text in (*light, *host) if (requirement := Requirement(text)).name != "torch"]
+    assert {one.name: Version(bound.version) for one in declared for bound in one.specifier} == _pinned()
