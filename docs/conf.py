@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import qcheck
 
@@ -21,6 +22,7 @@ exclude_patterns = ["generated/*"]  # commands.md and api.md include them
 myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True  # attributes that a docstring lists and that are properties are described once
 
 html_theme = "furo"
 html_title = f"qcheck {release}"
@@ -46,6 +48,19 @@ def _directive(name: str) -> str:
     if inspect.isclass(getattr(qcheck, name)):
         return f".. autoclass:: qcheck.{name}\n   :members:\n"
     return f".. autofunction:: qcheck.{name}\n"
+
+
+def _bars(_app: Any, _what: str, _name: str, _member: object, _options: object, lines: list[str]) -> None:
+    """Docstrings write norms as |x|, which reStructuredText takes for a substitution."""
+    for number, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+        lines[number] = "``".join(parts)
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _bars)
 
 
 _GENERATED = Path(__file__).parent / "generated"
