@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OPTIMUM ?= .venv-optimum
+LOWEST ?= .venv-lowest
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint browser demo-weights zoo clean
+.PHONY: demo test test-all test-lowest lint docs browser demo-weights zoo clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,rtx,modelopt,dev,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,rtx,modelopt,dev,docs,train]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## check a shipped adapter end to end: real artifacts, a real TensorRT-RTX build, a verdict
@@ -30,8 +31,25 @@ browser:  ## the Chromium that the tests of the HTML report look with; without i
 test: lint browser  ## lint, types, layer rules, tests: a process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# Tests that need nothing but the light dependencies, and so no tests/conftest.py, which imports torch.
+LIGHT := tests/test_light.py tests/test_docs.py tests/test_verdict.py tests/report/test_junit.py tests/report/test_markdown.py \
+	tests/report/test_plain.py
+
+test-lowest: $(LOWEST)/.installed  ## the light part with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest --noconftest $(LIGHT)
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . \
+		pytest hypothesis jinja2 jsonschema lxml markdown-it-py linkify-it-py pyyaml
+	@touch $@
+
 test-all: lint browser $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
 	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
+
+docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or anchor is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
 
 $(OPTIMUM)/.installed: constraints-optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
@@ -50,4 +68,4 @@ zoo: $(STAMP)  ## adapters of known fate and their cases from nothing, about two
 	$(BIN)/python -m benchmarks.verdicts --list
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

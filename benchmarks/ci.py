@@ -5,10 +5,12 @@ nothing changed, then with the adapter replaced by another. With a FOLDER that h
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import yaml
@@ -40,6 +42,7 @@ def play(folder: Path, name: str, chosen: list[dict[str, str]]) -> None:
     shutil.rmtree(told, ignore_errors=True)
     (folder / "qcheck.log").unlink(missing_ok=True)
     printed = []
+    start = time.perf_counter()
     for step in chosen:
         if failed and "if" not in step:
             continue
@@ -47,9 +50,16 @@ def play(folder: Path, name: str, chosen: list[dict[str, str]]) -> None:
         done = subprocess.run(shell, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False)
         failed |= done.returncode != 0
         printed.append(f"## {step['name']}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    _note(folder, name, time.perf_counter() - start)
     (folder / f"{name}.out").write_text("".join(printed), "utf-8")
     told.rename(folder / name)
     (folder / "qcheck.log").rename(folder / f"{name}.log")
+
+
+def _note(folder: Path, name: str, seconds: float) -> None:
+    path = folder / "seconds.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | {name: round(seconds)}), "utf-8")
 
 
 def run(folder: Path, page: str) -> None:
@@ -59,10 +69,12 @@ def run(folder: Path, page: str) -> None:
     shutil.copy(library.ADAPTERS / "flat.safetensors", adapter)
     found = re.search(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (folder / "qcheck.toml").write_text(found[1] if found else "", "utf-8")
+    start = time.perf_counter()
     with (folder / "first.err").open("w") as stream:
         subprocess.run(
             ["qcheck", "check", "--out", "first"], cwd=folder, env=_environment(folder), stderr=stream, check=False
         )
+    _note(folder, "first", time.perf_counter() - start)
     (folder / "baseline").mkdir()
     shutil.copy(folder / "first" / "report.json", folder / "baseline")
     play(folder, "same", steps(page))
@@ -73,7 +85,7 @@ def run(folder: Path, page: str) -> None:
 def outputs(folder: Path) -> dict[str, str]:
     """What goes between the page's markers."""
     ahead = next(line for line in (folder / "first.err").read_text("utf-8").splitlines() if "denoiser calls" in line)
-    made = {"ahead": f"```text\n{ahead}\n```"}
+    made = {"ahead": f"```text\n{ahead}\n```", "took": _took(folder)}
     for name in ("same", "changed"):
         printed = dict(re.findall(r"^## (\w+: exit \d+)\n(.*?)(?=^## |\Z)", _read(folder, f"{name}.out"), re.M | re.S))
         check = next(title for title in printed if title.startswith("Check"))
@@ -85,6 +97,19 @@ def outputs(folder: Path) -> dict[str, str]:
     made["changed-report"] = f"```markdown\n{report[: report.index('<details>')].strip()}\n```"
     made["changed-junit"] = f"```xml\n{junit[: junit.index('<system-out>')].rstrip()}\n```"
     return made
+
+
+def _took(folder: Path) -> str:
+    """How long the runs took, and on what."""
+    seconds = json.loads(_read(folder, "seconds.json"))
+    machine = json.loads(_read(folder, "first/report.json"))["provenance"]["machine"]
+    rows = [
+        ("the first check, from an empty cache, with the build", seconds["first"]),
+        ("the workflow's steps, nothing changed", seconds["same"]),
+        ("the workflow's steps, another adapter", seconds["changed"]),
+    ]
+    head = [f"| what ran ({machine}) | seconds |", "| --- | --- |"]
+    return "\n".join([*head, *(f"| {what} | {number} |" for what, number in rows)])
 
 
 def _read(folder: Path, name: str) -> str:
@@ -99,7 +124,7 @@ def main() -> None:
     if not folder.exists():
         run(folder, page)
     for name, content in outputs(folder).items():
-        page = block(name, content.replace("\\", "\\\\"), page)
+        page = block(name, content, page)
     PAGE.write_text(page, "utf-8")
 
 

@@ -1,7 +1,7 @@
-"""Write the generated parts of README.md: tables from the data files, and a terminal capture of a real run.
+"""Write what README.md and docs/ show of the code: tables from the data files, and captures of real runs.
 
-``python benchmarks/readme.py`` writes the tables. ``python benchmarks/readme.py --capture`` also runs ``qcheck demo``
-and an adapter that is lost, and puts what they printed into README.
+``python -m benchmarks.readme`` writes the tables. ``python -m benchmarks.readme --capture`` also runs the tutorial's
+commands, one after the other in a folder of their own, and puts what they printed into the tutorial and README.
 """
 
 import argparse
@@ -11,27 +11,35 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qcheck.demo import library
-from qcheck.spec import scheme, target
+from qcheck.spec import limits, scheme, target
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+LIMITED = {"control": "", "reference": "", "absolute": "", "adapter": "", "warning": "a warning unless "}
+ARMS = {"base": "base", "adapted": "adapted", "both": "adapted beside base"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def schemes_and_targets() -> str:
     """The scheme x target table; devices that run the same schemes share a column."""
     columns: dict[tuple[str, ...], list[target.Target]] = {}
     for device in target.every_target():
-        columns.setdefault(tuple(_runs(device, found) for found in scheme.every()), []).append(device)
-    rows = [["scheme", "what it is; the rest is in", *map(_titles, columns.values())], ["---"] * (2 + len(columns))]
-    for index, found in enumerate(scheme.every()):
-        about = f"{found.title}; {found.compute}"
-        rows.append([f"`{found.name}`", about, *(answers[index] for answers in columns)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        columns.setdefault(tuple(_runs(device, one) for one in scheme.every()), []).append(device)
+    rows = [
+        [f"`{one.name}`", f"{one.title}; {one.compute}", *(answers[index] for answers in columns)]
+        for index, one in enumerate(scheme.every())
+    ]
+    return table(["scheme", "what it is; the rest is in", *map(_titles, columns.values())], rows)
 
 
 def _titles(devices: Sequence[target.Target]) -> str:
@@ -40,95 +48,138 @@ def _titles(devices: Sequence[target.Target]) -> str:
     return f"{names}{f' (built for {built})' if built else ''}"
 
 
-def _runs(device: target.Target, found: scheme.Scheme) -> str:
-    if device.refuses(found):
+def _runs(device: target.Target, one: scheme.Scheme) -> str:
+    if device.refuses(one):
         return "no"
-    if "tensorrt" not in found.runs:
-        return {"onnxruntime": "by ONNX Runtime", "bitsandbytes": "by PyTorch"}[found.runs[0]]
-    late = [release.tensorrt for release in device.releases if release.opset < found.opset]
+    if "tensorrt" not in one.runs:
+        return {"onnxruntime": "by ONNX Runtime", "bitsandbytes": "by PyTorch"}[one.runs[0]]
+    late = [release.tensorrt for release in device.releases if release.opset < one.opset]
     known = dict.fromkeys(".".join(version.split(".")[:2]) for version in late)
     return f"yes; not verified on TensorRT {' and '.join(known)}" if late else "yes"
 
 
 def training() -> str:
     """What the shipped adapters are and do, from the record that training left beside them."""
-    made = json.loads((library.ADAPTERS / "training.json").read_text())
-    return "\n\n".join(
-        (_styles([one for one in made if "style" in one]), *(_distilled(one) for one in made if "updates" in one))
-    )
+    records = json.loads((library.ADAPTERS / "training.json").read_text())
+    distilled = (_distilled(one) for one in records if "updates" in one)
+    return "\n\n".join((_styles([one for one in records if "style" in one]), *distilled))
 
 
-def _styles(made: Sequence[dict[str, Any]]) -> str:
+def _styles(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        "| adapter | style | rank, alpha | steps | denoising loss on unseen pictures of the style: base -> adapted |"
+        [
+            f"`{one['name']}`",
+            one["style"],
+            f"{one['rank']}, {one['alpha']:g}",
+            f"{one['steps']}",
+            f"{one['loss_base']:.4f} -> {one['loss_adapted']:.4f} ({one['held_out_pictures']} pictures)",
+        ]
+        for one in records
     ]
-    rows.append("|---|---|---|---|---|")
-    for one in made:
-        loss = f"{one['loss_base']:.4f} -> {one['loss_adapted']:.4f} ({one['held_out_pictures']} pictures)"
-        rows.append(f"| `{one['name']}` | {one['style']} | {one['rank']}, {one['alpha']:g} | {one['steps']} | {loss} |")
-    return "\n".join(rows)
+    loss = "denoising loss on unseen pictures of the style: base -> adapted"
+    return table(["adapter", "style", "rank, alpha", "steps", loss], rows)
 
 
-def _distilled(made: dict[str, Any]) -> str:
+def _distilled(record: Mapping[str, Any]) -> str:
     return (
-        f"`{made['name']}` (rank {made['rank']}, alpha {made['alpha']:g}, {made['updates']} updates) distils steps: "
-        f"{made['steps']} at guidance {made['guidance']:g} end {made['distance_adapted']:.3f} from where the base is "
-        f"after {made['teacher_steps']} at guidance {made['teacher_guidance']:g} (relative distance of final latents, "
-        f"{made['held_out_runs']} unseen runs);\nwithout it {made['distance_base']:.3f}, or "
-        f"{made['distance_base_guided']:.3f} with that guidance."
+        f"`{record['name']}` (rank {record['rank']}, alpha {record['alpha']:g}, {record['updates']} updates) distils "
+        f"steps: {record['steps']} at guidance {record['guidance']:g} end {record['distance_adapted']:.3f} from where "
+        f"the base is\nafter {record['teacher_steps']} at guidance {record['teacher_guidance']:g} (relative distance "
+        f"of final latents, {record['held_out_runs']} unseen runs); without it {record['distance_base']:.3f}, or\n"
+        f"{record['distance_base_guided']:.3f} with that guidance."
     )
+
+
+def gates() -> dict[str, str]:
+    """Every gated measurement's limits in words, arms with the same limit together."""
+    every: dict[str, list[limits.Gate]] = {}
+    for gate in limits.find("default").gates:
+        every.setdefault(gate.name, []).append(gate)
+    return {name: _limits(several) for name, several in every.items()}
+
+
+def _limits(several: Sequence[limits.Gate]) -> str:
+    arms: dict[str, list[str]] = {}
+    for gate in several:
+        text = f"{LIMITED[gate.role]}{_between(gate)}"
+        arms.setdefault(text, []).append(f"in {gate.compute}" if gate.compute else ARMS[gate.arm])
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in arms.items())
+
+
+def _between(gate: limits.Gate) -> str:
+    if gate.low is not None and gate.high is not None:
+        return f"{gate.low:g} .. {gate.high:g}"
+    return f">= {gate.low:g}" if gate.low is not None else f"<= {gate.high:g}"
+
+
+def measurements(rows: str) -> str:
+    """The table of measurements with its last column, the limits, written again; names and words are kept."""
+    known = gates()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
+    return table(["name", "what it reads", "limit"], [[*row[:2], known[row[0].strip("`")]] for row in cells])
 
 
 def block(name: str, content: str, text: str) -> str:
     """``text`` with the part between the markers of ``name`` replaced."""
     pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
+    return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
 
-def read(name: str) -> str:
-    """What stands between the markers of ``name`` in README now."""
-    found = re.search(rf"<!-- {name}:begin -->\n(.*?)\n?<!-- {name}:end -->", README.read_text("utf-8"), re.DOTALL)
-    return found[1] if found else ""
+def read(page: Path, name: str) -> str:
+    """What stands between the markers of ``name`` on a page now."""
+    match = re.search(rf"<!-- {name}:begin -->\n(.*?)\n?<!-- {name}:end -->", page.read_text("utf-8"), re.DOTALL)
+    return match[1] if match else ""
 
 
-LOST = ("faint", "--scheme", "int4-g128", "--order", "quantize-merge")
+def tables() -> Iterator[tuple[Path, str, str]]:
+    """Page, name and content of everything that comes from data files."""
+    yield DOCS / "schemes.md", "table", schemes_and_targets()
+    yield DOCS / "demo.md", "training", training()
+    yield DOCS / "measurements.md", "gates", measurements(read(DOCS / "measurements.md", "gates"))
 
 
-def captures() -> dict[str, str]:
-    """Run the demo and an adapter that is lost, and return what they printed: verdicts, and the first one's table."""
+TUTORIAL = {  # name of the capture, command, what stands before the part that is shown
+    "inspect": ("inspect faint --base demo --scheme int4-g128", "\nforecast from the weights alone"),
+    "kept": ("demo --out kept", "\nflat.safetensors at weight"),
+    "lost": ("demo faint --scheme int4-g128 --order quantize-merge --out lost", "\nfaint.safetensors at weight"),
+    "advise": ("advise lost --out cures", ""),
+    "export": ("export demo --lora faint --scheme int4-g128 --out board", ""),
+}
+
+
+def captures() -> Iterator[tuple[Path, str, str]]:
+    """Run the tutorial in a folder of its own; page, name and content of what its commands printed."""
+    tutorial = DOCS / "tutorial.md"
     with tempfile.TemporaryDirectory() as folder:
-        kept, lost = Path(folder) / "kept", Path(folder) / "lost"
-        printed = _run("demo", "--out", str(kept)).replace(str(kept), "qcheck-out/flat-20261124-080000")
-        gone = re.search(
-            r"^NEEDS-QAT.*?(?=\n  estimate)", _run("demo", *LOST, "--out", str(lost)), re.DOTALL | re.MULTILINE
-        )
-    table, verdict = printed.split("\n\nflat.safetensors at weight", 1)
-    return {
-        "capture": f"```console\n$ qcheck demo\n[measurements]\n\nflat.safetensors at weight{verdict}\n```",
-        "measurements": f"```\n{table}\n```",
-        "lost": f"```console\n$ qcheck demo {' '.join(LOST)}\n[...]\n{gone[0] if gone else ''}\n```",
-    }
+        for name, (command, start) in TUTORIAL.items():
+            printed = _run(Path(folder), command)
+            cut = printed.index(start)
+            left_out = "[...]\n" if cut else ""
+            shown = f"```console\n$ qcheck {command}\n{left_out}{printed[cut:].lstrip()}\n```"
+            yield tutorial, name, shown
+            if name == "kept":
+                yield tutorial, "measurements", f"```text\n{printed[:cut].strip()}\n```"
+            if name == "lost":
+                yield README, name, shown
 
 
-def _run(*arguments: str) -> str:
-    """What qcheck prints, without blanks at the ends of lines."""
-    command = [str(Path(sys.executable).parent / "qcheck"), *arguments]
+def _run(folder: Path, command: str) -> str:
+    """What qcheck prints in ``folder``, without blanks at the ends of lines."""
+    program = str(Path(sys.executable).parent / "qcheck")
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    done = subprocess.run(
+        [program, *command.split()], cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.replace(f"{ROOT}/", "").strip().splitlines())
 
 
 def main() -> None:
-    """Rewrite README.md."""
+    """Rewrite the marked parts of README.md and docs/."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--capture", action="store_true")
-    text = README.read_text("utf-8")
-    if parser.parse_args().capture:
-        for name, content in captures().items():
-            text = block(name, content, text)
-    text = block("table", schemes_and_targets(), text)
-    text = block("training", training(), text)
-    README.write_text(text, "utf-8")
+    wanted = [*tables(), *(captures() if parser.parse_args().capture else ())]
+    for page, name, content in wanted:
+        page.write_text(block(name, content, page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""The pages in docs/ and README name commands, options and keys that exist."""
+"""The pages in docs/ and README name commands, options, keys, files and links that exist, and the site builds."""
 
+import ast
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +13,17 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from markdown_it import MarkdownIt
 
+import qcheck
 from qcheck.cli import config
 from qcheck.cli.app import app
 from qcheck.core.values import PACKAGE
 
 ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUTSIDE = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]  # not in the site
+FOLDERS = "qcheck|tests|benchmarks|tools|targets|calibration|zoo|docs"
 COMMANDS = typer.main.get_command(app)
 
 
@@ -67,3 +74,74 @@ def test_configurations_on_the_page_are_read(page: Path, tmp_path: Path) -> None
             config.load(context, tmp_path / config.NAME)
             assert context.default_map is not None
             assert len(context.default_map) == len(tomllib.loads(block)["check"])
+
+
+def _missing_files(text: str) -> list[str]:
+    """Files of the repository that a text names and that are not there; names in capitals stand for many."""
+    named = re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]+\.\w+", text)
+    return [name for name in named if not (ROOT / name).exists() and not re.search(r"\b[A-Z]{4,}\b", name)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OUTSIDE[1:]], ids=lambda page: page.name)
+def test_files_that_the_page_names_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    history = page.name == "CHANGELOG.md"  # older entries name the files of their day
+    assert _missing_files(text.partition("## [0.1.0]")[0] if history else text) == []
+
+
+def test_a_file_that_does_not_exist_is_noticed() -> None:
+    assert _missing_files("see `qcheck/report/model.py` and targets/NAME.toml") == ["qcheck/report/model.py"]
+
+
+def _anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def _dead(page: Path) -> list[str]:
+    """Links of a page to files or headings of the repository that are not there."""
+    dead = []
+    for token in MarkdownIt().parse(page.read_text("utf-8")):
+        for child in token.children or ():
+            target = str(child.attrs.get("href") or child.attrs.get("src") or "")
+            name, _, anchor = target.partition("#")
+            path = page.parent / name if name else page
+            if target and "://" not in target and not (path.exists() and (not anchor or anchor in _anchors(path))):
+                dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda page: page.name)
+def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
+    assert _dead(page) == []
+
+
+def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# One head\n[a](b.md) [b](#one-head) [c](#other) ![d](e.png) [f](https://x.y)\n")
+    assert _dead(tmp_path / "a.md") == ["b.md", "#other", "e.png"]
+
+
+def _names(code: str) -> set[str]:
+    """Public names of the package that an example uses."""
+    attributes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "qcheck"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_the_page_is_python(page: Path) -> None:
+    for block in _blocks(page, "python"):
+        ast.parse(block)
+
+
+@pytest.mark.skipif(not hasattr(qcheck, "check"), reason="the package has no Python API")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_the_page_uses_names_that_exist(page: Path) -> None:
+    assert {name for block in _blocks(page, "python") for name in _names(block) if not hasattr(qcheck, name)} == set()
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "reference-lora" in (tmp_path / "commands.html").read_text("utf-8")

@@ -1,6 +1,8 @@
-"""README says what is true: tables come from the data, the capture from a run like the one tested here."""
+"""README and the tutorial say what is true: tables come from the data, captures from runs like the one tested here."""
 
 import re
+
+import pytest
 
 from benchmarks import readme
 from qcheck.result.verdict import Outcome
@@ -8,29 +10,52 @@ from qcheck.spec import limits
 from tests.conftest import Finished
 
 TEXT = readme.README.read_text("utf-8")
+TUTORIAL = readme.DOCS / "tutorial.md"
 
 
-def test_tables_are_the_generated_ones() -> None:
-    assert readme.read("table") == readme.schemes_and_targets()
-    assert readme.read("training") == readme.training()
+def test_readme_is_short_with_one_picture_and_one_capture() -> None:
+    assert len(TEXT.splitlines()) <= 150
+    assert len(re.findall(r"!\[", TEXT)) == 1
+    assert len(re.findall(r"<!-- \w+:begin -->", TEXT)) == 1
+
+
+def test_readme_leads_with_the_adapter_that_does_nothing() -> None:
+    assert "silently does nothing" in TEXT.split("\n\n")[1]
+
+
+@pytest.mark.parametrize(("page", "name", "content"), [pytest.param(*one, id=one[1]) for one in readme.tables()])
+def test_tables_are_the_generated_ones(page: readme.Path, name: str, content: str) -> None:
+    assert readme.read(page, name) == content
 
 
 def test_the_capture_shows_the_measurements_and_the_verdict_that_a_check_gives(finished: Finished) -> None:
-    shown, table = readme.read("capture"), readme.read("measurements")
+    shown, table = readme.read(TUTORIAL, "kept"), readme.read(TUTORIAL, "measurements")
     case = finished.report["cases"][0]
     assert {m["name"] for m in case["measurements"]} <= set(re.findall(r"\w+", table + shown))
-    assert "NEEDS-QAT" in readme.read("lost")
     assert re.search(rf"^{case['verdict']} ", shown, re.MULTILINE)
     assert "limits: set on" in shown
 
 
-def test_every_verdict_is_explained() -> None:
+def test_readme_shows_the_tutorial_s_lost_adapter() -> None:
+    assert readme.read(readme.README, "lost") == readme.read(TUTORIAL, "lost")
+    assert "NEEDS-QAT" in readme.read(readme.README, "lost")
+    assert "cure: " in readme.read(TUTORIAL, "advise")
+
+
+@pytest.mark.parametrize("page", [readme.README, readme.DOCS / "verdicts.md"], ids=lambda page: page.name)
+def test_every_verdict_is_explained(page: readme.Path) -> None:
     for outcome in Outcome.__args__:  # type: ignore[attr-defined]
-        assert f"| {outcome} |" in TEXT
+        assert f"| {outcome} |" in page.read_text("utf-8")
 
 
-def test_every_gate_is_listed_with_its_limit() -> None:
-    for gate in limits.find("default").gates:
-        row = re.search(rf"^\| {gate.name} \|.*$", TEXT, re.MULTILINE)
-        assert row is not None, gate.name
-        assert gate.text() in row[0], gate
+def test_every_gate_has_a_row_in_the_measurements() -> None:
+    named = re.findall(r"^\| (\w+) \|", readme.read(readme.DOCS / "measurements.md", "gates"), re.MULTILINE)
+    assert {gate.name for gate in limits.find("default").gates} == {*named} - {"name"}
+
+
+def test_limits_in_words_name_the_arm_and_the_type_they_are_for() -> None:
+    told = readme.gates()
+    assert told["effect_survival"] == "0.8 .. 1.2 (adapted)"
+    assert told["stratum_sqnr"] == ">= 8 (base); >= 6 (adapted)"
+    assert "(in bfloat16)" in told["compute_control"]
+    assert told["hidden_jitter"].startswith("a warning unless <= ")
