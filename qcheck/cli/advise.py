@@ -1,5 +1,6 @@
 """``qcheck advise``."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,10 +63,14 @@ def _render(found: Any, out: Path, console: Console) -> None:
         console.print(table)
         if case.cure is not None:
             cure = case.tried[case.cure]
-            console.print(Text(f"cure: {cure.title}\n  {cure.command}"), soft_wrap=True)
+            console.print(Text(f"cure: {cure.title}"), style="bold green")
+            place = shlex.quote(str(out))
+            console.print(Text(f"check it again: cd {place} && {cure.command}"), soft_wrap=True)
+            if cure.export:
+                console.print(Text(f"next: cd {place} && {cure.export}"), soft_wrap=True)
         elif found.ran:
             console.print("[yellow]no cure passed[/]: " + (case.tried[-1].why if case.tried else "nothing fits"))
-    console.print(Text(f"advice {out / 'advice.json'}; commands are run in that folder"), soft_wrap=True)
+    console.print(Text(f"advice {out / 'advice.json'}"), soft_wrap=True)
 
 
 def _cells(tried: Any) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from qcheck.cli.groups import Adapters, Artifact, Machine, Probes, grouped
 from qcheck.cli.output import session
 from qcheck.report import text
 from qcheck.result.report import Case, exit_code
+from qcheck.spec import command
 
 if TYPE_CHECKING:
     from qcheck.tasks.qat import Calibration
@@ -102,11 +103,11 @@ def qat(
     else:
         console = Console()
         text.render(done.after, folder / "after", console)
-        _render(done, new, console)
+        _render(done, new, folder, console)
     raise typer.Exit(exit_code(done.after))
 
 
-def _render(done: "Calibration", new: Path, console: Console) -> None:
+def _render(done: "Calibration", new: Path, folder: Path, console: Console) -> None:
     table = Table(box=box.ROUNDED, title="fresh probes, against the original adapter at full precision")
     for title in ("", "before", "after"):
         table.add_column(title)
@@ -122,6 +123,8 @@ def _render(done: "Calibration", new: Path, console: Console) -> None:
         f"excess error {course.before.excess_error:+.1f} -> {course.after.excess_error:+.1f} dB"
     )
     console.print(f"calibrated adapter {escape(str(new))}", highlight=False, soft_wrap=True)
+    again = command.line(command.words(done.after.spec, folder / "after"))
+    console.print(Text(f"check it again: {again}"), soft_wrap=True)
 
 
 def _value(case: Case, name: str, unit: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qcheck.core.size import megabytes
 from qcheck.judge.deciding import deciding
+from qcheck.report.next_command import next_command
 from qcheck.report.text import (
     ARMS,
     CURE,
@@ -55,7 +56,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def render(report: Report) -> str:
     """The whole report; measurements of every case folded away, or left out where a comment could not hold them."""
-    short = "\n\n".join([_headline(report), _cases(report), _told(report), _left_out(report)])
+    parts = [_headline(report), _cases(report), _told(report), _next(report), _left_out(report)]
+    short = "\n\n".join(part for part in parts if part)
     folded = "\n\n".join(_measurements(case) for case in report.cases)
     whole = f"{short}\n\n{folded}\n"
     return whole if len(whole) <= COMMENT else f"{short}\n\nEvery measurement is in `report.json`.\n"
@@ -103,6 +105,12 @@ def _told(report: Report) -> str:
         found += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
         found += [f"  - build: {escape(build_line(made), 400)}" for made in case.builds]
     return "\n".join(found)
+
+
+def _next(report: Report) -> str:
+    """The command to type next, as an indented block: its characters are shown as they are."""
+    follows = next_command(report)
+    return "" if follows is None else f"Next, in the folder of the report:\n\n    {line(follows, 4000)}"
 
 
 def _left_out(report: Report) -> str:

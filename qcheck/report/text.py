@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcheck.core.size import megabytes
+from qcheck.report.next_command import next_command
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
@@ -225,3 +226,5 @@ def render(report: Report, folder: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if (follows := next_command(report, folder)) is not None:
+        console.print(Text(f"next     {follows}"), soft_wrap=True)

@@ -14,6 +14,7 @@ class Tried(Value):
     """One remedy: what was predicted from weights alone, and what running it gave (None: not run).
 
     Sizes are bytes of the denoiser's file; survival and excess error (dB) are effect_survival and excess_error.
+    ``command`` checks it again, ``export`` writes it for the device; both are typed in the folder of the advice.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Tried(Value):
     excess_error: Number | None = None
     seconds: float | None = None
     command: str = ""
+    export: str = ""
 
 
 class CaseAdvice(Value):

@@ -7,6 +7,7 @@ from qcheck.result.measurement import Judged
 
 BuildStatus = Literal["built", "fell back", "refused", "crashed", "not run"]
 Outcome = Literal["PASS", "NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE", "INVALID"]
+CURABLE: tuple[Outcome, ...] = ("NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE")  # what advice is for
 
 
 @dataclass(frozen=True)

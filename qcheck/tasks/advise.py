@@ -23,6 +23,7 @@ from qcheck.quantize import plan
 from qcheck.result import store
 from qcheck.result.advice import Advice, CaseAdvice, Tried
 from qcheck.result.report import REPORT, Case, Report
+from qcheck.result.verdict import CURABLE
 from qcheck.spec import command, order, target
 from qcheck.spec.check import CheckSpec, Use
 from qcheck.spec.recipe import Recipe
@@ -32,7 +33,6 @@ from qcheck.tasks.remedies import Ill, Remedy
 from qcheck.training.objective import Settings
 
 _ADAPTER = "calibrated.safetensors"
-_CURABLE = ("NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INCONCLUSIVE")
 
 
 def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
@@ -44,7 +44,7 @@ def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
     require_unchanged(report)
     known = {scheme.name: scheme for scheme in report.spec.schemes}
     for case in report.cases:
-        if case.verdict in _CURABLE and case.quantized_layers is not None:
+        if case.verdict in CURABLE and case.quantized_layers is not None:
             yield case, report.spec.of_case(known[case.scheme], order.find(case.order))
 
 
@@ -225,7 +225,7 @@ def _run(found: Remedy, spec: CheckSpec, listed: Tried, folder: Path, cache: Cac
             "survival": values.get("effect_survival"),
             "excess_error": values.get("excess_error"),
             "seconds": round(time.monotonic() - start, 1),
-            "command": _command(found, spec, entry, folder),
+            **_commands(found, spec, entry, folder),
         }
     )
 
@@ -243,11 +243,12 @@ def _key(found: Remedy, spec: CheckSpec) -> str:
     return caches.key(__name__, "advice", digest_of_value(spec), *adapters, settings)
 
 
-def _command(found: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> str:
-    """The command that gives the same; the files it needs are written to ``folder`` and named as seen from there."""
+def _commands(found: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dict[str, str]:
+    """Commands that check and export the same; the files they need are written to ``folder``, named as seen there."""
     if found.train:
         new = folder / f"{Path(spec.adapters[0].source).stem}-{spec.schemes[0].name}-{spec.orders[0]}.safetensors"
         shutil.copyfile(entry / _ADAPTER, new)
         spec = qat.calibrated(spec, new).changed(adapters=(Use(source=new.name, weight=spec.adapters[0].weight),))
     command.save(spec, folder)
-    return command.line(command.words(spec))
+    export = [*command.export_words(spec), "--out", "board"] if spec.schemes[0].exported else []
+    return {"command": command.line(command.words(spec)), "export": command.line(export) if export else ""}

@@ -9,6 +9,7 @@ from typing import Literal
 from qcheck.core.size import megabytes
 from qcheck.judge.bounds import bounds, room
 from qcheck.judge.recommend import recommended
+from qcheck.report.next_command import next_command
 from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
@@ -225,6 +226,11 @@ def overview(case: Case) -> Overview:
         decided=row(seen) if seen is not None else None,
         why="closest to its limit" if case.verdict == "PASS" else "decided" if seen is not None else case.reasons[0],
     )
+
+
+def follows(report: Report) -> str | None:
+    """The command to type next, from within the report's folder."""
+    return next_command(report)
 
 
 def again(report: Report) -> str:
