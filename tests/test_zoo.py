@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import judged
-from benchmarks.zoo import style, utility
+from benchmarks.zoo import cases, style, utility
 from qcheck.spec import limits
 from tools.train_demo import zoo
 from tools.train_demo.adapter import grainy
@@ -117,5 +117,24 @@ def test_every_trained_adapter_is_stored_with_its_losses():
     recipes = halves["setting"] | halves["testing"]
     assert {half: {one["name"] for one in made if one["half"] == half} for half in halves} == halves
     assert {path.stem for path in (ROOT / "zoo" / "adapters").glob("*.safetensors")} == recipes
-    cases, _ = judged.read(ROOT / "zoo")
-    assert all((case.style is None) is case.sets for case in cases)
+    stored, _ = judged.read(ROOT / "zoo")
+    assert all((case.style is None) is case.sets for case in stored)
+
+
+def test_the_request_of_an_adapter_is_what_the_stored_cases_hold():
+    spec = cases.request(ROOT / "zoo" / "adapters" / "flat-small.safetensors")
+    stored, _ = judged.read(ROOT / "zoo")
+    assert spec.bounds.looks == (cases.PROBES,)
+    assert len(spec.probes.prompts) == cases.PROBES
+    assert not spec.execution.build
+    asked = {(scheme.name, order) for scheme in spec.schemes for order in spec.orders}
+    assert {(case.stored["scheme"], case.stored["order"]) for case in stored} == asked
+
+
+def test_an_adapter_is_measured_again_only_for_a_reason(tmp_path: Path):
+    path = tmp_path / "one.json"
+    assert cases.stale(path) == "it has no cases yet"
+    path.write_text(json.dumps({"code": "0" * 16}))
+    assert str(cases.stale(path)).endswith(f"{cases.reading_code()} now")
+    path.write_text(json.dumps({"code": cases.reading_code()}))
+    assert cases.stale(path) is None

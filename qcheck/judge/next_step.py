@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from qcheck.result.build import Build
 from qcheck.result.verdict import Outcome
+from qcheck.spec import order as orders
+from qcheck.spec.order import ORDERS
 
 NEXT: dict[Outcome, str] = {
     "PASS": "Ship it, and measure its speed on the board.",
@@ -22,9 +24,10 @@ def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequen
 
     An order that loses adapters is the first thing to change, and what nobody compiled is not shipped.
     """
-    if outcome == "NEEDS-QAT" and order == "quantize-merge":
+    merge = orders.merge(orders.find(order)) if order in ORDERS else None  # a file of others has no order
+    if outcome == "NEEDS-QAT" and merge is not None and merge.rounds_change_alone:
         return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
-    if outcome == "NEEDS-QAT" and order == "refit":
+    if outcome == "NEEDS-QAT" and merge is not None and merge.ranges == "shared":
         return "The base's ranges may be too narrow for this adapter: check merge-quantize, an engine of its own."
     if outcome == "INVALID" and any(made.status == "crashed" for made in builds):
         return "The builder crashed, so whether this file builds is open: see the reason; --no-build judges without it."
