@@ -73,8 +73,8 @@ class Bench:
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
-            control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
-            control.measure("compute_control", floor, times),
+            control.export_control(control.noise(through.outputs(), self.traces["f1"].outputs()), times),
+            control.compute_control(floor, times),
         ]
         return check.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
 

@@ -77,7 +77,7 @@ def test_a_metric_fires_on_its_fault_and_not_on_healthy_artifacts(
 
 
 def test_every_gate_has_a_fault_of_its_own_or_shares_the_other_arm_s() -> None:
-    elsewhere = {"compute_control", "reference_deviation"}  # tests of their own, below and in metric/test_metric
+    elsewhere = {"compute_control", "reference_deviation"}  # tests of their own, below and in measure/test_metric
     assert {gate.name for gate in LIMITS.gates} - elsewhere == {name for name, _, _ in DIAGONAL}
 
 

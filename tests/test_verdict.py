@@ -155,6 +155,6 @@ def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> 
 def test_a_gate_of_any_role_and_arm_that_fails_never_passes() -> None:
     for arm in ("base", "adapted", "both"):
         for role in ("control", "reference", "absolute", "adapter"):
-            gate = Gate(name="x", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
-            seen = Measurement(name="x", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
+            gate = Gate(name="endpoint_error", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
+            seen = Measurement(name="endpoint_error", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
             assert judge([seen], [], LIMITS.model_copy(update={"gates": [gate]})).outcome != "PASS", (arm, role)

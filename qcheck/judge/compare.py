@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from qcheck.core.values import Value
-from qcheck.judge.bounds import bounds
-from qcheck.judge.deciding import deciding
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
 from qcheck.spec.arm import Arm
+from qcheck.spec.measurement import Limit
 
 Direction = Literal["worse", "better", "other"]
 
@@ -69,7 +68,7 @@ def adapter(report: Report) -> str:
 
 def _cell(case: Case) -> Cell:
     survival = next((seen for seen in case.measurements if seen.name == "effect_survival"), None)
-    return Cell(scheme=case.scheme, order=case.order, verdict=case.verdict, survival=survival, deciding=deciding(case))
+    return Cell(scheme=case.scheme, order=case.order, verdict=case.verdict, survival=survival, deciding=case.decided)
 
 
 class Change(Value):
@@ -82,7 +81,7 @@ class Change(Value):
     direction: Direction
     before: str
     after: str
-    limit: str | None = None
+    limit: Limit | None = None
 
 
 class Difference(Value):
@@ -167,7 +166,7 @@ def _step(good: str, before: str, after: str) -> Direction:
     return "worse" if before == good else "better" if after == good else "other"
 
 
-def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | None:
+def compare(was: Judged | None, now: Judged | None, limit: Limit) -> Direction | None:
     """How a measurement moved with respect to ``limit``; None where the two intervals touch, so that nothing is known.
 
     Of a limit with two sides, what moves away from its middle is worse. What was not sampled has no interval: it
@@ -182,11 +181,10 @@ def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | N
     before, after = _interval(was), _interval(now)
     if after[0] <= before[1] and before[0] <= after[1]:
         return None
-    low, high = bounds(limit)
-    if low is None or high is None:
+    if limit.low is None or limit.high is None:
         rises = after[0] > before[1]
-        return "better" if rises == (low is not None) else "worse"
-    middle = (low + high) / 2
+        return "better" if rises == (limit.low is not None) else "worse"
+    middle = (limit.low + limit.high) / 2
     return "worse" if abs(new - middle) > abs(old - middle) else "better"
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from qcheck.judge.compare import Change, Comparison, Matrix, Row
 from qcheck.report.markdown import SIGNS, escape, table
+from qcheck.report.numbers import ARMS
 from qcheck.report.text import COLOURS
 from qcheck.report.wording import line
 from qcheck.result.verdict import Outcome
@@ -21,27 +22,30 @@ def _titles(matrix: Matrix) -> list[str]:
 
 
 def _verdicts(matrix: Matrix, row: Row) -> Iterator[tuple[Outcome | None, str]]:
-    """For every column the verdict and the adapter's survival; None where the report has no such case."""
+    """For every column the verdict, the adapter's survival and what decided; None where there is no such case."""
     cells = {(cell.scheme, cell.order): cell for cell in row.cells}
     for column in matrix.columns:
         cell = cells.get(column)
         seen = cell.survival if cell is not None else None
-        yield cell.verdict if cell else None, f"{seen.value:.2f}" if seen and seen.value is not None else ""
+        parts = [f"{seen.value:.2f}"] if seen and seen.value is not None else []
+        if cell is not None and cell.deciding is not None:
+            parts.append(f"by {cell.deciding.name} ({ARMS[cell.deciding.arm]})")
+        yield cell.verdict if cell else None, ", ".join(parts)
 
 
 def matrix_text(matrix: Matrix, console: Console) -> None:
-    """A row a report, a column a scheme and order: verdict and survival."""
+    """A row a report, a column a scheme and order: verdict, survival, and the measurement that decided."""
     made = Table(box=box.ROUNDED)
     for title in _titles(matrix):
         made.add_column(Text(line(title)), overflow="fold")
     for row in matrix.rows:
         cells = [
-            Text(f"{verdict}\n{survival}", COLOURS[verdict]) if verdict else Text("not checked", "dim")
-            for verdict, survival in _verdicts(matrix, row)
+            Text(f"{verdict}\n{told}", COLOURS[verdict]) if verdict else Text("not checked", "dim")
+            for verdict, told in _verdicts(matrix, row)
         ]
         made.add_row(*(Text(line(part)) for part in (row.adapter, row.target, row.source)), *cells)
     console.print(made)
-    console.print("the number is effect_survival: 1 is the whole adapter")
+    console.print("the number is effect_survival: 1 is the whole adapter; by: the measurement that decided")
 
 
 def matrix_markdown(matrix: Matrix) -> str:
@@ -50,13 +54,13 @@ def matrix_markdown(matrix: Matrix) -> str:
         [
             *map(escape, (row.adapter, row.target, row.source)),
             *(
-                f"{SIGNS[verdict]} {verdict} {survival}".strip() if verdict else "not checked"
-                for verdict, survival in _verdicts(matrix, row)
+                f"{SIGNS[verdict]} {verdict} {escape(told)}".strip() if verdict else "not checked"
+                for verdict, told in _verdicts(matrix, row)
             ),
         ]
         for row in matrix.rows
     ]
-    about = "The number is effect\\_survival: 1 is the whole adapter."
+    about = "The number is effect\\_survival: 1 is the whole adapter; by: the measurement that decided."
     return f"{table([escape(title) for title in _titles(matrix)], rows)}\n\n{about}\n"
 
 
@@ -67,6 +71,10 @@ def _headline(found: Comparison) -> str:
 
 def _what(change: Change) -> str:
     return f"{change.name} ({change.arm})" if change.arm else change.name
+
+
+def _limit(change: Change) -> str:
+    return "" if change.limit is None else change.limit.text()
 
 
 def _about(found: Comparison) -> str:
@@ -84,7 +92,7 @@ def changes_text(found: Comparison, console: Console) -> None:
         for title in ("", "scheme", "order", "what", "baseline", "new", "limit"):
             made.add_column(title, overflow="fold", no_wrap=title in ("scheme", "order"))
         for change in _sorted(found):
-            cells = (change.scheme, change.order, _what(change), change.before, change.after, change.limit or "")
+            cells = (change.scheme, change.order, _what(change), change.before, change.after, _limit(change))
             made.add_row(Text(change.direction, _STYLES[change.direction]), *(Text(line(cell)) for cell in cells))
         console.print(made)
     for differs in found.differences:
@@ -101,7 +109,7 @@ def changes_markdown(found: Comparison) -> str:
             [
                 f"**{change.direction}**" if change.direction == "worse" else change.direction,
                 *map(escape, (change.scheme, change.order, _what(change), change.before, change.after)),
-                escape(change.limit or ""),
+                escape(_limit(change)),
             ]
             for change in _sorted(found)
         ]

@@ -5,7 +5,7 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from qcheck.report.text import ARMS, bounds, number
+from qcheck.report.numbers import ARMS, bounds, decided, limit, number
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
@@ -77,9 +77,10 @@ def _lines(case: Case) -> list[str]:
     gated = [seen for seen in case.measurements if seen.limit is not None]
     measured = [
         f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{f' [{found}]' if (found := bounds(seen)) else ''}, "
-        f"limit {seen.limit}: {seen.status}"
+        f"limit {limit(seen)}: {seen.status}"
         for seen in gated
     ]
     warned = [f"warning: {warning}" for warning in case.warnings]
     built = [f"build: {made.status} {made.detail}" for made in case.builds]
-    return [line(text, 2000) for text in (f"verdict: {case.verdict}", *measured, *warned, *built)]
+    by = [f"decided by {found}"] if (found := decided(case)) else []
+    return [line(text, 2000) for text in (f"verdict: {case.verdict}", *by, *measured, *warned, *built)]

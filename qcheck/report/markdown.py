@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qcheck.judge.deciding import deciding
-from qcheck.report.text import ARMS, MARKS, artifact_bytes, bounds, build_line, megabytes, number, rest, shown
+from qcheck.report.numbers import ARMS, MARKS, bounds, limit, number, rest, shown
+from qcheck.report.text import artifact_bytes, build_line, megabytes
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 
@@ -66,7 +66,7 @@ def _cases(report: Report) -> str:
 
 
 def _case(case: Case) -> list[str]:
-    seen = deciding(case)
+    seen = case.decided
     size = " → ".join(megabytes(n) for n in (case.full_precision_bytes, artifact_bytes(case)) if n is not None)
     return [
         escape(case.scheme),
@@ -74,7 +74,7 @@ def _case(case: Case) -> list[str]:
         f"{SIGNS[case.verdict]} **{case.verdict}**",
         f"{escape(seen.name)} ({ARMS[seen.arm]}) {escape(number(seen))}" if seen else "-",
         bounds(seen) if seen else "",
-        escape(seen.limit or "") if seen else "",
+        escape(limit(seen)) if seen else "",
         size or "-",
         ", ".join(dict.fromkeys(made.status for made in case.builds)) or "-",
     ]
@@ -109,7 +109,7 @@ def _measurements(case: Case) -> str:
             ARMS[seen.arm],
             escape(number(seen)),
             bounds(seen),
-            escape(seen.limit or ""),
+            escape(limit(seen)),
             "not measured" if seen.value is None else MARKS.get(seen.status, ("", ""))[0],
         ]
         for seen in case.measurements
