@@ -52,10 +52,11 @@ class Unit(Value):
 class Definition(Value):
     """One measurement. ``better`` is the good direction, "middle" between two limits; None where there is none.
 
-    ``unit`` is what report.json says, ``symbol`` what is written behind a number where that differs, and ``beside``
-    both of arm "both" where it has others. ``digits`` are decimals in a table. ``needs_base``: the adapted arm's number
-    compares with the quantized base too, as those of the other arms always do. ``column`` heads it where many cases
-    are shown side by side; ``context`` shows it among the gated though nothing is held to it. ``faults`` are those of
+    ``perfect`` is the number of an artifact that equals its reference, None where it is no constant. ``unit`` is what
+    report.json says, ``symbol`` what is written behind a number where that differs, and ``beside`` both of arm "both"
+    where it has others. ``digits`` are decimals in a table. ``needs_base``: the adapted arm's number compares with the
+    quantized base too, as those of the other arms always do. ``column`` heads it where many cases are shown side by
+    side; ``context`` shows it among the gated though nothing is held to it. ``faults`` are those of
     tests/faults.py that it must see.
     """
 
@@ -67,6 +68,7 @@ class Definition(Value):
     beside: Unit | None = None
     digits: Annotated[int, Field(ge=0, le=9)]
     better: Literal["high", "low", "middle"] | None = None
+    perfect: float | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     needs_base: bool = False
     column: str | None = None

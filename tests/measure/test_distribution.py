@@ -61,6 +61,18 @@ def test_drift_that_the_base_shares_is_taken_off() -> None:
     assert found["latent_kl_excess", "adapted"].values.mean() > 0.05
 
 
+def test_the_profile_is_the_excess_before_every_call_and_at_the_end() -> None:
+    """A shift that comes at the last of three places is there alone."""
+    full = np.random.default_rng(0).standard_normal(SHAPE)
+    places = np.stack([_moments(full)] * 3, 1)
+    moved = places.copy()
+    moved[:, 2, 0] += 0.3
+    found = distribution.profile(moved, places)
+    assert found[:2] == pytest.approx([0, 0])
+    assert found[2] == pytest.approx(distribution.kl_excess(moved[:, 2], places[:, 2], distribution.swaps(8)).sum())
+    assert found[2] > 0.1
+
+
 def test_an_adapter_is_meant_to_shift_and_that_is_reported() -> None:
     full = np.random.default_rng(0).standard_normal(SHAPE)
     found = _samples(full, 0.5 * full, full, 0.5 * full)

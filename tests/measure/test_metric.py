@@ -135,6 +135,33 @@ def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     assert effect.bad_probes(view.once(effect.energies_of), ONES, 0.5, 1.5) == [3]
 
 
+def test_the_size_of_an_effect_is_weighed_by_the_strata() -> None:
+    """An effect of one stratum alone, a tenth of the signal there, counts by that stratum's weight."""
+    f0 = np.random.default_rng(0).standard_normal(SHAPE)
+    f1 = f0.copy()
+    f1[:, 1] *= 1.1
+    alone = effect.effect_size(f0, f1, np.array([0.0, 1.0, 0.0, 0.0]))
+    assert alone == pytest.approx(0.1 / 1.1)
+    assert effect.effect_size(f0, f1, np.array([1.0, 0.0, 1.0, 1.0])) == pytest.approx(0)
+
+
+def test_the_profile_of_signal_over_error_is_the_mean_over_probes_by_stratum() -> None:
+    signal, error = np.ones((2, 3)), np.array([[0.1, 0.01, 0.0], [0.001, 0.01, 0.0]])
+    assert effect.stratum_profile(signal, error) == pytest.approx([20, 20, 200])
+
+
+def test_the_prompt_with_most_excess_is_named_and_one_that_broke_before_all() -> None:
+    a = _arms()
+    size = np.where(np.arange(12) % 3 == 1, 3.0, 1.0)[:, None, None, None, None]
+    a["q1"] = a["f1"] + size * (a["q1"] - a["f1"])
+    prompts = ["red", "green", "blue"] * 4
+    found = effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts)
+    assert (found.where, found.low, found.p) == ("green", None, None)
+    assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
+    a["q1"][2, 0, 0, 0, 0] = np.nan
+    assert effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts).where == "blue"
+
+
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
     view = views.only("finals", [finals, finals, 1.05 * finals, 1.10 * finals])
@@ -191,6 +218,13 @@ def test_high_share_of_white_noise_is_its_share_of_bins() -> None:
     radius = np.hypot(np.fft.fftfreq(16)[:, None], np.fft.fftfreq(16))
     share = 10 * np.log10((radius >= 0.25).sum() / (radius > 0).sum())
     assert spectrum.high_share(finals).mean() == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.parametrize("deviation", [0.01, 0.1])
+def test_grain_reads_the_deviation_of_noise_and_not_of_edges(deviation: float) -> None:
+    steps = np.repeat(np.repeat(np.random.default_rng(0).random((3, 8, 8)), 8, -1), 8, -2)
+    noise = deviation * np.random.default_rng(1).standard_normal((3, 65, 64))
+    assert spectrum.grain(np.pad(steps, ((0, 0), (0, 1), (0, 0))) + noise) == pytest.approx(deviation, rel=0.1)
 
 
 def test_a_control_reads_the_error_that_was_put_in() -> None:
