@@ -73,7 +73,7 @@ def _case(case: Case, adapter: str) -> Element:
 
 
 def _lines(case: Case) -> list[str]:
-    """Every gated measurement, warnings and builds: what a reader of the CI's page wants to see of a case."""
+    """What decided, every gated measurement, warnings and builds: what a reader of the CI's page wants to see."""
     gated = [seen for seen in case.measurements if seen.limit is not None]
     measured = [
         f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{f' [{found}]' if (found := bounds(seen)) else ''}, "
@@ -82,5 +82,5 @@ def _lines(case: Case) -> list[str]:
     ]
     warned = [f"warning: {warning}" for warning in case.warnings]
     built = [f"build: {made.status} {made.detail}" for made in case.builds]
-    by = [f"decided by {found}"] if (found := decided(case)) else []
-    return [line(text, 2000) for text in (f"verdict: {case.verdict}", *by, *measured, *warned, *built)]
+    told = (f"verdict: {case.verdict}", decided(case), *measured, *warned, *built)
+    return [line(text, 2000) for text in told if text]

@@ -40,9 +40,10 @@ def limit(seen: Judged) -> str:
 
 
 def decided(case: Case) -> str:
-    """The measurement that decided, beside its limit; nothing where something else did."""
+    """The measurement that decided, beside its limit, and how it did; nothing where something else did."""
     seen = case.decided
     if seen is None:
         return ""
     interval = f" [{found}]" if (found := bounds(seen)) else ""
-    return f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{interval}, limit {limit(seen)}"
+    how = "closest to its limit:" if case.verdict == "PASS" else "decided by"
+    return f"{how} {seen.name} ({ARMS[seen.arm]}) {number(seen)}{interval}, limit {limit(seen)}"

@@ -168,10 +168,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
-        if (by := decided(case)) and case.verdict == "PASS":
-            console.print(Text(f"  closest to its limit: {by}"))
-        elif by:
-            console.print(Text(f"  decided by {by}"))
+        if by := decided(case):
+            console.print(Text(f"  {by}"))
         for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
             console.print(Text(f"  {_carries(layer)}"))
         if case.estimate is not None:
