@@ -46,7 +46,8 @@ def main() -> None:
             verdict = check.decide(limits, started.setup.weights, controls, samples, energies, [])
             print(f"{SCHEME} {order}: {verdict.outcome}")
             for seen in verdict.measurements:
-                print(f"  {seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit}, {seen.limit}, {seen.status}")
+                held = seen.limit.text() if seen.limit is not None else "no limit"
+                print(f"  {seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit}, {held}, {seen.status}")
             rows.append((f"{SCHEME}\n{order}\n\n{verdict.outcome}", adapted))
         decode = started.arms.use("base").decode
         canvas = Image.new("RGB", (LABEL + COLUMNS * TILE, len(rows) * TILE), "white")
