@@ -277,6 +277,19 @@ def late_clip(bench: Bench) -> Verdict:
     return bench.verdict(q1=_altered(bench, "q1", "clipped late", _late(bench, 0.6)))
 
 
+def forgotten(bench: Bench) -> Verdict:
+    """At the last timestep the artifact answers as the quantized base does."""
+    adapted, base, last = TorchRunner(bench.models["q1"]), TorchRunner(bench.models["q0"]), bench.setup.timesteps()[-1]
+
+    class Forgetful:
+        name = "forgetful"
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return (base if float(inputs["timestep"][0]) <= last else adapted)(inputs)
+
+    return bench.verdict(q1=bench.trace("forgetful", Forgetful(), "adapted"))
+
+
 def coarse(bench: Bench) -> Verdict:
     """The compute type keeps three bits of mantissa of every output."""
 
@@ -381,6 +394,7 @@ FAULTS: dict[str, Callable[[Bench], Verdict]] = {
     "wrong seed": wrong_seed,
     "a step late": late_timestep,
     "export off by one timestep": off_by_one,
+    "forgotten at the end": forgotten,
     "coarse arithmetic": coarse,
     "saturated adapter": saturated,
     "both arms clipped": both_clipped,

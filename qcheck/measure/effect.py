@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import EXACT, Sample, decibels
+from qcheck.measure.sample import BROKEN, EXACT, Sample, decibels, pseudo_values
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
 
@@ -118,6 +118,15 @@ def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
 def effect_survival(view: View) -> list[Sample]:
     """Survival S of every probe."""
     return [Sample("effect_survival", "adapted", survival(view.once(energies_of), view.weights))]
+
+
+@measures("stratum_survival")
+@BROKEN
+def stratum_survival(view: View) -> list[Sample]:
+    """Survival at every stratum, of the sums over probes, as pseudo-values [n, T]; the lowest counts."""
+    e = view.once(energies_of)
+    values = pseudo_values(lambda i: e.kept[i].sum(0) / e.effect[i].sum(0), len(e.kept))
+    return [Sample("stratum_survival", "adapted", values, _places(view.timesteps))]
 
 
 @measures("effect_to_error")
