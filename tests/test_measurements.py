@@ -1,5 +1,6 @@
 """measurements.toml, the functions behind it, the limits that are validated against it and the table made from it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,17 @@ def test_a_unit_is_of_a_measurement_and_an_arm(name: str, arm: str, unit: str, s
 
 def test_the_table_in_the_docs_is_the_generated_one() -> None:
     assert docs_tables.read() == docs_tables.measurements_table()
+
+
+def test_what_contributing_quotes_of_a_measurement_is_what_stands_there() -> None:
+    page = (docs_tables.PAGE.parent.parent / "CONTRIBUTING.md").read_text("utf-8")
+    quoted = re.findall(r"^```diff\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^--- (.+)$", quoted[0], flags=re.MULTILINE)[1:]
+    assert parts[::2] == ["qcheck/measure/effect.py", "qcheck/spec/data/measurements.toml", "tests/faults.py"]
+    for path, diff in zip(parts[::2], parts[1::2], strict=True):
+        content = (docs_tables.PAGE.parent.parent / path).read_text("utf-8").splitlines()
+        lines = [line[1:] for line in diff.strip().splitlines()]
+        assert not [line for line in lines if line not in content], path
 
 
 def test_a_page_without_its_markers_is_a_bug_that_is_named(tmp_path: Path) -> None:
