@@ -6,7 +6,7 @@ OPTIMUM ?= .venv-optimum
 LOWEST ?= .venv-lowest
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-lowest lint docs browser demo-weights zoo clean
+.PHONY: demo test test-all test-lowest lint docs browser coverage demo-weights zoo clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,11 @@ $(OPTIMUM)/.installed: constraints-optimum.txt
 	$(OPTIMUM)/bin/python -m pip install --quiet --constraint constraints-optimum.txt \
 		optimum-onnx torch diffusers transformers onnxruntime-gpu onnx pillow
 	@touch $@
+
+coverage: $(STAMP)  ## branches of what measures and judges that its own tests take: at least 95 %
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest tests/measure tests/test_measurements.py tests/test_verdict.py \
+		tests/test_compare.py tests/test_faults.py
+	$(BIN)/python -m coverage report
 
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
 	$(BIN)/python -m tools.train_demo

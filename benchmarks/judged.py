@@ -13,7 +13,8 @@ from scipy import stats
 from benchmarks.zoo import style
 from benchmarks.zoo.utility import Utility
 from qcheck.judge.verdict import judge
-from qcheck.measure.sample import Sample, measure_all
+from qcheck.measure.interval import measure_all
+from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
 from qcheck.spec.limits import Gate, Limits
 
@@ -83,7 +84,7 @@ class Case:
         for kept in self.stored["samples"]:
             values = np.array(kept["values"], np.float64)
             rows = values[:count] if len(values) == probes else values
-            found.append(Sample(**kept | {"values": rows, "places": tuple(kept["places"])}))
+            found.append(Sample(kept["name"], kept["arm"], rows, tuple(kept["places"]), kept["worst"]))
         return found
 
     def measured(self, gates: Limits, count: int | None = None) -> list[Measurement]:

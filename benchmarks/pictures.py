@@ -34,7 +34,8 @@ def main() -> None:
             print(f"{SCHEME} {order}: {case.verdict}")
             for found in case.measurements:
                 value = "-" if found.value is None else f"{found.value:.3g}"
-                print(f"  {found.name} ({found.arm}) {value} {found.unit}, {found.limit}, {found.status}")
+                held = "no limit" if found.limit is None else found.limit.text()
+                print(f"  {found.name} ({found.arm}) {value} {found.unit}, {held}, {found.status}")
             shown = made.session.decoder.pictures
             if not rows:
                 rows = [("base", shown(seen.reference["base"], COLUMNS))]

@@ -64,17 +64,20 @@ class Bench:
         q1: Trace | None = None,
         exported: Trace | None = None,
         f1: Trace | None = None,
+        computed: Trace | None = None,
     ) -> Verdict:
-        """Judge as the pipeline does, with some arms replaced."""
+        """Judge as the pipeline does, with some arms replaced; ``computed`` is f1 in the compute type."""
         reference = {"base": self.traces["f0"], "adapted": f1 or self.traces["f1"]}
         quantized = {"base": q0 or self.traces["q0"], "adapted": q1 or self.traces["q1"]}
         floor = np.full(len(self.setup.strata), 1e-6)
+        if computed is not None:
+            floor = control.noise(computed.outputs(), self.traces["f1"].outputs())
         samples, energies = check.measure(self.setup, reference, quantized, floor)
         times = self.setup.timesteps()
         through = exported or self.traces["exported"]
         controls = [
-            control.measure("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), times),
-            control.measure("compute_control", floor, times),
+            control.export_control(control.noise(through.outputs(), self.traces["f1"].outputs()), times),
+            control.compute_control(floor, times),
         ]
         return check.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
 
@@ -274,6 +277,34 @@ def late_clip(bench: Bench) -> Verdict:
     return bench.verdict(q1=_altered(bench, "q1", "clipped late", _late(bench, 0.6)))
 
 
+def forgotten(bench: Bench) -> Verdict:
+    """At the last timestep the artifact answers as the quantized base does."""
+    adapted, base, last = TorchRunner(bench.models["q1"]), TorchRunner(bench.models["q0"]), bench.setup.timesteps()[-1]
+
+    class Forgetful:
+        name = "forgetful"
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return (base if float(inputs["timestep"][0]) <= last else adapted)(inputs)
+
+    return bench.verdict(q1=bench.trace("forgetful", Forgetful(), "adapted"))
+
+
+def coarse(bench: Bench) -> Verdict:
+    """The compute type keeps three bits of mantissa of every output."""
+
+    def rounded(_: float, x: np.ndarray) -> np.ndarray:
+        mantissa, exponent = np.frexp(x)
+        return np.ldexp(np.round(8 * mantissa) / 8, exponent)
+
+    return bench.verdict(computed=_altered(bench, "f1", "coarse", rounded))
+
+
+def saturated(bench: Bench) -> Verdict:
+    """The adapter's final latents are four times as large at full precision: 12 dB."""
+    return bench.verdict(f1=ends(bench.traces["f1"], "saturated", lambda x: 4 * x))
+
+
 def both_clipped(bench: Bench) -> Verdict:
     """Base and adapted are clipped to .5 at the last timestep: no difference between arms shows it."""
     return bench.verdict(
@@ -363,6 +394,9 @@ FAULTS: dict[str, Callable[[Bench], Verdict]] = {
     "wrong seed": wrong_seed,
     "a step late": late_timestep,
     "export off by one timestep": off_by_one,
+    "forgotten at the end": forgotten,
+    "coarse arithmetic": coarse,
+    "saturated adapter": saturated,
     "both arms clipped": both_clipped,
     "one NaN": one_nan,
     "one NaN before a quantizer": inner_nan,
@@ -372,6 +406,7 @@ FAULTS: dict[str, Callable[[Bench], Verdict]] = {
 }
 DIAGONAL: list[tuple[str, Arm, str]] = [
     ("export_control", "adapted", "export off by one timestep"),
+    ("compute_control", "adapted", "coarse arithmetic"),
     ("noop_control", "adapted", "quantizer does nothing"),
     ("noop_control", "base", "quantizer does nothing"),
     ("effect_survival", "adapted", "dead-zone merge"),
@@ -392,5 +427,6 @@ DIAGONAL: list[tuple[str, Arm, str]] = [
     ("latent_kl_excess", "both", "contrast drift"),
     ("hidden_jitter", "both", "hidden flicker"),
     ("hidden_lattice", "both", "hidden grid"),
+    ("reference_deviation", "adapted", "saturated adapter"),
 ]
 FAINT = {"dead-zone merge", "double rounding", "alpha x 4"}  # seen on "faint" under int4-g128, not on "flat" under int8

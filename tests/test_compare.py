@@ -18,12 +18,11 @@ from typer.testing import CliRunner, Result
 from qcheck.cli.app import app
 from qcheck.core.errors import UserError
 from qcheck.judge import compare
-from qcheck.judge.bounds import bounds
 from qcheck.report import comparison
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Report
 from qcheck.spec import limits
-from qcheck.spec.limits import Gate
+from qcheck.spec.measurement import Limit
 from tests import reports
 from tests.report.test_markdown import HOSTILE
 
@@ -31,14 +30,30 @@ FINITE = st.floats(-1e6, 1e6).map(lambda value: float(f"{value:g}"))
 
 
 @given(FINITE, FINITE)
-def test_a_limit_is_read_back_from_its_text(a: float, b: float) -> None:
+def test_a_limit_holds_its_own_ends_and_nothing_beyond(a: float, b: float) -> None:
     for low, high in ((a, None), (None, a), (min(a, b), max(a, b))):
-        gate = Gate(name="psnr", arm="adapted", role="absolute", low=low, high=high)
-        assert bounds(gate.text()) == (low, high)
+        found = Limit(low=low, high=high)
+        assert found.holds(low if low is not None else high, high if high is not None else low)
+        assert low is None or not found.holds(math.nextafter(low, -math.inf), high or low)
+        assert high is None or not found.holds(low or high, math.nextafter(high, math.inf))
+        assert not found.holds(math.nan, math.nan)
+        assert not found.holds(None, a)
+        assert Limit.model_validate_json(found.model_dump_json()) == found
 
 
-def _seen(value: float | None, width: float, limit: str, **changed: Any) -> Judged:
-    made = {"name": "m", "arm": "adapted", "unit": "dB", "status": "pass", "p": 0.5, "value": value, "limit": limit}
+AT_LEAST, AT_MOST, BETWEEN = Limit(low=8), Limit(high=3), Limit(low=-8, high=8)
+
+
+def _seen(value: float | None, width: float, limit: Limit, **changed: Any) -> Judged:
+    made = {
+        "name": "stratum_sqnr",
+        "arm": "adapted",
+        "unit": "dB",
+        "status": "pass",
+        "p": 0.5,
+        "value": value,
+        "limit": limit,
+    }
     sides = {"low": None, "high": None} if value is None else {"low": value - width, "high": value + width}
     return Judged.model_validate(made | sides | changed)
 
@@ -46,75 +61,80 @@ def _seen(value: float | None, width: float, limit: str, **changed: Any) -> Judg
 @pytest.mark.parametrize(
     ("limit", "before", "after", "expected"),
     [
-        (">= 8", 15, 9, "worse"),
-        (">= 8", 9, 15, "better"),
-        ("<= 3", 1, 9, "worse"),
-        ("<= 3", 9, 1, "better"),
-        ("-8 .. 8", 1, -9, "worse"),
-        ("-8 .. 8", 1, 9, "worse"),
-        ("-8 .. 8", -9, 1, "better"),
-        (">= 8", 10, 9.1, None),
-        (">= 8", 10, 9, None),  # they touch
-        (">= 8", 40, 33, None),  # apart, and most of the room is left
-        (">= 8", 33, 40, None),
-        (">= 8", 40, 31, "worse"),
-        ("-8 .. 8", 0, -1.9, None),
-        ("-8 .. 8", 0, -2.1, "worse"),
-        (">= 8", 4, 1, "worse"),
-        (">= 8", -40, -44, None),  # lost already
+        (AT_LEAST, 15, 9, "worse"),
+        (AT_LEAST, 9, 15, "better"),
+        (AT_MOST, 1, 9, "worse"),
+        (AT_MOST, 9, 1, "better"),
+        (BETWEEN, 1, -9, "worse"),
+        (BETWEEN, 1, 9, "worse"),
+        (BETWEEN, -9, 1, "better"),
+        (AT_LEAST, 10, 9.1, None),
+        (AT_LEAST, 10, 9, None),  # they touch
+        (AT_LEAST, 40, 33, None),  # apart, and most of the room is left
+        (AT_LEAST, 33, 40, None),
+        (AT_LEAST, 40, 31, "worse"),
+        (BETWEEN, 0, -1.9, None),
+        (BETWEEN, 0, -2.1, "worse"),
+        (AT_LEAST, 4, 1, "worse"),
+        (AT_LEAST, -40, -44, None),  # lost already
     ],
 )
 def test_worse_is_what_leaves_its_interval_towards_the_limit(
-    limit: str, before: float, after: float, expected: str | None
+    limit: Limit, before: float, after: float, expected: str | None
 ) -> None:
     width = 0.5
     assert compare.compare(_seen(before, width, limit), _seen(after, width, limit), limit) == expected
 
 
 def test_a_status_that_changed_counts_however_little_was_lost() -> None:
-    before, after = _seen(40, 1, ">= 8"), _seen(37, 1, ">= 8", status="undecided")
-    assert compare.compare(before, after, ">= 8") == "worse"
-    assert compare.compare(after, before, ">= 8") == "better"
+    before, after = _seen(40, 1, AT_LEAST), _seen(37, 1, AT_LEAST, status="undecided")
+    assert compare.compare(before, after, AT_LEAST) == "worse"
+    assert compare.compare(after, before, AT_LEAST) == "better"
 
 
-@given(st.floats(-50, 50), st.floats(-50, 50), st.floats(0, 5), st.sampled_from([">= 8", "<= 3", "-8 .. 8"]))
+@given(
+    st.floats(-50, 50),
+    st.floats(-50, 50),
+    st.floats(0, 5),
+    st.sampled_from([AT_LEAST, AT_MOST, BETWEEN]),
+)
 def test_back_is_the_opposite_of_there(a: float, b: float, width: float, limit: str) -> None:
     there, back = (compare.compare(_seen(x, width, limit), _seen(y, width, limit), limit) for x, y in ((a, b), (b, a)))
     opposite = {"worse": "better", "better": "worse", None: None}
-    tie = limit == "-8 .. 8" and math.isclose(abs(a), abs(b))
+    tie = limit.low == -8 and math.isclose(abs(a), abs(b))
     assert tie or back == opposite[there]
     assert compare.compare(_seen(a, width, limit), _seen(a, width, limit), limit) is None
 
 
 def test_what_was_lost_is_worse_and_what_is_new_is_not() -> None:
-    here, gone = _seen(15, 1, ">= 8"), _seen(math.nan, math.nan, ">= 8", status="fail")
-    absent = _seen(None, 0, ">= 8", status="not measured")
+    here, gone = _seen(15, 1, Limit(low=8)), _seen(math.nan, math.nan, Limit(low=8), status="fail")
+    absent = _seen(None, 0, Limit(low=8), status="not measured")
     for lost in gone, absent, None:
-        assert compare.compare(here, lost, ">= 8") == "worse"
-        assert compare.compare(lost, here, ">= 8") == "other"
-        assert compare.compare(lost, lost, ">= 8") is None
+        assert compare.compare(here, lost, Limit(low=8)) == "worse"
+        assert compare.compare(lost, here, Limit(low=8)) == "other"
+        assert compare.compare(lost, lost, Limit(low=8)) is None
 
 
 def test_what_was_not_sampled_changes_when_it_crosses_its_limit() -> None:
-    before, near = _seen(114, 0, ">= 80", p=None), _seen(100, 0, ">= 80", p=None)
-    below = _seen(70, 0, ">= 80", p=None, status="fail")
-    assert compare.compare(before, near, ">= 80") is None
-    assert compare.compare(near, below, ">= 80") == "worse"
-    assert compare.compare(below, near, ">= 80") == "better"
+    before, near = _seen(114, 0, Limit(low=80), p=None), _seen(100, 0, Limit(low=80), p=None)
+    below = _seen(70, 0, Limit(low=80), p=None, status="fail")
+    assert compare.compare(before, near, Limit(low=80)) is None
+    assert compare.compare(near, below, Limit(low=80)) == "worse"
+    assert compare.compare(below, near, Limit(low=80)) == "better"
 
 
 def _judged(samples: np.ndarray) -> list[Judged]:
     """Means of the rows of [n, probes] with the bounds that a look at that many probes gives."""
     mean, error = samples.mean(1), samples.std(1, ddof=1) / samples.shape[1] ** 0.5
     half = stats.t.ppf(1 - limits.find("default").alpha, samples.shape[1] - 1) * error
-    return [_seen(float(m), float(h), ">= 0") for m, h in zip(mean, half, strict=True)]
+    return [_seen(float(m), float(h), Limit(low=0)) for m, h in zip(mean, half, strict=True)]
 
 
 @pytest.mark.parametrize(("probes", "loss", "low", "high"), [(8, 0, 0, 0.004), (8, 2, 0.55, 0.70), (64, 1, 0.97, 1.0)])
 def test_how_often_a_loss_of_so_many_sd_is_called_worse(probes: int, loss: float, low: float, high: float) -> None:
     rng, runs = np.random.default_rng(1), 3000
     before, after = (_judged(rng.standard_normal((runs, probes)) + shift) for shift in (2, 2 - loss))
-    called = [compare.compare(was, now, ">= 0") for was, now in zip(before, after, strict=True)]
+    called = [compare.compare(was, now, Limit(low=0)) for was, now in zip(before, after, strict=True)]
     assert low <= called.count("worse") / runs <= high
 
 

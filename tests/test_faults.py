@@ -20,6 +20,7 @@ from qcheck.result.verdict import Verdict
 from qcheck.runtime.runner import MismatchError, Runner
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import sampler
+from qcheck.spec import measurement
 from qcheck.spec.arm import Arm, Side
 from tests import faults
 from tests.conftest import adapted_by
@@ -30,6 +31,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 MARKED = re.compile(r"(<!-- faults:begin -->\n)(.*?)(\n<!-- faults:end -->)", re.DOTALL)
 NAMES = [f"healthy {adapter}" for adapter in ("flat", "faint")] + list(FAULTS)
 Judge = Callable[[str], Verdict | None]
+EVERY = measurement.every()
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +78,22 @@ def test_a_metric_fires_on_its_fault_and_not_on_healthy_artifacts(
         assert _seen(verdict(name), metric, arm).status != "fail"
 
 
-def test_every_gate_has_a_fault_of_its_own_or_shares_the_other_arm_s() -> None:
-    elsewhere = {"compute_control", "reference_deviation"}  # tests of their own, below and in metric/test_metric
-    assert {gate.name for gate in LIMITS.gates} - elsewhere == {name for name, _, _ in DIAGONAL}
+GATED = {gate.name for gate in LIMITS.gates}
+MOVED = [(name, fault) for name, defined in EVERY.items() if name not in GATED for fault in defined.faults]
+
+
+def test_every_gate_fires_on_the_faults_that_its_definition_names() -> None:
+    """``measurements.toml`` names them, ``DIAGONAL`` says of which arm."""
+    assert {(name, fault) for name in GATED for fault in EVERY[name].faults} == {(m, f) for m, _, f in DIAGONAL}
+    assert all(EVERY[name].faults for name in GATED)
+
+
+@pytest.mark.parametrize(("metric", "fault"), MOVED, ids=lambda x: str(x).replace(" ", "-"))
+def test_what_has_no_limit_moves_out_of_its_interval_on_its_fault(verdict: Judge, metric: str, fault: str) -> None:
+    arm: Arm = "adapted" if "adapted" in EVERY[metric].arms else "both"
+    healthy = _seen(verdict(f"healthy {'faint' if fault in FAINT else 'flat'}"), metric, arm)
+    seen = _seen(verdict(fault), metric, arm)
+    assert seen.low > healthy.high or seen.high < healthy.low  # type: ignore[operator]
 
 
 SILENT = {"one NaN before a quantizer"}  # it becomes a code, as docs/faults.md says

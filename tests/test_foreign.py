@@ -12,8 +12,8 @@ from qcheck.core.errors import UserError
 from qcheck.model.arms import Arms
 from qcheck.quantize import given as foreign
 from qcheck.quantize import qdq as rewrite
-from qcheck.result.measurement import needs_base
 from qcheck.runtime.ort_runner import OnnxRunner, feeds, session
+from qcheck.spec import measurement
 from tests.conftest import Prepared, run
 
 
@@ -127,7 +127,7 @@ def test_the_measurements_that_need_no_base_decide(plain: Path, demo_arms: Arms,
     report = json.loads(result.stdout)
     (case,) = report["cases"]
     assert (case["verdict"], case["order"], case["quantized_layers"]) == ("PASS", "as given", None)
-    assert not [m for m in case["measurements"] if needs_base(m["name"], m["arm"])]
+    assert not [m for m in case["measurements"] if measurement.find(m["name"]).compares(m["arm"])]
     seen = {(m["name"], m["arm"]): m for m in case["measurements"]}
     assert seen["effect_survival", "adapted"]["value"] == pytest.approx(1.0, abs=1e-3)
     assert any("no base artifact" in item["reason"] for item in report["not_measured"])

@@ -1,11 +1,16 @@
+import math
+
 import pytest
 
+from qcheck.judge import deciding, next_step
+from qcheck.judge.looks import until_decided
 from qcheck.judge.verdict import judge
 from qcheck.result.build import Build
-from qcheck.result.measurement import Measurement
-from qcheck.result.verdict import Outcome
+from qcheck.result.measurement import Judged, Measurement
+from qcheck.result.verdict import Deciding, Outcome
 from qcheck.spec import limits as limits_module
 from qcheck.spec.limits import Gate
+from qcheck.spec.measurement import Limit
 
 LIMITS = limits_module.find("default")
 NAN = float("nan")
@@ -127,6 +132,99 @@ def test_one_bad_probe_blocks_pass() -> None:
     found = judge(_healthy(), [5], LIMITS)
     assert found.outcome == "INCONCLUSIVE"
     assert "tail gate" in found.reasons[0]
+    assert found.deciding is None
+
+
+def test_a_pass_is_decided_by_what_is_closest_to_its_limit() -> None:
+    """In halves of its interval: a tenth beside a bound of 5 with a half of 1 is closer than a tenth with .01."""
+    found = judge(_healthy(excess_error__adapted=(4.88, 4.9, 4.91), endpoint_error__base=(0.0, 0.1, 0.2)), [], LIMITS)
+    assert found.outcome == "PASS"
+    assert found.deciding == Deciding(name="endpoint_error", arm="base")
+    warned = judge(_healthy(hidden_lattice__both=(1.0, 2.0, 2.99)), [], LIMITS)
+    assert warned.deciding is None  # nothing else has an interval, and a warning decides nothing
+
+
+@pytest.mark.parametrize(
+    ("changed", "by"),
+    [
+        (
+            {"effect_survival__adapted": (0.0, 0.05, 0.1), "excess_error__adapted": (6, 7, 8)},
+            "effect_survival (adapted)",
+        ),
+        ({"stratum_sqnr__base": (1.0, 2.0, 3.0), "excess_error__adapted": (6, 7, 8)}, "stratum_sqnr (base)"),
+        ({"reference_deviation__adapted": (-30.0, -25.0, -20.0)}, "reference_deviation (adapted)"),
+        (
+            {"export_control__adapted": (20.0, 20.0, 20.0), "excess_error__adapted": (6, 7, 8)},
+            "export_control (adapted)",
+        ),
+        ({"latent_kl_excess__both": (0.04, 0.05, 0.06)}, "latent_kl_excess (both)"),
+        ({"effect_survival__adapted": None}, None),
+    ],
+)
+def test_what_does_not_pass_is_decided_by_its_first_reason(
+    changed: dict[str, tuple[float, float, float] | None], by: str | None
+) -> None:
+    found = judge(_healthy(**changed), [], LIMITS)
+    assert by == (None if found.deciding is None else f"{found.deciding.name} ({found.deciding.arm})")
+    assert by is None or found.reasons[0].startswith(f"{by} ")
+
+
+def test_room_is_counted_in_halves_of_the_interval() -> None:
+    """Of two sides the nearer; infinite where there is no interval, no number or no limit."""
+
+    def room(limit: Limit | None, value: float | None, low: float | None, high: float | None) -> float:
+        made = {"name": "stratum_sqnr", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high}
+        return deciding.room(Judged(**made, limit=limit))  # type: ignore[arg-type]
+
+    assert room(Limit(high=2), 1.0, 0.9, 1.2) == pytest.approx(5)
+    assert room(Limit(low=0.7, high=2), 1.0, 0.9, 1.2) == pytest.approx(3)
+    assert room(Limit(high=2), 1.0, 1.0, 1.0) == room(Limit(low=0), 1.0, 1.0, 1.0) == math.inf
+    assert room(None, 1.0, 0.9, 1.2) == math.inf
+    assert room(Limit(high=2), NAN, NAN, NAN) == math.inf
+    for unknown in ((None, 0.9, 1.2), (1.0, None, 1.2), (1.0, 0.9, None)):
+        assert room(Limit(high=2), *unknown) == math.inf
+
+
+def test_looks_end_with_the_first_that_is_not_open() -> None:
+    asked: list[int] = []
+
+    def look(count: int, decided: int) -> tuple[Outcome, str]:
+        asked.append(count)
+        return ("PASS" if count >= decided else "INCONCLUSIVE"), f"{count} probes"
+
+    assert until_decided((8, 16, 32), lambda n: look(n, 16)) == (16, "PASS", "16 probes")
+    assert until_decided((8, 16), lambda n: look(n, 99)) == (16, "INCONCLUSIVE", "16 probes")
+    assert asked == [8, 16, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "order", "status", "deployed", "words"),
+    [
+        ("NEEDS-QAT", "quantize-merge", "built", "x.onnx", "use merge-quantize or unmerged"),
+        ("NEEDS-QAT", "refit", "built", "x.onnx", "an engine of its own"),
+        ("NEEDS-QAT", "unmerged", "built", "x.onnx", "then QAT"),
+        ("INVALID", "unmerged", "crashed", "x.onnx", "--no-build judges without it"),
+        ("INVALID", "unmerged", "built", "x.onnx", "no number here can be trusted"),
+        ("FAIL-RECIPE", "unmerged", "refused", "x.onnx", "does not run this file as asked"),
+        ("FAIL-RECIPE", "unmerged", "built", "x.onnx", "breaks the base itself"),
+        ("PASS", "unmerged", "not run", "x.onnx", "nothing has compiled x.onnx"),
+        ("PASS", "unmerged", "built", "x.onnx", "Ship x.onnx"),
+        ("PASS", "unmerged", "not run", None, "Ship it"),
+    ],
+)
+def test_the_next_step_follows_from_what_was_found(
+    outcome: Outcome, order: str, status: str, deployed: str | None, words: str
+) -> None:
+    made = Build.model_validate({"builder": "b", "capability": "8.6", "proxy": True, "status": status})
+    assert words in next_step.next_step(outcome, order, deployed, [made])
+
+
+def test_a_build_whose_precision_could_not_be_read_is_to_be_measured() -> None:
+    read = {"layers": 2, "products": 2, "operands": {}, "fell_back": [], "bytes": {}, "promised": {}}
+    for unread, words in (["a"], "its precision could not be read"), ([], "Ship x.onnx"):
+        content = {"builder": "b", "capability": "8.6", "proxy": True, "status": "built"}
+        made = Build.model_validate(content | {"realised": read | {"unread": unread}})
+        assert words in next_step.next_step("PASS", "unmerged", "x.onnx", [made])
 
 
 def test_a_measurement_without_a_gate_is_reported_and_decides_nothing() -> None:
@@ -155,6 +253,6 @@ def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> 
 def test_a_gate_of_any_role_and_arm_that_fails_never_passes() -> None:
     for arm in ("base", "adapted", "both"):
         for role in ("control", "reference", "absolute", "adapter"):
-            gate = Gate(name="x", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
-            seen = Measurement(name="x", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
+            gate = Gate(name="endpoint_error", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
+            seen = Measurement(name="endpoint_error", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
             assert judge([seen], [], LIMITS.model_copy(update={"gates": [gate]})).outcome != "PASS", (arm, role)

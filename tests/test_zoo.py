@@ -98,7 +98,7 @@ def test_margins_are_log_odds_of_two_styles():
 
 
 def test_a_gate_is_scored_by_what_it_separates():
-    gate = limits.Gate(name="x", arm="adapted", role="adapter", low=0.9, high=1.1)
+    gate = limits.Gate(name="effect_survival", arm="adapted", role="adapter", low=0.9, high=1.1)
     values = np.array([1.0, 0.95, 1.3, 0.2, np.nan])
     scores = judged.badness(values, gate)
     assert list(scores > 0) == [False, False, True, True, True]

@@ -9,9 +9,12 @@ import torch
 
 from qcheck.diagnose.sheet import Sheet
 from qcheck.measure import classifier, effect, picture
-from qcheck.measure.sample import Sample, measure_all
+from qcheck.measure.interval import measure_all
+from qcheck.measure.registry import measures
+from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Judged, Measurement
 from qcheck.sampling.store import Trace
+from qcheck.spec import measurement
 from qcheck.spec.arm import Side
 
 Traces = Mapping[Side, Trace]
@@ -34,40 +37,38 @@ def judged(found: Sequence[Measurement]) -> list[Judged]:
 
 
 def worst_prompt(energies: effect.Energies, weights: np.ndarray, floor: np.ndarray, prompts: Sequence[str]) -> Judged:
-    """The prompt with the highest mean excess_error; a few seeds of one prompt carry no interval."""
-    values = effect.excess_error(energies, weights, floor)
-    means = {p: float(values[[q == p for q in prompts]].mean()) for p in dict.fromkeys(prompts)}
-    worst = max(means, key=lambda p: (np.isnan(means[p]), means[p]))
-    seen = Measurement(name="worst_prompt", arm="adapted", unit="dB", value=means[worst], where=worst)
-    return judged([seen])[0]
+    """The prompt with the highest mean excess_error."""
+    return judged([effect.worst_prompt(energies, weights, floor, prompts)])[0]
 
 
 def _classified(side: Side, quantized: Trace, reference: Trace, alpha: float) -> Measurement:
     if lacking := _lacking("sklearn"):
-        return _not_measured("classifier_auc", side, "ratio", f"{lacking}: pip install scikit-learn")
+        return _not_measured("classifier_auc", side, f"{lacking}: pip install scikit-learn")
     return classifier.measure(side, quantized.finals(), reference.finals(), alpha)
 
 
 def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> list[Measurement]:
     if lacking := _lacking("skimage"):
         reason = f"{lacking}: pip install scikit-image"
-        found = [_not_measured("psnr", side, "dB", reason), _not_measured("ssim", side, "ratio", reason)]
+        found = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
     elif min(reference.shape[1:3]) < picture.WINDOW:
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
-        found = [_not_measured("psnr", side, "dB", reason), _not_measured("ssim", side, "ratio", reason)]
+        found = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
     else:
-        found = measure_all(picture.samples(side, quantized, reference), {}, alpha)
+        taken = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
+        found = measure_all(taken, {}, alpha)
     return [*found, lpips(side, quantized, reference, alpha)]
 
 
+@measures("lpips", when="end")
 def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> Measurement:
     """LPIPS (AlexNet, Zhang et al. 2018) of pictures [n, H, W, 3] in [0, 1] by torchmetrics; fetches nothing."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS
     if lacking := _lacking("torchmetrics", "torchvision"):
-        return _not_measured("lpips", side, "ratio", f"{lacking}: pip install torchmetrics torchvision")
+        return _not_measured("lpips", side, f"{lacking}: pip install torchmetrics torchvision")
     if not weights.exists():
         reason = f"no weights at {weights}: torchvision.models.alexnet(weights='DEFAULT') fetches them"
-        return _not_measured("lpips", side, "ratio", reason)
+        return _not_measured("lpips", side, reason)
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
 
     def prepared(shown: np.ndarray) -> torch.Tensor:
@@ -75,7 +76,7 @@ def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float
 
     pairs = zip(quantized, reference, strict=True)
     values = [float(distance(prepared(q), prepared(f), net_type="alex", normalize=True)) for q, f in pairs]
-    return measure_all([Sample("lpips", side, "ratio", np.array(values))], {}, alpha)[0]
+    return measure_all([Sample("lpips", side, np.array(values))], {}, alpha)[0]
 
 
 def _lacking(*modules: str) -> str:
@@ -83,5 +84,6 @@ def _lacking(*modules: str) -> str:
     return f"needs {' and '.join(absent)}" if absent else ""
 
 
-def _not_measured(name: str, side: Side, unit: str, reason: str) -> Measurement:
+def _not_measured(name: str, side: Side, reason: str) -> Measurement:
+    unit = measurement.find(name).of(side).unit
     return Measurement(name=name, arm=side, unit=unit, value=None, where=reason)

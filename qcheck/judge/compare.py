@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from qcheck.core.values import Value
-from qcheck.judge.bounds import bounds, room
-from qcheck.judge.deciding import deciding
 from qcheck.judge.recommend import ALIKE, recommended, ships
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
 from qcheck.spec.arm import Arm
+from qcheck.spec.measurement import Limit
 
 Direction = Literal["worse", "better", "other"]
 
@@ -116,18 +115,17 @@ def _cell(case: Case) -> Cell:
         order=case.order,
         verdict=case.verdict,
         survival=survival,
-        deciding=deciding(case),
+        deciding=case.decided,
         bytes=case.artifact[0].bytes if case.artifact else None,
         reason=_reason(case),
     )
 
 
 def _reason(case: Case) -> str:
-    near = [seen for seen in case.measurements if seen.decides and math.isfinite(room(seen))]
-    if case.verdict != "PASS" or not near:
+    seen = case.decided
+    if case.verdict != "PASS" or seen is None or seen.limit is None:
         return case.reasons[0]
-    seen = min(near, key=room)
-    return f"{seen.name} ({seen.arm}) {_shown(seen)}, limit {seen.limit}, is closest"
+    return f"{seen.name} ({seen.arm}) {_shown(seen)}, limit {seen.limit.text()}, is closest"
 
 
 class Change(Value):
@@ -140,7 +138,7 @@ class Change(Value):
     direction: Direction
     before: str
     after: str
-    limit: str | None = None
+    limit: Limit | None = None
 
 
 class Difference(Value):
@@ -230,7 +228,7 @@ def _step(good: str, before: str, after: str) -> Direction:
     return "worse" if before == good else "better" if after == good else "other"
 
 
-def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | None:
+def compare(was: Judged | None, now: Judged | None, limit: Limit) -> Direction | None:
     """How a measurement moved with respect to ``limit``; None where nothing is known or nothing that matters was lost.
 
     Nothing is known where the two intervals touch. What matters is the room, the distance of a value to the nearest
@@ -255,9 +253,9 @@ def compare(was: Judged | None, now: Judged | None, limit: str) -> Direction | N
 _MATTERS = 0.25
 
 
-def _room(value: float, limit: str) -> float:
+def _room(value: float, limit: Limit) -> float:
     """From the value to the nearest side of its limit; negative outside."""
-    low, high = bounds(limit)
+    low, high = limit.low, limit.high
     return min([*([] if low is None else [value - low]), *([] if high is None else [high - value])])
 
 

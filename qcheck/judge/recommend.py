@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from qcheck.judge.bounds import room
+from qcheck.judge.deciding import room
 from qcheck.result.report import Case
 
 ALIKE = 1.01  # files that differ by less than this factor are as small as each other

@@ -1,63 +1,17 @@
 """Measurements and limits to a verdict. It compares; every statistic came with the measurements."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from qcheck.judge import deciding, holm
 from qcheck.result.measurement import Judged, Measurement, Status
 from qcheck.result.verdict import BuildStatus, Outcome, Verdict
 from qcheck.spec.arm import Arm
-from qcheck.spec.limits import Gate, Limits
+from qcheck.spec.limits import Gate, Limits, Role
 
-
-def _beyond(seen: Sequence[Measurement], limits: Limits) -> set[tuple[str, Arm]]:
-    """Sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha.
-
-    Warnings blame nobody: each of them is compared by itself.
-    """
-    told = {(gate.name, gate.arm) for gate in limits.gates if gate.role == "warning"}
-    every = [(m.p, m.name, m.arm) for m in seen if m.p is not None]
-    found = {(name, arm) for p, name, arm in every if (name, arm) in told and p <= limits.alpha}
-    sampled = sorted((item for item in every if item[1:] not in told), key=lambda item: item[0])
-    for index, (p, name, arm) in enumerate(sampled):
-        if p > limits.alpha / (len(sampled) - index):
-            break
-        found.add((name, arm))
-    return found
-
-
-def _status(seen: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
-    if seen.value is None:
-        return "not measured"
-    if gate is None:
-        return "reported"
-    if gate.holds(seen):
-        return "pass"
-    sampled = seen.p is not None and seen.value == seen.value
-    return "undecided" if sampled and (seen.name, seen.arm) not in beyond else "fail"
-
-
-def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged, ...]:
-    beyond = _beyond(measurements, limits)
-    gates = {(gate.name, gate.arm): gate for gate in limits.gates}
-    found = []
-    for seen in measurements:
-        gate = gates.get((seen.name, seen.arm))
-        text = gate.text() if gate is not None else None
-        warns = gate is not None and gate.role == "warning"
-        found.append(Judged(**seen.model_dump(), limit=text, status=_status(seen, gate, beyond), warns=warns))
-    return tuple(found)
-
-
-def _sentence(seen: Judged) -> str:
-    at = f" at {seen.where}" if seen.where else ""
-    if seen.value is None:
-        return f"{seen.name} ({seen.arm}) was not measured{at}"
-    if seen.value != seen.value:
-        return f"{seen.name} ({seen.arm}) is not finite{at}; limit {seen.limit}"
-    return (
-        f"{seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit} [{seen.low:.3g}, {seen.high:.3g}]{at}; "
-        f"limit {seen.limit}"
-    )
+_EVERY: frozenset[Arm] = frozenset({"base", "adapted", "both"})
+_BLAMING: frozenset[Role] = frozenset({"control", "reference", "absolute", "adapter"})
 
 
 class Compiled(Protocol):
@@ -72,8 +26,74 @@ class Compiled(Protocol):
         """Why, or where."""
 
 
-def _ended(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[str]:
-    return [f"{ends[made.status]}: {made.detail}" for made in builds if made.status in ends]
+@dataclass(frozen=True)
+class Reason:
+    """A sentence, and the measurement it is about, where it is about one."""
+
+    text: str
+    seen: Judged | None = None
+
+
+def _status(seen: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
+    if seen.value is None:
+        return "not measured"
+    if gate is None:
+        return "reported"
+    if gate.holds(seen.low, seen.high):
+        return "pass"
+    sampled = seen.p is not None and seen.value == seen.value
+    return "undecided" if sampled and (seen.name, seen.arm) not in beyond else "fail"
+
+
+def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged, ...]:
+    beyond = holm.beyond(measurements, limits)
+    gates = {(gate.name, gate.arm): gate for gate in limits.gates}
+    found = []
+    for seen in measurements:
+        gate = gates.get((seen.name, seen.arm))
+        limit, warns = (None, False) if gate is None else (gate.limit, gate.role == "warning")
+        found.append(Judged(**seen.model_dump(), limit=limit, status=_status(seen, gate, beyond), warns=warns))
+    return tuple(found)
+
+
+def _reason(seen: Judged) -> Reason:
+    at = f" at {seen.where}" if seen.where else ""
+    held = f"; limit {seen.limit.text()}" if seen.limit is not None else ""
+    if seen.value is None:
+        return Reason(f"{seen.name} ({seen.arm}) was not measured{at}", seen)
+    if seen.value != seen.value:
+        return Reason(f"{seen.name} ({seen.arm}) is not finite{at}{held}", seen)
+    interval = f"[{seen.low:.3g}, {seen.high:.3g}]"
+    return Reason(f"{seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit} {interval}{at}{held}", seen)
+
+
+def _ended(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[Reason]:
+    return [Reason(f"{ends[made.status]}: {made.detail}") for made in builds if made.status in ends]
+
+
+def _tail(bad_probes: Sequence[int], limits: Limits) -> list[Reason]:
+    if not bad_probes:
+        return []
+    low, high = limits.tail
+    shown = ", ".join(str(i + 1) for i in bad_probes[:8])
+    told = f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {shown})"
+    return [Reason(told)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was judged, to be asked for by status, role and arm in the order of the limits' gates."""
+
+    gates: Sequence[Gate]
+    by_key: Mapping[tuple[str, Arm], Judged]
+
+    def those(self, status: Status, roles: frozenset[Role] = _BLAMING, arms: frozenset[Arm] = _EVERY) -> list[Reason]:
+        wanted = [(g.name, g.arm) for g in self.gates if g.role in roles and g.arm in arms]
+        return [_reason(s) for key in wanted if (s := self.by_key.get(key)) is not None and s.status == status]
+
+    def absent(self) -> list[Reason]:
+        missing = [gate for gate in self.gates if (gate.name, gate.arm) not in self.by_key]
+        return [Reason(f"{gate.name} ({gate.arm}) was not measured") for gate in missing]
 
 
 def judge(
@@ -87,41 +107,26 @@ def judge(
     adapter is blamed for what it has beyond the base, and not for what either arm may have by itself.
     """
     judged = _judged(measurements, limits)
-    by_key = {(seen.name, seen.arm): seen for seen in judged}
-    absent = [gate for gate in limits.gates if (gate.name, gate.arm) not in by_key]
-
-    def those(status: str, roles: set[str], arms: set[str]) -> list[str]:
-        wanted = [g for g in limits.gates if g.role in roles and g.arm in arms and g not in absent]
-        return [_sentence(s) for g in wanted if (s := by_key[g.name, g.arm]).status == status]
-
-    everywhere = {"base", "adapted", "both"}
-    every_role = {"control", "reference", "absolute", "adapter"}
-    broken = [f"{gate.name} ({gate.arm}) was not measured" for gate in absent]
-    broken += those("not measured", every_role, everywhere)
-    broken += _ended(builds, {"crashed": "the builder crashed"})
+    seen = _Seen(limits.gates, {(found.name, found.arm): found for found in judged})
+    base: frozenset[Arm] = frozenset({"base"})
+    absolute, adapter = frozenset[Role]({"absolute"}), frozenset[Role]({"adapter"})
+    broken = seen.absent() + seen.those("not measured") + _ended(builds, {"crashed": "the builder crashed"})
     unfit = _ended(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
-    unsound, base_open = those("undecided", {"reference"}, everywhere), those("undecided", {"absolute"}, {"base"})
-    own = those("fail", {"adapter"}, everywhere)
-    ladder: tuple[tuple[Outcome, list[str]], ...] = (
-        ("FAIL-ADAPTER", those("fail", {"reference"}, everywhere)),
-        ("INVALID", broken + those("fail", {"control"}, everywhere)),
-        ("FAIL-RECIPE", unfit + those("fail", {"absolute"}, {"base"})),
-        ("INCONCLUSIVE", unsound),
-        ("NEEDS-QAT", own if base_open else those("fail", {"absolute", "adapter"}, everywhere)),
+    base_open = seen.those("undecided", absolute, base)
+    own = seen.those("fail", adapter)
+    ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
+        ("FAIL-ADAPTER", seen.those("fail", frozenset({"reference"}))),
+        ("INVALID", broken + seen.those("fail", frozenset({"control"}))),
+        ("FAIL-RECIPE", unfit + seen.those("fail", absolute, base)),
+        ("INCONCLUSIVE", seen.those("undecided", frozenset({"reference"}))),
+        ("NEEDS-QAT", own if base_open else seen.those("fail", absolute | adapter)),
         ("INCONCLUSIVE", base_open),
-        ("INCONCLUSIVE", those("undecided", every_role, everywhere) + _tail(bad_probes, limits)),
+        ("INCONCLUSIVE", seen.those("undecided") + _tail(bad_probes, limits)),
     )
-    warnings = tuple(f"hidden by quantization: {told}" for told in those("fail", {"warning"}, everywhere))
+    warnings = tuple(f"hidden by quantization: {told.text}" for told in seen.those("fail", frozenset({"warning"})))
     for outcome, reasons in ladder:
         if reasons:
-            return Verdict(outcome, tuple(reasons), judged, warnings)
+            first = deciding.named(reasons[0].seen)
+            return Verdict(outcome, tuple(reason.text for reason in reasons), judged, warnings, first)
     inside = "every gated measurement is inside its limit with 95 % confidence over all looks"
-    return Verdict("PASS", (inside,), judged, warnings)
-
-
-def _tail(bad_probes: Sequence[int], limits: Limits) -> list[str]:
-    if not bad_probes:
-        return []
-    low, high = limits.tail
-    shown = ", ".join(str(i + 1) for i in bad_probes[:8])
-    return [f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {shown})"]
+    return Verdict("PASS", (inside,), judged, warnings, deciding.named(deciding.closest(judged)))

@@ -1,1 +1,29 @@
-"""Measurements on traces: value, unit, interval, where. They know no limits and no model."""
+"""Measurements on traces: value, unit, interval, where. They know no verdict and no model.
+
+A measurement is one function, registered under its name in data/measurements.toml; importing this package registers
+every one.
+"""
+
+from qcheck.measure import (
+    classifier,
+    control,
+    distribution,
+    effect,
+    endpoint,
+    lattice,
+    picture,
+    spectrum,
+    trajectory,
+)
+
+__all__ = [
+    "classifier",
+    "control",
+    "distribution",
+    "effect",
+    "endpoint",
+    "lattice",
+    "picture",
+    "spectrum",
+    "trajectory",
+]

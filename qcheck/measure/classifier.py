@@ -4,9 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from qcheck.measure.registry import measures
 from qcheck.measure.sample import BROKEN
 from qcheck.measure.spectrum import residual
 from qcheck.result.measurement import Measurement
+from qcheck.spec import measurement
 from qcheck.spec.arm import Arm
 
 _FOLDS = 5
@@ -42,10 +44,12 @@ def auc(found: np.ndarray) -> float:
     return float(((ours > theirs) + 0.5 * (ours == theirs)).mean()) if np.isfinite(found).all() else float("nan")
 
 
+@measures("classifier_auc", when="end")
 def measure(arm: Arm, quantized: Iterable[np.ndarray], full: Iterable[np.ndarray], alpha: float) -> Measurement:
-    """classifier_auc: cross-validated, 0.5 is "cannot be told apart"; bounds by resampling probes with their scores."""
+    """Cross-validated, 0.5 is "cannot be told apart"; bounds by resampling probes with their scores."""
     found = scores(quantized, full)
     rng, count = np.random.default_rng(0), found.shape[1]
     drawn = [auc(found[:, rng.integers(0, count, count)]) for _ in range(_RESAMPLES)]
     low, high = (float(x) for x in np.quantile(drawn, [alpha, 1 - alpha]))
-    return Measurement(name="classifier_auc", arm=arm, unit="ratio", value=auc(found), low=low, high=high)
+    unit = measurement.find("classifier_auc").of(arm).unit
+    return Measurement(name="classifier_auc", arm=arm, unit=unit, value=auc(found), low=low, high=high)

@@ -1,12 +1,14 @@
 """Controls: is the instrument sound, and did the quantizer do anything?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from qcheck.measure.effect import Energies
-from qcheck.measure.sample import decibels
+from qcheck.measure.registry import measures
+from qcheck.measure.sample import EXACT, decibels
 from qcheck.result.measurement import Measurement
+from qcheck.spec import measurement
 from qcheck.spec.arm import Arm
 
 
@@ -20,26 +22,39 @@ def noise(outputs: Iterable[np.ndarray], against: Iterable[np.ndarray]) -> np.nd
     return found
 
 
-def measure(name: str, relative: np.ndarray, timesteps: tuple[float, ...]) -> Measurement:
-    """The lowest SQNR over strata in dB of relative error powers [T]; deterministic, so the bounds are the value."""
-    values = np.minimum(decibels(np.ones_like(relative), relative), 200.0)
+@measures("export_control", when="control")
+def export_control(relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
+    """The exported reference beside the reference: the lowest SQNR over strata of error powers [T]."""
+    return _lowest("export_control", relative, timesteps)
+
+
+@measures("compute_control", when="control")
+def compute_control(relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
+    """The reference in the compute type beside the reference: the lowest SQNR over strata of error powers [T]."""
+    return _lowest("compute_control", relative, timesteps)
+
+
+def _lowest(name: str, relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
+    """dB; deterministic, so the bounds are the value."""
+    values = np.minimum(decibels(np.ones_like(relative), relative), EXACT)
     worst = int(np.argmin(np.where(np.isfinite(values), values, -np.inf)))
-    value = float(values[worst])
+    value, unit = float(values[worst]), measurement.find(name).of("adapted").unit
     where = f"timestep {timesteps[worst]:g}"
-    return Measurement(name=name, arm="adapted", unit="dB", value=value, low=value, high=value, where=where)
+    return Measurement(name=name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
 
 
 _SAME = 1e-10  # of the output's power, 100 dB: float32 noise, far below what any format leaves
 
 
+@measures("noop_control", when="control")
 def noop(e: Energies) -> list[Measurement]:
-    """noop_control: share of probes on which an arm's quantized output is the full-precision one at every stratum.
+    """Share of probes on which an arm's quantized output is the full-precision one at every stratum.
 
     1 says that nothing was quantized, and then everything else would pass. What is not finite is not the same.
     """
     arms: tuple[tuple[Arm, np.ndarray, np.ndarray], ...] = (("base", e.error0, e.f0), ("adapted", e.error1, e.f1))
-    found = []
+    found, unit = [], measurement.find("noop_control").unit
     for arm, error, signal in arms:
         share = float((error <= _SAME * signal).all(1).mean())
-        found.append(Measurement(name="noop_control", arm=arm, unit="ratio", value=share, low=share, high=share))
+        found.append(Measurement(name="noop_control", arm=arm, unit=unit, value=share, low=share, high=share))
     return found

@@ -4,13 +4,11 @@ Every probe is known by the mean and variance of each channel over its pixels, `
 probes they give the pooled Gaussian exactly (law of total variance). Pixels are not independent; probes are.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 
+from qcheck.measure.registry import Rows, View, measures
 from qcheck.measure.sample import BROKEN, Sample, pseudo_values
 
-Rows = Iterable[np.ndarray]
 _SWAPS = 256
 
 
@@ -69,21 +67,32 @@ def _moments(rows: Rows, step: int = -1) -> np.ndarray:
     return np.array([row[step] for row in rows])
 
 
-@BROKEN
-def kl_samples(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> list[Sample]:
-    """latent_kl_excess of both arms and of the adapted beside the base's, and KL(adapted || base) at full precision.
+def ends(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Moments [n, 2, C] at the end of the runs of f0, f1, q0 and q1."""
+    f0, f1, q0, q1 = (_moments(run.moments) for run in (view.f0, view.f1, view.q0, view.q1))
+    return f0, f1, q0, q1
 
-    The rows are each run's moments, n of [calls + 1, 2, C]; the end of the run counts.
-    """
-    a0, a1, b0, b1 = (_moments(rows) for rows in (f0, f1, q0, q1))
-    base, adapted = _kl(b0, a0), _kl(b1, a1)
+
+@measures("latent_kl_excess")
+@BROKEN
+def latent_kl_excess(view: View) -> list[Sample]:
+    """KL to full precision beyond exchanged pairs, of both arms and of the adapted beside the base's."""
+    f0, f1, q0, q1 = view.once(ends)
+    base, adapted = _kl(q0, f0), _kl(q1, f1)
     return [
-        Sample("latent_kl_excess", "base", "nat", base, _worst(b0, a0)),
-        Sample("latent_kl_excess", "adapted", "nat", adapted, _worst(b1, a1)),
-        Sample("latent_kl_excess", "both", "nat", adapted - base),
-        Sample("adapter_shift", "adapted", "nat", pseudo_values(lambda i: gaussian_kl(a1[i], a0[i]).sum(), len(a0))),
-        *mmd_samples(a0, a1, b0, b1),
+        Sample("latent_kl_excess", "base", base, _worst(q0, f0)),
+        Sample("latent_kl_excess", "adapted", adapted, _worst(q1, f1)),
+        Sample("latent_kl_excess", "both", adapted - base),
     ]
+
+
+@measures("adapter_shift")
+@BROKEN
+def adapter_shift(view: View) -> list[Sample]:
+    """KL(adapted || base) at full precision."""
+    f0, f1, _, _ = view.once(ends)
+    values = pseudo_values(lambda i: gaussian_kl(f1[i], f0[i]).sum(), len(f0))
+    return [Sample("adapter_shift", "adapted", values)]
 
 
 @BROKEN
@@ -121,15 +130,14 @@ def _off_diagonal(terms: np.ndarray) -> np.ndarray:
     return np.asarray((terms.sum() - np.trace(terms)) / max(count * (count - 1), 1))
 
 
-def mmd_samples(f0: np.ndarray, f1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> list[Sample]:
-    """latent_mmd of both arms, of moments [n, 2, C]: a cross-check of latent_kl_excess that assumes no Gaussian."""
-    terms = {"base": mmd(features(q0), features(f0)), "adapted": mmd(features(q1), features(f1))}
-    return [
-        Sample(
-            "latent_mmd",
-            "base" if arm == "base" else "adapted",
-            "squared MMD",
-            pseudo_values(lambda i, h=h: _off_diagonal(h[np.ix_(i, i)]), len(h)),  # type: ignore[misc]
-        )
-        for arm, h in terms.items()
-    ]
+@measures("latent_mmd")
+@BROKEN
+def latent_mmd(view: View) -> list[Sample]:
+    """Squared MMD of both arms: a cross-check of latent_kl_excess that assumes no Gaussian."""
+    f0, f1, q0, q1 = view.once(ends)
+    base, adapted = (mmd(features(q), features(f)) for q, f in ((q0, f0), (q1, f1)))
+
+    def values(terms: np.ndarray) -> np.ndarray:
+        return pseudo_values(lambda i: _off_diagonal(terms[np.ix_(i, i)]), len(terms))
+
+    return [Sample("latent_mmd", "base", values(base)), Sample("latent_mmd", "adapted", values(adapted))]

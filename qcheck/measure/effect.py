@@ -5,15 +5,15 @@ coefficient by which the solver moves the sample for that output. A calibrated a
 too, which is no effect of its own: there Dq = q1 - f0, so that a perfect one has survival 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qcheck.measure.sample import Sample, decibels
-from qcheck.spec.arm import Arm
-
-Rows = Iterable[np.ndarray]
+from qcheck.measure.registry import Rows, View, measures
+from qcheck.measure.sample import BROKEN, EXACT, Sample, decibels, pseudo_values
+from qcheck.result.measurement import Measurement
+from qcheck.spec import measurement
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,15 @@ def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
     return np.array(sizes)
 
 
-def _stratum_sqnr(arm: Arm, signal: np.ndarray, error: np.ndarray, timesteps: Sequence[float]) -> Sample:
-    """SQNR of every probe at every stratum [n, T], dB; the lowest stratum counts."""
-    values = np.minimum(decibels(signal, error), _EXACT)
-    return Sample("stratum_sqnr", arm, "dB", values, _places(timesteps))
-
-
-def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
-    return tuple(f"timestep {t:g}" for t in timesteps)
-
-
-_EXACT = 200.0  # dB: equal in every bit of float32, written as a number so that it can be averaged
-
-
-def samples(e: Energies, weights: np.ndarray, floor: np.ndarray, timesteps: Sequence[float]) -> list[Sample]:
-    """All samples of this family. ``weights`` and ``floor`` are [T]."""
-    return [
-        Sample("effect_survival", "adapted", "ratio", survival(e, weights)),
-        Sample("effect_to_error", "adapted", "dB", np.minimum(effect_to_error(e, weights), _EXACT)),
-        Sample("excess_error", "adapted", "dB", excess_error(e, weights, floor)),
-        Sample("worst_stratum", "adapted", "dB", stratum_excess(e, floor), _places(timesteps), "highest"),
-        _stratum_sqnr("base", e.f0, e.error0, timesteps),
-        _stratum_sqnr("adapted", e.f1, e.error1, timesteps),
-    ]
+def sqnr(signal: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """10 log10(signal / error) of powers [n, T], dB, at most ``EXACT``."""
+    found: np.ndarray = np.minimum(decibels(signal, error), EXACT)
+    return found
 
 
 def stratum_profile(signal: np.ndarray, error: np.ndarray) -> list[float]:
     """Mean SQNR [T] in dB at each stratum, for the report."""
-    return [float(x) for x in np.minimum(decibels(signal, error), _EXACT).mean(0)]
+    return [float(x) for x in sqnr(signal, error).mean(0)]
 
 
 def bad_probes(e: Energies, weights: np.ndarray, low: float, high: float) -> list[int]:
@@ -121,3 +102,68 @@ def bad_probes(e: Energies, weights: np.ndarray, low: float, high: float) -> lis
     values = survival(e, weights)
     finite = np.isfinite(e.error0).all(1) & np.isfinite(e.error1).all(1)
     return [i for i, s in enumerate(values) if not (finite[i] and low <= s <= high)]
+
+
+def energies_of(view: View) -> Energies:
+    """The energies of a view's arms."""
+    arms = (view.f0.outputs, view.f1.outputs, view.q0.outputs, view.q1.outputs)
+    return energies(*arms, view.calibrated)
+
+
+def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"timestep {t:g}" for t in timesteps)
+
+
+@measures("effect_survival")
+def effect_survival(view: View) -> list[Sample]:
+    """Survival S of every probe."""
+    return [Sample("effect_survival", "adapted", survival(view.once(energies_of), view.weights))]
+
+
+@measures("stratum_survival")
+@BROKEN
+def stratum_survival(view: View) -> list[Sample]:
+    """Survival at every stratum, of the sums over probes, as pseudo-values [n, T]; the lowest counts."""
+    e = view.once(energies_of)
+    values = pseudo_values(lambda i: e.kept[i].sum(0) / e.effect[i].sum(0), len(e.kept))
+    return [Sample("stratum_survival", "adapted", values, _places(view.timesteps))]
+
+
+@measures("effect_to_error")
+def effect_to_error_of(view: View) -> list[Sample]:
+    """R of every probe, at most ``EXACT`` dB."""
+    values = np.minimum(effect_to_error(view.once(energies_of), view.weights), EXACT)
+    return [Sample("effect_to_error", "adapted", values)]
+
+
+@measures("excess_error")
+def excess_error_of(view: View) -> list[Sample]:
+    """G of every probe."""
+    return [Sample("excess_error", "adapted", excess_error(view.once(energies_of), view.weights, view.floor))]
+
+
+@measures("worst_stratum")
+def worst_stratum(view: View) -> list[Sample]:
+    """G of every probe at every stratum; the highest counts."""
+    values = stratum_excess(view.once(energies_of), view.floor)
+    return [Sample("worst_stratum", "adapted", values, _places(view.timesteps), "highest")]
+
+
+@measures("stratum_sqnr")
+def stratum_sqnr(view: View) -> list[Sample]:
+    """SQNR of every probe at every stratum, at most ``EXACT`` dB; the lowest counts."""
+    e, places = view.once(energies_of), _places(view.timesteps)
+    return [
+        Sample("stratum_sqnr", "base", sqnr(e.f0, e.error0), places),
+        Sample("stratum_sqnr", "adapted", sqnr(e.f1, e.error1), places),
+    ]
+
+
+@measures("worst_prompt", when="end")
+def worst_prompt(e: Energies, weights: np.ndarray, floor: np.ndarray, prompts: Sequence[str]) -> Measurement:
+    """The prompt with the highest mean excess_error; a few seeds of one prompt carry no interval."""
+    values = excess_error(e, weights, floor)
+    means = {p: float(values[[q == p for q in prompts]].mean()) for p in dict.fromkeys(prompts)}
+    worst = max(means, key=lambda p: (np.isnan(means[p]), means[p]))
+    unit = measurement.find("worst_prompt").of("adapted").unit
+    return Measurement(name="worst_prompt", arm="adapted", unit=unit, value=means[worst], where=worst)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcheck.measure.registry import View, measures
 from qcheck.measure.sample import BROKEN, Sample, decibels
 from qcheck.spec.arm import Arm
 
@@ -86,21 +87,39 @@ def energy(grid: Grid) -> np.ndarray:
     return found
 
 
-@BROKEN
-def samples(base: Grid, adapted: Grid) -> list[Sample]:
-    """lattice_amplitude of both arms and of the adapted beside the base's, and lattice_energy of both arms.
+def grids(view: View) -> tuple[Grid, Grid]:
+    """The lattice's bins of the base and of the adapted arm."""
+    return read(view.q0.finals, view.f0.finals), read(view.q1.finals, view.f1.finals)
 
-    hidden_lattice: by how much the adapter raises the lattice's share of power at full precision and no longer does
-    once quantized, the smaller of the two: positive only where f1 has a grid that q1 lacks.
-    """
-    added, left = adapted.full - base.full, adapted.quantized - base.quantized
-    values = {"base": amplitude(base), "adapted": amplitude(adapted)}
-    places = tuple(f"channel {c}" for c in range(values["base"].shape[1]))
+
+@measures("lattice_amplitude")
+@BROKEN
+def lattice_amplitude(view: View) -> list[Sample]:
+    """The shared pattern of both arms, and of the adapted beside the base's; the worst channel counts."""
+    base, adapted = (amplitude(grid) for grid in view.once(grids))
+    places = tuple(f"channel {c}" for c in range(base.shape[1]))
+    arms: tuple[tuple[Arm, np.ndarray], ...] = (("base", base), ("adapted", adapted), ("both", adapted - base))
+    return [Sample("lattice_amplitude", arm, values, places, "highest") for arm, values in arms]
+
+
+@measures("lattice_energy")
+def lattice_energy(view: View) -> list[Sample]:
+    """Log power ratio at every bin; the worst bin counts."""
+    base, adapted = view.once(grids)
     waves = tuple(f"{i:g}, {j:g} cycles/px" for i, j in base.bins)
-    arms: tuple[tuple[Arm, Grid], ...] = (("base", base), ("adapted", adapted))
     return [
-        *(Sample("lattice_amplitude", arm, "sd", values[arm], places, "highest") for arm, _ in arms),
-        Sample("lattice_amplitude", "both", "sd", values["adapted"] - values["base"], places, "highest"),
-        *(Sample("lattice_energy", arm, "dB", energy(grid), waves, "highest") for arm, grid in arms),
-        Sample("hidden_lattice", "both", "dB", np.minimum(added, added - left)),
+        Sample("lattice_energy", "base", energy(base), waves, "highest"),
+        Sample("lattice_energy", "adapted", energy(adapted), waves, "highest"),
     ]
+
+
+@measures("hidden_lattice")
+@BROKEN
+def hidden_lattice(view: View) -> list[Sample]:
+    """By how much the adapter raises the lattice's share of power at full precision and no longer once quantized.
+
+    The smaller of the two: positive only where f1 has a grid that q1 lacks.
+    """
+    base, adapted = view.once(grids)
+    added, left = adapted.full - base.full, adapted.quantized - base.quantized
+    return [Sample("hidden_lattice", "both", np.minimum(added, added - left))]

@@ -1,11 +1,12 @@
 """Spectra of final latents: texture that quantization smooths away, and how far the whole spectrum moved."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
+from qcheck.measure.registry import Rows, View, measures
 from qcheck.measure.sample import BROKEN, Sample, decibels
-from qcheck.spec.arm import Arm
+from qcheck.spec.arm import SIDES
 
 HIGH = 0.25  # cycles per latent pixel
 
@@ -87,16 +88,47 @@ def residual(latent: np.ndarray) -> np.ndarray:
 
 
 @BROKEN
-def samples(arm: Arm, quantized: Sequence[np.ndarray], full: Sequence[np.ndarray]) -> list[Sample]:
-    """Changes of texture from full precision to quantized.
+def _textures(view: View) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Changes of fine texture and of edges, both in dB [n], by arm."""
 
-    Over-smoothing takes both fine texture and Laplacian variance: ``over_smoothing`` is the smaller drop of the two.
-    """
-    share = high_share(quantized) - high_share(full)
-    edges = laplacian_variance(quantized) - laplacian_variance(full)
+    def changes(quantized: Rows, full: Rows) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            high_share(quantized) - high_share(full),
+            laplacian_variance(quantized) - laplacian_variance(full),
+        )
+
+    return {
+        "base": changes(view.q0.finals, view.f0.finals),
+        "adapted": changes(view.q1.finals, view.f1.finals),
+    }
+
+
+@measures("over_smoothing")
+@BROKEN
+def over_smoothing(view: View) -> list[Sample]:
+    """Over-smoothing takes both fine texture and Laplacian variance: the smaller drop of the two."""
+    found = view.once(_textures)
+    return [Sample("over_smoothing", arm, np.maximum(*found[arm])) for arm in SIDES]
+
+
+@measures("hf_energy")
+def hf_energy(view: View) -> list[Sample]:
+    """Change of the share of power at high frequencies."""
+    found = view.once(_textures)
+    return [Sample("hf_energy", arm, found[arm][0]) for arm in SIDES]
+
+
+@measures("laplacian_variance")
+def laplacian_variance_of(view: View) -> list[Sample]:
+    """Change of the variance of the Laplacian."""
+    found = view.once(_textures)
+    return [Sample("laplacian_variance", arm, found[arm][1]) for arm in SIDES]
+
+
+@measures("log_spectral_distance")
+def log_spectral_distance_of(view: View) -> list[Sample]:
+    """Distance of the radial spectra before and after quantization."""
     return [
-        Sample("over_smoothing", arm, "dB", np.maximum(share, edges)),
-        Sample("hf_energy", arm, "dB", share),
-        Sample("laplacian_variance", arm, "dB", edges),
-        Sample("log_spectral_distance", arm, "dB", log_spectral_distance(quantized, full)),
+        Sample("log_spectral_distance", "base", log_spectral_distance(view.q0.finals, view.f0.finals)),
+        Sample("log_spectral_distance", "adapted", log_spectral_distance(view.q1.finals, view.f1.finals)),
     ]

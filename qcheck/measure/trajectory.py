@@ -1,13 +1,9 @@
 """How free runs go: flicker between denoising steps, detours, and how fast two runs part."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
+from qcheck.measure.registry import Rows, Run, View, measures
 from qcheck.measure.sample import BROKEN, Sample
-
-Rows = Iterable[np.ndarray]
-Way = tuple[Rows, Rows]
 
 
 @BROKEN
@@ -22,11 +18,16 @@ def straightness(chord: Rows, lengths: Rows) -> np.ndarray:
     return np.array([float(c[0]) / steps.sum() for c, steps in zip(chord, lengths, strict=True)])
 
 
-def straightness_samples(f0: Way, f1: Way, q0: Way, q1: Way) -> list[Sample]:
-    """Change of straightness by quantization in both arms; each argument is chord and lengths of an arm's runs."""
+@measures("straightness")
+def straightness_of(view: View) -> list[Sample]:
+    """Change of straightness by quantization in both arms."""
+
+    def own(run: Run) -> np.ndarray:
+        return straightness(run.chord, run.lengths)
+
     return [
-        Sample("straightness", "base", "ratio", straightness(*q0) - straightness(*f0)),
-        Sample("straightness", "adapted", "ratio", straightness(*q1) - straightness(*f1)),
+        Sample("straightness", "base", own(view.q0) - own(view.f0)),
+        Sample("straightness", "adapted", own(view.q1) - own(view.f1)),
     ]
 
 
@@ -48,21 +49,40 @@ def divergence(apart: Rows, places: np.ndarray) -> np.ndarray:
     return np.array(slopes)
 
 
-@BROKEN
-def jitter_samples(f0: Rows, f1: Rows, q0: Rows, q1: Rows) -> list[Sample]:
-    """step_jitter: change of each arm's jitter by quantization, and of the adapted beside the base's.
+@measures("divergence_slope")
+def divergence_slope(view: View) -> list[Sample]:
+    """How fast the quantized adapted run parts from the reference."""
+    return [Sample("divergence_slope", "adapted", divergence(view.q1.apart, np.array(view.strata)))]
 
-    hidden_jitter: what the adapter adds at full precision and no longer adds once quantized, the smaller of the two,
-    so that it is positive only where f1 has a defect that q1 lacks.
-    """
-    a0, a1, b0, b1 = (jitter(turns) for turns in (f0, f1, q0, q1))
-    unit = "1 - cos"
+
+@BROKEN
+def _jitters(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Jitter [n] of f0, f1, q0 and q1."""
+    f0, f1, q0, q1 = (jitter(run.turns) for run in (view.f0, view.f1, view.q0, view.q1))
+    return f0, f1, q0, q1
+
+
+@measures("step_jitter")
+@BROKEN
+def step_jitter(view: View) -> list[Sample]:
+    """Change of each arm's jitter by quantization, and of the adapted beside the base's."""
+    f0, f1, q0, q1 = view.once(_jitters)
     return [
-        Sample("step_jitter", "base", unit, b0 - a0, _worst(profile(q0, f0))),
-        Sample("step_jitter", "adapted", unit, b1 - a1, _worst(profile(q1, f1))),
-        Sample("step_jitter", "both", unit, (b1 - a1) - (b0 - a0)),
-        Sample("hidden_jitter", "both", unit, np.minimum(a1 - a0, (a1 - a0) - (b1 - b0))),
+        Sample("step_jitter", "base", q0 - f0, _worst(profile(view.q0.turns, view.f0.turns))),
+        Sample("step_jitter", "adapted", q1 - f1, _worst(profile(view.q1.turns, view.f1.turns))),
+        Sample("step_jitter", "both", (q1 - f1) - (q0 - f0)),
     ]
+
+
+@measures("hidden_jitter")
+@BROKEN
+def hidden_jitter(view: View) -> list[Sample]:
+    """What the adapter adds at full precision and no longer adds once quantized, the smaller of the two.
+
+    It is positive only where f1 has a defect that q1 lacks.
+    """
+    f0, f1, q0, q1 = view.once(_jitters)
+    return [Sample("hidden_jitter", "both", np.minimum(f1 - f0, (f1 - f0) - (q1 - q0)))]
 
 
 def _worst(changes: list[float]) -> tuple[str, ...]:

@@ -110,6 +110,10 @@ def _what(change: Change) -> str:
     return f"{change.name} ({change.arm})" if change.arm else change.name
 
 
+def _limit(change: Change) -> str:
+    return "" if change.limit is None else change.limit.text()
+
+
 def _about(found: Comparison) -> str:
     return (
         f"{found.compared} gated measurements compared: a change counts where the two 95 % intervals do not touch and "
@@ -126,7 +130,7 @@ def changes_text(found: Comparison, console: Console) -> None:
         for title in ("", "scheme", "order", "what", "baseline", "new", "limit"):
             made.add_column(title, overflow="fold", no_wrap=title in ("scheme", "order"))
         for change in _sorted(found):
-            cells = (change.scheme, change.order, _what(change), change.before, change.after, change.limit or "")
+            cells = (change.scheme, change.order, _what(change), change.before, change.after, _limit(change))
             made.add_row(Text(change.direction, _STYLES[change.direction]), *(Text(line(cell)) for cell in cells))
         console.print(made)
     for differs in found.differences:
@@ -145,7 +149,7 @@ def changes_markdown(found: Comparison) -> str:
             [
                 f"**{change.direction}**" if change.direction == "worse" else change.direction,
                 *map(escape, (change.scheme, change.order, _what(change), change.before, change.after)),
-                escape(change.limit or ""),
+                escape(_limit(change)),
             ]
             for change in _sorted(found)
         ]

@@ -5,7 +5,7 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from qcheck.report.text import ARMS, bounds, number
+from qcheck.report.numbers import ARMS, bounds, decided, limit, number
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
@@ -73,13 +73,14 @@ def _case(case: Case, adapter: str) -> Element:
 
 
 def _lines(case: Case) -> list[str]:
-    """Every gated measurement, warnings and builds: what a reader of the CI's page wants to see of a case."""
+    """What decided, every gated measurement, warnings and builds: what a reader of the CI's page wants to see."""
     gated = [seen for seen in case.measurements if seen.limit is not None]
     measured = [
         f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{f' [{found}]' if (found := bounds(seen)) else ''}, "
-        f"limit {seen.limit}: {seen.status}"
+        f"limit {limit(seen)}: {seen.status}"
         for seen in gated
     ]
     warned = [f"warning: {warning}" for warning in case.warnings]
     built = [f"build: {made.status} {made.detail}" for made in case.builds]
-    return [line(text, 2000) for text in (f"verdict: {case.verdict}", *measured, *warned, *built)]
+    told = (f"verdict: {case.verdict}", decided(case), *measured, *warned, *built)
+    return [line(text, 2000) for text in told if text]

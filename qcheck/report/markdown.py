@@ -6,20 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qcheck.core.size import megabytes
-from qcheck.judge.deciding import deciding
 from qcheck.report.next_command import next_command
-from qcheck.report.text import (
-    ARMS,
-    CURE,
-    MARKS,
-    artifact_bytes,
-    bounds,
-    build_line,
-    number,
-    order_loses,
-    rest,
-    shown,
-)
+from qcheck.report.numbers import ARMS, MARKS, bounds, limit, number, rest, shown
+from qcheck.report.text import CURE, artifact_bytes, build_line, order_loses
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 
@@ -83,7 +72,7 @@ def _cases(report: Report) -> str:
 
 
 def _case(case: Case) -> list[str]:
-    seen = deciding(case)
+    seen = case.decided
     size = " → ".join(megabytes(n) for n in (case.full_precision_bytes, artifact_bytes(case)) if n is not None)
     return [
         escape(case.scheme),
@@ -91,7 +80,7 @@ def _case(case: Case) -> list[str]:
         f"{SIGNS[case.verdict]} **{case.verdict}**",
         f"{escape(seen.name)} ({ARMS[seen.arm]}) {escape(number(seen))}" if seen else "-",
         bounds(seen) if seen else "",
-        escape(seen.limit or "") if seen else "",
+        escape(limit(seen)) if seen else "",
         size or "-",
         ", ".join(dict.fromkeys(made.status for made in case.builds)) or "-",
     ]
@@ -132,7 +121,7 @@ def _measurements(case: Case) -> str:
             ARMS[seen.arm],
             escape(number(seen)),
             bounds(seen),
-            escape(seen.limit or ""),
+            escape(limit(seen)),
             "not measured" if seen.value is None else MARKS.get(seen.status, ("", ""))[0],
         ]
         for seen in case.measurements

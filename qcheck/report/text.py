@@ -9,12 +9,12 @@ from rich.text import Text
 
 from qcheck.core.size import megabytes
 from qcheck.report.next_command import next_command
+from qcheck.report.numbers import ARMS, MARKS, bounds, decided, limit, number, rest, shown
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
 from qcheck.result.verdict import Outcome
-from qcheck.spec import order
-from qcheck.spec.arm import Arm
+from qcheck.spec import measurement, order
 
 COLOURS: dict[Outcome, str] = {
     "PASS": "bold green",
@@ -59,48 +59,11 @@ def _measurements(case: Case) -> Table:
     return table
 
 
-def shown(seen: Judged) -> bool:
-    """What decides or explains the verdict; the rest is a line of names."""
-    return seen.limit is not None or seen.name == "effect_to_error"
-
-
-def rest(case: Case) -> str:
-    """Names of what was measured beside that."""
-    return ", ".join(dict.fromkeys(s.name for s in case.measurements if s.value is not None and not shown(s)))
-
-
-ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
-MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
-
-
 def _row(seen: Judged) -> tuple[str | Text, ...]:
     word, style = MARKS.get(seen.status, ("", "dim"))
     if seen.value is None:
-        return seen.name, ARMS[seen.arm], "-", "-", seen.limit or "", Text("not measured", style="bold magenta")
-    return seen.name, ARMS[seen.arm], number(seen), bounds(seen), seen.limit or "", Text(word, style)
-
-
-def _digits(seen: Judged) -> int:
-    return 2 if "dB" in seen.unit or seen.unit == "ratio" else 3
-
-
-def number(seen: Judged) -> str:
-    """The value with its unit."""
-    unit = {"ratio": "", "1 - cos": "", "dB over base": " dB"}.get(seen.unit, f" {seen.unit}")
-    return "-" if seen.value is None else f"{seen.value:.{_digits(seen)}f}{unit}"
-
-
-def bounds(seen: Judged) -> str:
-    """The interval; nothing where a single number was read."""
-    return f"{seen.low:.{_digits(seen)}f} .. {seen.high:.{_digits(seen)}f}" if seen.low not in (None, seen.high) else ""
-
-
-_COMPARED: tuple[tuple[str, str, Arm], ...] = (
-    ("survival", "effect_survival", "adapted"),
-    ("excess", "excess_error", "adapted"),
-    ("SQNR", "stratum_sqnr", "adapted"),
-    ("endpoint", "endpoint_error", "adapted"),
-)
+        return seen.name, ARMS[seen.arm], "-", "-", limit(seen), Text("not measured", style="bold magenta")
+    return seen.name, ARMS[seen.arm], number(seen), bounds(seen), limit(seen), Text(word, style)
 
 
 _TOP = 5
@@ -113,16 +76,17 @@ def _carries(layer: LayerShare) -> str:
 
 
 def _comparison(report: Report) -> Table:
-    """Many cases side by side: the deciding values alone, those over their limit marked."""
+    """Many cases side by side: few values of the adapted arm, those over their limit marked."""
+    columns = {defined.column: name for name, defined in measurement.every().items() if defined.column is not None}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("scheme", no_wrap=True)
     table.add_column("order", no_wrap=True)
-    for title, _, _ in _COMPARED:
+    for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for case in report.cases:
         seen = {(m.name, m.arm): m for m in case.measurements}
-        cells = [_cell(seen.get((name, arm))) for _, name, arm in _COMPARED]
+        cells = [_cell(seen.get((name, "adapted"))) for name in columns.values()]
         table.add_row(case.scheme, case.order, *cells, Text(case.verdict, COLOURS[case.verdict]))
     return table
 
@@ -212,6 +176,8 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
+        if by := decided(case):
+            console.print(Text(f"  {by}"))
         for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
             console.print(Text(f"  {_carries(layer)}"))
         if case.estimate is not None:

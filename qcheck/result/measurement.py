@@ -4,6 +4,7 @@ from typing import Literal
 
 from qcheck.core.values import Number, Value
 from qcheck.spec.arm import Arm
+from qcheck.spec.measurement import Limit
 
 Status = Literal["pass", "fail", "undecided", "not measured", "reported"]
 
@@ -31,12 +32,12 @@ class Measurement(Value):
 
 
 class Judged(Measurement):
-    """A measurement beside its limit, e.g. ``">= 0.9"``, and what the comparison says.
+    """A measurement beside its limit, None where nothing is held to it, and what the comparison says.
 
     One that ``warns`` has a limit and decides nothing.
     """
 
-    limit: str | None = None
+    limit: Limit | None = None
     status: Status = "reported"
     warns: bool = False
 
@@ -51,8 +52,3 @@ class NotMeasured(Value):
 
     name: str
     reason: str
-
-
-def needs_base(name: str, arm: Arm) -> bool:
-    """Whether a measurement of that name and arm compares with q0, the quantized base."""
-    return arm in ("base", "both") or name in ("excess_error", "worst_stratum", "worst_prompt")

@@ -9,7 +9,7 @@ from qcheck.core.values import Number, Value
 from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.measurement import Judged, NotMeasured
-from qcheck.result.verdict import Outcome
+from qcheck.result.verdict import Deciding, Outcome
 from qcheck.spec.arm import Arm
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.scheme import RanAs
@@ -71,6 +71,8 @@ class LayerShare(Value):
 class Case(Value):
     """One scheme in one order: its verdict and everything it rests on.
 
+    ``deciding`` names the measurement that the verdict rests on: of a PASS the one closest to its limit, else the one
+    of the first reason; None where something else decided, such as a build.
     ``layers`` are those that are quantized, the one with most of the gap first; empty where that was not estimated.
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known.
@@ -79,6 +81,7 @@ class Case(Value):
     scheme: str
     order: str
     verdict: Outcome
+    deciding: Deciding | None
     reasons: list[str]
     next: str
     warnings: list[str]
@@ -116,6 +119,12 @@ class Case(Value):
     def why(self) -> str:
         """The verdict, what led to it and what to do next, in sentences."""
         return "\n".join([f"{self.verdict}: {self.next}", *(f"because {reason}" for reason in self.reasons)])
+
+    @property
+    def decided(self) -> Judged | None:
+        """The measurement that the verdict rests on; None where something else decided."""
+        named = None if self.deciding is None else (self.deciding.name, self.deciding.arm)
+        return next((seen for seen in self.measurements if (seen.name, seen.arm) == named), None)
 
 
 class Provenance(Value):

@@ -1,6 +1,6 @@
 """The JSON Schema of report.json, made from the values it is written from.
 
-``python -m qcheck.report.schema > docs/report.schema.json`` writes the file again after a change of those.
+``python -m qcheck.result.schema > docs/report.schema.json`` writes the file again after a change of those.
 """
 
 import json

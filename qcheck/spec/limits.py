@@ -6,42 +6,40 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from qcheck.core.errors import UserError
 from qcheck.core.values import DATA, Value, as_tuple, named
-from qcheck.result.measurement import Measurement, needs_base
+from qcheck.spec import measurement
 from qcheck.spec.arm import Arm
+from qcheck.spec.measurement import Limit
 
 FOLDER = DATA / "limits"
 Role = Literal["control", "reference", "absolute", "adapter", "warning"]
 
 
-class Gate(Value):
-    """The allowed range of one measurement; an open side is None. ``compute`` names the only type it is for."""
+class Gate(Limit):
+    """The limit of one measurement of one arm. ``compute`` names the only type it is for.
+
+    A name that is no measurement, or an arm that the measurement does not have, is an error: a gate that nothing can
+    meet would make every verdict INVALID.
+    """
 
     name: str
     arm: Arm
     role: Role
     compute: str | None = None
-    low: float | None = None
-    high: float | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.low is None and self.high is None:
-            raise ValueError("a gate needs `low` or `high`")
+    def _measurable(self) -> Self:
+        try:
+            arms = measurement.find(self.name).arms
+        except UserError as error:
+            raise ValueError(f"{error.what}. {error.fix}") from error
+        if self.arm not in arms:
+            raise ValueError(f"{self.name} is measured of {', '.join(arms)}, not of {self.arm}")
         return self
 
-    def text(self) -> str:
-        """The limit as a reader sees it."""
-        if self.low is not None and self.high is not None:
-            return f"{self.low:g} .. {self.high:g}"
-        return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}"
-
-    def holds(self, seen: Measurement) -> bool:
-        """Whether the whole interval is inside; what is not finite is not."""
-        if seen.low is None or seen.high is None:
-            return False
-        low = self.low if self.low is not None else -float("inf")
-        high = self.high if self.high is not None else float("inf")
-        return seen.low >= low and seen.high <= high
+    @property
+    def limit(self) -> Limit:
+        """The range alone."""
+        return Limit(low=self.low, high=self.high)
 
 
 class Limits(Value):
@@ -69,9 +67,9 @@ class Limits(Value):
         return self
 
     @property
-    def ranges(self) -> dict[tuple[str, Arm], tuple[float | None, float | None]]:
-        """Lower and upper limit of every gate."""
-        return {(gate.name, gate.arm): (gate.low, gate.high) for gate in self.gates}
+    def ranges(self) -> dict[tuple[str, Arm], Limit]:
+        """The limit of every measurement and arm that has one."""
+        return {(gate.name, gate.arm): gate.limit for gate in self.gates}
 
     def computing(self, compute: str) -> "Limits":
         """The limits of a scheme that computes in that type."""
@@ -79,7 +77,7 @@ class Limits(Value):
 
     def alone(self) -> "Limits":
         """The limits of an artifact that came without its base: no q0 to compare with, no export of ours to control."""
-        kept = [g for g in self.gates if not needs_base(g.name, g.arm) and g.role != "control"]
+        kept = [g for g in self.gates if not measurement.find(g.name).compares(g.arm) and g.role != "control"]
         return self.model_copy(update={"gates": kept})
 
     def at_most(self, probes: int) -> "Limits":

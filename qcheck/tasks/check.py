@@ -17,8 +17,10 @@ from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
 from qcheck.diagnose.sensitivity import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.verdict import judge
-from qcheck.measure import control, distribution, effect, endpoint, lattice, spectrum, trajectory
-from qcheck.measure.sample import Sample, measure_all
+from qcheck.measure import control, distribution, effect, endpoint, registry, trajectory
+from qcheck.measure.interval import measure_all
+from qcheck.measure.registry import Run, View
+from qcheck.measure.sample import Sample
 from qcheck.model import lora
 from qcheck.quantize import artifact, given
 from qcheck.quantize.artifact import TWIN, Artifact, Making
@@ -27,11 +29,12 @@ from qcheck.report import write
 from qcheck.report.write import Shown
 from qcheck.result.build import Build
 from qcheck.result.evidence import Seen
-from qcheck.result.measurement import Measurement, needs_base
+from qcheck.result.measurement import Measurement
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Verdict
 from qcheck.sampling.setup import Setup, Subject, forwards
 from qcheck.sampling.store import Trace, require_matched
+from qcheck.spec import measurement
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
@@ -251,7 +254,7 @@ def run_given(session: Session, file: Given) -> Result:
             "adapted": trace_artifact(session, q1, reference["adapted"]),
         }
         samples, energies = measure(setup, reference, quantized, np.zeros(len(setup.strata)))
-        samples = [sample for sample in samples if not needs_base(sample.name, sample.arm)]
+        samples = [s for s in samples if not measurement.find(s.name).compares(s.arm)]
         verdict = decide(limits, setup.weights, [], samples, energies, builds)
         if verdict.outcome != "INCONCLUSIVE":
             break
@@ -304,8 +307,8 @@ def run_controls(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Mea
     noise = {compute: _control(session, compute) for compute in (TWIN, scheme.compute)}
     floor = np.nan_to_num(noise[scheme.compute], nan=0.0, posinf=0.0)
     return floor, [
-        control.measure("export_control", noise[TWIN], timesteps),
-        control.measure("compute_control", noise[scheme.compute], timesteps),
+        control.export_control(noise[TWIN], timesteps),
+        control.compute_control(noise[scheme.compute], timesteps),
     ]
 
 
@@ -337,21 +340,15 @@ def measure(
     """
     f0, f1, q0, q1 = reference["base"], reference["adapted"], quantized["base"], quantized["adapted"]
     require_matched(f1, f0, q0, q1)
-    energies = effect.energies(f0.outputs(), f1.outputs(), q0.outputs(), q1.outputs(), calibrated)
-    return [
-        *effect.samples(energies, setup.weights, floor, setup.timesteps()),
-        *endpoint.samples(f0.finals(), f1.finals(), q0.finals(), q1.finals(), float(np.sqrt(floor.max()))),
-        *spectrum.samples("base", q0.finals(), f0.finals()),
-        *spectrum.samples("adapted", q1.finals(), f1.finals()),
-        *lattice.samples(lattice.read(q0.finals(), f0.finals()), lattice.read(q1.finals(), f1.finals())),
-        *trajectory.jitter_samples(*(arm.scalars("turns") for arm in (f0, f1, q0, q1))),
-        *trajectory.straightness_samples(*((arm.scalars("chord"), arm.scalars("lengths")) for arm in (f0, f1, q0, q1))),
-        Sample(
-            "divergence_slope", "adapted", "1/step", trajectory.divergence(q1.scalars("apart"), np.array(setup.strata))
-        ),
-        *distribution.kl_samples(*(arm.scalars("moments") for arm in (f0, f1, q0, q1))),
-        *endpoint.reference_health(f0.finals(), f1.finals()),
-    ], energies
+    arms = (_run(f0), _run(f1), _run(q0), _run(q1))
+    view = View(*arms, setup.weights, floor, setup.timesteps(), setup.strata, calibrated)
+    return registry.samples(view), view.once(effect.energies_of)
+
+
+def _run(trace: Trace) -> Run:
+    """What measurements read of a trace."""
+    scalars = {name: trace.scalars(name) for name in ("turns", "lengths", "chord", "moments", "apart")}
+    return Run(outputs=trace.outputs(), finals=trace.finals(), **scalars)
 
 
 def along(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[str, list[float]]:

@@ -50,7 +50,11 @@ def test_every_scheme_in_every_order_is_one_test_case() -> None:
     names = ["int8 merge-quantize", "int8 unmerged", "fp8 merge-quantize", "fp8 unmerged"]
     assert [found.get("name") for found in root.iter("testcase")] == names
     assert root.get("tests") == root[0].get("tests") == "4"
-    assert "stratum_sqnr (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8: pass" in root.findtext(".//system-out")
+    shown = root.findtext(".//system-out")
+    assert "stratum_sqnr (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8: pass" in shown
+    assert "closest to its limit: stratum_sqnr (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8\n" in shown
+    refused = _read(reports.report(reports.case(verdict="FAIL-RECIPE", deciding=None)))
+    assert "decided by" not in refused.findtext(".//system-out")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

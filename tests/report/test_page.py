@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from qcheck.cli.app import app
 from qcheck.core.errors import UserError
-from qcheck.judge.bounds import bounds, room
 from qcheck.report import html
 from qcheck.report.html import view
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
-from qcheck.result.verdict import Outcome
-from qcheck.spec import limits
+from qcheck.result.verdict import Deciding, Outcome
+from qcheck.spec import measurement
+from qcheck.spec.measurement import Limit
 from tests.report import FOLDER
 
 
@@ -34,26 +34,20 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FOLDER, tmp_path / "out"))
 
 
-def judged(value: float, low: float, high: float, limit: str, status: str = "pass") -> Judged:
+def judged(value: float, low: float, high: float, limit: Limit, status: str = "pass") -> Judged:
     return Judged.model_validate(
-        {"name": "x", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high, "limit": limit}
+        {"name": "stratum_sqnr", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high, "limit": limit}
         | {"status": status}
     )
 
 
-@pytest.mark.parametrize("gate", limits.find("default").gates, ids=lambda gate: f"{gate.name} {gate.arm}")
-def test_the_text_of_a_limit_reads_back(gate: limits.Gate) -> None:
-    assert bounds(gate.text()) == (gate.low, gate.high)
-
-
-def test_room_is_counted_in_halves_of_the_interval() -> None:
-    assert room(judged(1.0, 0.9, 1.2, "<= 2")) == pytest.approx(5)
-    assert room(judged(1.0, 0.9, 1.2, "0.7 .. 2")) == pytest.approx(3)
-    assert room(judged(1.0, 1.0, 1.0, "<= 2")) == math.inf
-
-
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.sampled_from(["<= 1", ">= -3", "0.9 .. 1.1"]))
-def test_a_glyph_keeps_order_and_stays_on_its_line(value: float, below: float, above: float, limit: str) -> None:
+@given(
+    st.floats(-1e6, 1e6),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.sampled_from([Limit(high=1), Limit(low=-3), Limit(low=0.9, high=1.1)]),
+)
+def test_a_glyph_keeps_order_and_stays_on_its_line(value: float, below: float, above: float, limit: Limit) -> None:
     found = view.glyph(judged(value, value - below, value + above, limit))
     assert found is not None
     assert 0 <= found.allowed[0] <= found.allowed[1] <= 100
@@ -79,15 +73,22 @@ def test_of_many_cases_the_sentence_counts_those_that_pass_and_those_that_are_op
     assert view.kind(report.model_copy(update={"cases": made[1:2] * 2}))[0] == "bad"
 
 
-def test_what_decided_is_what_the_verdict_names_or_a_pass_that_was_nearest(report: Report) -> None:
-    near, far = judged(1.0, 0.9, 1.9, "<= 2"), judged(1.0, 0.9, 1.1, "<= 2").model_copy(update={"name": "y"})
-    case = report.cases[0].model_copy(update={"measurements": [far, near], "verdict": "PASS"})
-    assert view.deciding(case) == near
-    failed = case.model_copy(update={"verdict": "NEEDS-QAT", "reasons": ["y (base) 3 dB [2, 4]; limit <= 2"]})
-    assert view.deciding(failed) == far
-    refused = case.model_copy(update={"verdict": "FAIL-RECIPE", "reasons": ["the build was refused: no kernel"]})
-    assert view.deciding(refused) is None
-    assert view.overview(refused).why == "the build was refused: no kernel"
+def test_the_overview_shows_what_decided_or_the_reason_where_no_measurement_did(report: Report) -> None:
+    near = judged(1.0, 0.9, 1.9, Limit(high=2))
+    by = Deciding(name="stratum_sqnr", arm="base")
+    case = report.cases[0].model_copy(update={"measurements": [near], "verdict": "PASS", "deciding": by})
+    found = view.overview(case)
+    assert found.decided == view.row(near)
+    assert (found.why, found.decided.limit) == ("closest to its limit", "≤\N{NO-BREAK SPACE}2")
+    assert view.overview(case.model_copy(update={"verdict": "NEEDS-QAT"})).why == "decided"
+    told = {"verdict": "FAIL-RECIPE", "reasons": ["the build was refused: no kernel"], "deciding": None}
+    refused = view.overview(case.model_copy(update=told))
+    assert (refused.decided, refused.why) == (None, "the build was refused: no kernel")
+
+
+def test_a_measurement_says_in_the_page_what_it_is(folder: Path) -> None:
+    text = html.render(html.read(folder))
+    assert f'title="survival of the effect: {measurement.find("effect_survival").sentence}"' in text
 
 
 def test_the_command_is_one_that_the_command_line_takes(report: Report) -> None:
@@ -105,10 +106,10 @@ def test_the_command_is_one_that_the_command_line_takes(report: Report) -> None:
 
 
 def test_not_measured_never_looks_like_passed(report: Report) -> None:
-    seen = judged(1.0, 1.0, 1.0, "<= 2").model_copy(update={"value": None, "status": "not measured"})
+    seen = judged(1.0, 1.0, 1.0, Limit(high=2)).model_copy(update={"value": None, "status": "not measured"})
     shown = view.row(seen)
     assert (shown.kind, shown.word, shown.glyph) == ("open", "not measured", None)
-    broken = judged(math.nan, math.nan, math.nan, "<= 2", "fail")
+    broken = judged(math.nan, math.nan, math.nan, Limit(high=2), "fail")
     assert view.row(broken).value.startswith("not finite")
 
 

@@ -16,6 +16,7 @@ from qcheck.report import contact, text
 from qcheck.result.build import Build, Realised
 from qcheck.result.report import Report
 from qcheck.tasks import assemble
+from tests import reports
 from tests.conftest import Finished
 
 
@@ -46,7 +47,17 @@ def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished
     }
     assert contract <= set(finished.report)
     case = finished.report["cases"][0]
-    assert {"scheme", "order", "verdict", "reasons", "probes_used", "measurements", "artifact", "builds"} <= set(case)
+    assert {
+        "scheme",
+        "order",
+        "verdict",
+        "deciding",
+        "reasons",
+        "probes_used",
+        "measurements",
+        "artifact",
+        "builds",
+    } <= set(case)
     fields = {"name", "arm", "value", "unit", "low", "high", "limit", "status", "where", "p", "warns"}
     assert all(fields == set(m) for m in case["measurements"])
     assert {"builder", "capability", "proxy", "status", "realised", "bytes", "seconds"} <= set(case["builds"][0])
@@ -76,6 +87,17 @@ def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(r
         assert wanted in shown
     assert "not measured: latency" in shown
     assert "out/report.json" in shown
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("PASS", "closest to its limit: stratum_sqnr"), ("NEEDS-QAT", "decided by stratum_sqnr")]
+)
+def test_the_text_names_the_measurement_that_decided(verdict: str, words: str) -> None:
+    shown = _text(reports.report(reports.case(verdict=verdict)))
+    assert f"{words} (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8" in shown
+    alone = _text(reports.report(reports.case(verdict=verdict, deciding=None)))
+    assert "closest to its limit" not in alone
+    assert "decided by" not in alone
 
 
 def test_text_of_builders_and_files_is_never_markup(report: Report) -> None:

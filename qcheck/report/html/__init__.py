@@ -22,6 +22,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import Value
 from qcheck.report.html import charts, view
 from qcheck.report.html.charts import Chart
+from qcheck.report.numbers import shown
 from qcheck.result import evidence
 from qcheck.result.evidence import Evidence, Seen
 from qcheck.result.measurement import NotMeasured
@@ -144,7 +145,7 @@ def panel(source: Source, case: Case) -> Panel:
     if source.evidence is not None:
         seen = next((s for s in source.evidence.cases if (s.scheme, s.order) == (case.scheme, case.order)), None)
     rows = [view.row(m) for m in case.measurements]
-    gated = [m.limit is not None or m.name == "effect_to_error" for m in case.measurements]
+    gated = [shown(m) for m in case.measurements]
     layers = _layers(case, seen, source.evidence.alignment if source.evidence is not None else {})
     return Panel(
         case=case,

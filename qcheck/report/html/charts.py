@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcheck.judge.bounds import Range
 from qcheck.result.evidence import Arrival, Evidence, Seen, Spread
 from qcheck.result.report import Case, Report
+from qcheck.spec import measurement
+from qcheck.spec.measurement import Limit
 
 Spec = dict[str, Any]
 Records = list[dict[str, Any]]
@@ -69,8 +70,9 @@ def _arm(name: str = "colour") -> Spec:
     return {"field": "arm", "type": "nominal", "scale": {"domain": _ARMS, "range": values[name]}, "legend": legend}
 
 
-def _rules(bounds: Range) -> list[Spec]:
+def _rules(limit: Limit | None) -> list[Spec]:
     """A dashed line with its value at each end of the allowed range."""
+    bounds = () if limit is None else (limit.low, limit.high)
     return [
         spec
         for bound in bounds
@@ -95,7 +97,7 @@ def _rules(bounds: Range) -> list[Spec]:
     ]
 
 
-def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records, bounds: Range) -> Spec:
+def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records, limit: Limit | None) -> Spec:
     """Mean over probes with a band from the lowest to the highest, an arm a line, over ``where``."""
     records = [
         place | {"arm": TITLES[arm], "mean": finite(mean), "low": finite(low), "high": finite(high)}
@@ -115,7 +117,7 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
                 "mark": {"type": "area", "opacity": 0.16},
                 "encoding": {"x": x, "y": _y("low", unit), "y2": {"field": "high"}, "color": _arm()},
             },
-            *_rules(bounds),
+            *_rules(limit),
             {
                 "mark": {"type": "line", "strokeWidth": 2},
                 "encoding": {"x": x, "y": _y("mean", unit), "color": _arm()},
@@ -135,7 +137,7 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
 
 
 def steps(
-    report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Range]
+    report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Limit]
 ) -> list[Chart]:
     """The gap along the denoising steps."""
     where: Records = [
@@ -148,20 +150,20 @@ def steps(
         Chart(
             asked,
             f"Both asked at the states full precision walks through; higher is better. {_lowest(sqnr, evidence, 'dB')}",
-            _banded(asked, "SQNR, dB", sqnr, where, limits.get(("stratum_sqnr", "adapted"), (None, None))),
+            _banded(asked, "SQNR, dB", sqnr, where, limits.get(("stratum_sqnr", "adapted"))),
         )
     ]
     if seen.survival is not None:
         kept: dict[str, Spread] = {"adapted": seen.survival}
         title = "Survival of the adapter's effect along the steps"
-        bounds = limits.get(("effect_survival", "adapted"), (None, None))
+        limit = limits.get(("effect_survival", "adapted"))
         words = (
             f"1: all of it is there, 0: erased. {_lowest(kept, evidence, '')} The limits hold for the sum over steps."
         )
-        found.append(Chart(title, words, _banded(title, "effect survival", kept, where, bounds)))
+        found.append(Chart(title, words, _banded(title, "effect survival", kept, where, limit)))
     title = "Free runs part from full precision"
     words = "Distance of the latents of runs left to themselves before each step, relative to their size."
-    found.append(Chart(title, words, _banded(title, "relative distance", apart, where, (None, None))))
+    found.append(Chart(title, words, _banded(title, "relative distance", apart, where, None)))
     return [*found, *_profiles(case)]
 
 
@@ -179,13 +181,11 @@ _PROFILES = {
     "step_jitter": (
         "Flicker between one step and the next",
         "What quantization adds to 1 - cos of the angle between outputs of neighbouring steps.",
-        "change of 1 - cos",
         1,
     ),
     "latent_kl_excess": (
         "Drift of mean and variance",
         "KL of the latents from full precision beyond what exchanged pairs differ by anyway.",
-        "nat",
         0,
     ),
 }
@@ -193,14 +193,14 @@ _PROFILES = {
 
 def _profiles(case: Case) -> list[Chart]:
     found = []
-    for name, (title, words, unit, first) in _PROFILES.items():
+    for name, (title, words, first) in _PROFILES.items():
         records: Records = [
             {"step": first + place, "arm": TITLES[arm], "value": finite(value)}
             for arm in ("base", "adapted")
             for place, value in enumerate(case.steps.get(f"{name} {arm}", []))
         ]
         if records:
-            x, y = _x("step", "denoising step"), _y("value", unit, zero=True)
+            x, y = _x("step", "denoising step"), _y("value", measurement.find(name).unit, zero=True)
             tips = [{"field": "arm"}, {"field": "step"}, {"field": "value", "type": "quantitative", "format": ".3~g"}]
             layers = [
                 {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": _arm()}},

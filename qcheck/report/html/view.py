@@ -7,14 +7,15 @@ from pathlib import PurePath
 from typing import Literal
 
 from qcheck.core.size import megabytes
-from qcheck.judge.bounds import bounds, room
 from qcheck.judge.recommend import recommended
+from qcheck.report import numbers
 from qcheck.report.next_command import next_command
 from qcheck.report.text import build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
-from qcheck.spec import command
+from qcheck.spec import command, measurement
+from qcheck.spec.measurement import Limit
 
 Kind = Literal["good", "bad", "open"]
 KINDS: dict[Outcome, tuple[Kind, str]] = {
@@ -43,7 +44,6 @@ _STATUS = {
     "reported": ("", "", "no limit"),
 }
 _ARMS = {"base": "base", "adapted": "with LoRA", "both": "LoRA beside base"}
-_UNITS = {"ratio": "", "1 - cos": "", "dB over base": "dB"}
 
 
 def isolated(name: str) -> str:
@@ -109,9 +109,9 @@ class Glyph:
 
 def glyph(seen: Judged) -> Glyph | None:
     """None where there is no limit, or no finite number to draw."""
-    low, high = bounds(seen.limit)
-    if (low is None and high is None) or seen.value is None or not math.isfinite(seen.value):
+    if seen.limit is None or seen.value is None or not math.isfinite(seen.value):
         return None
+    low, high = seen.limit.low, seen.limit.high
     ends = [end if end is not None and math.isfinite(end) else seen.value for end in (seen.low, seen.high)]
     drawn = [x for x in (*ends, seen.value, low, high) if x is not None]
     width = (max(drawn) - min(drawn)) or 1.0
@@ -126,9 +126,10 @@ def glyph(seen: Judged) -> Glyph | None:
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement as a table shows it."""
+    """A measurement as a table shows it; ``about`` says in a sentence what it is."""
 
     name: str
+    about: str
     arm: str
     value: str
     bounds: str
@@ -143,13 +144,14 @@ class Row:
 def row(seen: Judged) -> Row:
     """Numbers as a reader wants them."""
     kind, mark, word = _STATUS[seen.status]
-    known = seen.value is not None
+    known, defined = seen.value is not None, measurement.find(seen.name)
     return Row(
         name=seen.name,
+        about=f"{defined.title}: {defined.sentence}",
         arm=_ARMS[seen.arm],
-        value=f"{number(seen.value)} {_UNITS.get(seen.unit, seen.unit)}".strip() if known else NONE,
+        value=f"{number(seen.value)} {defined.of(seen.arm).symbol}".strip() if known else NONE,
         bounds=f"{number(seen.low)} to {number(seen.high)}" if known and seen.low not in {None, seen.high} else "",
-        limit=(seen.limit or "")
+        limit=numbers.limit(seen)
         .replace(">=", "≥")
         .replace("<=", "≤")
         .replace("..", "to")
@@ -172,18 +174,6 @@ def number(value: float | None) -> str:
     return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("e-0", "e-").replace("-", MINUS)
 
 
-def deciding(case: Case) -> Judged | None:
-    """The measurement that decided: of a pass, the one closest to its limit; else the first that the verdict names.
-
-    None where something else did, such as a build that was refused.
-    """
-    if case.verdict == "PASS":
-        gated = [seen for seen in case.measurements if seen.decides and math.isfinite(room(seen))]
-        return min(gated, key=room, default=None)
-    named = {f"{seen.name} ({seen.arm}) ": seen for seen in case.measurements}
-    return next((seen for start, seen in named.items() if case.reasons[0].startswith(start)), None)
-
-
 @dataclass(frozen=True)
 class Overview:
     """One row of the table of schemes."""
@@ -202,7 +192,7 @@ class Overview:
 def overview(case: Case) -> Overview:
     """A case in one row."""
     kind, mark = KINDS[case.verdict]
-    seen, estimate = deciding(case), case.estimate
+    seen, estimate = case.decided, case.estimate
     sizes = [megabytes(size) for size in (case.full_precision_bytes, *(f.bytes for f in case.artifact[:1])) if size]
     memory = latency = "not estimated"
     if estimate is not None:
@@ -260,6 +250,6 @@ def _used(weight: float | None, arms: str | None) -> str:
     return f"adapter at weight {1.0 if weight is None else weight:g}" + (", in both arms" if arms == "both" else "")
 
 
-def limits_of(case: Case) -> Mapping[tuple[str, str], tuple[float | None, float | None]]:
-    """The allowed range of every gated measurement of a case."""
-    return {(seen.name, seen.arm): bounds(seen.limit) for seen in case.measurements if seen.limit is not None}
+def limits_of(case: Case) -> Mapping[tuple[str, str], Limit]:
+    """The limit of every gated measurement of a case."""
+    return {(seen.name, seen.arm): seen.limit for seen in case.measurements if seen.limit is not None}

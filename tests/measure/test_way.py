@@ -4,6 +4,7 @@ import torch
 
 from qcheck.measure import trajectory
 from qcheck.sampling.trajectory import Way
+from tests import views
 
 COUNT, CALLS, SHAPE = 6, 10, (4, 8, 8)
 
@@ -37,28 +38,27 @@ def test_jitter_reads_the_noise_of_every_step(noise: float) -> None:
     """Two unit vectors with independent noise of relative size s have cosine 1 / (1 + s^2)."""
     turns = [_run(n)["turns"] for n in (0.0, 0.0, 0.0, noise)]
     turns[3][:, 6] += 0.001
-    assert trajectory.jitter_samples(*turns[:3], turns[0] + np.eye(CALLS - 1)[6])[1].places == ("step 7",)
-    found = {(s.name, s.arm): s.values.mean() for s in trajectory.jitter_samples(*turns)}
-    assert found["step_jitter", "base"] == 0
-    assert found["step_jitter", "adapted"] == pytest.approx(1 - 1 / (1 + noise**2), rel=0.15)
-    assert found["step_jitter", "both"] == found["step_jitter", "adapted"]
+    odd = views.only("turns", [*turns[:3], turns[0] + np.eye(CALLS - 1)[6]])
+    assert trajectory.step_jitter(odd)[1].places == ("step 7",)
+    found = {s.arm: s.values.mean() for s in trajectory.step_jitter(views.only("turns", turns))}
+    assert found["base"] == 0
+    assert found["adapted"] == pytest.approx(1 - 1 / (1 + noise**2), rel=0.15)
+    assert found["both"] == found["adapted"]
     assert trajectory.profile(turns[3], turns[1]) == pytest.approx([noise**2 / (1 + noise**2)] * (CALLS - 1), rel=0.4)
 
 
 def test_jitter_that_only_full_precision_has_is_hidden() -> None:
     calm, rough = _run(0.0)["turns"], _run(0.5)["turns"]
-    hidden = {
-        name: trajectory.jitter_samples(calm, rough, calm, q1)[-1] for name, q1 in (("lost", calm), ("kept", rough))
-    }
-    assert {s.name for s in hidden.values()} == {"hidden_jitter"}
-    assert hidden["lost"].values.min() > 0.1
-    assert hidden["kept"].values == pytest.approx(0)
+    (lost,), (kept,) = (trajectory.hidden_jitter(views.only("turns", [calm, rough, calm, q1])) for q1 in (calm, rough))
+    assert lost.values.min() > 0.1
+    assert kept.values == pytest.approx(0)
 
 
 def test_a_run_of_one_call_has_no_jitter() -> None:
     nothing = np.empty((COUNT, 0))
     assert (trajectory.jitter(nothing) == 0).all()
     assert trajectory.profile(nothing, nothing) == []
+    assert trajectory.step_jitter(views.only("turns", [nothing] * 4))[0].places == ()
 
 
 def test_a_straight_way_is_as_long_as_its_chord() -> None:

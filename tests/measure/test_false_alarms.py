@@ -7,10 +7,10 @@ import pytest
 
 from qcheck.judge.verdict import judge
 from qcheck.measure import effect
-from qcheck.measure.sample import measure_all
+from qcheck.measure.interval import measure_all
 from qcheck.result.measurement import Measurement
 from qcheck.spec import limits
-from tests.metric.test_laws import Drawn, every
+from tests.measure.test_laws import Drawn, every
 
 LIMITS = limits.find("default")
 GATES = [gate for gate in LIMITS.gates if gate.role != "control"]

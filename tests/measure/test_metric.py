@@ -4,11 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcheck.measure import control, effect, endpoint, spectrum
-from qcheck.measure.sample import Sample, bounds, measure
+from qcheck.measure.interval import bounds, measure
+from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
+from qcheck.spec.measurement import Limit
+from tests import views
 
 SHAPE = (12, 4, 4, 16, 16)
-ONES = np.ones(4)
+ONES, TIMES = np.ones(4), (900.0, 600.0, 300.0, 1.0)
 
 
 def _measured(samples: list[Sample]) -> list[Measurement]:
@@ -82,12 +85,7 @@ def test_errors_below_the_floor_are_not_told_apart() -> None:
 def test_the_worst_stratum_is_found_and_named() -> None:
     a = _arms()
     a["q1"][:, 2] += 0.5 * np.random.default_rng(1).standard_normal(a["q1"][:, 2].shape)
-    e = effect.energies(**a)
-    found = {
-        m.arm: m
-        for m in _measured(effect.samples(e, ONES, np.zeros(4), [900, 600, 300, 1]))
-        if m.name == "stratum_sqnr"
-    }
+    found = {m.arm: m for m in _measured(effect.stratum_sqnr(views.view(**a, timesteps=TIMES)))}
     assert found["adapted"].where == "timestep 300"
     assert found["adapted"].value == pytest.approx(6.4, abs=0.3)
     assert found["base"].value == pytest.approx(34, abs=0.3)
@@ -96,29 +94,30 @@ def test_the_worst_stratum_is_found_and_named() -> None:
 def test_an_error_of_one_timestep_is_excess_there_and_hidden_in_the_sum() -> None:
     a = _arms()
     a["q1"][:, 2] = a["f1"][:, 2] + 3 * (a["q1"][:, 2] - a["f1"][:, 2])
-    e = effect.energies(**a)
-    samples = {s.name: s for s in effect.samples(e, np.array([10, 10, 0.1, 10]), np.zeros(4), [900, 600, 300, 1])}
-    found = measure(samples["worst_stratum"], (None, 6.0), 0.05)
+    view = views.view(**a, weights=np.array([10, 10, 0.1, 10]), timesteps=TIMES)
+    (worst,), (whole,) = effect.worst_stratum(view), effect.excess_error_of(view)
+    found = measure(worst, Limit(high=6.0), 0.05)
     assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
     assert found.where == "timestep 300"
     assert found.p < 1e-6  # type: ignore[operator]
-    assert measure(samples["excess_error"], None, 0.05).value == pytest.approx(0, abs=0.2)
+    assert measure(whole, None, 0.05).value == pytest.approx(0, abs=0.2)
 
 
 def test_the_highest_place_is_the_lowest_of_its_mirror() -> None:
     values = np.random.default_rng(0).standard_normal((9, 4))
     places = ("a", "b", "c", "d")
-    high = measure(Sample("x", "base", "dB", values, places, "highest"), (None, 0.5), 0.05)
-    low = measure(Sample("x", "base", "dB", -values, places), (-0.5, None), 0.05)
+    for limit, mirror in ((Limit(high=0.5), Limit(low=-0.5)), (Limit(low=-1, high=2), Limit(low=-2, high=1))):
+        high = measure(Sample("psnr", "base", values, places, "highest"), limit, 0.05)
+        low = measure(Sample("psnr", "base", -values, places), mirror, 0.05)
+        assert (high.p, high.where) == (low.p, low.where)
     assert (high.value, high.low, high.high) == (-low.value, -low.high, -low.low)  # type: ignore[operator]
-    assert (high.p, high.where) == (low.p, low.where)
 
 
 def test_a_stratum_that_certainly_fails_is_not_hidden_by_one_that_is_uncertain() -> None:
     rng = np.random.default_rng(0)
     decibels = np.stack([12 + 8 * rng.standard_normal(12), 5 + 0.3 * rng.standard_normal(12)], 1)
-    sample = effect._stratum_sqnr("base", np.ones((12, 2)), 10 ** (-decibels / 10), [900.0, 1.0])
-    found = measure(sample, (8.0, None), 0.05)
+    values = effect.sqnr(np.ones((12, 2)), 10 ** (-decibels / 10))
+    found = measure(Sample("stratum_sqnr", "base", values, ("timestep 900", "timestep 1")), Limit(low=8.0), 0.05)
     assert found.value == pytest.approx(5, abs=0.5)
     assert found.where == "timestep 1"
     assert found.high < 8  # type: ignore[operator]
@@ -128,17 +127,45 @@ def test_a_stratum_that_certainly_fails_is_not_hidden_by_one_that_is_uncertain()
 def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     a = _arms()
     a["q1"][3, 1, 0, 0, 0] = np.nan
-    e = effect.energies(**a)
-    values = {(m.name, m.arm): m.value for m in _measured(effect.samples(e, ONES, np.zeros(4), [4, 3, 2, 1]))}
-    assert np.isnan(values["effect_survival", "adapted"])
-    assert np.isnan(values["stratum_sqnr", "adapted"])
-    assert np.isfinite(values["stratum_sqnr", "base"])
-    assert effect.bad_probes(e, ONES, 0.5, 1.5) == [3]
+    view = views.view(**a)
+    values = {m.arm: m.value for m in _measured(effect.stratum_sqnr(view))}
+    assert np.isnan(_measured(effect.effect_survival(view))[0].value)  # type: ignore[arg-type]
+    assert np.isnan(values["adapted"])
+    assert np.isfinite(values["base"])
+    assert effect.bad_probes(view.once(effect.energies_of), ONES, 0.5, 1.5) == [3]
+
+
+def test_the_size_of_an_effect_is_weighed_by_the_strata() -> None:
+    """An effect of one stratum alone, a tenth of the signal there, counts by that stratum's weight."""
+    f0 = np.random.default_rng(0).standard_normal(SHAPE)
+    f1 = f0.copy()
+    f1[:, 1] *= 1.1
+    alone = effect.effect_size(f0, f1, np.array([0.0, 1.0, 0.0, 0.0]))
+    assert alone == pytest.approx(0.1 / 1.1)
+    assert effect.effect_size(f0, f1, np.array([1.0, 0.0, 1.0, 1.0])) == pytest.approx(0)
+
+
+def test_the_profile_of_signal_over_error_is_the_mean_over_probes_by_stratum() -> None:
+    signal, error = np.ones((2, 3)), np.array([[0.1, 0.01, 0.0], [0.001, 0.01, 0.0]])
+    assert effect.stratum_profile(signal, error) == pytest.approx([20, 20, 200])
+
+
+def test_the_prompt_with_most_excess_is_named_and_one_that_broke_before_all() -> None:
+    a = _arms()
+    size = np.where(np.arange(12) % 3 == 1, 3.0, 1.0)[:, None, None, None, None]
+    a["q1"] = a["f1"] + size * (a["q1"] - a["f1"])
+    prompts = ["red", "green", "blue"] * 4
+    found = effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts)
+    assert (found.where, found.low, found.p) == ("green", None, None)
+    assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
+    a["q1"][2, 0, 0, 0, 0] = np.nan
+    assert effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts).where == "blue"
 
 
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    found = {m.arm: m.value for m in _measured(endpoint.samples(finals, finals, 1.05 * finals, 1.10 * finals, 0.0))}
+    view = views.only("finals", [finals, finals, 1.05 * finals, 1.10 * finals])
+    found = {m.arm: m.value for m in _measured(endpoint.endpoint_error(view))}
     assert found["base"] == pytest.approx(0.05)
     assert found["adapted"] == pytest.approx(0.10)
     assert found["both"] == pytest.approx(6.02, abs=0.01)
@@ -146,18 +173,24 @@ def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
 
 def test_endpoint_errors_below_the_floor_are_not_told_apart() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    found = {m.arm: m.value for m in _measured(endpoint.samples(finals, finals, 1.0001 * finals, 1.003 * finals, 0.01))}
-    assert found["both"] == 0
+    view = views.only("finals", [finals, finals, 1.0001 * finals, 1.003 * finals], floor=1e-4)
+    found = {m.arm: m for m in _measured(endpoint.endpoint_error(view))}
+    assert found["both"].value == 0
+    assert [found[arm].unit for arm in ("base", "both")] == ["ratio", "dB over base"]
 
 
 def test_a_collapsed_reference_is_seen() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    (found,) = _measured(endpoint.reference_health(finals, 0.1 * finals))
+    (found,) = _measured(endpoint.reference_deviation(views.only("finals", [finals, 0.1 * finals, (), ()])))
     assert found.value == pytest.approx(-20)
 
 
 def _texture(quantized: np.ndarray, finals: np.ndarray) -> dict[str, Measurement]:
-    return {m.name: m for m in _measured(spectrum.samples("adapted", list(quantized), list(finals)))}
+    view = views.only("finals", [finals, finals, finals, quantized])
+    taken = (spectrum.over_smoothing, spectrum.hf_energy, spectrum.laplacian_variance_of)
+    found = [m for function in taken for m in _measured(function(view))]
+    assert [m.value for m in found if m.arm == "base"] == [0.0] * 3
+    return {m.name: m for m in found if m.arm == "adapted"}
 
 
 def test_over_smoothing_fires_on_blur_and_not_on_gain_or_noise() -> None:
@@ -187,14 +220,39 @@ def test_high_share_of_white_noise_is_its_share_of_bins() -> None:
     assert spectrum.high_share(finals).mean() == pytest.approx(share, abs=0.1)
 
 
+@pytest.mark.parametrize("deviation", [0.01, 0.1])
+def test_grain_reads_the_deviation_of_noise_and_not_of_edges(deviation: float) -> None:
+    steps = np.repeat(np.repeat(np.random.default_rng(0).random((3, 8, 8)), 8, -1), 8, -2)
+    noise = deviation * np.random.default_rng(1).standard_normal((3, 65, 64))
+    assert spectrum.grain(np.pad(steps, ((0, 0), (0, 1), (0, 0))) + noise) == pytest.approx(deviation, rel=0.1)
+
+
 def test_a_control_reads_the_error_that_was_put_in() -> None:
     outputs = np.random.default_rng(0).standard_normal(SHAPE)
     other = outputs.copy()
     other[:, 1] *= 1.01
-    found = control.measure("export_control", control.noise(other, outputs), (9.0, 5.0, 2.0, 1.0))
+    found = control.export_control(control.noise(other, outputs), (9.0, 5.0, 2.0, 1.0))
     assert found.value == pytest.approx(40)
     assert found.where == "timestep 5"
-    assert control.measure("export_control", control.noise(outputs, outputs), (1.0,) * 4).value == 200
+    same = control.compute_control(control.noise(outputs, outputs), (1.0,) * 4)
+    assert (same.name, same.unit, same.value) == ("compute_control", "dB", 200)
+
+
+def test_a_control_names_the_stratum_that_broke() -> None:
+    found = control.export_control(np.array([1e-4, np.nan, 1e-2]), (9.0, 5.0, 1.0))
+    assert np.isnan(found.value)  # type: ignore[arg-type]
+    assert found.where == "timestep 5"
+
+
+def test_a_quantizer_that_did_nothing_is_seen_by_probe_and_arm() -> None:
+    """Two probes of three are as they were; one that is not finite is not the same."""
+    a = _arms()
+    a["q1"][:2] = a["f1"][:2]
+    a["q0"][0] = a["f0"][0]
+    a["q0"][1, 1, 0, 0, 0] = np.nan
+    found = {m.arm: m for m in control.noop(effect.energies(**{name: x[:3] for name, x in a.items()}))}
+    assert found["adapted"].value == found["adapted"].low == pytest.approx(2 / 3)
+    assert found["base"].value == pytest.approx(1 / 3)
 
 
 def test_student_bounds_cover_the_mean_nineteen_times_in_twenty() -> None:
@@ -220,16 +278,16 @@ def test_the_p_value_is_below_alpha_exactly_where_the_bound_is_beyond_the_limit(
     values: list[float], limit: float, alpha: float
 ) -> None:
     array = np.array(values)
-    found = measure(Sample("x", "base", "dB", array), (None, limit), alpha)
+    found = measure(Sample("psnr", "base", array), Limit(high=limit), alpha)
     mean, low, _ = bounds(array, alpha)
     if abs(low - limit) > 1e-6 * (1 + abs(mean)) and array.std() > 1e-3:
         assert (found.p <= alpha) == (low > limit)  # type: ignore[operator]
 
 
 def test_a_value_that_is_not_finite_or_never_varies_has_a_certain_p_value() -> None:
-    odd = Sample("x", "base", "dB", np.array([1.0, np.nan, 1.0]))
-    still = Sample("x", "base", "dB", np.ones(4))
-    assert measure(odd, (None, 5.0), 0.05).p == 0
-    assert measure(still, (None, 5.0), 0.05).p == 1
-    assert measure(still, (2.0, None), 0.05).p == 0
+    odd = Sample("psnr", "base", np.array([1.0, np.nan, 1.0]))
+    still = Sample("psnr", "base", np.ones(4))
+    assert measure(odd, Limit(high=5.0), 0.05).p == 0
+    assert measure(still, Limit(high=5.0), 0.05).p == 1
+    assert measure(still, Limit(low=2.0), 0.05).p == 0
     assert measure(still, None, 0.05).p is None

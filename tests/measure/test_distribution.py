@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from qcheck.measure import distribution
-from qcheck.measure.sample import Sample, measure, pseudo_values
+from qcheck.measure.interval import measure
+from qcheck.measure.sample import Sample, pseudo_values
+from qcheck.spec.measurement import Limit
+from tests import views
 
 SHAPE = (8, 4, 16, 16)
 
@@ -12,8 +15,9 @@ def _moments(latents: np.ndarray) -> np.ndarray:
 
 
 def _samples(f0: np.ndarray, f1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> dict[tuple[str, str], Sample]:
-    rows = (list(_moments(x)[:, None]) for x in (f0, f1, q0, q1))
-    return {(s.name, s.arm): s for s in distribution.kl_samples(*rows)}
+    view = views.only("moments", [_moments(x)[:, None] for x in (f0, f1, q0, q1)])
+    taken = (distribution.latent_kl_excess, distribution.adapter_shift, distribution.latent_mmd)
+    return views.by_key(sample for function in taken for sample in function(view))
 
 
 def test_kl_of_gaussians_is_the_closed_form_on_pooled_pixels() -> None:
@@ -30,7 +34,7 @@ def test_pairs_that_differ_by_noise_have_no_excess_and_a_shift_has_its_own() -> 
     noisy = full + 0.1 * rng.standard_normal(SHAPE)
     found = _samples(full, full, noisy, noisy + 0.3 * full.std() * np.array([1, 1, 1.2, 0.8]).reshape(-1, 1, 1))
     assert measure(found["latent_kl_excess", "base"], None, 0.05).high < 0.01  # type: ignore[operator]
-    shifted = measure(found["latent_kl_excess", "adapted"], (None, 0.05), 0.05)
+    shifted = measure(found["latent_kl_excess", "adapted"], Limit(high=0.05), 0.05)
     assert shifted.value == pytest.approx(4 * 0.5 * 0.3**2, rel=0.2)
     assert shifted.p < 0.001  # type: ignore[operator]
     assert shifted.where == "channel 2"
@@ -55,6 +59,18 @@ def test_drift_that_the_base_shares_is_taken_off() -> None:
     found = _samples(full, full, full + 0.3, full + 0.3)
     assert found["latent_kl_excess", "both"].values == pytest.approx(0)
     assert found["latent_kl_excess", "adapted"].values.mean() > 0.05
+
+
+def test_the_profile_is_the_excess_before_every_call_and_at_the_end() -> None:
+    """A shift that comes at the last of three places is there alone."""
+    full = np.random.default_rng(0).standard_normal(SHAPE)
+    places = np.stack([_moments(full)] * 3, 1)
+    moved = places.copy()
+    moved[:, 2, 0] += 0.3
+    found = distribution.profile(moved, places)
+    assert found[:2] == pytest.approx([0, 0])
+    assert found[2] == pytest.approx(distribution.kl_excess(moved[:, 2], places[:, 2], distribution.swaps(8)).sum())
+    assert found[2] > 0.1
 
 
 def test_an_adapter_is_meant_to_shift_and_that_is_reported() -> None:

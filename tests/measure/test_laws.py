@@ -8,14 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcheck.judge.verdict import judge
-from qcheck.measure import classifier, distribution, effect, endpoint, lattice, picture, spectrum, trajectory
-from qcheck.measure.sample import Sample, measure, measure_all
+from qcheck.measure import classifier, effect, picture, registry
+from qcheck.measure.interval import measure, measure_all
+from qcheck.measure.registry import View
+from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
+from qcheck.spec import measurement
 from qcheck.spec.arm import Arm
 from qcheck.spec.limits import find
+from tests import views
 
 LIMITS = find("default")
-ONES, TIMES = np.ones(3), (900.0, 500.0, 100.0)
+TIMES = (900.0, 500.0, 100.0)
 
 
 class Drawn:
@@ -39,56 +43,20 @@ class Drawn:
         return other
 
 
-def _turns(x: np.ndarray) -> np.ndarray:
-    flat = x.reshape(*x.shape[:2], -1)
-    norms = np.linalg.norm(flat, axis=-1)
-    with np.errstate(invalid="ignore"):
-        return 1 - (flat[:, 1:] * flat[:, :-1]).sum(-1) / (norms[:, 1:] * norms[:, :-1])
-
-
-def _moments(x: np.ndarray) -> np.ndarray:
-    return np.stack([x.mean((3, 4)), x.var((3, 4))], 2)
-
-
-def _way(x: np.ndarray) -> trajectory.Way:
-    flat = x.reshape(*x.shape[:2], -1)
-    with np.errstate(invalid="ignore"):
-        return np.linalg.norm(flat[:, -1:] - flat[:, :1], axis=-1), np.linalg.norm(np.diff(flat, axis=1), axis=-1)
-
-
-def _apart(x: np.ndarray, from_: np.ndarray) -> np.ndarray:
-    far, near = ((y**2).sum((2, 3, 4)) for y in (x - from_, from_))
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(far / near)
+def view(drawn: Drawn) -> View:
+    """What a check measures of such arms."""
+    return views.view(*drawn.arms, timesteps=TIMES)
 
 
 def every(drawn: Drawn) -> dict[tuple[str, Arm], Sample]:
     """All samples that a check takes of such arms."""
-    f0, f1, q0, q1 = drawn.arms
-    e = effect.energies(f0, f1, q0, q1)
-    ends = [x[:, -1] for x in drawn.arms]
-    found = [
-        *effect.samples(e, ONES, np.zeros(3), TIMES),
-        *endpoint.samples(*ends, 0.0),
-        *endpoint.reference_health(ends[0], ends[1]),
-        *spectrum.samples("base", list(ends[2]), list(ends[0])),
-        *spectrum.samples("adapted", list(ends[3]), list(ends[1])),
-        *lattice.samples(lattice.read(ends[2], ends[0]), lattice.read(ends[3], ends[1])),
-        *trajectory.jitter_samples(*(_turns(x) for x in drawn.arms)),
-        *trajectory.straightness_samples(*(_way(x) for x in drawn.arms)),
-        Sample("divergence_slope", "adapted", "1/step", trajectory.divergence(_apart(q1, f1), np.arange(3))),
-        *distribution.kl_samples(*(_moments(x) for x in drawn.arms)),
-    ]
-    return {(s.name, s.arm): s for s in found}
+    return {(s.name, s.arm): s for s in registry.samples(view(drawn))}
 
 
 def _values(drawn: Drawn) -> dict[tuple[str, Arm], Measurement]:
     return {key: measure(sample, None, 0.05) for key, sample in every(drawn).items()}
 
 
-PERFECT = {"effect_survival": 1.0, "stratum_sqnr": 200.0, "effect_to_error": 200.0}
-OF_THE_ADAPTER = {"adapter_shift", "reference_deviation", "hidden_jitter", "hidden_lattice"}  # not of quantization
-SPREADS = {"excess_error", "worst_stratum"}  # undefined where nothing errs and there is no floor
 draws = st.builds(Drawn, st.integers(0, 10**6), st.integers(3, 9), st.floats(0.01, 0.5))
 laws = settings(max_examples=15, deadline=None)
 
@@ -96,14 +64,15 @@ laws = settings(max_examples=15, deadline=None)
 @laws
 @given(draws)
 def test_identity_is_perfect(drawn: Drawn) -> None:
+    """As measurements.toml says; what it leaves out is of the adapter, or undefined where nothing errs."""
     same = Drawn.__new__(Drawn)
     same.f0, same.f1, same.q0, same.q1 = drawn.f0, drawn.f1, drawn.f0, drawn.f1
     e = effect.energies(*same.arms)
     assert effect.stratum_excess(e, np.full(3, 1e-6)).mean() == pytest.approx(10 * np.log10(e.f1 / e.f0).mean())
     with np.errstate(all="ignore"):
         for (name, arm), found in _values(same).items():
-            if name not in OF_THE_ADAPTER | SPREADS:
-                assert found.value == pytest.approx(PERFECT.get(name, 0.0), abs=1e-9), (name, arm)
+            perfect = measurement.find(name).perfect
+            assert perfect is None or found.value == pytest.approx(perfect, abs=1e-9), (name, arm)
 
 
 @laws
@@ -179,11 +148,13 @@ def test_pictures_are_equal_to_themselves_closer_under_less_noise_and_in_any_ord
     full = rng.uniform(0.3, 0.7, (3, 16, 16, 3))
     change, order = rng.uniform(-1, 1, full.shape), np.arange(3)
     random.shuffle(order)  # type: ignore[attr-defined]
-    exact = {s.name: s.values for s in picture.samples("base", full, full)}
-    near, far = (
-        {s.name: s.values for s in picture.samples("base", full + n * change, full)} for n in (noise / 4, noise)
-    )
-    mixed = {s.name: s.values for s in picture.samples("base", (full + noise * change)[order], full[order])}
+
+    def compared(quantized: np.ndarray, against: np.ndarray = full) -> dict[str, Sample]:
+        return {s.name: s for s in (picture.psnr("base", quantized, against), picture.ssim("base", quantized, against))}
+
+    exact = {name: sample.values for name, sample in compared(full).items()}
+    near, far = ({name: s.values for name, s in compared(full + n * change).items()} for n in (noise / 4, noise))
+    mixed = {name: s.values for name, s in compared((full + noise * change)[order], full[order]).items()}
     assert exact["psnr"] == pytest.approx(200)
     assert exact["ssim"] == pytest.approx(1)
     broken = full.copy()
@@ -191,5 +162,4 @@ def test_pictures_are_equal_to_themselves_closer_under_less_noise_and_in_any_ord
     for name, values in far.items():
         assert (near[name] > values).all()
         assert mixed[name] == pytest.approx(values[order])
-        odd = next(s for s in picture.samples("base", broken, full) if s.name == name)
-        assert not np.isfinite(measure(odd, None, 0.05).value or 0.0)
+        assert not np.isfinite(measure(compared(broken)[name], None, 0.05).value or 0.0)

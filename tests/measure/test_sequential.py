@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from qcheck.judge.looks import until_decided
 from qcheck.judge.verdict import judge
-from qcheck.measure.sample import Sample, measure_all
-from qcheck.spec import limits
+from qcheck.measure.interval import measure_all
+from qcheck.measure.sample import Sample
+from qcheck.result.verdict import Outcome
+from qcheck.spec import limits, measurement
 from qcheck.spec.limits import Gate, Limits
 
 LIMITS = limits.find("default").model_copy(
@@ -20,15 +23,15 @@ def _runs(distance: float, count: int, chosen: Limits = LIMITS, gates: int = 1) 
     used = 0
     for _ in range(count):
         values = rng.normal(3.0 - distance, 1.0, (gates, chosen.looks[-1]))
-        for look in chosen.looks:
-            samples = [
-                Sample(gate.name, gate.arm, "dB", row[:look]) for gate, row in zip(chosen.gates, values, strict=True)
-            ]
-            outcome = judge(measure_all(samples, chosen.ranges, chosen.alpha), [], chosen).outcome
-            if outcome != "INCONCLUSIVE":
-                break
+
+        def look(probes: int, drawn: np.ndarray = values) -> tuple[Outcome, None]:
+            rows = zip(chosen.gates, drawn[:, :probes], strict=True)
+            samples = [Sample(gate.name, gate.arm, row) for gate, row in rows]
+            return judge(measure_all(samples, chosen.ranges, chosen.alpha), [], chosen).outcome, None
+
+        probes, outcome, _ = until_decided(chosen.looks, look)
         outcomes[outcome] = outcomes.get(outcome, 0.0) + 1 / count
-        used += look
+        used += probes
     return outcomes, used / count
 
 
@@ -51,7 +54,8 @@ def test_the_further_from_the_limit_the_fewer_probes(distance: float, probes: fl
 
 def test_holm_holds_the_error_when_many_gates_are_on_their_limits() -> None:
     """Ten gates on their limits: without a correction some run in three would be blamed."""
-    many = [Gate(name=f"gate{i}", arm="adapted", role="adapter", high=3.0) for i in range(10)]
+    keys = [(name, arm) for name, defined in measurement.every().items() for arm in defined.arms][:10]
+    many = [Gate(name=name, arm=arm, role="adapter", high=3.0) for name, arm in keys]
     found, _ = _runs(0.0, 500, LIMITS.model_copy(update={"gates": many}), gates=10)
     assert found.get("NEEDS-QAT", 0.0) < 0.09
     assert found.get("PASS", 0.0) < 0.01

@@ -2,16 +2,18 @@ import numpy as np
 import pytest
 
 from qcheck.measure import lattice
-from qcheck.measure.sample import measure
+from qcheck.measure.interval import measure
 from qcheck.result.measurement import Measurement
+from tests import views
 
 FINALS = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
 CHECKER = (-1.0) ** np.add.outer(np.arange(16), np.arange(16))
 
 
 def _found(quantized: np.ndarray, base: np.ndarray = FINALS) -> dict[tuple[str, str], Measurement]:
-    grids = lattice.read(list(base), list(FINALS)), lattice.read(list(quantized), list(FINALS))
-    return {(m.name, m.arm): m for m in (measure(s, None, 0.05) for s in lattice.samples(*grids))}
+    view = views.only("finals", [FINALS, FINALS, base, quantized])
+    samples = [*lattice.lattice_amplitude(view), *lattice.lattice_energy(view), *lattice.hidden_lattice(view)]
+    return {(m.name, m.arm): m for m in (measure(s, None, 0.05) for s in samples)}
 
 
 @pytest.mark.parametrize("amplitude", [0.02, 0.05, 0.5])
@@ -66,11 +68,9 @@ def test_log_ratios_spread_as_the_weights_say() -> None:
 
 
 def test_a_grid_that_only_full_precision_has_is_hidden() -> None:
-    plain = lattice.read(list(FINALS), list(FINALS))
-    gridded = list(FINALS + CHECKER)
-    kept = {m.name: m for m in (measure(s, None, 0.05) for s in lattice.samples(plain, lattice.read(gridded, gridded)))}
-    lost = {
-        m.name: m for m in (measure(s, None, 0.05) for s in lattice.samples(plain, lattice.read(list(FINALS), gridded)))
-    }
-    assert kept["hidden_lattice"].value == pytest.approx(0, abs=1e-9)
-    assert lost["hidden_lattice"].low > 3  # type: ignore[operator]
+    gridded = FINALS + CHECKER
+    (kept,), (lost,) = (
+        lattice.hidden_lattice(views.only("finals", [FINALS, gridded, FINALS, q1])) for q1 in (gridded, FINALS)
+    )
+    assert measure(kept, None, 0.05).value == pytest.approx(0, abs=1e-9)
+    assert measure(lost, None, 0.05).low > 3  # type: ignore[operator]

@@ -1,0 +1,21 @@
+"""Looks at more and more probes, until there is a verdict."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from qcheck.result.verdict import Outcome
+
+T = TypeVar("T")
+
+
+def until_decided(looks: Sequence[int], look: Callable[[int], tuple[Outcome, T]]) -> tuple[int, Outcome, T]:
+    """The first look whose outcome is not INCONCLUSIVE, else the last: its number of probes, outcome and the rest.
+
+    ``look`` is asked for a number of probes, at least one of them; the error of a whole run is held by ``alpha``, which
+    is what each look may spend.
+    """
+    for count in looks:
+        outcome, rest = look(count)
+        if outcome != "INCONCLUSIVE":
+            break
+    return count, outcome, rest
