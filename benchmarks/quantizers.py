@@ -2,10 +2,12 @@
 
 ``python benchmarks/quantizers.py`` takes the demo's denoiser with an adapter, calibrates each on the same states of the
 reference and asks all of them at states of other prompts. Numbers are decibels over the full-precision output; time is
-in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it.
+in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it. The decibels are kept in
+quantizers.json, from which ``python -m benchmarks.readme`` writes the table in docs/schemes.md.
 """
 
 import copy
+import json
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 from qcheck.calibrate import histogram
 from qcheck.calibrate.histogram import Histogram, observed
 from qcheck.core.cache import Cache
+from qcheck.core.values import named
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.quantize import plan
@@ -33,6 +36,7 @@ from qcheck.spec import recipe, scheme
 from qcheck.spec.check import Use
 
 warnings.simplefilter("ignore")
+RECORD = Path(__file__).with_suffix(".json")
 _STEPS = (0, 3, 6, 9, 12, 15, 18, 19)
 Rows = list[dict[str, np.ndarray]]
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -80,7 +84,7 @@ def main() -> None:
     used = Use(str(library.ADAPTERS / "flat.safetensors"), 1.0)
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
     unet, pipe = both.use("adapted").module, both.base.pipe
-    prompts = list(recipe.files.find(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
+    prompts = list(named(recipe.PromptSet, recipe.PROMPTS, "emoji").prompts)
     calibration, judged = states(pipe, prompts[:8], 1000), states(pipe, prompts[8:16], 2000)
     entry = both.base.family.entry
     reference = TorchRunner(entry(unet))
@@ -89,9 +93,12 @@ def main() -> None:
     full = [reference(row) for row in judged]
     forward = (time.perf_counter() - start) / len(judged)
 
+    measured: dict[str, float] = {}
+
     def show(name: str, seconds: float, run: Run) -> None:
         cost = seconds / forward / len(calibration)
-        print(f"{name:48s} {sqnr(run, full, judged):6.2f} dB   calibration {cost:6.2f} forwards a sample", flush=True)
+        measured[name] = round(sqnr(run, full, judged), 1)
+        print(f"{name:48s} {measured[name]:6.1f} dB   calibration {cost:6.2f} forwards a sample", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -100,6 +107,7 @@ def main() -> None:
         ours(both, unet, exporter, calibration, work, show)
         modelopt(unet, entry, calibration, show)
         static(plain, calibration, work, show)
+    RECORD.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
 
 
 def ours(both: Any, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
