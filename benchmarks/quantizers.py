@@ -2,11 +2,13 @@
 
 ``python benchmarks/quantizers.py`` takes the demo's denoiser with an adapter, calibrates each on the same states of the
 reference and asks all of them at states of other prompts. Numbers are decibels over the full-precision output; time is
-in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it.
+in plain forwards of the same run. ONNX Runtime's FP8 needs minutes: ``--ort-fp8`` adds it. The decibels are kept in
+quantizers.json, from which ``python -m benchmarks.readme`` writes the table in docs/schemes.md.
 """
 
 import argparse
 import copy
+import json
 import tempfile
 import time
 import warnings
@@ -34,6 +36,7 @@ from qcheck.spec import recipe, scheme
 from qcheck.spec.check import Use
 
 warnings.simplefilter("ignore")
+RECORD = Path(__file__).with_suffix(".json")
 _STEPS = (0, 3, 6, 9, 12, 15, 18, 19)
 Rows = list[dict[str, np.ndarray]]
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -99,9 +102,12 @@ def compare(both: Arms, slow: bool) -> None:
     full = [reference(row) for row in judged]
     forward = (time.perf_counter() - start) / len(judged)
 
+    measured: dict[str, float] = {}
+
     def show(name: str, seconds: float, run: Run) -> None:
         cost = seconds / forward / len(calibration)
-        print(f"{name:48s} {sqnr(run, full, judged):6.2f} dB   calibration {cost:6.2f} forwards a sample", flush=True)
+        measured[name] = round(sqnr(run, full, judged), 1)
+        print(f"{name:48s} {measured[name]:6.1f} dB   calibration {cost:6.2f} forwards a sample", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -110,6 +116,7 @@ def compare(both: Arms, slow: bool) -> None:
         ours(both, unet, exporter, calibration, work, show)
         modelopt(unet, entry, calibration, show)
         static(plain, calibration, work, show, slow)
+    RECORD.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
 
 
 def ours(both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:

@@ -119,6 +119,12 @@ def measurements(rows: str) -> str:
     return table(["name", "what it reads", "limit"], [[*row[:2], known[row[0].strip("`")]] for row in cells])
 
 
+def quantizers() -> str:
+    """Signal to noise of qcheck's ranges beside other quantizers', as ``python -m benchmarks.quantizers`` kept it."""
+    measured = json.loads((ROOT / "benchmarks" / "quantizers.json").read_text("utf-8"))
+    return table(["quantizer", "signal to noise, dB"], [[name, f"{value:.1f}"] for name, value in measured.items()])
+
+
 def block(name: str, content: str, text: str) -> str:
     """``text`` with the part between the markers of ``name`` replaced."""
     pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
@@ -134,6 +140,7 @@ def read(page: Path, name: str) -> str:
 def tables() -> Iterator[tuple[Path, str, str]]:
     """Page, name and content of everything that comes from data files."""
     yield DOCS / "schemes.md", "table", schemes_and_targets()
+    yield DOCS / "schemes.md", "quantizers", quantizers()
     yield DOCS / "demo.md", "training", training()
     yield DOCS / "measurements.md", "gates", measurements(read(DOCS / "measurements.md", "gates"))
 
