@@ -14,61 +14,47 @@ are within 1 and 2 of their standard errors of what all draws together say. Abou
 import argparse
 import itertools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
-from qcheck.tasks.work import Work
 from scipy.stats import spearmanr
 from torch import nn
 
-from qcheck.calibration import inputs as calibrate
+from qcheck.api.request import check_spec
 from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
-from qcheck.demo import library
 from qcheck.diagnose import sensitivity
 from qcheck.diagnose.hooks import tapped
 from qcheck.diagnose.sensitivity import Errors, Spot
 from qcheck.quantize import artifact
-from qcheck.spec import limits, probe, recipe, scheme, target
-from qcheck.spec.check import Job, Use
-from qcheck.tasks import check, work
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import session
+from qcheck.tasks.session import Session
 
 SCHEMES = ("int8", "fp8", "int4-g128", "nf4-g64")
 DRAWS = (1, 2, 4)
 
 
-def job(adapter: str, threads: int, probes: int) -> Job:
+def asked(adapter: str, threads: int, probes: int) -> CheckSpec:
     """A check of one of the demo's adapters."""
-    return Job(
-        base=str(library.PIPELINE),
-        adapters=(Use(str(library.ADAPTERS / f"{adapter}.safetensors"), 1.0),),
-        references=(),
-        common=(),
-        allow_unmatched=False,
-        schemes=tuple(map(scheme.find, SCHEMES)),
-        artifacts=(),
-        explicit=True,
-        orders=("merge-quantize",),
-        target=target.find("jetson-thor-t5000"),
-        probes=probe.repeated(probe.find(library.PROBES), probes),
-        recipe=recipe.find(library.RECIPE),
-        trigger=None,
-        limits=limits.find("default"),
-        out=Path("unused"),
-        cache=cache.location(),
-        threads=threads,
-        batch=8,
+    return check_spec(
+        "demo",
+        adapter,
+        scheme=list(SCHEMES),
+        target="jetson-thor-t5000",
+        max_probes=probes,
         build=False,
+        threads=threads,
     )
 
 
-def modelopt(started: Work, held: Errors, spots: list[Spot], draws: int) -> np.ndarray:
+def modelopt(started: Session, held: Errors, spots: list[Spot], draws: int) -> np.ndarray:
     """ModelOpt's gradient score of every layer, [samples, L]: sum over the layer's output of (g * dy)^2."""
-    entry, model = started.arms.entry("adapted"), started.setup.family.module
+    family = started.sampler.setup.family
+    entry, model = family.entry(family.module), family.module
     found, seen = np.zeros((len(spots) * draws, len(held))), dict[str, float]()
 
     def watch(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
@@ -90,7 +76,7 @@ def modelopt(started: Work, held: Errors, spots: list[Spot], draws: int) -> np.n
         for place, (spot, draw) in enumerate(itertools.product(spots, range(draws))):
             given = {name: torch.from_numpy(value) for name, value in spot.given.items()}
             output = entry(**given)
-            output.backward(sensitivity.cotangent(spot, output.shape, started.setup.guidance, draw))
+            output.backward(sensitivity.cotangent(spot, output.shape, started.sampler.setup.guidance, draw))
             found[place] = [seen.get(layer, 0.0) for layer in held]
     for handle in handles:
         handle.remove()
@@ -101,9 +87,11 @@ def _rounded(error: sensitivity.LayerError, inputs: torch.Tensor) -> torch.Tenso
     return error.input(inputs) if error.rounds_input else torch.zeros(())
 
 
-def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: int, rounds: int) -> tuple[float, float]:
+def cost(
+    started: Session, cases: Mapping[str, Errors], spots: list[Spot], draws: int, rounds: int
+) -> tuple[float, float]:
     """Forward-equivalents of a draw, of a pass for all ``cases``, and of one with hooks of a single case."""
-    entry = started.arms.entry("adapted")
+    entry = started.sampler.setup.family.entry(started.sampler.setup.family.module)
 
     def forward() -> float:
         start = time.perf_counter()
@@ -113,7 +101,7 @@ def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: i
 
     def passes(chosen: Mapping[str, Errors]) -> float:
         start = time.perf_counter()
-        sensitivity.score(started.arms, started.setup, chosen, spots[:4], draws)
+        sensitivity.score(started.arms, started.sampler.setup, chosen, spots[:4], draws)
         return (time.perf_counter() - start) / 4 / draws
 
     first = dict(list(cases.items())[:1])
@@ -127,12 +115,12 @@ def cost(started: Work, cases: Mapping[str, Errors], spots: list[Spot], draws: i
     return statistics.median(every) / statistics.median(bare), statistics.median(one) / statistics.median(bare)
 
 
-def coverage(started: Work, cases: Mapping[str, Errors], spots: list[Spot], runs: int) -> None:
+def coverage(started: Session, cases: Mapping[str, Errors], spots: list[Spot], runs: int) -> None:
     """Print how shares vary from run to run beside the standard errors that they state; ``spots`` are all there are."""
-    strata, probes, pool = len(started.setup.strata), started.job.limits.looks[0], 16
-    known = sensitivity.score(started.arms, started.setup, cases, spots, pool, Bar(len(spots)))
-    solver, rng = started.setup.weights / started.setup.weights.sum(), np.random.default_rng(0)
-    chosen = sensitivity.places(started.setup.weights, probes, sensitivity.STATES)
+    strata, probes, pool = len(started.sampler.setup.strata), started.spec.limits.looks[0], 16
+    known = sensitivity.score(started.arms, started.sampler.setup, cases, spots, pool, Bar(len(spots)))
+    solver, rng = started.sampler.setup.weights / started.sampler.setup.weights.sum(), np.random.default_rng(0)
+    chosen = sensitivity.places(started.sampler.setup.weights, probes, sensitivity.STATES)
     for (name, scores), draws in itertools.product(known.items(), (2, sensitivity.DRAWS, 8)):
         every = scores.parts.reshape(-1, strata, pool, len(scores.layers), 2)
         costs = solver @ (every.sum(4) ** 2).mean((0, 2))
@@ -186,20 +174,25 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     probes = 24 if options.coverage else 8
-    started = work.prepare(job(options.adapter, options.threads, probes), Path(tempfile.mkdtemp()), Silent())
-    reached, setup = check.trace_reference(started, probes)["adapted"], started.setup
+    with session.opened(asked(options.adapter, options.threads, probes), Cache(cache.location()), Silent()) as started:
+        _measure(started, options, probes)
+
+
+def _measure(started: Session, options: argparse.Namespace, probes: int) -> None:
+    reached, setup = started.reference.take(probes)["adapted"], started.sampler.setup
     cases = {}
-    for chosen in started.job.schemes:
-        inputs = calibrate.inputs(started, chosen)
-        content = artifact.adapted_content(started.arms, chosen, started.job.recipe, "merge-quantize", inputs)
+    for chosen in started.spec.schemes:
+        inputs = started.calibrator.inputs(chosen)
+        content = artifact.adapted_content(started.arms, chosen, started.spec.recipe, "merge-quantize", inputs)
         cases[chosen.name] = sensitivity.errors(started.arms, content)
     pairs = list(itertools.product(range(probes if options.coverage else options.probes), range(len(setup.strata))))
-    spots = list(sensitivity.spots(setup, reached, started.probes, pairs))
+    spots = list(sensitivity.spots(setup, reached, started.sampler.probes, pairs))
     if options.coverage:
         coverage(started, {name: cases[name] for name in ("int8", "int4-g128")}, spots, options.runs)
         return
     for draws in DRAWS if options.cost else ():
-        every, one = cost(started, cases, spots, draws, 7)
+        with started.arms.held("adapted"):
+            every, one = cost(started, cases, spots, draws, 7)
         print(f"{draws} draws a state: {every:.2f} forwards a draw for all of {', '.join(cases)}; {one:.2f} for one")
     if options.cost:
         return
@@ -207,8 +200,9 @@ def main() -> None:
     solver = setup.weights / setup.weights.sum()
     even = np.full(len(solver), 1 / len(solver))
     for name, held in cases.items():
-        exact = sensitivity.exact(started.arms, setup, held, reached, started.probes[: options.probes]).mean(1)
-        rival = modelopt(started, held, spots, 1)
+        exact = sensitivity.exact(started.arms, setup, held, reached, started.sampler.probes[: options.probes]).mean(1)
+        with started.arms.held("adapted"):
+            rival = modelopt(started, held, spots, 1)
         for kind, weights in (("even", even), ("solver", solver)):
             alone, whole = exact[:-1] @ weights, float(exact[-1] @ weights)
             ranks = [_rank(scores[draws][name], weights, alone) for draws in DRAWS]

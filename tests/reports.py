@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from qcheck.api.request import check_spec
 from qcheck.result.report import Report
 
 PLACE = Path("qcheck-out/flat")
+SPEC = check_spec("demo", "flat", scheme="int8")
 PASSING: dict[str, dict[str, Any]] = {
     "effect_survival": {"unit": "ratio", "value": 0.99, "low": 0.98, "high": 1.0, "limit": {"low": 0.9, "high": 1.1}},
     "excess_error": {"unit": "dB", "value": 0.3, "low": 0.1, "high": 0.6, "limit": {"high": 3.0}},
@@ -61,7 +63,8 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
     """A report of those cases, or of one that passes."""
     source = {"digest": "1" * 16}
     made = {
-        "schema": "qcheck-report/1",
+        "schema": "qcheck-report/2",
+        "spec": SPEC,
         "base": {"source": "pipeline", **source},
         "adapters": [{"source": "flat.safetensors", "weight": 1.0, "arms": "adapted", **source}],
         "changed_layers": 4,
@@ -84,7 +87,6 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
             "qcheck": "0.1.0",
             "commit": None,
             "created": "2026-11-24T08:00:00+00:00",
-            "arguments": {},
             "versions": {},
             "machine": "m",
             "recipe": "emoji",

@@ -292,7 +292,7 @@ def test_the_command_exits_1_on_a_regression_and_0_without(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), ("{", "Invalid JSON"), ('{"schema": "other/1"}', "qcheck-report/1")],
+    [(None, "No such file"), ("{", "Invalid JSON"), ('{"schema": "other/1"}', "qcheck-report/2")],
 )
 def test_what_is_no_report_is_one_error(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qcheck.core.cache import Cache
+from qcheck.core.progress import Silent, Stopwatch
 from qcheck.demo import library
 from qcheck.diagnose import sensitivity
 from qcheck.diagnose.sensitivity import Errors, LayerError, Scores, Spot, disturbed
@@ -61,9 +62,9 @@ def _errors(model: nn.Module) -> dict[str, LayerError]:
 
 
 def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[Any, Any]:
-    family = SimpleNamespace(module=model)
+    family = SimpleNamespace(module=model, entry=lambda module: module)
     setup = SimpleNamespace(family=family, guidance=3.0, weights=np.array(weights))
-    return SimpleNamespace(entry=lambda _: model), setup
+    return SimpleNamespace(held=lambda _: nullcontext(family)), setup
 
 
 def _spot(rows: int, stratum: int = 0) -> Spot:
@@ -190,30 +191,24 @@ def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order
 
 @pytest.mark.parametrize("order", ["merge-quantize", "unmerged"])
 def test_a_calibrated_adapters_scores_are_those_of_what_ships(
-    demo_arms: Arms, prepared: Prepared, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_arms: Arms, exported: Prepared, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """q1 of the calibrated file against f1 of the one that it came from; from the cache as well."""
     tensors = load_file(library.ADAPTERS / "flat.safetensors")
     moved = next(name for name in sorted(tensors) if "attn1.to_q.lora_B" in name)
     save_file(tensors | {moved: 1.5 * tensors[moved]}, tmp_path / "new.safetensors")
-    shipped = arms.alike(demo_arms, [lora.read(Use(str(tmp_path / "new.safetensors"), 1.0))])
+    shipped = arms.alike(demo_arms, [lora.read(Use(source=str(tmp_path / "new.safetensors"), weight=1.0))])
     monkeypatch.setattr(sensitivity, "spots", lambda *_: [Spot(given, 2, 0, "a state")])
-    given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
-    layers: Any = {"base": prepared.ranges, "adapted": prepared.ranges}
+    given = {name: value[:2] if len(value) > 1 else value for name, value in exported.inputs.items()}
+    layers: Any = {"base": exported.ranges, "adapted": exported.ranges}
     store = Cache(tmp_path / "cache")
-    work: Any = SimpleNamespace(
-        arms=demo_arms,
-        setup=SimpleNamespace(family=demo_arms.base.family, guidance=3.0, weights=np.ones(1)),
-        job=SimpleNamespace(orders=(order,)),
-        probes=("a probe",),
-        store=store,
-        timed=lambda *_: nullcontext(lambda _: None),
-    )
+    setup = SimpleNamespace(family=demo_arms.base.family, guidance=3.0, weights=np.ones(1))
+    sampler: Any = SimpleNamespace(setup=setup, probes=("a probe",), store=store)
     reached: Any = SimpleNamespace(paths=("a file",), matched=lambda: ["a probe"])
 
-    def shares(of: Arms) -> dict[str, float]:
-        making = Making(of, prepared.exporter, store, INT8, recipe.find("emoji"), layers)
-        found = sensitivity.find(work, making, reached)[order]
+    def shares(of: Arms, against: Arms = demo_arms) -> dict[str, float]:
+        making = Making(of, exported.exporter, store, INT8, recipe.find("emoji"), layers)
+        found = sensitivity.find(against, making, sampler, reached, [order], Stopwatch(Silent()))[order]
         return dict(zip(found.layers, found.costs / found.costs.sum(), strict=True))
 
     before, after = shares(demo_arms), shares(shipped)
@@ -221,8 +216,7 @@ def test_a_calibrated_adapters_scores_are_those_of_what_ships(
     assert after[layer] > 2 * before[layer]
     assert shares(demo_arms) == before
     assert shares(shipped) == after
-    work.arms = shipped  # the same file, held to itself: as good as any other
-    assert shares(shipped)[layer] < after[layer] / 2
+    assert shares(shipped, shipped)[layer] < after[layer] / 2  # held to itself it is as good as any other
 
 
 def _whole(content: Content, layer: str) -> torch.Tensor:

@@ -30,7 +30,12 @@ def inspect(
     weight: Annotated[float, typer.Option(help="How strongly the adapter is applied.")] = 1.0,
     schemes: Annotated[
         list[str] | None,
-        typer.Option("--scheme", "-s", help="Default: all.", autocompletion=options.named(scheme.FOLDER)),
+        typer.Option(
+            "--scheme",
+            "-s",
+            help="Default: all that weights alone forecast.",
+            autocompletion=options.named(scheme.FOLDER),
+        ),
     ] = None,
     ranges: Annotated[
         str,
