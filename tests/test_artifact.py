@@ -19,7 +19,7 @@ from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize import bnb as bitsandbytes
 from qcheck.quantize import qdq as rewrite
-from qcheck.quantize.artifact import Content, Quantized
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
@@ -33,13 +33,13 @@ RECIPE = recipe.find("emoji")
 SCHEMES = [chosen for chosen in scheme.every() if chosen.exported]
 
 
-def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> Content:
+def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
     return artifact.adapted_content(demo_arms, chosen, RECIPE, order, ranges)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _holding(model: torch.nn.Module, content: Content) -> Iterator[torch.nn.Module]:
+def _holding(model: torch.nn.Module, content: QuantizedWeights) -> Iterator[torch.nn.Module]:
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(content.state)
     with fake.simulated(model, content.plan, content.branches) as simulated:
@@ -129,7 +129,7 @@ def test_another_release_of_bitsandbytes_finds_no_stored_outputs(monkeypatch: py
     for release in ("1", "2", "1"):
         monkeypatch.setattr(versions, "versions", lambda release=release: {"bitsandbytes": release})
         cache.code.cache_clear()
-        made = Quantized("digest", None, lambda: pytest.fail("nothing is run"))
+        made = QuantizedArm("digest", None, lambda: pytest.fail("nothing is run"))
         contents.append(Session.quantized(session, "q1", "adapted", made).content)
     cache.code.cache_clear()
     assert contents[0] == contents[2] != contents[1]
