@@ -19,7 +19,7 @@ from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize import bnb as bitsandbytes
 from qcheck.quantize import qdq as rewrite
-from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize.artifact import QuantizedArm, QuantizedWeights
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme

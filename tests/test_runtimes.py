@@ -11,6 +11,7 @@ import torch
 
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, bnb, fake
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.scheme import Scheme

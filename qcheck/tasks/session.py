@@ -22,7 +22,7 @@ from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family import Shape
 from qcheck.model.lora import note
-from qcheck.quantize.artifact import Exporter
+from qcheck.quantize.artifact import Exporter, QuantizedArm
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.torch_runner import TorchRunner

@@ -13,6 +13,7 @@ from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors
 from qcheck.quantize import artifact, merge, plan
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.quantize.plan import Input
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, ORDERS, Order

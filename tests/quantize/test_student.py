@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qcheck.model.arms import Arms
 from qcheck.model.lora import trainable
 from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
