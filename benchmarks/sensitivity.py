@@ -26,7 +26,7 @@ from qcheck.api.request import check_spec
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
-from qcheck.diagnose import sensitivity
+from qcheck.diagnose import scores, sensitivity
 from qcheck.diagnose.hooks import tapped
 from qcheck.diagnose.sensitivity import Errors, EvaluationPoint
 from qcheck.quantize import artifact
@@ -121,15 +121,17 @@ def coverage(started: Session, cases: Mapping[str, Errors], spots: list[Evaluati
     known = sensitivity.score(started.arms, started.sampler.setup, cases, spots, pool, Bar(len(spots)))
     solver, rng = started.sampler.setup.weights / started.sampler.setup.weights.sum(), np.random.default_rng(0)
     chosen = sensitivity.places(started.sampler.setup.weights, probes, sensitivity.STATES)
-    for (name, scores), draws in itertools.product(known.items(), (2, sensitivity.DRAWS, 8)):
-        every = scores.parts.reshape(-1, strata, pool, len(scores.layers), 2)
+    for (name, known_scores), draws in itertools.product(known.items(), (2, sensitivity.DRAWS, 8)):
+        every = known_scores.parts.reshape(-1, strata, pool, len(known_scores.layers), 2)
         costs = solver @ (every.sum(4) ** 2).mean((0, 2))
         top = np.argsort(-costs)[:6]
         truth, found, stated = (costs / costs.sum())[top], [], []
         for _ in range(runs):
             asked = rng.integers(0, len(every), probes)
             parts = [every[asked[row], stratum][rng.choice(pool, draws, False)] for row, stratum in chosen]
-            made = _scores(scores.layers, np.concatenate(parts), [stratum for _, stratum in chosen], draws, solver)
+            made = _scores(
+                known_scores.layers, np.concatenate(parts), [stratum for _, stratum in chosen], draws, solver
+            )
             found.append(made.shares[top])
             stated.append(made.standard_errors()[top])
         off = np.abs(np.array(found) - truth) / np.array(stated)
@@ -143,10 +145,10 @@ def coverage(started: Session, cases: Mapping[str, Errors], spots: list[Evaluati
 
 def _scores(
     layers: tuple[str, ...], parts: np.ndarray, places: list[int], draws: int, solver: np.ndarray
-) -> sensitivity.Scores:
+) -> scores.Scores:
     """Those of one run, ``parts`` [states * draws, L, 2] at strata ``places``."""
     states, strata = np.repeat(np.arange(len(places)), draws), np.repeat(places, draws)
-    return sensitivity.Scores(layers, states, strata, (solver / np.bincount(strata))[strata], parts)
+    return scores.Scores(layers, states, strata, (solver / np.bincount(strata))[strata], parts)
 
 
 class Bar:
@@ -219,11 +221,11 @@ def _measure(started: Session, options: argparse.Namespace, probes: int) -> None
             )
 
 
-def _costs(scores: sensitivity.Scores, weights: np.ndarray) -> np.ndarray:
+def _costs(scores: scores.Scores, weights: np.ndarray) -> np.ndarray:
     return (weights[scores.strata] / np.bincount(scores.strata)[scores.strata]) @ scores.parts.sum(2) ** 2
 
 
-def _rank(scores: sensitivity.Scores, weights: np.ndarray, alone: np.ndarray) -> float:
+def _rank(scores: scores.Scores, weights: np.ndarray, alone: np.ndarray) -> float:
     found: float = spearmanr(_costs(scores, weights), alone).statistic
     return found
 

@@ -14,8 +14,9 @@ from torch import nn
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent, Stopwatch
 from qcheck.demo import library
-from qcheck.diagnose import sensitivity
-from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, Scores, disturbed
+from qcheck.diagnose import scores, sensitivity
+from qcheck.diagnose.scores import Scores
+from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, disturbed
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, formats, plan
@@ -286,14 +287,14 @@ def test_places_cover_the_strata_and_go_where_noise_counts_most() -> None:
     ],
 )
 def test_blocks_and_kinds(layer: str, block: str, kind: str) -> None:
-    assert (sensitivity.block(layer), sensitivity.kind(layer)) == (block, kind)
+    assert (scores.block(layer), scores.kind(layer)) == (block, kind)
 
 
 def test_scores_are_read_as_written(tmp_path: Path) -> None:
     draws = np.random.default_rng(3)
     made = Scores(("a.0", "b.1"), np.arange(2), np.array([0, 1]), np.array([0.5, 0.5]), draws.normal(size=(2, 2, 2)))
     made.save(tmp_path / "scores.npz")
-    read = sensitivity.load(tmp_path / "scores.npz")
+    read = scores.load(tmp_path / "scores.npz")
     assert read.layers == made.layers
     np.testing.assert_array_equal(read.costs, made.costs)
     assert read.grouped(lambda _: "all") == pytest.approx({"all": made.costs.sum()})

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
-from qcheck.api.request import Request, check_spec
+from qcheck.api.keywords import Request
+from qcheck.api.request import check_spec
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of

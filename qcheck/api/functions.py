@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from qcheck.api.keywords import Files, Made, Named, Request, Schemes
 from qcheck.api.lazy import host
-from qcheck.api.request import CORES, Files, Made, Named, Request, Schemes, asked, made, ranged
+from qcheck.api.request import CORES, asked, made, ranged
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
@@ -101,7 +102,7 @@ def check(
         overwrite: Replace an earlier result in ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage; silent by default.
-        **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``.
+        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``.
 
     Raises:
         UserError: bad input, or an adapter whose effect is too small to judge.
@@ -140,7 +141,7 @@ def export(
         overwrite: Replace an earlier export in ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage.
-        **request: The options of ``qcheck export``, see ``qcheck.api.request.Made``.
+        **request: The options of ``qcheck export``, see ``qcheck.api.keywords.Made``.
 
     Raises:
         UserError: bad input, or a scheme that is no file.
@@ -220,7 +221,7 @@ def calibrate(
         overwrite: Replace the file that an earlier calibration wrote to ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage.
-        **request: The options of ``qcheck calibrate``, see ``qcheck.api.request.Made``.
+        **request: The options of ``qcheck calibrate``, see ``qcheck.api.keywords.Made``.
 
     Raises:
         UserError: bad input, a scheme without ranges, or a file that is there already.
@@ -305,7 +306,7 @@ def qat(
         overwrite: Replace earlier reports in ``report``, and an earlier calibration of this adapter in ``out``.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage.
-        **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``.
+        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``.
 
     Raises:
         UserError: bad input, an adapter that is broken at full precision, or training that diverges.

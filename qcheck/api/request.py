@@ -8,10 +8,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from pydantic import ValidationError
 
+from qcheck.api.keywords import (
+    Files,
+    Floats,
+    Made,
+    Named,
+    Orders,
+    Request,
+    Require,
+    Schemes,
+)
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.values import Value
 from qcheck.demo import library
@@ -33,105 +43,7 @@ from qcheck.spec.target import Target
 TARGET = "jetson-agx-orin-64gb"
 ALL = "all"
 CORES = os.cpu_count() or 1  # processor threads of this machine
-Named = str | Path
-Require = Literal["all", "any"]
 V = TypeVar("V", bound=Value)
-Files = Named | Sequence[Named] | None
-Floats = float | Sequence[float] | None
-Schemes = Named | Scheme | Sequence[Named | Scheme] | None
-Orders = str | Sequence[str] | None
-
-
-class Adapting(TypedDict, total=False):
-    """Keywords of the adapters and the device.
-
-    ``weight``: how strongly each adapter is applied, 1 by default. ``reference_lora``: what ``qat`` calibrated each
-    adapter from; it is what the artifacts are held to. ``with_lora``: adapters of both arms, FILE or "FILE=WEIGHT".
-    ``allow_unmatched``: take adapters of which some layers are not in this base. ``target``: the device.
-    """
-
-    weight: Floats
-    reference_lora: Files
-    with_lora: Files
-    allow_unmatched: bool
-    target: Named | Target
-
-
-class Quantizing(TypedDict, total=False):
-    """Keywords of the artifacts.
-
-    ``scheme``: one or several; by default all that quantize and that TensorRT runs on the target. ``order``: when the
-    adapter is merged, one or several. ``recipe``: how ranges of inputs are found. ``ranges``: a file of ranges that
-    ``calibrate`` wrote.
-    """
-
-    scheme: Schemes
-    order: Orders
-    recipe: Named | Recipe | None
-    ranges: Named | None
-
-
-class Sampling(TypedDict, total=False):
-    """Keywords of a probe's run, each in place of what the probe set says.
-
-    ``trigger``: words put before every prompt. ``steps`` of the solver, ``guidance`` scale, ``seed`` of the first
-    probe, ``width`` and ``height`` in pixels.
-    """
-
-    trigger: str | None
-    steps: int | None
-    guidance: float | None
-    seed: int | None
-    width: int | None
-    height: int | None
-
-
-class Running(TypedDict, total=False):
-    """Keywords of the machine.
-
-    ``build``: compile with TensorRT-RTX where it is installed. ``threads``: processor threads, by default all.
-    ``batch``: probes that run together.
-    """
-
-    build: bool
-    threads: int | None
-    batch: int
-
-
-class Made(Adapting, Quantizing, Sampling, Running, total=False):
-    """Keywords of what is made without a verdict.
-
-    ``probes``: the probe set, of which only the sampling counts where nothing is judged.
-    """
-
-    probes: Named | ProbeSet | None
-
-
-class Judging(TypedDict, total=False):
-    """Keywords of the verdict.
-
-    ``artifact``: ONNX files of others, judged beside the schemes, or alone. ``limits``: what the verdict compares with.
-    ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
-    """
-
-    artifact: Files
-    limits: Named | Limits
-    require: Require | None
-
-
-class Probing(TypedDict, total=False):
-    """Keywords of what is judged on.
-
-    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: where looks at
-    more probes end.
-    """
-
-    prompts: Named | Sequence[str] | None
-    max_probes: int | None
-
-
-class Request(Made, Judging, Probing, total=False):
-    """Keywords of a check: all of them."""
 
 
 def check_spec(
@@ -173,10 +85,9 @@ def check_spec(
     device = _value(target, targets.find)
     chosen, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
-    with plainly():
-        judged = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
     every = chosen == [ALL]
     with plainly():
+        judged = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
         return CheckSpec(
             base=place(library.PIPELINE if demo else base),
             adapters=_uses(demo, _many(lora), _many(weight)),

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from qcheck.api.functions import caching
+from qcheck.api.keywords import Files, Made, Named, Request
 from qcheck.api.lazy import host
-from qcheck.api.request import Files, Made, Named, Request, asked, made
+from qcheck.api.request import asked, made
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Silent
 from qcheck.result.measurement import Measurement
@@ -37,7 +38,7 @@ class Session:
         lora: A .safetensors file, or a list of them that are judged together.
         cache: Use and keep results of earlier runs.
         progress: Told of every stage; silent by default.
-        **request: The options of ``qcheck check``, see ``qcheck.api.request.Request``; ``scheme`` and ``order`` are
+        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``; ``scheme`` and ``order`` are
             asked for by ``quantize``.
 
     Raises:

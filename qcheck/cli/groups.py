@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from qcheck.api.functions import default_out
-from qcheck.api.request import CORES, TARGET, Adapting, Judging, Probing, Quantizing, Running, Sampling, requirement
+from qcheck.api.keywords import Adapting, Judging, Probing, Quantizing, Running, Sampling
+from qcheck.api.request import CORES, TARGET, requirement
 from qcheck.cli import options
 from qcheck.demo import library
 

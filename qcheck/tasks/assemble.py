@@ -9,8 +9,7 @@ import numpy as np
 
 from qcheck.build import profile
 from qcheck.core.digest import digest_of, digest_of_value
-from qcheck.diagnose import sensitivity
-from qcheck.diagnose.sensitivity import Scores
+from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
@@ -99,8 +98,8 @@ def _shares(scores: Scores) -> list[LayerShare]:
     found = [
         LayerShare(
             name=layer,
-            block=sensitivity.block(layer),
-            kind=sensitivity.kind(layer),
+            block=block(layer),
+            kind=kind(layer),
             share=share,
             standard_error=error,
             weight=weight,

@@ -14,7 +14,7 @@ from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
-from qcheck.diagnose.sensitivity import Scores
+from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.verdict import judge
 from qcheck.measure import control, distribution, effect, endpoint, registry, trajectory

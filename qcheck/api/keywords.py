@@ -1,0 +1,110 @@
+"""The keywords of the Python API: the options of the commands in snake case, typed, by what they describe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from qcheck.spec.limits import Limits
+from qcheck.spec.probe import ProbeSet
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Scheme
+from qcheck.spec.target import Target
+
+Named = str | Path
+Require = Literal["all", "any"]
+Files = Named | Sequence[Named] | None
+Floats = float | Sequence[float] | None
+Schemes = Named | Scheme | Sequence[Named | Scheme] | None
+Orders = str | Sequence[str] | None
+
+
+class Adapting(TypedDict, total=False):
+    """Keywords of the adapters and the device.
+
+    ``weight``: how strongly each adapter is applied, 1 by default. ``reference_lora``: what ``qat`` calibrated each
+    adapter from; it is what the artifacts are held to. ``with_lora``: adapters of both arms, FILE or "FILE=WEIGHT".
+    ``allow_unmatched``: take adapters of which some layers are not in this base. ``target``: the device.
+    """
+
+    weight: Floats
+    reference_lora: Files
+    with_lora: Files
+    allow_unmatched: bool
+    target: Named | Target
+
+
+class Quantizing(TypedDict, total=False):
+    """Keywords of the artifacts.
+
+    ``scheme``: one or several; by default all that quantize and that TensorRT runs on the target. ``order``: when the
+    adapter is merged, one or several. ``recipe``: how ranges of inputs are found. ``ranges``: a file of ranges that
+    ``calibrate`` wrote.
+    """
+
+    scheme: Schemes
+    order: Orders
+    recipe: Named | Recipe | None
+    ranges: Named | None
+
+
+class Sampling(TypedDict, total=False):
+    """Keywords of a probe's run, each in place of what the probe set says.
+
+    ``trigger``: words put before every prompt. ``steps`` of the solver, ``guidance`` scale, ``seed`` of the first
+    probe, ``width`` and ``height`` in pixels.
+    """
+
+    trigger: str | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    width: int | None
+    height: int | None
+
+
+class Running(TypedDict, total=False):
+    """Keywords of the machine.
+
+    ``build``: compile with TensorRT-RTX where it is installed. ``threads``: processor threads, by default all.
+    ``batch``: probes that run together.
+    """
+
+    build: bool
+    threads: int | None
+    batch: int
+
+
+class Made(Adapting, Quantizing, Sampling, Running, total=False):
+    """Keywords of what is made without a verdict.
+
+    ``probes``: the probe set, of which only the sampling counts where nothing is judged.
+    """
+
+    probes: Named | ProbeSet | None
+
+
+class Judging(TypedDict, total=False):
+    """Keywords of the verdict.
+
+    ``artifact``: ONNX files of others, judged beside the schemes, or alone. ``limits``: what the verdict compares with.
+    ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
+    """
+
+    artifact: Files
+    limits: Named | Limits
+    require: Require | None
+
+
+class Probing(TypedDict, total=False):
+    """Keywords of what is judged on.
+
+    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: where looks at
+    more probes end.
+    """
+
+    prompts: Named | Sequence[str] | None
+    max_probes: int | None
+
+
+class Request(Made, Judging, Probing, total=False):
+    """Keywords of a check: all of them."""
