@@ -16,6 +16,7 @@ from qcheck.core.progress import Progress
 from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
 from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
+from qcheck.judge.looks import until_decided
 from qcheck.judge.verdict import judge
 from qcheck.measure import control, distribution, effect, endpoint, registry, trajectory
 from qcheck.measure.interval import measure_all
@@ -31,7 +32,7 @@ from qcheck.result.build import Build
 from qcheck.result.evidence import CaseEvidence
 from qcheck.result.measurement import Measurement
 from qcheck.result.report import Case, Report
-from qcheck.result.verdict import Verdict
+from qcheck.result.verdict import Outcome, Verdict
 from qcheck.sampling.setup import Setup, Subject, forwards
 from qcheck.sampling.store import Trace, require_matched
 from qcheck.spec import measurement
@@ -223,13 +224,15 @@ def run_case(made: Quantization) -> Result:
     """One scheme in one order: looks at more and more probes until there is a verdict."""
     start, session, scheme = time.monotonic(), made.session, made.scheme
     limits, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
-    for count in limits.looks:
+
+    def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         seen = look(made, count)
         verdict = decide(limits, weights, made.ground.controls, seen.samples, seen.energies, made.builds)
-        if verdict.outcome != "INCONCLUSIVE":
-            break
+        return verdict.outcome, (verdict, seen)
+
+    _, _, (verdict, seen) = until_decided(limits.looks, judge_at)
     sheet = assemble.sheet(session, made.title, verdict, seen.reference, seen.quantized)
-    prompts = [asked.prompt for asked in session.sampler.probes[:count]]
+    prompts = [asked.prompt for asked in session.sampler.probes[: len(seen.energies.f1)]]
     worst = ungated.worst_prompt(seen.energies, weights, made.ground.floor, prompts)
     also = ungated.measure(seen.reference, seen.quantized, sheet, SIDES, limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
@@ -247,24 +250,24 @@ def run_given(session: Session, file: Given) -> Result:
     start, limits, setup = time.monotonic(), session.spec.bounds.alone(), session.sampler.setup
     builds = [session.gate.build_given(file, session.example, setup.family.latent)]
     q1 = session.stored(f"{file.name}: LoRA (q1)", "adapted", file.path, file.digest)
-    for count in limits.looks:
+
+    def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         reference = session.reference.take(count)
-        quantized: Traces = {
-            "base": reference["base"],
-            "adapted": trace_artifact(session, q1, reference["adapted"]),
-        }
+        quantized: Traces = {"base": reference["base"], "adapted": trace_artifact(session, q1, reference["adapted"])}
         samples, energies = measure(setup, reference, quantized, np.zeros(len(setup.strata)))
-        samples = [s for s in samples if not measurement.find(s.name).compares(s.arm)]
-        verdict = decide(limits, setup.weights, [], samples, energies, builds)
-        if verdict.outcome != "INCONCLUSIVE":
-            break
+        alone = [sample for sample in samples if not measurement.find(sample.name).compares(sample.arm)]
+        verdict = decide(limits, setup.weights, [], alone, energies, builds)
+        return verdict.outcome, (verdict, Look(reference, quantized, alone, energies))
+
+    _, _, (verdict, seen) = until_decided(limits.looks, judge_at)
+    reference, quantized, energies = seen.reference, seen.quantized, seen.energies
     steps = along(reference, quantized, ["adapted"])
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
     also = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, *also))
     case = assemble.given_case(session, file, CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start))
-    seen = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
-    return Result(case, sheet, seen.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
+    shown = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
+    return Result(case, sheet, shown.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
 
 def decide(
