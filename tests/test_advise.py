@@ -1,4 +1,4 @@
-"""Remedies in order of cost, each a job of its own; results that are found again; a command that says the same."""
+"""Remedies in order of cost, each a request of its own; results that are found again; a command that says the same."""
 
 import json
 import shlex
@@ -6,35 +6,35 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from benchmarks.zoo import cases
+from qcheck.api.request import check_spec
+from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Silent
 from qcheck.demo import library
 from qcheck.result import store as stored
 from qcheck.result.report import Report
 from qcheck.result.verdict import Outcome
-from qcheck.spec import recipe, scheme
-from qcheck.spec.check import Job
+from qcheck.spec import command, recipe, scheme, target
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
 from qcheck.tasks import advise, remedies
-from qcheck.tasks import check as pipeline
+from qcheck.tasks import check as task
 from qcheck.tasks.remedies import FailingCase
 from tests.conftest import Finished, run
 
 
-def _job(named: str, order: Order = "quantize-merge") -> Job:
-    whole = cases.job(library.ADAPTERS / "faint.safetensors", Path())
-    return replace(whole, schemes=(scheme.find(named),), orders=(order,))
+def _spec(named: str, order: Order = "quantize-merge") -> CheckSpec:
+    """A case of the demo's faint adapter on a device that runs every scheme."""
+    return check_spec(library.NAME, "faint", scheme=named, order=order, target="jetson-thor-t5000", max_probes=16)
 
 
 def _kinds(named: str, verdict: Outcome, order: Order = "quantize-merge") -> list[str]:
-    ill = FailingCase(_job(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
+    ill = FailingCase(_spec(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
     return list(dict.fromkeys(found.kind for found in remedies.remedies(ill)))
 
 
@@ -48,32 +48,32 @@ def test_the_base_s_own_failure_is_not_cured_by_the_order_or_by_training_the_ada
 
 
 def test_an_adapter_that_is_broken_at_full_precision_is_retrained_and_told_why() -> None:
-    (found,) = remedies.remedies(FailingCase(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedies.no_keeps))
-    assert found.job is None
+    (found,) = remedies.remedies(FailingCase(_spec("int8"), "FAIL-ADAPTER", lambda _: True, remedies.no_keeps))
+    assert found.spec is None
     assert "QAT would teach" in found.why
 
 
 def test_an_open_verdict_gets_all_probes_first() -> None:
-    first = next(remedies.remedies(FailingCase(_job("int8"), "INCONCLUSIVE", lambda _: True, remedies.no_keeps)))
+    first = next(remedies.remedies(FailingCase(_spec("int8"), "INCONCLUSIVE", lambda _: True, remedies.no_keeps)))
     assert first.kind == "probes"
-    assert first.job is not None
-    assert first.job.limits.looks[-1] == 64
+    assert first.spec is not None
+    assert first.spec.bounds.looks[-1] == 64
 
 
 def test_what_is_not_installed_or_not_run_by_the_target_is_not_offered() -> None:
-    job = replace(_job("int4-g128"), target=advise.target.find("jetson-agx-orin-64gb"))
+    spec = _spec("int4-g128").changed(target=target.find("jetson-agx-orin-64gb"))
     found = [
-        r.title for r in remedies.remedies(FailingCase(job, "NEEDS-QAT", lambda s: not s.needs, remedies.no_keeps))
+        r.title for r in remedies.remedies(FailingCase(spec, "NEEDS-QAT", lambda s: not s.needs, remedies.no_keeps))
     ]
     assert "scheme int8" in found
     assert not {"scheme fp8", "scheme int4-awq", "scheme int4-g128-int8"} & set(found)
 
 
 def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
-    ill = FailingCase(_job("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
+    ill = FailingCase(_spec("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
     (found,) = remedies.kept_layers(ill)
-    assert found.job is not None
-    assert found.job.recipe.keep == (*ill.job.recipe.keep, "mid_block.x")
+    assert found.spec is not None
+    assert found.spec.recipe.keep == (*ill.spec.recipe.keep, "mid_block.x")
 
 
 def test_a_written_recipe_is_read_back(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_written_recipe_is_read_back(tmp_path: Path) -> None:
         "keep": ("a.b",),
     }
     held = recipe.find("emoji").model_copy(update=changed)
-    (tmp_path / "mine.toml").write_text(recipe.text(held))
+    (tmp_path / "mine.toml").write_text(command.text(held))
     assert recipe.find(str(tmp_path / "mine.toml")) == held
 
 
@@ -97,11 +97,11 @@ def _failing(finished: Finished, folder: Path) -> Path:
     return folder
 
 
-def test_a_report_gives_the_job_that_made_it(finished: Finished, tmp_path: Path) -> None:
+def test_a_report_gives_the_request_that_made_it(finished: Finished, tmp_path: Path) -> None:
     report = stored.read(_failing(finished, tmp_path))
-    ((_, job),) = advise.jobs(report, tmp_path, 1)
-    assert job.arguments() == report.provenance.arguments
-    assert not list(advise.jobs(stored.read(finished.folder), tmp_path, 2))
+    ((case, spec),) = advise.requests(report)
+    assert (case, spec) == (report.cases[0], report.spec)
+    assert not list(advise.requests(stored.read(finished.folder)))
 
 
 def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
@@ -115,12 +115,12 @@ def test_the_predicted_size_is_that_of_the_tensors(finished: Finished) -> None:
 
 def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finished: Finished, tmp_path: Path) -> None:
     report = stored.read(_failing(finished, tmp_path))
-    ((case, job),) = advise.jobs(report, tmp_path, 1)
-    sizes = advise.tensors(job.base, job.schemes[0], job.recipe)
+    ((case, spec),) = advise.requests(report)
+    sizes = advise.tensors(spec.base, spec.schemes[0], spec.recipe)
     whole = sum(size.stored for size in sizes.values() if size.quantized)
     shares = {one.name: one.share for one in case.layers}
     grown, kept = [], []
-    for layers in advise.choices_to_keep(case, job):
+    for layers in advise.choices_to_keep(case, spec):
         held = [sizes[f"{layer}.weight"] for layer in layers]
         grown.append(sum(size.wide - size.stored for size in held) / whole)
         kept.append(sum(shares[layer] for layer in layers))
@@ -129,7 +129,7 @@ def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finis
     assert 0 < grown[0] <= grown[-1] <= 0.4
     assert kept[0] > 0.3  # a few small layers carry most of this gap
     full = case.model_copy(update={"estimate": case.estimate.model_copy(update={"memory_gb": 0.0})})  # type: ignore[union-attr]
-    assert not list(advise.choices_to_keep(full, job))
+    assert not list(advise.choices_to_keep(full, spec))
 
 
 def test_advice_stops_at_the_first_cure_and_is_found_again(
@@ -139,21 +139,21 @@ def test_advice_stops_at_the_first_cure_and_is_found_again(
     (tmp_path / "given").mkdir()
     failing, asked = _failing(finished, tmp_path / "given"), list[str]()
 
-    def check(job: Job, folder: Path, progress: Progress) -> Report:
-        asked.append(f"{job.orders[0]} {job.recipe.method}")
+    def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
+        asked.append(f"{spec.orders[0]} {spec.recipe.method}")
         if len(asked) == 2:
             raise KeyboardInterrupt
         report = stored.read(finished.folder)
-        verdict: Outcome = "PASS" if job.recipe.method == "percentile" else "NEEDS-QAT"
+        verdict: Outcome = "PASS" if spec.recipe.method == "percentile" else "NEEDS-QAT"
         (case,) = report.cases
         return report.model_copy(update={"cases": [case.model_copy(update={"verdict": verdict})]})
 
-    monkeypatch.setattr(pipeline, "check", check)
-    out, kept = tmp_path / "out", tmp_path / "kept"
+    monkeypatch.setattr(task, "check", check)
+    out, kept, report = tmp_path / "out", Cache(tmp_path / "kept"), stored.read(failing)
     out.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        advise.advise(failing, out, kept, Silent())
-    found = advise.advise(failing, out, kept, Silent())
+        advise.advise(report, "mine", out, kept, Silent())
+    found = advise.advise(report, "mine", out, kept, Silent())
     assert asked == ["unmerged max", "merge-quantize mse", "merge-quantize mse", "merge-quantize percentile"]
     (case,) = found.cases
     assert case.cure is not None
@@ -173,7 +173,7 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
     (tmp_path / "given").mkdir()
     failing = str(_failing(finished, tmp_path / "given"))
     monkeypatch.setattr(remedies, "KINDS", (remedies.other_orders,))
-    monkeypatch.setattr(pipeline, "check", lambda *_: stored.read(Path(failing)))
+    monkeypatch.setattr(task, "check", lambda *_: stored.read(Path(failing)))
     assert run("advise", failing, "--dry-run", "--out", str(tmp_path / "listed")).exit_code == 0
     result = run("advise", failing, "--out", str(tmp_path / "tried"))
     assert result.exit_code == 1
@@ -184,7 +184,7 @@ def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report\.json"):
         stored.read(tmp_path)
     (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(UserError, match="is not of qcheck-report/1"):
+    with pytest.raises(UserError, match="is not of qcheck-report/2"):
         stored.read(tmp_path)
 
 

@@ -4,25 +4,26 @@ from pathlib import Path
 
 import pytest
 
+from qcheck.core.cache import Cache
 from qcheck.core.progress import Progress
 from qcheck.result.report import Report
-from qcheck.spec.check import Job
-from qcheck.tasks import check as pipeline
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import check as task
 from tests import reports
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs that were started, instead of running them; their output goes below ``tmp_path``."""
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[CheckSpec]:
+    """The requests that were started, instead of carrying them out; their output goes below ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
-    jobs: list[Job] = []
+    requests: list[CheckSpec] = []
 
-    def check(job: Job, _: Path, progress: Progress) -> Report:
-        jobs.append(job)
+    def check(spec: CheckSpec, _: Path, __: Cache, progress: Progress) -> Report:
+        requests.append(spec)
         progress.note("1 case ahead")
         with progress.stage("reference", 2) as advance:
             advance(2)
         return reports.report(reports.case(verdict="NEEDS-QAT"))
 
-    monkeypatch.setattr(pipeline, "check", check)
-    return jobs
+    monkeypatch.setattr(task, "check", check)
+    return requests

@@ -152,21 +152,22 @@ def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "explicit", "code"),
+    ("outcomes", "require", "code"),
     [
-        (["PASS"], True, 0),
-        (["PASS", "NEEDS-QAT"], True, 1),
-        (["PASS", "NEEDS-QAT"], False, 0),
-        (["FAIL-RECIPE"], False, 1),
-        (["PASS", "INCONCLUSIVE"], True, 3),
-        (["INVALID"], True, 3),
-        (["INVALID", "FAIL-ADAPTER"], True, 1),
+        (["PASS"], "all", 0),
+        (["PASS", "NEEDS-QAT"], "all", 1),
+        (["PASS", "NEEDS-QAT"], "any", 0),
+        (["FAIL-RECIPE"], "any", 1),
+        (["PASS", "INCONCLUSIVE"], "all", 3),
+        (["INVALID"], "all", 3),
+        (["INVALID", "FAIL-ADAPTER"], "all", 1),
     ],
 )
-def test_exit_codes(finished: Finished, outcomes: list[str], explicit: bool, code: int) -> None:
+def test_exit_codes(finished: Finished, outcomes: list[str], require: str, code: int) -> None:
     report = Report.model_validate_json(json.dumps(finished.report))
     cases = [report.cases[0].model_copy(update={"verdict": outcome}) for outcome in outcomes]
-    assert exit_code(report.model_copy(update={"cases": cases}), explicit) == code
+    spec = report.spec.changed(require=require)
+    assert exit_code(report.model_copy(update={"cases": cases, "spec": spec})) == code
 
 
 BARE = """
@@ -182,14 +183,14 @@ for command in ([], ['check'], ['demo'], ['compare'], ['inspect'], ['doctor']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
 found = CliRunner().invoke(app, ['doctor'])
 assert found.exit_code == 0 and 'missing' in found.output and 'qcheck-edge[host]' in found.output, found.output
-from qcheck.errors import UserError
+from qcheck.core.errors import UserError
 found = CliRunner().invoke(app, ['check', 'demo', '--lora', 'flat', '--out', 'never-made'])
 assert isinstance(found.exception, UserError) and 'qcheck-edge[host' in found.exception.fix, found
 import pathlib
 assert not pathlib.Path('never-made').exists()
-import qcheck.report.markdown, qcheck.report.junit, qcheck.report.schema, qcheck.compare
-import qcheck.report.text, qcheck.report.model, qcheck.verdict, qcheck.job
-from qcheck import scheme, target
+import qcheck.report.markdown, qcheck.report.junit, qcheck.report.text, qcheck.report.next_command
+import qcheck.result.schema, qcheck.result.report, qcheck.judge.compare, qcheck.judge.verdict, qcheck.spec.command
+from qcheck.spec import scheme, target
 assert scheme.every() and target.every_target()
 """
 

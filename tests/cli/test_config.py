@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 
 from qcheck.cli import config
+from qcheck.core import cache
+from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
-from qcheck.spec.check import Job
+from qcheck.core.progress import Progress
+from qcheck.result.report import Report
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import check as task
 from tests.conftest import run
 
 
@@ -33,14 +38,25 @@ def _settings(*arguments: str) -> dict[str, tuple[object, str]]:
     return {setting["name"]: (setting["value"], setting["source"]) for setting in json.loads(found.stdout)}
 
 
-def test_the_command_alone_does_the_projects_check(project: Path, asked: list[Job]) -> None:
+def test_the_command_alone_does_the_projects_check(
+    project: Path, asked: list[CheckSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Cache] = []
+    started = task.check
+
+    def check(spec: CheckSpec, folder: Path, store: Cache, progress: Progress) -> Report:
+        kept.append(store)
+        return started(spec, folder, store, progress)
+
+    monkeypatch.setattr(task, "check", check)
     _write(project, *WHOLE, "max-probes = 16", "build = false", "no-cache = true", 'order = ["unmerged"]')
     assert run("check").exit_code == 1  # the verdict that the fixture gives
-    job = asked[0]
-    assert [Path(used.source).stem for used in job.adapters] == ["flat"]
-    assert ([scheme.name for scheme in job.schemes], job.explicit) == (["int8"], True)
-    assert (job.target.name, job.orders, job.limits.looks[-1]) == ("jetson-thor-t5000", ("unmerged",), 16)
-    assert (job.build, job.cache, job.threads) == (False, None, 3)
+    spec = asked[0]
+    assert [Path(used.source).stem for used in spec.adapters] == ["flat"]
+    assert ([scheme.name for scheme in spec.schemes], spec.require) == (["int8"], "all")
+    assert (spec.target.name, spec.orders, spec.bounds.looks[-1]) == ("jetson-thor-t5000", ("unmerged",), 16)
+    assert (spec.execution.build, spec.execution.threads) == (False, 3)
+    assert kept[0].root != cache.location()
 
 
 def test_precedence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +142,7 @@ def test_a_file_can_be_named(project: Path, tmp_path_factory: pytest.TempPathFac
     assert isinstance(missing.exception, UserError)
 
 
-def test_other_commands_do_not_read_it(project: Path, asked: list[Job]) -> None:
+def test_other_commands_do_not_read_it(project: Path, asked: list[CheckSpec]) -> None:
     _write(project, *WHOLE, "seed = 5")
     assert run("demo", "ink").exit_code == 1
     assert asked[0].target.name != "jetson-thor-t5000"

@@ -16,8 +16,8 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import names_in
 from qcheck.demo import library
 from qcheck.spec import limits, probe, recipe, scheme, target
-from qcheck.spec.check import Job
-from qcheck.tasks import check as pipeline
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import check as task
 from tests import reports
 from tests.conftest import run
 
@@ -71,25 +71,25 @@ def test_names_complete(typed: str, expected: set[str], tmp_path: Path, monkeypa
     assert set(found.stdout.split()) == expected
 
 
-def test_quiet_prints_the_verdicts_alone(asked: list[Job]) -> None:
+def test_quiet_prints_the_verdicts_alone(asked: list[CheckSpec]) -> None:
     found = run(*CHECK, "--quiet")
     assert (found.stdout, found.stderr, found.exit_code) == ("NEEDS-QAT int8 merge-quantize\n", "", 1)
 
 
-def test_json_is_the_report_alone(asked: list[Job]) -> None:
+def test_json_is_the_report_alone(asked: list[CheckSpec]) -> None:
     found = run(*CHECK, "--json")
     assert json.loads(found.stdout)["cases"][0]["verdict"] == "NEEDS-QAT"
     assert found.stderr == ""
 
 
-def test_progress_and_notes_go_to_standard_error(asked: list[Job]) -> None:
+def test_progress_and_notes_go_to_standard_error(asked: list[CheckSpec]) -> None:
     found = run(*CHECK)
     assert "1 case ahead" in found.stderr
     assert "reference" in found.stderr
     assert "1 case ahead" not in found.stdout
 
 
-def test_a_log_holds_stages_notes_and_the_verdict_whatever_is_shown(tmp_path: Path, asked: list[Job]) -> None:
+def test_a_log_holds_stages_notes_and_the_verdict_whatever_is_shown(tmp_path: Path, asked: list[CheckSpec]) -> None:
     file = tmp_path / "run.log"
     run(*CHECK, "--quiet", "--log", str(file))
     run(*CHECK, "--quiet", "--log", str(file))
@@ -113,7 +113,7 @@ def test_a_log_holds_how_it_ended(
     def check(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(pipeline, "check", check)
+    monkeypatch.setattr(task, "check", check)
     file = tmp_path / "run.log"
     found = run(*CHECK, "--log", str(file), "--out", str(tmp_path / "out"))
     assert found.exit_code != 0
@@ -126,7 +126,7 @@ def test_a_log_holds_warnings_of_libraries(tmp_path: Path, monkeypatch: pytest.M
         warnings.warn("a library is unhappy", UserWarning, stacklevel=1)
         return reports.report()
 
-    monkeypatch.setattr(pipeline, "check", check)
+    monkeypatch.setattr(task, "check", check)
     file = tmp_path / "run.log"
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -134,13 +134,13 @@ def test_a_log_holds_warnings_of_libraries(tmp_path: Path, monkeypatch: pytest.M
     assert "a library is unhappy" in file.read_text()
 
 
-def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path, asked: list[Job]) -> None:
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path, asked: list[CheckSpec]) -> None:
     found = run(*CHECK, "--log", str(tmp_path / "none" / "run.log"))
     assert isinstance(found.exception, UserError)
     assert asked == []
 
 
-def test_no_color_is_respected(asked: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_respected(asked: list[CheckSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     colour = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|4[0-7])[0-9;]*m")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)

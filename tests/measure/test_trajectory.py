@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from qcheck.measure import trajectory
-from qcheck.sampling.trajectory import Way
+from qcheck.sampling.trajectory import Trajectory
 from tests import views
 
 COUNT, CALLS, SHAPE = 6, 10, (4, 8, 8)
@@ -13,16 +13,16 @@ def _run(noise: float, seed: int = 0) -> dict[str, np.ndarray]:
     """Outputs that turn slowly, with fresh noise at every call."""
     rng = np.random.default_rng(seed)
     first, second = np.random.default_rng(1).standard_normal((2, COUNT, *SHAPE))
-    seen, x = Way(), torch.zeros(COUNT, *SHAPE)
+    seen, x = Trajectory(), torch.zeros(COUNT, *SHAPE)
     for call in range(CALLS):
         angle = 0.1 * call
         output = np.cos(angle) * first + np.sin(angle) * second + noise * rng.standard_normal(first.shape)
-        seen.seen(x, torch.from_numpy(output))
+        seen.add(x, torch.from_numpy(output))
         x = x - torch.from_numpy(output) / CALLS
-    return {name: values.numpy() for name, values in seen.ended(x).items()}
+    return {name: values.numpy() for name, values in seen.scalars(x).items()}
 
 
-def test_a_way_keeps_a_few_scalars_of_each_call() -> None:
+def test_a_trajectory_keeps_a_few_scalars_of_each_call() -> None:
     found = _run(0.0)
     assert {name: values.shape for name, values in found.items()} == {
         "turns": (COUNT, CALLS - 1),
@@ -61,12 +61,12 @@ def test_a_run_of_one_call_has_no_jitter() -> None:
     assert trajectory.step_jitter(views.only("turns", [nothing] * 4))[0].places == ()
 
 
-def test_a_straight_way_is_as_long_as_its_chord() -> None:
-    seen, x = Way(), torch.zeros(1, *SHAPE)
+def test_a_straight_trajectory_is_as_long_as_its_chord() -> None:
+    seen, x = Trajectory(), torch.zeros(1, *SHAPE)
     for _ in range(4):
-        seen.seen(x, torch.ones_like(x))
+        seen.add(x, torch.ones_like(x))
         x = x + 0.5
-    found = seen.ended(x)
+    found = seen.scalars(x)
     assert trajectory.straightness(found["chord"].numpy(), found["lengths"].numpy()) == pytest.approx([1.0])
     crooked = _run(0.5)
     assert (trajectory.straightness(crooked["chord"], crooked["lengths"]) < 0.95).all()
