@@ -58,6 +58,7 @@ $(OPTIMUM)/.installed: constraints-optimum.txt
 	@touch $@
 
 coverage: $(STAMP)  ## branches of what measures and judges that its own tests take: at least 95 %
+	@mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest tests/measure tests/test_measurements.py tests/test_verdict.py \
 		tests/test_compare.py tests/test_faults.py
 	$(BIN)/python -m coverage report

@@ -42,11 +42,11 @@ def trace_once(steps: int, *counts: int) -> None:
     from qcheck.core.cache import Cache
     from qcheck.core.progress import Silent
     from qcheck.quantize import artifact
-    from qcheck.quantize.artifact import Making
+    from qcheck.quantize.artifact import ArtifactSources
     from qcheck.spec import limits
     from qcheck.tasks import check
     from qcheck.tasks import session as sessions
-    from qcheck.tasks.check import Ground
+    from qcheck.tasks.check import QuantizedBase
 
     looks = limits.find("default").model_copy(update={"looks": counts})
     spec = check_spec("demo", "flat", scheme="int8", limits=looks, steps=steps, threads=1, build=False)
@@ -56,9 +56,11 @@ def trace_once(steps: int, *counts: int) -> None:
     ):
         chosen, strata = spec.schemes[0], session.sampler.setup.strata
         ranges = session.calibrator.inputs(chosen)
-        making = Making(session.shipped, session.exporter, session.store, chosen, spec.recipe, ranges)
-        q0 = session.quantized("q0", "base", artifact.write_base(making))
-        made = check.make(session, spec.orders[0], Ground(making, q0, np.zeros(len(strata)), [], {}), Path(name))
+        sources = ArtifactSources(session.shipped, session.exporter, session.store, chosen, spec.recipe, ranges)
+        q0 = session.quantized("q0", "base", artifact.write_base(sources))
+        made = check.make(
+            session, spec.orders[0], QuantizedBase(sources, q0, np.zeros(len(strata)), [], {}), Path(name)
+        )
         for count in counts:
             peak, done = _resident(), threading.Event()
 

@@ -29,7 +29,7 @@ from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import Content, Exporter
+from qcheck.quantize.artifact import Exporter, QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner, session
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.spec import recipe, scheme
@@ -136,7 +136,7 @@ def ours(both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, show
             used = kept.model_copy(update={"method": method, "keep": left_out})
             layers = plan.chosen_layers(unet, chosen, used)
             cut = histogram.clips(found, plan.input_formats(unet, chosen), used)
-            content = Content(state, plan.make(layers, state, chosen, cut), {})
+            content = QuantizedWeights(state, plan.make(layers, state, chosen, cut), {})
             path = exporter.twin(content, chosen, work / f"{name}-{method}-{len(left_out)}.onnx", {})
             show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, 2))
 

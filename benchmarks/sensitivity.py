@@ -28,7 +28,7 @@ from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
 from qcheck.diagnose import sensitivity
 from qcheck.diagnose.hooks import tapped
-from qcheck.diagnose.sensitivity import Errors, Spot
+from qcheck.diagnose.sensitivity import Errors, EvaluationPoint
 from qcheck.quantize import artifact
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import session
@@ -51,7 +51,7 @@ def asked(adapter: str, threads: int, probes: int) -> CheckSpec:
     )
 
 
-def modelopt(started: Session, held: Errors, spots: list[Spot], draws: int) -> np.ndarray:
+def modelopt(started: Session, held: Errors, spots: list[EvaluationPoint], draws: int) -> np.ndarray:
     """ModelOpt's gradient score of every layer, [samples, L]: sum over the layer's output of (g * dy)^2."""
     family = started.sampler.setup.family
     entry, model = family.entry(family.module), family.module
@@ -88,7 +88,7 @@ def _rounded(error: sensitivity.LayerError, inputs: torch.Tensor) -> torch.Tenso
 
 
 def cost(
-    started: Session, cases: Mapping[str, Errors], spots: list[Spot], draws: int, rounds: int
+    started: Session, cases: Mapping[str, Errors], spots: list[EvaluationPoint], draws: int, rounds: int
 ) -> tuple[float, float]:
     """Forward-equivalents of a draw, of a pass for all ``cases``, and of one with hooks of a single case."""
     entry = started.sampler.setup.family.entry(started.sampler.setup.family.module)
@@ -115,7 +115,7 @@ def cost(
     return statistics.median(every) / statistics.median(bare), statistics.median(one) / statistics.median(bare)
 
 
-def coverage(started: Session, cases: Mapping[str, Errors], spots: list[Spot], runs: int) -> None:
+def coverage(started: Session, cases: Mapping[str, Errors], spots: list[EvaluationPoint], runs: int) -> None:
     """Print how shares vary from run to run beside the standard errors that they state; ``spots`` are all there are."""
     strata, probes, pool = len(started.sampler.setup.strata), started.spec.limits.looks[0], 16
     known = sensitivity.score(started.arms, started.sampler.setup, cases, spots, pool, Bar(len(spots)))

@@ -24,7 +24,7 @@ from qcheck.spec.check import Job
 from qcheck.spec.order import Order
 from qcheck.tasks import advise, remedies
 from qcheck.tasks import check as pipeline
-from qcheck.tasks.remedies import Ill
+from qcheck.tasks.remedies import FailingCase
 from tests.conftest import Finished, run
 
 
@@ -34,7 +34,7 @@ def _job(named: str, order: Order = "quantize-merge") -> Job:
 
 
 def _kinds(named: str, verdict: Outcome, order: Order = "quantize-merge") -> list[str]:
-    ill = Ill(_job(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
+    ill = FailingCase(_job(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
     return list(dict.fromkeys(found.kind for found in remedies.remedies(ill)))
 
 
@@ -48,13 +48,13 @@ def test_the_base_s_own_failure_is_not_cured_by_the_order_or_by_training_the_ada
 
 
 def test_an_adapter_that_is_broken_at_full_precision_is_retrained_and_told_why() -> None:
-    (found,) = remedies.remedies(Ill(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedies.no_keeps))
+    (found,) = remedies.remedies(FailingCase(_job("int8"), "FAIL-ADAPTER", lambda _: True, remedies.no_keeps))
     assert found.job is None
     assert "QAT would teach" in found.why
 
 
 def test_an_open_verdict_gets_all_probes_first() -> None:
-    first = next(remedies.remedies(Ill(_job("int8"), "INCONCLUSIVE", lambda _: True, remedies.no_keeps)))
+    first = next(remedies.remedies(FailingCase(_job("int8"), "INCONCLUSIVE", lambda _: True, remedies.no_keeps)))
     assert first.kind == "probes"
     assert first.job is not None
     assert first.job.limits.looks[-1] == 64
@@ -62,13 +62,15 @@ def test_an_open_verdict_gets_all_probes_first() -> None:
 
 def test_what_is_not_installed_or_not_run_by_the_target_is_not_offered() -> None:
     job = replace(_job("int4-g128"), target=advise.target.find("jetson-agx-orin-64gb"))
-    found = [r.title for r in remedies.remedies(Ill(job, "NEEDS-QAT", lambda s: not s.needs, remedies.no_keeps))]
+    found = [
+        r.title for r in remedies.remedies(FailingCase(job, "NEEDS-QAT", lambda s: not s.needs, remedies.no_keeps))
+    ]
     assert "scheme int8" in found
     assert not {"scheme fp8", "scheme int4-awq", "scheme int4-g128-int8"} & set(found)
 
 
 def test_kept_layers_join_those_that_the_recipe_keeps() -> None:
-    ill = Ill(_job("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
+    ill = FailingCase(_job("int8"), "NEEDS-QAT", lambda _: False, lambda _: [("mid_block.x",)])
     (found,) = remedies.kept_layers(ill)
     assert found.job is not None
     assert found.job.recipe.keep == (*ill.job.recipe.keep, "mid_block.x")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import numpy as np
@@ -13,16 +14,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qcheck.core import cache, versions
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, fake, plan
 from qcheck.quantize import bnb as bitsandbytes
 from qcheck.quantize import qdq as rewrite
-from qcheck.quantize.artifact import Content
+from qcheck.quantize.artifact import QuantizedArm, QuantizedWeights
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
 from qcheck.spec.scheme import Numbers, Scheme
+from qcheck.tasks.session import Session
 from tests import builder, stored
 from tests.conftest import Prepared, adapted_by
 
@@ -30,13 +33,13 @@ RECIPE = recipe.find("emoji")
 SCHEMES = [chosen for chosen in scheme.every() if chosen.exported]
 
 
-def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> Content:
+def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
     return artifact.adapted_content(demo_arms, chosen, RECIPE, order, ranges)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _holding(model: torch.nn.Module, content: Content) -> Iterator[torch.nn.Module]:
+def _holding(model: torch.nn.Module, content: QuantizedWeights) -> Iterator[torch.nn.Module]:
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(content.state)
     with fake.simulated(model, content.plan, content.branches) as simulated:
@@ -117,6 +120,19 @@ def test_bitsandbytes_computes_with_the_weights_of_the_simulation(
         ran = bitsandbytes.converted(unet, *content)(x, t, h).sample.numpy()
     # NF4 is weight only: float rounding. LLM.int8 quantizes its inputs too: far above what the weights lose.
     assert _sqnr(simulated, ran) > (100 if chosen.name == "bnb-nf4" else 45)
+
+
+def test_another_release_of_bitsandbytes_finds_no_stored_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch quantizes while it loads is no file whose digest would tell."""
+    session: Any = None
+    contents = []
+    for release in ("1", "2", "1"):
+        monkeypatch.setattr(versions, "versions", lambda release=release: {"bitsandbytes": release})
+        cache.code.cache_clear()
+        made = QuantizedArm("digest", None, lambda: pytest.fail("nothing is run"))
+        contents.append(Session.quantized(session, "q1", "adapted", made).content)
+    cache.code.cache_clear()
+    assert contents[0] == contents[2] != contents[1]
 
 
 @pytest.mark.parametrize("order", MERGES)

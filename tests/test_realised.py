@@ -12,7 +12,7 @@ from qcheck.build.builder import RTX, Builder
 from qcheck.build.precision import Operation, Program, compare
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact
-from qcheck.result.build import Build, Realised
+from qcheck.result.build import Build, Precision
 from qcheck.result.manifest import Layer
 from qcheck.spec import recipe, scheme, target
 from tests import builder
@@ -159,7 +159,7 @@ def test_constants_that_are_fewer_than_promised_are_a_fall_back() -> None:
 FOUR = LAYER.model_copy(update={"weight": "int4", "activation": None})  # 50 bytes
 
 
-def _two(named: bool, constants: dict[str, int]) -> Realised:
+def _two(named: bool, constants: dict[str, int]) -> Precision:
     """Two weight-only layers; the engine names how the first is decoded, and the second's decoding if ``named``."""
     other = FOUR.model_copy(update={"name": "b", "node": "m", "dequantizer": "b.weight/dequantize"})
     decoded = {"a.weight/dequantize", *({"b.weight/dequantize"} if named else ())}

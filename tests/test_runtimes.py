@@ -11,7 +11,7 @@ import torch
 
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, bnb, fake
-from qcheck.quantize.artifact import Content
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.scheme import Scheme
@@ -35,12 +35,12 @@ def test_the_page_has_a_row_for_every_scheme() -> None:
     assert [row[0] for row in rows[2:]] == [f"`{found.name}`" for found in scheme.every()]
 
 
-def _content(both: Arms, prepared: Prepared, chosen: Scheme) -> Content:
+def _content(both: Arms, prepared: Prepared, chosen: Scheme) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
     return artifact.adapted_content(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
 
 
-def _equal(chosen: Scheme, content: Content, twin: Path) -> str:
+def _equal(chosen: Scheme, content: QuantizedWeights, twin: Path) -> str:
     """Whether the codes in the file are the simulation's, or the constants their values."""
     plain = chosen.decoded or chosen.control
     found = (stored.constants if plain else stored.codes)(onnx.load(twin))

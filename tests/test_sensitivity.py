@@ -15,11 +15,11 @@ from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent, Stopwatch
 from qcheck.demo import library
 from qcheck.diagnose import sensitivity
-from qcheck.diagnose.sensitivity import Errors, LayerError, Scores, Spot, disturbed
+from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, Scores, disturbed
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, formats, plan
-from qcheck.quantize.artifact import Content, Making
+from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.plan import LayerPlan, Static
 from qcheck.spec import recipe, scheme
 from qcheck.spec.check import Use
@@ -67,9 +67,11 @@ def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[
     return SimpleNamespace(held=lambda _: nullcontext(family)), setup
 
 
-def _spot(rows: int, stratum: int = 0) -> Spot:
+def _spot(rows: int, stratum: int = 0) -> EvaluationPoint:
     draws = torch.Generator().manual_seed(stratum)
-    return Spot({"sample": torch.randn(rows, 3, 6, 6, generator=draws).numpy()}, rows, stratum, f"spot {stratum}")
+    return EvaluationPoint(
+        {"sample": torch.randn(rows, 3, 6, 6, generator=draws).numpy()}, rows, stratum, f"spot {stratum}"
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2], ids=["no guidance", "guidance"])
@@ -128,7 +130,10 @@ def test_strata_count_by_their_weight_however_many_samples_they_have() -> None:
     parts[:, 0, 0] = [1, 1, 2]
     chain = nn.Sequential(nn.Linear(3, 3, bias=False)).requires_grad_(False)
     both, setup = _around(chain)
-    spots = [Spot({"input": np.ones((1, 3), np.float32)}, 1, stratum, f"{n}") for n, stratum in enumerate((0, 0, 1))]
+    spots = [
+        EvaluationPoint({"input": np.ones((1, 3), np.float32)}, 1, stratum, f"{n}")
+        for n, stratum in enumerate((0, 0, 1))
+    ]
     found = sensitivity.score(both, setup, {"case": _errors(chain)}, spots)["case"]
     np.testing.assert_allclose(found.weights, [0.125, 0.125, 0.75])
     made = Scores(("0",), np.arange(3), np.array([0, 0, 1]), found.weights, parts)
@@ -198,7 +203,7 @@ def test_a_calibrated_adapters_scores_are_those_of_what_ships(
     moved = next(name for name in sorted(tensors) if "attn1.to_q.lora_B" in name)
     save_file(tensors | {moved: 1.5 * tensors[moved]}, tmp_path / "new.safetensors")
     shipped = arms.alike(demo_arms, [lora.read(Use(source=str(tmp_path / "new.safetensors"), weight=1.0))])
-    monkeypatch.setattr(sensitivity, "spots", lambda *_: [Spot(given, 2, 0, "a state")])
+    monkeypatch.setattr(sensitivity, "spots", lambda *_: [EvaluationPoint(given, 2, 0, "a state")])
     given = {name: value[:2] if len(value) > 1 else value for name, value in exported.inputs.items()}
     layers: Any = {"base": exported.ranges, "adapted": exported.ranges}
     store = Cache(tmp_path / "cache")
@@ -207,8 +212,8 @@ def test_a_calibrated_adapters_scores_are_those_of_what_ships(
     reached: Any = SimpleNamespace(paths=("a file",), matched=lambda: ["a probe"])
 
     def shares(of: Arms, against: Arms = demo_arms) -> dict[str, float]:
-        making = Making(of, exported.exporter, store, INT8, recipe.find("emoji"), layers)
-        found = sensitivity.find(against, making, sampler, reached, [order], Stopwatch(Silent()))[order]
+        sources = ArtifactSources(of, exported.exporter, store, INT8, recipe.find("emoji"), layers)
+        found = sensitivity.find(against, sources, sampler, reached, [order], Stopwatch(Silent()))[order]
         return dict(zip(found.layers, found.costs / found.costs.sum(), strict=True))
 
     before, after = shares(demo_arms), shares(shipped)
@@ -219,7 +224,7 @@ def test_a_calibrated_adapters_scores_are_those_of_what_ships(
     assert shares(shipped, shipped)[layer] < after[layer] / 2  # held to itself it is as good as any other
 
 
-def _whole(content: Content, layer: str) -> torch.Tensor:
+def _whole(content: QuantizedWeights, layer: str) -> torch.Tensor:
     """What the artifact multiplies with, an unmerged branch included."""
     weight = content.plan[layer].fake(content.state[f"{layer}.weight"])
     if layer in content.branches:
@@ -242,7 +247,7 @@ def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared:
         held = {**held, name: LayerError(change, LayerPlan(prepared.plan[name].weight, None))}
     given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
     setup: Any = SimpleNamespace(family=SimpleNamespace(module=model), guidance=3.0, weights=np.ones(1))
-    spot = Spot(given, 2, 0, "demo")
+    spot = EvaluationPoint(given, 2, 0, "demo")
     found = sensitivity.score(demo_arms, setup, {"case": held}, [spot])["case"]
     entry = demo_arms.entry("adapted").double()
     try:

@@ -14,7 +14,7 @@ from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import Making
+from qcheck.quantize.artifact import ArtifactSources
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import session as sessions
 from qcheck.training import trainer
@@ -35,9 +35,9 @@ def go(cache: Path) -> tuple[Tensors, Training]:
     with sessions.opened(spec, Cache(cache), Silent()) as session:
         (scheme,) = spec.schemes
         ranges = session.calibrator.inputs(scheme)
-        making = Making(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
-        q0 = session.quantized("q0", "base", artifact.write_base(making))
-        return trainer.train(QatObjective(spec, making, q0, session.watch, SHORT))
+        sources = ArtifactSources(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
+        q0 = session.quantized("q0", "base", artifact.write_base(sources))
+        return trainer.train(QatObjective(spec, sources, q0, session.watch, SHORT))
 
 
 def _checkpoint(cache: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.demo import library
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import Making
+from qcheck.quantize.artifact import ArtifactSources
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
@@ -42,7 +42,7 @@ from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import check
 from qcheck.tasks import session as sessions
-from qcheck.tasks.check import Ground
+from qcheck.tasks.check import QuantizedBase
 from qcheck.tasks.session import Session
 
 _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
@@ -131,12 +131,12 @@ def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
     return known | {"cases": cases}
 
 
-def ground(session: Session, scheme: Scheme) -> Ground:
+def ground(session: Session, scheme: Scheme) -> QuantizedBase:
     """What the orders of a scheme are made from and compared with, without the sensitivity of layers."""
     ranges = session.calibrator.inputs(scheme)
-    making = Making(session.shipped, session.exporter, session.store, scheme, session.spec.recipe, ranges)
-    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(making))
-    return Ground(making, q0, *check.run_controls(session, scheme), {})
+    sources = ArtifactSources(session.shipped, session.exporter, session.store, scheme, session.spec.recipe, ranges)
+    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources))
+    return QuantizedBase(sources, q0, *check.run_controls(session, scheme), {})
 
 
 def cases_of(

@@ -27,7 +27,7 @@ from qcheck.core.values import DATA, Value, names_in, read_toml
 from qcheck.model.family import Family
 from qcheck.quantize.artifact import Artifact
 from qcheck.quantize.given import Given
-from qcheck.result.build import Build, Realised
+from qcheck.result.build import Build, Precision
 from qcheck.result.manifest import Layer
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import FORMATS, Target, number_format
@@ -196,7 +196,7 @@ def run(
     )
 
 
-def _realised(built: Built, layers: Sequence[Layer], compute: str | None) -> Realised | None:
+def _realised(built: Built, layers: Sequence[Layer], compute: str | None) -> Precision | None:
     if built.engine is None:
         return None
     if built.inspected is not None:

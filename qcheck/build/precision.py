@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qcheck.result.build import Realised
+from qcheck.result.build import Precision
 from qcheck.result.manifest import Layer
 from qcheck.spec.target import number_format
 
@@ -38,7 +38,7 @@ class Program:
     constants: Mapping[str, int]
 
 
-def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> Realised:
+def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> Precision:
     """Hold ``program`` against the ``layers`` that were asked for; ``compute`` is the type of everything else.
 
     The builder may fuse the decoding of a weight into a neighbour's operation and forget its name. Such weights are
@@ -66,7 +66,7 @@ def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> R
         if layer.name not in unread and found[layer.name] != wanted_operands:
             fell.append(f"{layer.name} runs {found[layer.name]}, asked {wanted_operands}")
     asked = {node for layer in layers for node in (layer.node, layer.dequantizer)}
-    return Realised(
+    return Precision(
         layers=len(layers),
         products=sum(operation.product for operation in program.operations),
         operands=dict(Counter(operands for name, operands in found.items() if operands and name not in unread)),

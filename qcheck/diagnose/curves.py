@@ -6,7 +6,7 @@ import numpy as np
 
 from qcheck.measure import distribution, effect, spectrum
 from qcheck.measure.sample import BROKEN, decibels
-from qcheck.result.evidence import Along, Histogram, Seen, Spread
+from qcheck.result.evidence import Along, CaseEvidence, Histogram, Spread
 from qcheck.sampling.store import Trace
 from qcheck.spec.arm import Side
 
@@ -31,11 +31,11 @@ def gather(
     weights: np.ndarray,
     sides: Sequence[Side],
     named: tuple[str, str],
-) -> Seen:
+) -> CaseEvidence:
     """The curves of one case, ``named`` by scheme and order, over the arms ``sides`` that were quantized."""
     gaps = {"base": (energies.f0, energies.error0), "adapted": (energies.f1, energies.error1)}
     whole = "base" in sides
-    return Seen(
+    return CaseEvidence(
         scheme=named[0],
         order=named[1],
         along=[

@@ -23,7 +23,7 @@ from qcheck.core.progress import Advance, Stopwatch
 from qcheck.diagnose.hooks import tapped
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, plan
-from qcheck.quantize.artifact import Content, Making
+from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.plan import LayerPlan
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import solvers
@@ -61,7 +61,7 @@ class LayerError:
 Errors = Mapping[str, LayerError]
 
 
-def errors(arms: Arms, content: Content) -> dict[str, LayerError]:
+def errors(arms: Arms, content: QuantizedWeights) -> dict[str, LayerError]:
     """What q1 of ``content`` does otherwise than f1 of ``arms``, layer by layer: dW = weight that q1 has - f1's.
 
     ``content`` may be made of other adapters than ``arms`` has, as where they were calibrated: what the training moved
@@ -187,7 +187,7 @@ def kind(layer: str) -> str:
 
 
 @dataclass(frozen=True)
-class Spot:
+class EvaluationPoint:
     """A state of f1's way as the denoiser is fed it, a row for each of ``branches``; ``digest`` names it."""
 
     given: Mapping[str, np.ndarray]
@@ -210,7 +210,9 @@ def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]
     return [((place + turn) % probes, place) for place, many in enumerate(counts) for turn in range(many)]
 
 
-def spots(setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]) -> Iterator[Spot]:
+def spots(
+    setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]
+) -> Iterator[EvaluationPoint]:
     """The states at ``chosen`` pairs (probe, stratum) of the reference."""
     solver, known = setup.solver(), reached.matched()
     for row, stratum in chosen:
@@ -219,14 +221,14 @@ def spots(setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequenc
         x = torch.from_numpy(reached.states()[row][stratum : stratum + 1].copy())
         conditions = setup.inputs("adapted", [probes[row]]).conditions
         given, branches = fed(setup.family, solvers.at(solver, index), x, timestep, conditions)
-        yield Spot(given, branches, stratum, f"{known[row]} {stratum}")
+        yield EvaluationPoint(given, branches, stratum, f"{known[row]} {stratum}")
 
 
 def score(
     arms: Arms,
     setup: Setup,
     cases: Mapping[str, Errors],
-    visited: Sequence[Spot],
+    visited: Sequence[EvaluationPoint],
     draws: int = 1,
     advance: Advance = lambda _: None,
 ) -> dict[str, Scores]:
@@ -254,7 +256,7 @@ def score(
     return {case: Scores(tuple(held), states, strata, weights, tap.parts(case)) for case, held in cases.items()}
 
 
-def cotangent(spot: Spot, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
+def cotangent(spot: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
     """What z on the guided output is on the branches that it is made of, of the raw output's ``shape``."""
     seed = int(digest_of(_DOMAIN, spot.digest, str(draw)), 16) >> 1
     z = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
@@ -323,32 +325,32 @@ def _alike(one: LayerPlan, other: LayerPlan) -> bool:
 
 
 def find(
-    arms: Arms, making: Making, sampler: Sampler, reached: Trace, orders: Sequence[Order], watch: Stopwatch
+    arms: Arms, sources: ArtifactSources, sampler: Sampler, reached: Trace, orders: Sequence[Order], watch: Stopwatch
 ) -> dict[Order, Scores]:
     """Scores of a scheme in ``orders``, at states of the reference ``reached``; kept in the cache.
 
     They are of the artifact that ships, ``making``'s, against f1. None where nothing is rounded to codes, or where
     PyTorch quantizes while it loads, by rules of its own.
     """
-    if making.scheme.control or not making.scheme.exported:
+    if sources.scheme.control or not sources.scheme.exported:
         return {}
     pairs = places(sampler.setup.weights, len(reached.paths), STATES)
     known = reached.matched()
     at = [f"{known[row]} {stratum}" for row, stratum in pairs]
     spent = (arms.content("adapted"), *at, str(DRAWS))
-    keys = {o: cache.key(__name__, making.key(o), *spent) for o in orders}
+    keys = {o: cache.key(__name__, sources.key(o), *spent) for o in orders}
     with sampler.store.locked(_KIND, *keys.values()):
         missing = [order for order in keys if sampler.store.find(_KIND, keys[order]) is None]
         if missing:
             cases: dict[str, Errors] = {}
             for order in missing:
-                content = artifact.adapted_content(making.arms, making.scheme, making.recipe, order, making.ranges)
+                content = artifact.adapted_content(sources.arms, sources.scheme, sources.recipe, order, sources.ranges)
                 cases[order] = errors(arms, content)
-            with watch.stage(f"{making.scheme.name}: sensitivity", len(pairs)) as advance:
+            with watch.stage(f"{sources.scheme.name}: sensitivity", len(pairs)) as advance:
                 visited = list(spots(sampler.setup, reached, sampler.probes, pairs))
                 scored = score(arms, sampler.setup, cases, visited, DRAWS, advance)
             for order in missing:
-                with sampler.store.put(_KIND, keys[order], f"{making.scheme.name} {order}") as folder:
+                with sampler.store.put(_KIND, keys[order], f"{sources.scheme.name} {order}") as folder:
                     scored[order].save(folder / _FILE)
     return {order: load(sampler.store.obtain(_KIND, key, "", _absent) / _FILE) for order, key in keys.items()}
 

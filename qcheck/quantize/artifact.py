@@ -42,7 +42,7 @@ Origin = Literal["base", "adapted", "shared"]  # whose inputs: an arm's at f1's 
 Ranges = Mapping[Origin, Mapping[str, Input]]
 
 
-class Content(NamedTuple):
+class QuantizedWeights(NamedTuple):
     """What a quantized arm is made of: full-precision weights, the plan for them, and an unmerged adapter's factors."""
 
     state: Mapping[str, torch.Tensor]
@@ -51,12 +51,12 @@ class Content(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedArm:
     """A quantized arm as it runs here: an ONNX file, or without one the content to load; ``digest`` decides outputs."""
 
     digest: str
     path: Path | None
-    content: Callable[[], Content]
+    content: Callable[[], QuantizedWeights]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Artifact:
     """q1 in one order: how it runs here and, where the scheme is an ONNX file, the one for the device."""
 
     folder: Path
-    runs: Quantized
+    runs: QuantizedArm
     deployed: Path | None
     manifest: Manifest
 
@@ -113,13 +113,13 @@ class Exporter:
     def _full(self, side: Side, compute: str, folder: Path) -> None:
         qdq.save(qdq.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
 
-    def deployed(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+    def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as the device gets it."""
         graph = self.graph(scheme.compute)
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset)
         return self._save(model, path, facts)
 
-    def twin(self, content: Content, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
+    def twin(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as ONNX Runtime can run it here: the same codes and scales, or what they stand for."""
         graph, decoded = self.graph(TWIN), scheme.decoded
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
@@ -137,14 +137,14 @@ def calibrated_on(order: Order) -> Origin:
     return "shared" if orders.merge(order).ranges == "shared" else "adapted"
 
 
-def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> Content:
+def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> QuantizedWeights:
     """q0: the base quantized with its own ranges."""
     state = arms.state("base")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
-    return Content(state, plan.make(layers, state, scheme, ranges["base"]), {})
+    return QuantizedWeights(state, plan.make(layers, state, scheme, ranges["base"]), {})
 
 
-def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> Content:
+def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> QuantizedWeights:
     """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there in every order."""
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
@@ -158,11 +158,11 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
         if orders.merge(order).merged == "beside":
             branches[layer] = arms.factors(layer)
     calibrated = ranges[calibrated_on(order)]
-    return Content(state, plan.make(layers, state, scheme, calibrated), branches)
+    return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches)
 
 
 @dataclass(frozen=True)
-class Making:
+class ArtifactSources:
     """What the artifacts of one scheme are made from."""
 
     arms: Arms
@@ -196,52 +196,54 @@ def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
         yield b"" if found.smooth is None else found.smooth.numpy().tobytes()
 
 
-def write_base(making: Making) -> Quantized:
+def write_base(sources: ArtifactSources) -> QuantizedArm:
     """q0: the twin's file where the scheme has one."""
-    scheme, key = making.scheme, making.key(BASE)
+    scheme, key = sources.scheme, sources.key(BASE)
 
-    def content() -> Content:
-        return base_content(making.arms, scheme, making.recipe, making.ranges)
+    def content() -> QuantizedWeights:
+        return base_content(sources.arms, scheme, sources.recipe, sources.ranges)
 
     def make(folder: Path) -> None:
-        making.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})
+        sources.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})
 
     if not scheme.exported:
-        return Quantized(key, None, content)
-    folder = making.store.obtain("artifact", key, f"{making.arms.base.source}, {scheme.name}, base", make)
-    return Quantized(key, folder / "q0.twin.onnx", content)
+        return QuantizedArm(key, None, content)
+    folder = sources.store.obtain("artifact", key, f"{sources.arms.base.source}, {scheme.name}, base", make)
+    return QuantizedArm(key, folder / "q0.twin.onnx", content)
 
 
-def write(making: Making, order: Order, root: Path) -> Artifact:
+def write(sources: ArtifactSources, order: Order, root: Path) -> Artifact:
     """q1 in ``order``, its files below ``root``; only a manifest where PyTorch quantizes while it loads."""
-    scheme, key = making.scheme, making.key(order)
+    scheme, key = sources.scheme, sources.key(order)
 
-    def content() -> Content:
-        return adapted_content(making.arms, scheme, making.recipe, order, making.ranges)
+    def content() -> QuantizedWeights:
+        return adapted_content(sources.arms, scheme, sources.recipe, order, sources.ranges)
 
-    about = f"{making.arms.base.source}, {scheme.name} {order}"
-    stored = making.store.obtain("artifact", key, about, lambda folder: _make(making, order, content(), folder))
+    about = f"{sources.arms.base.source}, {scheme.name} {order}"
+    stored = sources.store.obtain("artifact", key, about, lambda folder: _make(sources, order, content(), folder))
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
     page = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
     if not scheme.exported:
-        return Artifact(folder, Quantized(key, None, content), None, page)
-    return Artifact(folder, Quantized(key, folder / "q1.twin.onnx", content), folder / making.deployed, page)
+        return Artifact(folder, QuantizedArm(key, None, content), None, page)
+    return Artifact(folder, QuantizedArm(key, folder / "q1.twin.onnx", content), folder / sources.deployed, page)
 
 
-def _make(making: Making, order: Order, content: Content, folder: Path) -> None:
-    exporter, scheme = making.exporter, making.scheme
-    facts, written = making.facts(order), list[Path]()
+def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, folder: Path) -> None:
+    exporter, scheme = sources.exporter, sources.scheme
+    facts, written = sources.facts(order), list[Path]()
     if scheme.exported:
-        written.append(exporter.deployed(content, scheme, folder / making.deployed, facts))
+        written.append(exporter.deployed(content, scheme, folder / sources.deployed, facts))
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
-    page = describe(making, order, content, folder, written)
+    page = describe(sources, order, content, folder, written)
     (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
 
 
-def describe(making: Making, order: Order, content: Content, folder: Path, written: Sequence[Path]) -> Manifest:
+def describe(
+    sources: ArtifactSources, order: Order, content: QuantizedWeights, folder: Path, written: Sequence[Path]
+) -> Manifest:
     """The manifest of the files ``written`` below ``folder``."""
-    arms, scheme, recipe = making.arms, making.scheme, making.recipe
+    arms, scheme, recipe = sources.arms, sources.scheme, sources.recipe
     return Manifest(
         qcheck=__version__,
         scheme=scheme.name,
@@ -256,7 +258,7 @@ def describe(making: Making, order: Order, content: Content, folder: Path, writt
         base=Source(digest=arms.base.digest),
         adapters=[*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")],
         changed_layers=len(arms.layers),
-        layers=layers(content, making.exporter.sites(scheme.compute) if scheme.exported else {}),
+        layers=layers(content, sources.exporter.sites(scheme.compute) if scheme.exported else {}),
         files={path.relative_to(folder).as_posix(): digest_of(*model_files(path)) for path in written},
     )
 
@@ -265,7 +267,7 @@ def _sources(adapters: Sequence[Adapter], of: Literal["adapted", "both"]) -> lis
     return [Source(digest=used.digest, weight=used.weight, arms=of) for used in adapters]
 
 
-def layers(content: Content, sites: Mapping[str, Site]) -> list[Layer]:
+def layers(content: QuantizedWeights, sites: Mapping[str, Site]) -> list[Layer]:
     """What a file made from ``content`` is asked to compute, layer by layer; no nodes where there is no file."""
     found = []
     for name, numbers in content.plan.items():

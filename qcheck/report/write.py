@@ -10,7 +10,7 @@ from PIL import Image
 from qcheck.diagnose.curves import ARMS, frequencies
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 from qcheck.report import contact, html, junit, markdown
-from qcheck.result.evidence import NAME, PICTURES, Evidence, Pictures, Seen
+from qcheck.result.evidence import NAME, PICTURES, CaseEvidence, Evidence, Pictures
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.spec import command
 from qcheck.spec.arm import SIDES, Side
@@ -19,7 +19,7 @@ _EDGE, _LOSSLESS, _QUALITY = 256, 128, 88  # pixels of a stored picture; up to w
 
 
 @dataclass(frozen=True)
-class Shown:
+class SharedEvidence:
     """What all cases share: the strata as steps from 1, sides of the latents, the alignment of layers in dB."""
 
     steps: Sequence[int]
@@ -29,8 +29,8 @@ class Shown:
 
 def write(
     report: Report,
-    found: Sequence[tuple[Case, Seen | None, Sheet]],
-    shown: Shown,
+    found: Sequence[tuple[Case, CaseEvidence | None, Sheet]],
+    shown: SharedEvidence,
     folder: Path,
 ) -> None:
     """Write a finished check below ``folder``: everything but the artifacts, which are there already.
@@ -51,7 +51,7 @@ def values(report: Report, folder: Path) -> None:
     command.save(report.spec, folder)
 
 
-def evidence(found: Sequence[tuple[Case, Seen | None, Sheet]], shown: Shown, folder: Path) -> Evidence:
+def evidence(found: Sequence[tuple[Case, CaseEvidence | None, Sheet]], shown: SharedEvidence, folder: Path) -> Evidence:
     """The evidence of all cases, with the pictures of those that have any written below ``folder``."""
     (folder / PICTURES).mkdir()
     cases, prompts = [], []

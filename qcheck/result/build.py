@@ -4,7 +4,7 @@ from qcheck.core.values import Value
 from qcheck.result.verdict import BuildStatus
 
 
-class Realised(Value):
+class Precision(Value):
     """What was read from an engine.
 
     ``products`` counts the convolutions and matrix products that were found at all. ``operands`` counts the asked
@@ -47,7 +47,7 @@ class Build(Value):
     status: BuildStatus
     detail: str = ""
     graph: str = ""
-    realised: Realised | None = None
+    realised: Precision | None = None
     bytes: int | None = None
     seconds: float | None = None
     peak_memory_mb: float | None = None

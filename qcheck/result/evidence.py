@@ -67,7 +67,7 @@ class Arrival(Value):
     snr: Number
 
 
-class Seen(Value):
+class CaseEvidence(Value):
     """The evidence of one case. ``spectra`` are radial, in dB by f0, f1, q0, q1 and, of the differences, e0 and e1.
 
     ``survival`` is effect_survival at every stratum, ``survivals`` that of each probe. ``arrivals`` may be empty, for
@@ -100,7 +100,7 @@ class Evidence(Value):
     amplify: int
     prompts: list[str]
     alignment: dict[str, Number] = Field(default_factory=dict)
-    cases: list[Seen]
+    cases: list[CaseEvidence]
 
     def to_json(self) -> str:
         """JSON with the key ``schema``; non-finite numbers become the strings NaN, Infinity."""

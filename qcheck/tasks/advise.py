@@ -29,7 +29,7 @@ from qcheck.spec.check import CheckSpec, Use
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Numbers, Scheme
 from qcheck.tasks import check, inspect, qat, remedies
-from qcheck.tasks.remedies import Ill, Remedy
+from qcheck.tasks.remedies import FailingCase, Remedy
 from qcheck.training.objective import Settings
 
 _ADAPTER = "calibrated.safetensors"
@@ -87,7 +87,7 @@ def advise(
     cases = []
     for case, asked in requests(report):
         spec = asked.changed(execution=asked.execution.model_copy(update={"threads": threads}))
-        ill = Ill(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
+        ill = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
         tried: list[Tried] = []
         cure = None
         for found in remedies.remedies(ill):

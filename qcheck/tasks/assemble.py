@@ -35,7 +35,7 @@ from qcheck.tasks.session import Session
 
 
 @dataclass(frozen=True)
-class Judged:
+class CaseOutcome:
     """What was found out of one case: its verdict, builds, energies of the look that decided, values at every step.
 
     ``energies`` is None where nothing was run.
@@ -56,7 +56,7 @@ def case(
     session: Session,
     scheme: Scheme,
     order: Order,
-    judged: Judged,
+    judged: CaseOutcome,
     made: Artifact | None = None,
     folder: Path = Path(),
     scores: Scores | None = None,
@@ -113,7 +113,7 @@ def _shares(scores: Scores) -> list[LayerShare]:
     return sorted(found, key=lambda layer: -layer.share)
 
 
-def given_case(session: Session, given: Given, judged: Judged) -> Case:
+def given_case(session: Session, given: Given, judged: CaseOutcome) -> Case:
     """A file of someone else's as the report shows it: what is not known of it is left out."""
     verdict, energies = judged.verdict, judged.energies
     file = ArtifactFile(

@@ -23,12 +23,12 @@ from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
 from qcheck.model import lora
 from qcheck.quantize import artifact, given
-from qcheck.quantize.artifact import TWIN, Artifact, Making
+from qcheck.quantize.artifact import TWIN, Artifact, ArtifactSources
 from qcheck.quantize.given import Given
 from qcheck.report import write
-from qcheck.report.write import Shown
+from qcheck.report.write import SharedEvidence
 from qcheck.result.build import Build
-from qcheck.result.evidence import Seen
+from qcheck.result.evidence import CaseEvidence
 from qcheck.result.measurement import Measurement
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Verdict
@@ -42,7 +42,7 @@ from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import assemble, workload
 from qcheck.tasks import session as sessions
-from qcheck.tasks.assemble import Judged
+from qcheck.tasks.assemble import CaseOutcome
 from qcheck.tasks.session import Session, Traces
 
 
@@ -68,7 +68,7 @@ def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Re
             found += [broken_given(session, file, reference) for file in others]
         report = assemble.assemble(session, [result.case for result in found], size)
         steps = [index + 1 for index in session.sampler.setup.strata]
-        shown = Shown(steps, (session.shape[2], session.shape[3]), aligned)
+        shown = SharedEvidence(steps, (session.shape[2], session.shape[3]), aligned)
         with session.watch.stage("report", 1) as advance:
             write.write(report, [(result.case, result.seen, result.sheet) for result in found], shown, folder)
             advance(1)
@@ -81,7 +81,7 @@ class Result:
 
     case: Case
     sheet: Sheet
-    seen: Seen | None = None
+    seen: CaseEvidence | None = None
 
 
 def _fitted(session: Session, file: given.File) -> Given:
@@ -113,13 +113,13 @@ def require_effect(session: Session, reference: Traces) -> float:
 
 
 @dataclass(frozen=True)
-class Ground:
+class QuantizedBase:
     """What every order of a scheme is made from and compared with.
 
     ``floor`` is the compute type's own error, [T]; ``scores`` are what each order's layers cost.
     """
 
-    making: Making
+    sources: ArtifactSources
     q0: Subject
     floor: np.ndarray
     controls: list[Measurement]
@@ -132,19 +132,19 @@ def run_scheme(session: Session, scheme: Scheme, folder: Path) -> list[Result]:
     return [run_case(make(session, order, ground, folder)) for order in session.spec.orders]
 
 
-def prepare_scheme(session: Session, scheme: Scheme) -> Ground:
+def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
     """Ranges, the quantized base, controls and the sensitivity of layers."""
     spec, first = session.spec, session.spec.bounds.looks[0]
     ranges = session.calibrator.inputs(scheme)
-    making = Making(session.shipped, session.exporter, session.store, scheme, spec.recipe, ranges)
+    sources = ArtifactSources(session.shipped, session.exporter, session.store, scheme, spec.recipe, ranges)
     with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
-        base = artifact.write_base(making)
+        base = artifact.write_base(sources)
         advance(1)
     floor, controls = run_controls(session, scheme)
     q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base)
     f1 = session.reference.take(first)["adapted"]
-    scores = sensitivity.find(session.arms, making, session.sampler, f1, spec.orders, session.watch)
-    return Ground(making, q0, floor, controls, scores)
+    scores = sensitivity.find(session.arms, sources, session.sampler, f1, spec.orders, session.watch)
+    return QuantizedBase(sources, q0, floor, controls, scores)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Quantization:
 
     session: Session
     order: Order
-    ground: Ground
+    ground: QuantizedBase
     folder: Path
     artifact: Artifact
     builds: list[Build]
@@ -162,7 +162,7 @@ class Quantization:
     @property
     def scheme(self) -> Scheme:
         """The scheme."""
-        return self.ground.making.scheme
+        return self.ground.sources.scheme
 
     @property
     def title(self) -> str:
@@ -176,13 +176,13 @@ def quantize(session: Session, folder: Path) -> Quantization:
     return make(session, session.spec.orders[0], prepare_scheme(session, session.spec.schemes[0]), place)
 
 
-def make(session: Session, order: Order, ground: Ground, folder: Path) -> Quantization:
+def make(session: Session, order: Order, ground: QuantizedBase, folder: Path) -> Quantization:
     """Write the artifact and build it."""
-    title = f"{ground.making.scheme.name} {order}"
+    title = f"{ground.sources.scheme.name} {order}"
     with session.watch.stage(f"{title}: artifact", 1) as advance:
-        made = artifact.write(ground.making, order, folder / "artifacts")
+        made = artifact.write(ground.sources, order, folder / "artifacts")
         advance(1)
-    builds = [session.gate.build(title, ground.making.scheme, made)]
+    builds = [session.gate.build(title, ground.sources.scheme, made)]
     q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", made.runs)
     return Quantization(session, order, ground, folder, made, builds, q1)
 
@@ -234,7 +234,7 @@ def run_case(made: Quantization) -> Result:
     also = ungated.measure(seen.reference, seen.quantized, sheet, SIDES, limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
     steps = along(seen.reference, seen.quantized, SIDES)
-    told = Judged(verdict, made.builds, seen.energies, steps, time.monotonic() - start)
+    told = CaseOutcome(verdict, made.builds, seen.energies, steps, time.monotonic() - start)
     scores = made.ground.scores.get(made.order)
     case = assemble.case(session, scheme, made.order, told, made.artifact, made.folder, scores)
     shown = curves.gather(seen.reference, seen.quantized, seen.energies, weights, SIDES, (scheme.name, made.order))
@@ -262,7 +262,7 @@ def run_given(session: Session, file: Given) -> Result:
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
     also = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     verdict = replace(verdict, measurements=(*verdict.measurements, *also))
-    case = assemble.given_case(session, file, Judged(verdict, builds, energies, steps, time.monotonic() - start))
+    case = assemble.given_case(session, file, CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start))
     seen = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, seen.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
@@ -286,14 +286,14 @@ def broken_case(session: Session, scheme: Scheme, order: Order, reference: Trace
     """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
     verdict = _broken(session.spec.bounds.computing(scheme.compute), reference)
     sheet = assemble.sheet(session, f"{scheme.name} {order}", verdict, reference, reference)
-    return Result(assemble.case(session, scheme, order, Judged(verdict)), sheet)
+    return Result(assemble.case(session, scheme, order, CaseOutcome(verdict)), sheet)
 
 
 def broken_given(session: Session, file: Given, reference: Traces) -> Result:
     """As ``broken_case``, for a file of someone else's."""
     verdict = _broken(session.spec.bounds.alone(), reference)
     sheet = assemble.sheet(session, file.name, verdict, reference, reference)
-    return Result(assemble.given_case(session, file, Judged(verdict)), sheet)
+    return Result(assemble.given_case(session, file, CaseOutcome(verdict)), sheet)
 
 
 def _broken(limits: Limits, reference: Traces) -> Verdict:

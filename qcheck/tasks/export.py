@@ -29,7 +29,7 @@ from qcheck.model.components import Component
 from qcheck.model.family import Family, Shape
 from qcheck.model.graph import export as to_onnx
 from qcheck.quantize import artifact, qdq
-from qcheck.quantize.artifact import Exporter, Making
+from qcheck.quantize.artifact import ArtifactSources, Exporter
 from qcheck.result.exported import Exported, Part, Size
 from qcheck.result.manifest import NAME, Layer, Manifest, model_files
 from qcheck.sampling.setup import fed
@@ -99,11 +99,11 @@ def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Ma
     (scheme, *_), (order, *_) = spec.schemes, spec.orders
     exporter = Exporter(session.arms, session.store, session.example, _vary(sizes))
     ranges = session.calibrator.inputs(scheme)
-    making = Making(session.shipped, exporter, session.store, scheme, spec.recipe, ranges)
+    sources = ArtifactSources(session.shipped, exporter, session.store, scheme, spec.recipe, ranges)
     with session.watch.stage(f"{denoiser}: {scheme.name} {order}", 1) as advance:
         content = artifact.adapted_content(session.shipped, scheme, spec.recipe, order, ranges)
-        path = exporter.deployed(content, scheme, folder / denoiser / _MODEL, making.facts(order))
-        page = artifact.describe(making, order, content, folder, [path])
+        path = exporter.deployed(content, scheme, folder / denoiser / _MODEL, sources.facts(order))
+        page = artifact.describe(sources, order, content, folder, [path])
         advance(1)
     return page, path
 

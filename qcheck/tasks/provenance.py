@@ -1,4 +1,4 @@
-"""What a result file says about its own making."""
+"""What a result file says about its own sources."""
 
 import datetime
 import platform

@@ -11,7 +11,7 @@ from qcheck.model import lora
 from qcheck.model.lora import Adapter, trainable
 from qcheck.model.lora.note import KEY, Gap, Note, note
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import Making
+from qcheck.quantize.artifact import ArtifactSources
 from qcheck.result.report import Case, Report
 from qcheck.spec.check import CheckSpec, Use
 from qcheck.tasks import check
@@ -74,9 +74,9 @@ def learn(spec: CheckSpec, settings: Settings, new: Path, cache: Cache, progress
     with sessions.opened(spec, cache, progress) as session:
         (adapter,), scheme = session.arms.adapters, spec.schemes[0]
         ranges = session.calibrator.inputs(scheme)
-        making = Making(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
-        q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(making))
-        objective = QatObjective(spec, making, q0, session.watch, settings)
+        sources = ArtifactSources(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
+        q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources))
+        objective = QatObjective(spec, sources, q0, session.watch, settings)
         kept, training = train(objective)
         note = _note(session, adapter, training, settings).model_dump_json()
         trainable.write(adapter, kept, {KEY: note}, new)

@@ -34,7 +34,7 @@ class Remedy:
     train: bool = False
 
 
-class Ill(NamedTuple):
+class FailingCase(NamedTuple):
     """A case that does not pass: a request of one scheme in one order, its verdict, and what is installed."""
 
     spec: CheckSpec
@@ -48,7 +48,7 @@ class Ill(NamedTuple):
         return self.spec.schemes[0]
 
 
-def remedies(ill: Ill) -> Iterator[Remedy]:
+def remedies(ill: FailingCase) -> Iterator[Remedy]:
     """All that fit the verdict, in order of cost."""
     if ill.verdict == "FAIL-ADAPTER":
         yield Remedy("retrain", "retrain the adapter", _RETRAIN, None)
@@ -63,7 +63,7 @@ _RETRAIN = (
 )
 
 
-def more_probes(ill: Ill) -> Iterator[Remedy]:
+def more_probes(ill: FailingCase) -> Iterator[Remedy]:
     """Where the verdict is open, all looks that the limits have."""
     most = ill.spec.limits.looks[-1]
     if ill.verdict == "INCONCLUSIVE" and most > ill.spec.bounds.looks[-1]:
@@ -71,7 +71,7 @@ def more_probes(ill: Ill) -> Iterator[Remedy]:
         yield Remedy("probes", f"up to {most} probes", "the verdict is open for want of them", changed)
 
 
-def other_orders(ill: Ill) -> Iterator[Remedy]:
+def other_orders(ill: FailingCase) -> Iterator[Remedy]:
     """The adapter merged at full precision, or beside the weights; the base's own failure is the same in any order."""
     if ill.verdict == "FAIL-RECIPE":
         return
@@ -87,7 +87,7 @@ _WHY = {
 }
 
 
-def better_ranges(ill: Ill) -> Iterator[Remedy]:
+def better_ranges(ill: FailingCase) -> Iterator[Remedy]:
     """Input ranges cut by another method, where inputs have fixed ranges."""
     static = [rule.activations for rule in ill.scheme.rules if rule.activations and rule.activations.scales is None]
     if not static or ill.scheme.smoothing:
@@ -104,7 +104,7 @@ def better_ranges(ill: Ill) -> Iterator[Remedy]:
 _METHODS = tuple(sorted(METHODS, key=("mse", "percentile", "entropy", "max").index))
 
 
-def _others(ill: Ill) -> list[Scheme]:
+def _others(ill: FailingCase) -> list[Scheme]:
     return [
         found
         for found in ill.spec.target.deployable()
@@ -112,7 +112,7 @@ def _others(ill: Ill) -> list[Scheme]:
     ]
 
 
-def finer_steps(ill: Ill) -> Iterator[Remedy]:
+def finer_steps(ill: FailingCase) -> Iterator[Remedy]:
     """Schemes of the same formats whose steps are shared by fewer weights."""
     alike = [s for s in _others(ill) if _formats(s) == _formats(ill.scheme) and s.smoothing is None]
     finer = [s for s in alike if _sharing(s) < _sharing(ill.scheme)]
@@ -120,14 +120,14 @@ def finer_steps(ill: Ill) -> Iterator[Remedy]:
         yield _scheme("group", ill, found, "a step for fewer weights: more scales, smaller errors")
 
 
-def smoothing(ill: Ill) -> Iterator[Remedy]:
+def smoothing(ill: FailingCase) -> Iterator[Remedy]:
     """SmoothQuant or AWQ, by ModelOpt."""
     for found in _others(ill):
         if found.smoothing and ill.scheme.smoothing is None and _formats(found) == _formats(ill.scheme):
             yield _scheme("smoothing", ill, found, "what is hard to quantize moves between weights and inputs")
 
 
-def kept_layers(ill: Ill) -> Iterator[Remedy]:
+def kept_layers(ill: FailingCase) -> Iterator[Remedy]:
     """The layers that hurt most stay in the compute type."""
     for layers in ill.keeps(ill.spec):
         held = ill.spec.recipe
@@ -136,21 +136,21 @@ def kept_layers(ill: Ill) -> Iterator[Remedy]:
         yield Remedy("mixed precision", title, ", ".join(layers[:3]), ill.spec.changed(recipe=changed))
 
 
-def wider_schemes(ill: Ill) -> Iterator[Remedy]:
+def wider_schemes(ill: FailingCase) -> Iterator[Remedy]:
     """Schemes of more bits that the target runs, the smallest first."""
     wider = [s for s in _others(ill) if bits(s) > bits(ill.scheme) and s.smoothing is None]
     for found in sorted(wider, key=bits):
         yield _scheme("scheme", ill, found, "more bits: larger, and it may be slower")
 
 
-def training(ill: Ill) -> Iterator[Remedy]:
+def training(ill: FailingCase) -> Iterator[Remedy]:
     """QAT of the adapter; it cannot change the base's own failure."""
     if ill.verdict != "FAIL-RECIPE" and len(ill.spec.adapters) == 1 and not ill.spec.references:
         why = "the adapter learns through the rounding: minutes on a small model, hours on a large one"
         yield Remedy("qat", "QAT of the adapter", why, ill.spec, train=True)
 
 
-KINDS: tuple[Callable[[Ill], Iterator[Remedy]], ...] = (
+KINDS: tuple[Callable[[FailingCase], Iterator[Remedy]], ...] = (
     more_probes,
     other_orders,
     better_ranges,
@@ -162,7 +162,7 @@ KINDS: tuple[Callable[[Ill], Iterator[Remedy]], ...] = (
 )
 
 
-def _scheme(kind: str, ill: Ill, found: Scheme, why: str) -> Remedy:
+def _scheme(kind: str, ill: FailingCase, found: Scheme, why: str) -> Remedy:
     return Remedy(kind, f"scheme {found.name}", why, ill.spec.changed(schemes=(found,)))
 
 

@@ -22,7 +22,7 @@ from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family import Shape
 from qcheck.model.lora import note
-from qcheck.quantize.artifact import Exporter, Quantized
+from qcheck.quantize.artifact import Exporter, QuantizedArm
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.torch_runner import TorchRunner
@@ -103,14 +103,14 @@ class Session:
         path = self.exporter.full(side, compute)
         return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)))
 
-    def quantized(self, name: str, side: Side, made: Quantized) -> Subject:
+    def quantized(self, name: str, side: Side, made: QuantizedArm) -> Subject:
         """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
         if made.path is not None:
             return self.stored(name, side, made.path, made.digest)
         return Subject(name, side, made.digest, lambda: self._loaded(made))
 
     @contextmanager
-    def _loaded(self, made: Quantized) -> Iterator[TorchRunner]:
+    def _loaded(self, made: QuantizedArm) -> Iterator[TorchRunner]:
         from qcheck.quantize import bnb  # an extra that only its schemes need
 
         content = made.content()

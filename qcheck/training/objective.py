@@ -25,7 +25,7 @@ from qcheck.measure import effect
 from qcheck.model.lora import trainable
 from qcheck.model.lora.layout import Factors
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import Making, calibrated_on
+from qcheck.quantize.artifact import ArtifactSources, calibrated_on
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler
@@ -35,7 +35,7 @@ from qcheck.spec import order, probe, recipe
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import Probe, ProbeSet
 from qcheck.training import student
-from qcheck.training.student import Ground
+from qcheck.training.student import StudentSetup
 
 _HELD_OUT = 8
 _LOOP = "qcheck.training.trainer"  # it and what it imports decide what a run gives
@@ -121,16 +121,18 @@ class QatObjective:
     ``making`` is what artifacts are made from, ``q0`` the quantized base.
     """
 
-    def __init__(self, spec: CheckSpec, making: Making, q0: Subject, watch: Stopwatch, settings: Settings) -> None:
-        self.making, self.watch, self.settings, self._q0 = making, watch, settings, q0
-        self.arms, self.store = making.arms, making.store
-        scheme, chosen, (adapter,) = making.scheme, spec.orders[0], self.arms.adapters
-        self.ground = Ground(
+    def __init__(
+        self, spec: CheckSpec, sources: ArtifactSources, q0: Subject, watch: Stopwatch, settings: Settings
+    ) -> None:
+        self.sources, self.watch, self.settings, self._q0 = sources, watch, settings, q0
+        self.arms, self.store = sources.arms, sources.store
+        scheme, chosen, (adapter,) = sources.scheme, spec.orders[0], self.arms.adapters
+        self.ground = StudentSetup(
             scheme,
             chosen,
             frozenset(plan.chosen_layers(self.arms.base.denoiser, scheme, spec.recipe)),
-            making.ranges["base"],
-            making.ranges[calibrated_on(chosen)],
+            sources.ranges["base"],
+            sources.ranges[calibrated_on(chosen)],
             adapter.weight,
         )
         self.learned, self.held = prompts(spec, settings.probes)
@@ -148,7 +150,7 @@ class QatObjective:
     def key(self) -> str:
         """Of everything that a run depends on."""
         values = map(digest_of_value, (self.learned, self.held, self.settings))
-        return cache.key(_LOOP, "qat", self.making.key(self.ground.order), *values)
+        return cache.key(_LOOP, "qat", self.sources.key(self.ground.order), *values)
 
     @cached_property
     def student(self) -> nn.Module:

@@ -25,7 +25,7 @@ Read = Callable[[str], Factors]  # a layer's factors as they are now
 
 
 @dataclass(frozen=True)
-class Ground:
+class StudentSetup:
     """What the student stands on: scheme and order, and what calibration found for q0's and q1's inputs.
 
     ``chosen`` are the layers that are quantized; ``weight`` is how strongly the adapter is applied.
@@ -39,7 +39,7 @@ class Ground:
     weight: float
 
 
-def make(denoiser: nn.Module, ground: Ground, touched: Mapping[str, object], read: Read) -> nn.Module:
+def make(denoiser: nn.Module, ground: StudentSetup, touched: Mapping[str, object], read: Read) -> nn.Module:
     """A copy of the full-precision base ``denoiser`` that computes q1 with the factors that ``read`` gives.
 
     The gradient of its outputs reaches the factors and nothing else; rounding is passed straight through.
@@ -52,7 +52,7 @@ def make(denoiser: nn.Module, ground: Ground, touched: Mapping[str, object], rea
     return model
 
 
-def _layer(module: Any, name: str, ground: Ground, read: Read | None) -> Callable[..., torch.Tensor]:
+def _layer(module: Any, name: str, ground: StudentSetup, read: Read | None) -> Callable[..., torch.Tensor]:
     base: torch.Tensor = module.weight.data
     scheme, order = ground.scheme, ground.order
     if name not in ground.chosen:
@@ -83,7 +83,7 @@ def quantized(state: torch.Tensor, scheme: Scheme, calibrated: Input) -> torch.T
     return fake.straight(numbers.stored(state), numbers.fake_stored(state.detach()))
 
 
-def _added(base: torch.Tensor, name: str, ground: Ground, read: Read | None) -> torch.Tensor:
+def _added(base: torch.Tensor, name: str, ground: StudentSetup, read: Read | None) -> torch.Tensor:
     return base if read is None else base + ground.weight * read(name).change().view(base.shape)
 
 
@@ -103,7 +103,7 @@ def _merged(
 
 
 def _beside(
-    module: Any, numbers: LayerPlan, name: str, ground: Ground, read: Read | None
+    module: Any, numbers: LayerPlan, name: str, ground: StudentSetup, read: Read | None
 ) -> Callable[..., torch.Tensor]:
     """A layer of fixed codes, with the adapter beside it where it has one."""
     inner = type(module).forward

@@ -13,7 +13,7 @@ from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors
 from qcheck.quantize import artifact, merge, plan
-from qcheck.quantize.artifact import Content
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.quantize.plan import Input
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, ORDERS, Order
@@ -82,7 +82,7 @@ class Denoiser(torch.nn.Module):
         return self.layer(inputs)
 
 
-def _content(order: Order, layer: Layer) -> Content:
+def _content(order: Order, layer: Layer) -> QuantizedWeights:
     """What the artifact is made of."""
     model = Denoiser(layer.base)
     family: Any = SimpleNamespace(pipe=SimpleNamespace(unet=model), module=model, denoiser="unet")
@@ -101,7 +101,7 @@ def _artifact(order: Order, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _students(order: Order, layer: Layer) -> torch.Tensor:
     """The weight that QAT's student computes with: its answer to every unit vector."""
-    ground = student.Ground(INT4, order, frozenset({"layer"}), {"layer": PLAIN}, {"layer": PLAIN}, 1.0)
+    ground = student.StudentSetup(INT4, order, frozenset({"layer"}), {"layer": PLAIN}, {"layer": PLAIN}, 1.0)
     model = student.make(Denoiser(layer.base), ground, {"layer": None}, lambda _: layer.factors)
     with torch.no_grad():
         return model(torch.eye(IN)).t()
@@ -147,7 +147,7 @@ def test_all_of_them_ask_the_one_place(order: Order, layer: Layer, monkeypatch: 
 def test_a_layer_that_the_recipe_keeps_in_float_is_merged_in_every_order(layer: Layer) -> None:
     for order in ORDERS:
         model = Denoiser(layer.base)
-        ground = student.Ground(INT4, order, frozenset(), {}, {}, 1.0)
+        ground = student.StudentSetup(INT4, order, frozenset(), {}, {}, 1.0)
         made = student.make(model, ground, {"layer": None}, lambda _: layer.factors)
         with torch.no_grad():
             assert torch.equal(made(torch.eye(IN)).t(), layer.adapted)

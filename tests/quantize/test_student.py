@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qcheck.model.arms import Arms
 from qcheck.model.lora import trainable
 from qcheck.quantize import artifact, fake, plan
-from qcheck.quantize.artifact import Content
+from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
@@ -32,13 +32,13 @@ def _made(arms: Arms, prepared: Prepared, name: str, order: Order) -> tuple[torc
     found = trainable.find(arms.base.pipe, adapter)
     factors = {key: value.float().requires_grad_() for key, value in trainable.trained(found, adapter).items()}
     layers = frozenset(plan.chosen_layers(arms.base.denoiser, chosen, RECIPE))
-    ground = student.Ground(chosen, order, layers, prepared.ranges, prepared.ranges, adapter.weight)
+    ground = student.StudentSetup(chosen, order, layers, prepared.ranges, prepared.ranges, adapter.weight)
     with arms.held("base") as family:
         model = student.make(family.module, ground, found, lambda layer: found[layer].factors(factors))
     return model, factors
 
 
-def _content(arms: Arms, prepared: Prepared, name: str, order: Order) -> Content:
+def _content(arms: Arms, prepared: Prepared, name: str, order: Order) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
     return artifact.adapted_content(arms, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from qcheck.demo import library
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge import next_step
 from qcheck.report import contact, text
-from qcheck.result.build import Build, Realised
+from qcheck.result.build import Build, Precision
 from qcheck.result.report import Report
 from qcheck.tasks import assemble
 from tests import reports
@@ -159,7 +159,7 @@ def test_the_order_that_loses_the_adapter_is_the_first_thing_to_change() -> None
 
 
 def test_an_engine_that_could_not_be_read_is_not_measured_with_the_reason(report: Report) -> None:
-    silent = Realised(layers=2, products=0, operands={}, fell_back=[], unread=["a", "b"], bytes={}, promised={})
+    silent = Precision(layers=2, products=0, operands={}, fell_back=[], unread=["a", "b"], bytes={}, promised={})
     made = report.cases[0].builds[0].model_copy(update={"status": "built", "realised": silent})
     assert not assemble._read(made)
     found = assemble._unbuilt(report.cases[0], made)

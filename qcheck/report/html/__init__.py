@@ -24,7 +24,7 @@ from qcheck.report.html import charts, view
 from qcheck.report.html.charts import Chart
 from qcheck.report.numbers import shown
 from qcheck.result import evidence
-from qcheck.result.evidence import Evidence, Seen
+from qcheck.result.evidence import CaseEvidence, Evidence
 from qcheck.result.measurement import NotMeasured
 from qcheck.result.report import Case, Report
 
@@ -132,7 +132,7 @@ class Panel:
     """Everything of one case that the page shows beyond the overview; ``layers`` are the rows of its table."""
 
     case: Case
-    seen: Seen | None
+    seen: CaseEvidence | None
     rows: Sequence[view.Row]
     reported: Sequence[view.Row]
     plots: Mapping[str, Sequence[Chart]]
@@ -157,7 +157,7 @@ def panel(source: Source, case: Case) -> Panel:
     )
 
 
-def _layers(case: Case, seen: Seen | None, alignment: Mapping[str, float]) -> list[Record]:
+def _layers(case: Case, seen: CaseEvidence | None, alignment: Mapping[str, float]) -> list[Record]:
     """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it, alignment."""
     rows: dict[str, dict[str, Any]] = {
         found.name: found.model_dump(include={"kind", "share", "weight", "activation"}) for found in case.layers
@@ -171,7 +171,7 @@ def _layers(case: Case, seen: Seen | None, alignment: Mapping[str, float]) -> li
     return [{"layer": name} | row for name, row in rows.items()]
 
 
-def _plots(source: Source, case: Case, seen: Seen | None, layers: Sequence[Record]) -> dict[str, list[Chart]]:
+def _plots(source: Source, case: Case, seen: CaseEvidence | None, layers: Sequence[Record]) -> dict[str, list[Chart]]:
     sensitive = [row for row in layers if row.get("share") is not None]
     found = {"layers": [charts.shares(sensitive)] if sensitive else []}
     if seen is None or source.evidence is None:

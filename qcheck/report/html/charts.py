@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcheck.result.evidence import Arrival, Evidence, Seen, Spread
+from qcheck.result.evidence import Arrival, CaseEvidence, Evidence, Spread
 from qcheck.result.report import Case, Report
 from qcheck.spec import measurement
 from qcheck.spec.measurement import Limit
@@ -137,7 +137,7 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
 
 
 def steps(
-    report: Report, evidence: Evidence, case: Case, seen: Seen, limits: Mapping[tuple[str, str], Limit]
+    report: Report, evidence: Evidence, case: Case, seen: CaseEvidence, limits: Mapping[tuple[str, str], Limit]
 ) -> list[Chart]:
     """The gap along the denoising steps."""
     where: Records = [
@@ -213,7 +213,7 @@ def _profiles(case: Case) -> list[Chart]:
     return found
 
 
-def spectra(evidence: Evidence, seen: Seen) -> list[Chart]:
+def spectra(evidence: Evidence, seen: CaseEvidence) -> list[Chart]:
     """Radial spectra of reference and artifact, an arm a plot."""
     found = []
     for number, arm in (("0", "base"), ("1", "with LoRA")):
@@ -260,7 +260,7 @@ def _rings(evidence: Evidence, levels: Mapping[str, Sequence[float]], number: st
     ]
 
 
-def latents(seen: Seen) -> list[Chart]:
+def latents(seen: CaseEvidence) -> list[Chart]:
     """Distributions of the final latents, a channel a plot."""
     return [
         Chart(
