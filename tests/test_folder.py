@@ -175,6 +175,7 @@ def test_help_names_the_folder_that_a_command_writes(
         used.append(out)
         raise _ReachedError
 
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(functions, "staged", reached)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report.json").write_text(reports.report().to_json())
