@@ -1,13 +1,17 @@
 """Output is complete or absent, and what was there before stays until it is."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qcheck.api import functions
 from qcheck.core import folder as folders
 from qcheck.core.errors import UserError
+from tests import reports
+from tests.conftest import run
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(tmp_path: Path) -> None:
@@ -144,3 +148,40 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match="is a folder"), folders.replaced(tmp_path, True, folders.ours):
         pass
+
+
+class _ReachedError(Exception):
+    """A command got as far as its folder."""
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (("check", "demo", "--lora", "flat", "--scheme", "int8"), "flat"),
+        (("demo", "ink"), "ink"),
+        (("export", "demo", "--lora", "flat", "--scheme", "fp8", "--target", "jetson-thor-t5000"), "flat-fp8"),
+        (("qat", "demo", "--lora", "flat", "--out", "new.v2.safetensors"), "new.v2"),
+        (("advise", "report.json"), "advice"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_help_names_the_folder_that_a_command_writes(
+    command: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ADAPTER, SCHEME and NEW in the help stand for what was given."""
+    used: list[Path] = []
+
+    def reached(out: Path, *_: Any) -> None:
+        used.append(out)
+        raise _ReachedError
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(functions, "staged", reached)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.json").write_text(reports.report().to_json())
+    assert isinstance(run(*command).exception, _ReachedError)
+    shown = " ".join(run(command[0], "--help").output.replace("\u2502", " ").split())
+    told = {"flat-fp8": "ADAPTER-SCHEME-TIME", "new.v2": "qcheck-out/NEW-TIME", "advice": "qcheck-out/advice-TIME"}
+    assert told.get(named, "qcheck-out/ADAPTER-TIME") in shown
+    assert re.fullmatch(rf"{re.escape(named)}-\d{{8}}-\d{{6}}", used[0].name)
+    assert used[0].parent == Path("qcheck-out")

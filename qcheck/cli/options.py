@@ -11,7 +11,7 @@ from qcheck.cli import config
 from qcheck.core.values import names_in
 from qcheck.demo import library
 from qcheck.spec import limits, probe, recipe, scheme, target
-from qcheck.spec.order import ORDERS
+from qcheck.spec.order import MERGES, ORDERS
 
 _ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and device", "Probes", "Quantization", "Output and machine"
 
@@ -94,7 +94,8 @@ Schemes = Annotated[
         "--scheme",
         "-s",
         help="A scheme by name or TOML file; repeatable. Default: all that quantize and that TensorRT runs on the "
-        f"target. `{ALL}`: those, the unquantized controls and what PyTorch or ONNX Runtime runs there, in all orders.",
+        f"target. `{ALL}`: those, the unquantized controls and what PyTorch or ONNX Runtime runs there, "
+        f"in the orders {', '.join(MERGES)}.",
         autocompletion=named(scheme.FOLDER, ALL),
         rich_help_panel=_QUANTIZING,
     ),
@@ -198,7 +199,12 @@ Height = Annotated[int | None, typer.Option(min=8, help="Height in pixels.", ric
 
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Default: qcheck-out/ADAPTER-TIME.", rich_help_panel=_RUNNING),
+    typer.Option(
+        "--out",
+        "-o",
+        help="Default: qcheck-out/ADAPTER-TIME; of an export ADAPTER-SCHEME-TIME.",
+        rich_help_panel=_RUNNING,
+    ),
 ]
 Overwrite = Annotated[
     bool,
@@ -212,7 +218,7 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print report.json on standard output, and nothing else there.",
+        help="Print report.json (an export: manifest.json) on standard output, and nothing else there.",
         rich_help_panel=_RUNNING,
     ),
 ]
@@ -239,7 +245,13 @@ Batch = Annotated[
     typer.Option(min=1, help="Probes that run together; lower it when memory is short.", rich_help_panel=_RUNNING),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print the verdicts alone, and no progress.", rich_help_panel=_RUNNING)
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print the verdicts alone (an export: its folder), and no progress.",
+        rich_help_panel=_RUNNING,
+    ),
 ]
 Log = Annotated[
     Path | None,
