@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,rtx,modelopt,dev,docs,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,bitsandbytes,rtx,modelopt,dev,docs,train]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## check a shipped adapter end to end: real artifacts, a real TensorRT-RTX build, a verdict

@@ -82,15 +82,16 @@ def main() -> None:
     """Quantize, run, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ort-fp8", action="store_true", help="ONNX Runtime's FP8 too: it needs minutes")
-    slow = parser.parse_args().ort_fp8
-    torch.set_num_threads(2)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     used = Use(source=str(library.ADAPTERS / "flat.safetensors"), weight=1.0)
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(used)])
     with both.held("adapted"):
-        compare(both, slow)
+        compare(both, asked.threads, asked.ort_fp8)
 
 
-def compare(both: Arms, slow: bool) -> None:
+def compare(both: Arms, threads: int, slow: bool) -> None:
     """All of them on the arm that is held; ``slow`` adds ONNX Runtime's FP8."""
     unet, pipe = both.base.denoiser, both.base.pipe
     prompts = list(recipe.find("emoji").prompts.prompts)
@@ -113,13 +114,18 @@ def compare(both: Arms, slow: bool) -> None:
         work = Path(folder)
         exporter = Exporter(both, Cache(work / "cache"), judged[0])
         plain = exporter.full("adapted", "float32")
-        ours(both, unet, exporter, calibration, work, show)
+        ours(both, unet, exporter, calibration, work, threads, show)
         modelopt(unet, entry, calibration, show)
-        static(plain, calibration, work, show, slow)
-    RECORD.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
+        static(plain, calibration, work, threads, show, slow)
+    left = {} if slow else json.loads(RECORD.read_text("utf-8"))  # of FP8, which was not asked for
+    RECORD.write_text(
+        json.dumps(measured | {k: v for k, v in left.items() if k not in measured}, indent=1) + "\n", "utf-8"
+    )
 
 
-def ours(both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, show: Callable[..., None]) -> None:
+def ours(
+    both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, threads: int, show: Callable[..., None]
+) -> None:
     """Our artifacts in ONNX Runtime, for every method that ranges are read by."""
     seen, run = Histogram(), TorchRunner(both.base.family.entry(unet))
     start = time.perf_counter()
@@ -138,7 +144,7 @@ def ours(both: Arms, unet: Any, exporter: Exporter, rows: Rows, work: Path, show
             cut = histogram.clips(found, plan.input_formats(unet, chosen), used)
             content = QuantizedWeights(state, plan.make(layers, state, chosen, cut), {})
             path = exporter.twin(content, chosen, work / f"{name}-{method}-{len(left_out)}.onnx", {})
-            show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, 2))
+            show(f"qcheck {name}, {method}{'' if left_out else ', every layer'}", seconds, OnnxRunner(path, threads))
 
 
 def modelopt(unet: Any, entry: Callable[..., Any], rows: Rows, show: Callable[..., None]) -> None:
@@ -158,7 +164,7 @@ def modelopt(unet: Any, entry: Callable[..., Any], rows: Rows, show: Callable[..
         show(f"ModelOpt {preset}", time.perf_counter() - start, TorchRunner(entry(found)))
 
 
-def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None], slow: bool) -> None:
+def static(plain: Path, rows: Rows, work: Path, threads: int, show: Callable[..., None], slow: bool) -> None:
     """ONNX Runtime's static quantization: all operators as it does by default, and those that compute with weights."""
     computing = {"op_types_to_quantize": ["Conv", "Gemm", "MatMul"]}
     symmetric = computing | {
@@ -193,7 +199,7 @@ def static(plain: Path, rows: Rows, work: Path, show: Callable[..., None], slow:
         except OrtFail as error:
             print(f"{name:48s} its file does not load: {str(error)[-90:]}", flush=True)
         else:
-            show(name, seconds, OnnxRunner(path, 2))
+            show(name, seconds, OnnxRunner(path, threads))
 
 
 if __name__ == "__main__":

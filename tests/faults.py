@@ -21,15 +21,15 @@ from qcheck.quantize import fake, plan
 from qcheck.result.verdict import Verdict
 from qcheck.runtime.runner import Runner
 from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler
+from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Inputs, Setup
 from qcheck.sampling.store import Trace
 from qcheck.spec import limits, recipe, scheme
 from qcheck.spec.arm import Arm, Side
-from qcheck.spec.probe import Probe, ProbeSet
+from qcheck.spec.probe import ProbeSet
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import check
-from tests.test_trace import quiet, setup_for, subject
+from tests.test_trace import quiet, subject
 
 CHOSEN = ProbeSet(
     name="faults",
@@ -39,6 +39,7 @@ CHOSEN = ProbeSet(
     guidance=3.0,
 )
 LIMITS = limits.find("default").computing("float16")
+STRATA = 4
 State = dict[str, torch.Tensor]
 
 
@@ -46,17 +47,20 @@ State = dict[str, torch.Tensor]
 class Bench:
     """Four healthy arms and what a fault needs to trace another one."""
 
-    setup: Setup
-    probes: tuple[Probe, ...]
+    sampler: Sampler
     models: Mapping[str, Any]
     traces: Mapping[str, Trace]
-    store: Cache
     scheme: Scheme
     ranges: Mapping[str, Mapping[str, plan.Input]] = field(default_factory=dict)
 
+    @property
+    def setup(self) -> Setup:
+        """What all arms share."""
+        return self.sampler.setup
+
     def trace(self, name: str, runner: Runner, side: Side, setup: Setup | None = None) -> Trace:
         asked = subject(f"{self.scheme.name} {name}", runner, side)
-        return sampler.arm(setup or self.setup, self.traces["f1"], asked, self.probes, self.store, quiet)
+        return replace(self.sampler, setup=setup or self.setup).arm(asked, self.traces["f1"], quiet)
 
     def verdict(
         self,
@@ -106,20 +110,21 @@ def simulated(model: Any, state: State, numbers: plan.Plan) -> Any:
 def make(both: Arms, name: str, store: Cache, asked: ProbeSet = CHOSEN) -> Bench:
     """The bench of an adapter under a scheme."""
     chosen = scheme.find(name)
-    setup, probes = setup_for(both, asked, batch=8)
+    sampling = Sampler.of(both, asked, STRATA, 8, store)
     models: dict[str, Any] = {}
     sides: tuple[tuple[Side, str], ...] = (("base", "0"), ("adapted", "1"))
     for side, digit in sides:
-        models[f"f{digit}"] = copy.deepcopy(both.entry(side))
+        with both.held(side) as family:
+            models[f"f{digit}"] = copy.deepcopy(family.entry(family.module))
     reached = subject(f"{name} f1", TorchRunner(models["f1"]))
-    f1 = sampler.reference(setup, reached, probes, store, quiet)
-    bench = Bench(setup, probes, models, {"f1": f1}, store, chosen)
+    f1 = sampling.reference(reached, quiet)
+    bench = Bench(sampling, models, {"f1": f1}, chosen)
     ranges = {}
     for side, digit in sides:
         layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
         seen = Histogram()
         with observed(layers, [seen]):
-            sampler.visit(setup, f1.states(), TorchRunner(models[f"f{digit}"]), side, probes, quiet)
+            sampling.run(TorchRunner(models[f"f{digit}"]), side, f1.states(), quiet)
         ranges[f"f{digit}"] = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
         bench = replace(bench, ranges=ranges)
         state = bench.weights(f"f{digit}")
@@ -326,9 +331,9 @@ def swapped_prompt(bench: Bench) -> Verdict:
 
 def wrong_seed(bench: Bench) -> Verdict:
     """The artifact starts from other noise; traces like that are refused."""
-    other = tuple(probe.model_copy(update={"seed": probe.seed + 1}) for probe in bench.probes)
+    other = tuple(probe.model_copy(update={"seed": probe.seed + 1}) for probe in bench.sampler.probes)
     asked = subject(f"{bench.scheme.name} seed", TorchRunner(bench.models["q1"]))
-    return bench.verdict(q1=sampler.reference(bench.setup, asked, other, bench.store, quiet))
+    return bench.verdict(q1=replace(bench.sampler, probes=other).reference(asked, quiet))
 
 
 def late_timestep(bench: Bench) -> Verdict:

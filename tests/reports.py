@@ -5,6 +5,7 @@ from typing import Any
 
 from qcheck.api.request import check_spec
 from qcheck.result.report import Report
+from qcheck.spec.check import CheckSpec
 
 PLACE = Path("qcheck-out/flat")
 SPEC = check_spec("demo", "flat", scheme="int8")
@@ -59,12 +60,19 @@ def case(scheme: str = "int8", order: str = "merge-quantize", **changed: Any) ->
     } | changed
 
 
+def spec(*cases: dict[str, Any]) -> CheckSpec:
+    """A request of those cases' schemes, each by its own name."""
+    (scheme,) = SPEC.schemes
+    names = dict.fromkeys(case["scheme"] for case in cases)
+    return SPEC.changed(schemes=tuple(scheme.model_copy(update={"name": name}) for name in names))
+
+
 def report(*cases: dict[str, Any], **changed: Any) -> Report:
     """A report of those cases, or of one that passes."""
-    source = {"digest": "1" * 16}
+    source, shown = {"digest": "1" * 16}, list(cases) or [case()]
     made = {
         "schema": "qcheck-report/2",
-        "spec": SPEC,
+        "spec": spec(*shown),
         "base": {"source": "pipeline", **source},
         "adapters": [{"source": "flat.safetensors", "weight": 1.0, "arms": "adapted", **source}],
         "changed_layers": 4,
@@ -81,7 +89,7 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
         },
         "effect_size": 0.2,
         "limits_grounds": "start values",
-        "cases": list(cases) or [case()],
+        "cases": shown,
         "not_measured": [{"name": "latency", "reason": "needs the device"}],
         "provenance": {
             "qcheck": "0.1.0",

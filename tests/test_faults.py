@@ -19,13 +19,12 @@ from qcheck.result.measurement import Judged
 from qcheck.result.verdict import Verdict
 from qcheck.runtime.runner import MismatchError, Runner
 from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import sampler
 from qcheck.spec import measurement
 from qcheck.spec.arm import Arm, Side
 from tests import faults
 from tests.conftest import adapted_by
 from tests.faults import CHOSEN, DIAGONAL, FAINT, FAULTS, LIMITS, Altered, Bench
-from tests.test_trace import quiet, setup_for, subject
+from tests.test_trace import quiet, sampler_for, subject
 
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 MARKED = re.compile(r"(<!-- faults:begin -->\n)(.*?)(\n<!-- faults:end -->)", re.DOTALL)
@@ -182,8 +181,8 @@ def test_a_dropped_adapter_is_caught(bench: Bench) -> None:
 
 
 def test_a_wrong_seed_is_refused(bench: Bench, demo_arms: Arms) -> None:
-    setup, probes = setup_for(demo_arms, CHOSEN.model_copy(update={"seed": 41}), batch=8)
-    other = sampler.reference(setup, subject("seed", TorchRunner(bench.models["q1"])), probes, bench.store, quiet)
+    sampling = sampler_for(demo_arms, bench.sampler.store.root, CHOSEN.model_copy(update={"seed": 41}), batch=8)
+    other = sampling.reference(subject("seed", TorchRunner(bench.models["q1"])), quiet)
     with pytest.raises(MismatchError):
         bench.verdict(q1=other)
 
@@ -216,7 +215,7 @@ def test_nan_in_one_layer_is_caught(bench: Bench, arm: str, outcome: str) -> Non
 def test_an_adapter_that_breaks_the_base_at_full_precision_is_blamed_itself(bench: Bench, factor: float) -> None:
     loud = Altered(TorchRunner(bench.models["f1"]), output=lambda _, x: np.float32(factor) * x)
     name = f"loud {factor}"
-    f1 = sampler.reference(bench.setup, subject(name, loud), bench.probes, bench.store, quiet)
+    f1 = bench.sampler.reference(subject(name, loud), quiet)
     loud_bench = replace(bench, traces={"f1": f1, "exported": f1})
     runners: dict[str, tuple[Runner, Side]] = {
         "f0": (TorchRunner(bench.models["f0"]), "base"),

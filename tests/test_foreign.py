@@ -10,8 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qcheck.core.errors import UserError
 from qcheck.model.arms import Arms
-from qcheck.quantize import given as foreign
-from qcheck.quantize import qdq as rewrite
+from qcheck.quantize import given, qdq
 from qcheck.runtime.ort_runner import OnnxRunner, feeds, session
 from qcheck.spec import measurement
 from tests.conftest import Prepared, run
@@ -22,24 +21,24 @@ def plain(prepared: Prepared, tmp_path: Path) -> Path:
     """The adapted denoiser as an unquantized file."""
     path = tmp_path / "plain" / "model.onnx"
     path.parent.mkdir()
-    rewrite.save(rewrite.fill(prepared.graph, prepared.state), path)
+    qdq.save(qdq.fill(prepared.graph, prepared.state), path)
     return path
 
 
 def _renamed(path: Path, names: dict[str, str], rows: int | None, scalar: bool) -> Path:
     """The file with other names for its inputs, a fixed batch, or a timestep of int64 without axes."""
     model = onnx.load(path)
-    for given in model.graph.input:
-        axis = given.type.tensor_type.shape.dim
+    for value in model.graph.input:
+        axis = value.type.tensor_type.shape.dim
         if rows and len(axis) > 1:
             axis[0].dim_value = rows
         if scalar and len(axis) == 1:
-            _cast(model, given.name)
-            given.CopyFrom(helper.make_tensor_value_info(given.name, TensorProto.INT64, []))
+            _cast(model, value.name)
+            value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.INT64, []))
     for old, new in names.items():
         for node in model.graph.node:
             node.input[:] = [new if name == old else name for name in node.input]
-        next(given for given in model.graph.input if given.name == old).name = new
+        next(value for value in model.graph.input if value.name == old).name = new
     out = path.parent.parent / "renamed.onnx"
     onnx.save(model, out)
     return out
@@ -60,18 +59,18 @@ def test_inputs_are_fed_by_rank_whatever_they_are_called_and_batches_as_they_are
     plain: Path, prepared: Prepared, rows: int | None, scalar: bool
 ) -> None:
     other = _renamed(plain, {"sample": "latent", "timestep": "t", "encoder_hidden_states": "text"}, rows, scalar)
-    given = {name: value[:3] for name, value in prepared.inputs.items()}
-    wanted, found = OnnxRunner(plain, 1)(given), OnnxRunner(other, 1)(given)
+    inputs = {name: value[:3] for name, value in prepared.inputs.items()}
+    wanted, found = OnnxRunner(plain, 1)(inputs), OnnxRunner(other, 1)(inputs)
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() < 1e-4
 
 
 def test_a_file_is_found_where_pipelines_keep_it(plain: Path, tmp_path: Path) -> None:
-    assert foreign.read(plain, 1).path == plain
-    assert foreign.read(plain.parent, 1).path == plain
+    assert given.read(plain, 1).path == plain
+    assert given.read(plain.parent, 1).path == plain
     (tmp_path / "pipeline").mkdir()
     plain.parent.rename(tmp_path / "pipeline" / "unet")
-    found = foreign.read(tmp_path / "pipeline", 1)
+    found = given.read(tmp_path / "pipeline", 1)
     assert (found.name, found.bytes()) == ("pipeline", found.path.stat().st_size)
     assert found.path == tmp_path / "pipeline" / "unet" / "model.onnx"
 
@@ -115,14 +114,13 @@ def test_what_is_no_file_to_judge_is_refused(tmp_path: Path) -> None:
         ("absent", "does not exist"),
     ):
         with pytest.raises(UserError, match=said):
-            foreign.read(tmp_path / name, 1)
+            given.read(tmp_path / name, 1)
 
 
-def test_the_measurements_that_need_no_base_decide(plain: Path, demo_arms: Arms, tmp_path: Path) -> None:
-    demo_arms.use("adapted")
+def test_the_measurements_that_need_no_base_decide(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    given = ("check", "demo", "--lora", "flat", "--artifact", str(plain), "--max-probes", "4")
-    result = run(*given, "--no-build", "--json", "--out", str(out))
+    asked = ("check", "demo", "--lora", "flat", "--artifact", str(plain), "--max-probes", "4")
+    result = run(*asked, "--no-build", "--json", "--out", str(out))
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     (case,) = report["cases"]
@@ -131,14 +129,14 @@ def test_the_measurements_that_need_no_base_decide(plain: Path, demo_arms: Arms,
     seen = {(m["name"], m["arm"]): m for m in case["measurements"]}
     assert seen["effect_survival", "adapted"]["value"] == pytest.approx(1.0, abs=1e-3)
     assert any("no base artifact" in item["reason"] for item in report["not_measured"])
-    assert report["provenance"]["arguments"]["artifact"] == [str(plain)]
+    assert report["spec"]["artifacts"] == [str(plain)]
 
 
 def test_the_base_itself_as_an_artifact_has_lost_the_adapter(
     prepared: Prepared, demo_arms: Arms, tmp_path: Path
 ) -> None:
     path = tmp_path / "base.onnx"
-    rewrite.save(rewrite.fill(prepared.graph, demo_arms.state("base")), path)
+    qdq.save(qdq.fill(prepared.graph, demo_arms.state("base")), path)
     result = run("check", "demo", "--lora", "flat", "--artifact", str(path), "--no-build", "--out", str(tmp_path / "o"))
     assert result.exit_code == 1
     assert "NEEDS-QAT" in result.output
@@ -152,11 +150,11 @@ def test_tensors_outside_the_file_are_part_of_it(plain: Path, tmp_path: Path) ->
         onnx.save(
             onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=1024
         )
-    assert foreign.read(one, 1).digest == foreign.read(two, 1).digest
-    part = foreign.read(two, 1).parts[-1]
+    assert given.read(one, 1).digest == given.read(two, 1).digest
+    part = given.read(two, 1).parts[-1]
     part.write_bytes(bytes(part.stat().st_size))
-    assert foreign.read(one, 1).digest != foreign.read(two, 1).digest
-    assert foreign.read(one, 1).bytes() > 15e6
+    assert given.read(one, 1).digest != given.read(two, 1).digest
+    assert given.read(one, 1).bytes() > 15e6
 
 
 def test_a_file_of_another_size_or_with_whole_timesteps_is_refused_before_anything_runs(
@@ -170,8 +168,8 @@ def test_a_file_of_another_size_or_with_whole_timesteps_is_refused_before_anythi
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "wide.onnx"
     )
-    given = ("check", "demo", "--lora", "flat", "--no-build", "--out", str(tmp_path / "out"), "--artifact")
-    result = run(*given, str(tmp_path / "wide.onnx"))
+    asked = ("check", "demo", "--lora", "flat", "--no-build", "--out", str(tmp_path / "out"), "--artifact")
+    result = run(*asked, str(tmp_path / "wide.onnx"))
     assert "is fixed to 4 x 16 x 24, the probes ask 4 x 16 x 16" in str(result.exception)
-    assert "is named twice" in str(run(*given, str(plain), "--artifact", str(plain)).exception)
+    assert "is named twice" in str(run(*asked, str(plain), "--artifact", str(plain)).exception)
     assert not (tmp_path / "out").exists()

@@ -41,7 +41,8 @@ def _there(*command: str) -> None:
 @pytest.fixture(scope="module")
 def picture(demo_arms: Arms) -> np.ndarray:
     """What diffusers itself paints with the adapter, [1, H, W, 3]."""
-    return _painted(demo_arms.use("adapted").pipe)
+    with demo_arms.held("adapted") as family:
+        return _painted(family.pipe)
 
 
 def _painted(pipe: Any, **size: int) -> np.ndarray:
@@ -81,14 +82,15 @@ def test_an_exported_folder_of_every_family_samples_there(name: str, tmp_path: P
     options = ("-s", "fp16", "--size", "32x32", "--no-build", "-o", str(out))
     result = run("export", str(source), "--lora", str(adapter), *options)
     assert result.exit_code == 0, result.output
-    both = arms.apply(load.load(str(source)), [lora.read(Use(str(adapter), 1.0))])
-    picture = _painted(both.use("adapted").pipe, width=32, height=32)
+    both = arms.apply(load.load(str(source)), [lora.read(Use(source=str(adapter), weight=1.0))])
+    with both.held("adapted") as family:
+        picture = _painted(family.pipe, width=32, height=32)
     assert _sqnr(picture, _sampled(out, 32)) > 30
 
 
 def test_a_pipeline_that_optimum_exported_is_judged(demo_arms: Arms, tmp_path: Path) -> None:
-    pipe = demo_arms.use("adapted").pipe
-    pipe.save_pretrained(tmp_path / "merged")
+    with demo_arms.held("adapted") as family:
+        family.pipe.save_pretrained(tmp_path / "merged")
     shutil.rmtree(tmp_path / "merged" / "vae")  # optimum does not know the demo's kind; the denoiser is what is judged
     AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path / "merged" / "vae")
     index = json.loads((tmp_path / "merged" / "model_index.json").read_text())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from qcheck.model.arms import Arms
-from qcheck.quantize import fake, formats
-from qcheck.quantize import qdq as rewrite
+from qcheck.quantize import fake, formats, qdq
 from qcheck.quantize.plan import Grid, LayerPlan, Plan, Static
 from qcheck.runtime.ort_runner import session
 from qcheck.runtime.torch_runner import TorchRunner
@@ -117,19 +116,19 @@ def simulated(unet: nn.Module, theirs: Theirs) -> Iterator[nn.Module]:
 @pytest.fixture(scope="module")
 def states(demo_arms: Arms) -> list[dict[str, torch.Tensor]]:
     """What the denoiser is fed while the pipeline draws two pictures in eight steps, to calibrate on."""
-    demo_arms.use("adapted")
-    pipe, found = demo_arms.base.pipe, list[dict[str, torch.Tensor]]()
+    found = list[dict[str, torch.Tensor]]()
 
     def see(_: nn.Module, given: tuple[torch.Tensor, torch.Tensor], named: Mapping[str, torch.Tensor]) -> None:
         sample, timestep = given
         hidden = named["encoder_hidden_states"]
         found.append({"sample": sample, "timestep": timestep.float().reshape(1), "encoder_hidden_states": hidden})
 
-    hook = pipe.unet.register_forward_pre_hook(see, with_kwargs=True)
-    pipe.set_progress_bar_config(disable=True)
-    draws = torch.Generator().manual_seed(5)
-    pipe(["red apple", "sad cat"], num_inference_steps=8, guidance_scale=3, output_type="latent", generator=draws)
-    hook.remove()
+    with demo_arms.held("adapted") as family:
+        hook = family.module.register_forward_pre_hook(see, with_kwargs=True)
+        family.pipe.set_progress_bar_config(disable=True)
+        asked = {"num_inference_steps": 8, "guidance_scale": 3, "output_type": "latent"}
+        family.pipe(["red apple", "sad cat"], generator=torch.Generator().manual_seed(5), **asked)
+        hook.remove()
     return found
 
 
@@ -143,16 +142,16 @@ def modelopt(
         for state in states:
             denoiser(*state.values())
 
-    demo_arms.use("adapted")
     path = tmp_path_factory.mktemp("modelopt") / "theirs.onnx"
-    rivals.export(rivals.quantized(demo_arms.base.pipe.unet, "INT8_DEFAULT_CFG", calibrate), states[0], path)
+    with demo_arms.held("adapted") as family:
+        rivals.export(rivals.quantized(family.module, "INT8_DEFAULT_CFG", calibrate), states[0], path)
     return read(path, lambda node: ".".join(node.name.split("/")[1:-1]))
 
 
 @pytest.fixture(scope="module")
 def layers(exported: Prepared) -> Mapping[str, str]:
     """The layer of every node of our export that computes with a weight."""
-    return {str(site.node.name): layer for layer, site in rewrite.sites(exported.graph.graph).items()}
+    return {str(site.node.name): layer for layer, site in qdq.sites(exported.graph.graph).items()}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,7 @@ def static(
 ) -> Theirs:
     """ONNX Runtime's static INT8 of every layer."""
     folder = tmp_path_factory.mktemp("static")
-    rewrite.save(rewrite.fill(exported.graph, demo_arms.state("adapted")), folder / "plain.onnx")
+    qdq.save(qdq.fill(exported.graph, demo_arms.state("adapted")), folder / "plain.onnx")
     rows = [{name: value.numpy() for name, value in state.items()} for state in states]
     rivals.static(folder / "plain.onnx", rows, [*layers], folder / "theirs.onnx")
     return read(folder / "theirs.onnx", lambda node: layers[node.name])
@@ -212,11 +211,11 @@ def test_a_file_is_judged_as_our_simulation_of_its_ranges(
     runners: list[TorchRunner] = []
     with simulated(prepared.unet, theirs) as unet:
 
-        def simulation(*_: object) -> TorchRunner:
+        def simulation(*_: object) -> nullcontext[TorchRunner]:
             runners.append(TorchRunner(demo_arms.base.family.entry(unet)))
-            return runners[-1]
+            return nullcontext(runners[-1])
 
-        monkeypatch.setattr("qcheck.tasks.work.OnnxRunner", simulation)
+        monkeypatch.setattr("qcheck.sampling.subject.OnnxRunner", simulation)
         ours = judged(tmp_path / "stand-in.onnx", tmp_path / "ours")
     assert runners
     assert (found["verdict"], ours["verdict"]) == (verdict, verdict)

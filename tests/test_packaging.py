@@ -26,7 +26,7 @@ def test_targets_and_calibration_are_found_in_an_installed_wheel(wheel: Path, tm
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "from qcheck import target, recipe, scheme, probe; from qcheck.demo import library;"
+        "from qcheck.spec import target, recipe, scheme, probe; from qcheck.demo import library;"
         "print(target.FOLDER, len(target.every_target()), recipe.find('emoji').name, len(library.adapters()))"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

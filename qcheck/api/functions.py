@@ -1,7 +1,7 @@
-"""One function a command. Arguments are the command's options in snake case; each takes a name, a path or the value.
+"""One function for each command. Arguments are its options in snake case; each takes a name, a path or the value.
 
-Without ``out`` nothing is written but the cache, which ``cache=False`` leaves alone too. Nothing global is changed:
-torch's threads are those that were there once a call ends.
+Without ``out`` a call writes only to the cache, and with ``cache=False`` not even there. No global state changes: a
+call restores the number of torch's threads when it ends.
 """
 
 import datetime
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(out: Named | None, overwrite: bool = False) -> Iterator[Path]:
-    """The folder to write into: ``out``, whole or absent, or one that is gone when the block ends."""
+    """The folder to write into: ``out``, complete or absent, or without it a temporary one."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -53,9 +53,9 @@ def writing(out: Named | None, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def caching(wanted: bool) -> Iterator[Cache]:
-    """The user's cache, or one that is gone when the block ends."""
-    if wanted:
+def caching(use_cache: bool) -> Iterator[Cache]:
+    """The user's cache, or a temporary one that is removed when the block ends."""
+    if use_cache:
         yield Cache(caches.location())
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def caching(wanted: bool) -> Iterator[Cache]:
 
 
 def default_out(name: str) -> Path:
-    """``qcheck-out/<name>-<time>``: where a command writes when it is told no folder."""
+    """``qcheck-out/<name>-<time>``: where a command writes by default."""
     return (
         Path("qcheck-out") / f"{Path(name).name.removesuffix('.safetensors')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     )
@@ -78,8 +78,8 @@ def run(
     progress: Progress | None = None,
 ) -> Report:
     """Carry out a request."""
-    with writing(out, overwrite) as folder, caching(cache) as kept:
-        report: Report = host("qcheck.tasks.check").check(spec, folder, kept, progress or Silent())
+    with writing(out, overwrite) as folder, caching(cache) as entries:
+        report: Report = host("qcheck.tasks.check").check(spec, folder, entries, progress or Silent())
     return report
 
 
@@ -101,7 +101,7 @@ def check(
         out: A folder for artifacts, report.json, its page and pictures.
         overwrite: Replace an earlier result in ``out``.
         cache: Use and keep results of earlier runs.
-        progress: Told of every stage; silent by default.
+        progress: Receives every stage; silent by default.
         **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``.
 
     Raises:
@@ -137,21 +137,21 @@ def export(
         base: As for ``check``; ``report.spec`` of a check that passed exports what passed.
         lora: As for ``check``.
         out: The folder for ONNX files, engines, a build script and a manifest.
-        size: (width, height) in pixels that the engines take, the first is tuned for; the probes' own size without.
+        size: (width, height) pairs in pixels that the engines take, tuned for the first; by default the probes' size.
         overwrite: Replace an earlier export in ``out``.
         cache: Use and keep results of earlier runs.
-        progress: Told of every stage.
+        progress: Receives every stage.
         **request: The options of ``qcheck export``, see ``qcheck.api.keywords.Made``.
 
     Raises:
-        UserError: bad input, or a scheme that is no file.
+        UserError: bad input, or a scheme that has no file.
     """
     if size:
         request = {"width": size[0][0], "height": size[0][1]} | request
     spec = asked(base, lora, **made(base, request))
-    with writing(out, overwrite) as folder, caching(cache) as kept:
-        found: Exported = host("qcheck.tasks.export").export(spec, size, folder, kept, progress or Silent())
-    return found
+    with writing(out, overwrite) as folder, caching(cache) as entries:
+        exported: Exported = host("qcheck.tasks.export").export(spec, size, folder, entries, progress or Silent())
+    return exported
 
 
 def inspect(
@@ -170,26 +170,28 @@ def inspect(
         base: The base it is meant for; without one nothing is forecast.
         weight: How strongly the adapter is applied.
         scheme: Schemes to forecast; by default all that can be.
-        recipe: Whose kept layers are left out.
-        progress: Told of every layer.
+        recipe: The recipe whose unquantized layers are left out.
+        progress: Receives every layer.
 
     Raises:
         UserError: bad input, or a scheme that weights alone do not forecast.
     """
-    found_base, found_lora = library.resolve(None if base is None else str(base), str(lora))
-    given = scheme if isinstance(scheme, list | tuple) else [] if scheme is None else [scheme]
-    chosen = [one if isinstance(one, Scheme) else schemes.find(str(one)) for one in given]
-    if calibrated := [one.name for one in chosen if one.smoothing]:
+    base_source, lora_source = library.resolve(None if base is None else str(base), str(lora))
+    requested = scheme if isinstance(scheme, list | tuple) else [] if scheme is None else [scheme]
+    forecastable = [
+        candidate if isinstance(candidate, Scheme) else schemes.find(str(candidate)) for candidate in requested
+    ]
+    if smoothed := [candidate.name for candidate in forecastable if candidate.smoothing]:
         raise UserError(
-            f"{calibrated[0]} cannot be forecast from the weights: its factors need calibration data",
+            f"{smoothed[0]} cannot be forecast from the weights: its factors need calibration data",
             "Run qcheck check.",
         )
-    every = [one for one in schemes.every() if one.exported and one.smoothing is None]
-    held = recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe))
-    found: Inspection = host("qcheck.tasks.inspect").inspect(
-        found_lora, found_base, weight, chosen or every, held, progress or Silent()
+    default_schemes = [candidate for candidate in schemes.every() if candidate.exported and candidate.smoothing is None]
+    recipe_value = recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe))
+    inspection: Inspection = host("qcheck.tasks.inspect").inspect(
+        lora_source, base_source, weight, forecastable or default_schemes, recipe_value, progress or Silent()
     )
-    return found
+    return inspection
 
 
 def calibrate(
@@ -216,35 +218,35 @@ def calibrate(
         merge: How the timesteps' ranges become one; by default the recipe's.
         prompts: Prompts to calibrate on instead of the recipe's: a text file, or a list.
         own_prompts: Calibrate on the trigger words and tags in the adapters' metadata.
-        pictures: Meet the latents of these pictures under noise: a folder.
+        pictures: A folder of pictures to calibrate on: their latents under noise.
         out: The file to write, for ``ranges=`` of a check or an export.
         overwrite: Replace the file that an earlier calibration wrote to ``out``.
         cache: Use and keep results of earlier runs.
-        progress: Told of every stage.
+        progress: Receives every stage.
         **request: The options of ``qcheck calibrate``, see ``qcheck.api.keywords.Made``.
 
     Raises:
         UserError: bad input, a scheme without ranges, or a file that is there already.
     """
     spec = asked(base, lora, **made(base, request))
-    given = {f"prompts {prompts}": prompts, "own prompts": own_prompts, f"pictures {pictures}": pictures}
-    if len(several := [name for name, value in given.items() if value]) > 1:
-        raise UserError(f"{' and '.join(several)} are given", "Give one of them.")
-    read: ProbeSet | None = None
+    prompt_sources = {f"prompts {prompts}": prompts, "own prompts": own_prompts, f"pictures {pictures}": pictures}
+    if len(sources := [name for name, value in prompt_sources.items() if value]) > 1:
+        raise UserError(f"{' and '.join(sources)} are given", "Give one of them.")
+    probe_set: ProbeSet | None = None
     if isinstance(prompts, str | Path):
-        read = probe.from_text(Path(prompts), spec.probes)
+        probe_set = probe.from_text(Path(prompts), spec.probes)
     elif prompts is not None:
-        read = probe.from_prompts(prompts, spec.probes)
-    chosen = None if read is None else PromptSet(name=read.name, prompts=read.prompts)
+        probe_set = probe.from_prompts(prompts, spec.probes)
+    prompt_set = None if probe_set is None else PromptSet(name=probe_set.name, prompts=probe_set.prompts)
     spec = spec.changed(recipe=ranged(spec.recipe, method, merge))
-    shown = None if pictures is None else Path(pictures)
-    with replaced(out, overwrite, ours), caching(cache) as kept:
-        found: Ranges = host("qcheck.tasks.calibrate").calibrate(
-            spec, kept, progress or Silent(), chosen, own_prompts, shown
+    picture_folder = None if pictures is None else Path(pictures)
+    with replaced(out, overwrite, ours), caching(cache) as entries:
+        ranges: Ranges = host("qcheck.tasks.calibrate").calibrate(
+            spec, entries, progress or Silent(), prompt_set, own_prompts, picture_folder
         )
         if out is not None:
-            Path(out).write_text(found.to_json(), "utf-8")
-    return found
+            Path(out).write_text(ranges.to_json(), "utf-8")
+    return ranges
 
 
 def advise(
@@ -268,17 +270,17 @@ def advise(
         overwrite: Replace earlier advice in ``out``.
         cache: Use and keep results of earlier runs.
         threads: Processor threads; by default all.
-        progress: Told of every stage.
+        progress: Receives every stage.
 
     Raises:
         UserError: no report, or what it was made from has changed since.
     """
-    read, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
-    with writing(out, overwrite) as folder, caching(cache) as kept:
-        found: Advice = host("qcheck.tasks.advise").advise(
-            read, name, folder, kept, progress or Silent(), threads or CORES, not dry_run, every
+    report_value, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
+    with writing(out, overwrite) as folder, caching(cache) as entries:
+        advice: Advice = host("qcheck.tasks.advise").advise(
+            report_value, name, folder, entries, progress or Silent(), threads or CORES, not dry_run, every
         )
-    return found
+    return advice
 
 
 def qat(
@@ -300,12 +302,12 @@ def qat(
         base: As for ``check``; the request's first scheme and order count.
         lora: One adapter.
         out: The calibrated LoRA to write, a .safetensors file.
-        settings: How long and how hard; the defaults of ``qcheck qat`` without them.
-        force: Also where the adapter is broken at full precision.
+        settings: Length, rate and other settings of the training; the defaults of ``qcheck qat`` without them.
+        force: Train also where the adapter is broken at full precision.
         report: A folder for the reports before and after.
         overwrite: Replace earlier reports in ``report``, and an earlier calibration of this adapter in ``out``.
         cache: Use and keep results of earlier runs.
-        progress: Told of every stage.
+        progress: Receives every stage.
         **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``.
 
     Raises:
@@ -315,15 +317,17 @@ def qat(
     path = Path(out)
     if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
         raise UserError(f"--out {str(out)!r} is no .safetensors file in a folder that exists", "Give another --out.")
-    chosen = settings or host("qcheck.training.objective").Settings()
+    training_settings = settings or host("qcheck.training.objective").Settings()
     stage = host("qcheck.tasks.qat")
     with (
         replaced(path, overwrite, lambda file: bool(stage.is_calibrated(file, spec))),
         writing(report, overwrite) as folder,
-        caching(cache) as kept,
+        caching(cache) as entries,
     ):
-        found: Calibration = stage.calibrate(spec, chosen, path, folder, kept, progress or Silent(), force)
-    return found
+        calibration: Calibration = stage.calibrate(
+            spec, training_settings, path, folder, entries, progress or Silent(), force
+        )
+    return calibration
 
 
 def compare(baseline: Report | Named, new: Report | Named) -> Comparison:
@@ -332,5 +336,5 @@ def compare(baseline: Report | Named, new: Report | Named) -> Comparison:
     Raises:
         UserError: one of them is no report.
     """
-    pairs = [("", one) if isinstance(one, Report) else (str(one), load_report(one)) for one in (baseline, new)]
+    pairs = [("", item) if isinstance(item, Report) else (str(item), load_report(item)) for item in (baseline, new)]
     return comparing.against(pairs[0], pairs[1])

@@ -22,7 +22,7 @@ class Adapting(TypedDict, total=False):
     """Keywords of the adapters and the device.
 
     ``weight``: how strongly each adapter is applied, 1 by default. ``reference_lora``: what ``qat`` calibrated each
-    adapter from; it is what the artifacts are held to. ``with_lora``: adapters of both arms, FILE or "FILE=WEIGHT".
+    adapter from; it is the reference of the artifacts. ``with_lora``: adapters of both arms, FILE or "FILE=WEIGHT".
     ``allow_unmatched``: take adapters of which some layers are not in this base. ``target``: the device.
     """
 
@@ -75,7 +75,7 @@ class Running(TypedDict, total=False):
 
 
 class Made(Adapting, Quantizing, Sampling, Running, total=False):
-    """Keywords of what is made without a verdict.
+    """Keywords of an export or a calibration, which have no verdict.
 
     ``probes``: the probe set, of which only the sampling counts where nothing is judged.
     """
@@ -86,8 +86,8 @@ class Made(Adapting, Quantizing, Sampling, Running, total=False):
 class Judging(TypedDict, total=False):
     """Keywords of the verdict.
 
-    ``artifact``: ONNX files of others, judged beside the schemes, or alone. ``limits``: what the verdict compares with.
-    ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
+    ``artifact``: ONNX files that others quantized, judged beside the schemes, or alone. ``limits``: what the verdict
+    compares with. ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
     """
 
     artifact: Files
@@ -96,10 +96,10 @@ class Judging(TypedDict, total=False):
 
 
 class Probing(TypedDict, total=False):
-    """Keywords of what is judged on.
+    """Keywords of the probes.
 
-    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: where looks at
-    more probes end.
+    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: no more
+    probes than this are added.
     """
 
     prompts: Named | Sequence[str] | None

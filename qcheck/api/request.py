@@ -1,4 +1,4 @@
-"""From what a user names to a request of values; every mistake in it is found before anything heavy starts.
+"""A request of values from what a user names. Every mistake in it is reported before anything heavy starts.
 
 Every argument takes a name, a path or the value itself. The command line and the Python API both come through here.
 """
@@ -81,37 +81,36 @@ def check_spec(
         UserError: something is not known, does not fit together, or cannot run on the target.
     """
     demo = str(base) == library.NAME
-    judged_limits = _value(limits, limits_files.find)
-    device = _value(target, targets.find)
-    chosen, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
+    limits_value, device = _value(limits, limits_files.find), _value(target, targets.find)
+    named_schemes, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
-    every = chosen == [ALL]
+    all_schemes = named_schemes == [ALL]
     with plainly():
-        judged = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
+        probe_set = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
         return CheckSpec(
             base=place(library.PIPELINE if demo else base),
             adapters=_uses(demo, _many(lora), _many(weight)),
             references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
             common=_common(demo, _many(with_lora)),
             allow_unmatched=allow_unmatched,
-            schemes=() if artifacts and not chosen else _schemes(chosen, device),
+            schemes=() if artifacts and not named_schemes else _schemes(named_schemes, device),
             artifacts=artifacts,
-            orders=_orders(_many(order) or ([*MERGES] if every else [])),
+            orders=_orders(_many(order) or ([*MERGES] if all_schemes else [])),
             target=device,
-            probes=probe.repeated(judged, judged_limits.looks[-1]),
+            probes=probe.repeated(probe_set, limits_value.looks[-1]),
             trigger=trigger,
             recipe=_value(recipe or (library.RECIPE if demo else "general"), recipes.find),
             ranges=None if ranges is None else place(ranges),
-            limits=judged_limits,
+            limits=limits_value,
             max_probes=max_probes,
-            require=requirement(require) or ("all" if artifacts or (chosen and not every) else "any"),
+            require=requirement(require) or ("all" if artifacts or (named_schemes and not all_schemes) else "any"),
             execution=Execution(threads=threads or CORES, batch=batch, build=build),
         )
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """A value that a field of the request does not take is the user's mistake.
+    """Turn the error of a value that a field of the request does not take into the user's mistake.
 
     Raises:
         UserError: that mistake.
@@ -125,7 +124,7 @@ def plainly() -> Iterator[None]:
 
 
 def asked(base: Named | CheckSpec, lora: Files, **request: Unpack[Request]) -> CheckSpec:
-    """The request itself where it is given as a value, else as ``check_spec``.
+    """``base`` where it is a whole request, else the request that ``check_spec`` builds.
 
     Raises:
         UserError: as ``check_spec``, or keywords beside a request, which holds them all.
@@ -139,38 +138,38 @@ def asked(base: Named | CheckSpec, lora: Files, **request: Unpack[Request]) -> C
 
 
 def made(base: Named | CheckSpec, request: Made) -> Made:
-    """Keywords of what is made in one scheme: the one that ships as the default, where none is named."""
+    """The keywords with the shipped default scheme, where neither they nor a whole request name one."""
     return request if isinstance(base, CheckSpec) or "scheme" in request else Made(**request, scheme=library.SCHEME)
 
 
-def place(given: Named) -> str:
-    """A path that holds in any folder; a hub id, or a path to nothing, as it is."""
-    return str(Path(given).absolute()) if Path(given).exists() else str(given)
+def place(source: Named) -> str:
+    """The absolute path of an existing file or folder; a hub id or any other path as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else str(source)
 
 
-def _many(given: Any) -> list[Any]:
+def _many(value: Any) -> list[Any]:
     """One, several or none as a list."""
-    if given is None:
+    if value is None:
         return []
-    return [*given] if isinstance(given, list | tuple) else [given]
+    return [*value] if isinstance(value, list | tuple) else [value]
 
 
-def _value(given: Named | V, find: Callable[[str], V]) -> V:
-    """The value itself, or the one of that name or file."""
-    return given if isinstance(given, Value) else find(str(given))
+def _value(source: Named | V, find: Callable[[str], V]) -> V:
+    """``source`` where it is a value, else the value with that name or file."""
+    return source if isinstance(source, Value) else find(str(source))
 
 
-def requirement(given: str | None) -> Require | None:
+def requirement(name: str | None) -> Require | None:
     """The requirement of that name.
 
     Raises:
         UserError: there is none.
     """
-    if given is None:
+    if name is None:
         return None
-    if given not in _REQUIRE:
-        raise unknown("requirement", given, _REQUIRE)
-    return _REQUIRE[given]
+    if name not in _REQUIRE:
+        raise unknown("requirement", name, _REQUIRE)
+    return _REQUIRE[name]
 
 
 _REQUIRE: dict[str, Require] = {"all": "all", "any": "any"}
@@ -191,14 +190,14 @@ def _uses(demo: bool, sources: Sequence[Named], weights: Sequence[float]) -> tup
             "Give one --weight for each --lora, or none.",
         )
     base = library.NAME if demo else None
-    found = [place(library.resolve(base, str(source))[1]) for source in sources]
-    return tuple(Use(source=source, weight=float(weight)) for source, weight in zip(found, weights, strict=True))
+    paths = [place(library.resolve(base, str(source))[1]) for source in sources]
+    return tuple(Use(source=source, weight=float(weight)) for source, weight in zip(paths, weights, strict=True))
 
 
 def _references(
     demo: bool, sources: Sequence[Named], calibrated: Sequence[Named], weights: Sequence[float]
 ) -> tuple[Use, ...]:
-    """The files that adapters were calibrated from, with the weights of those.
+    """The files that adapters were calibrated from, with the adapters' weights.
 
     Raises:
         UserError: some are given, but not one for each adapter.
@@ -211,86 +210,86 @@ def _references(
     return _uses(demo, sources, weights) if sources else ()
 
 
-def _common(demo: bool, given: Iterable[Named]) -> tuple[Use, ...]:
+def _common(demo: bool, adapters: Iterable[Named]) -> tuple[Use, ...]:
     """Adapters of both arms, from FILE or FILE=WEIGHT.
 
     Raises:
         UserError: the weight is no number.
     """
-    found: list[Use] = []
-    for named in map(str, given):
-        whole = Path(named).exists() or "=" not in named
-        source, _, weight = (named, "", "1") if whole else named.rpartition("=")
+    uses: list[Use] = []
+    for text in map(str, adapters):
+        is_file = Path(text).exists() or "=" not in text
+        source, _, weight = (text, "", "1") if is_file else text.rpartition("=")
         try:
-            found += _uses(demo, [source], [float(weight)])
+            uses += _uses(demo, [source], [float(weight)])
         except ValueError as error:
-            raise UserError(f"--with-lora {named!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
-    return tuple(found)
+            raise UserError(f"--with-lora {text!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
+    return tuple(uses)
 
 
 def _probes(
-    named: Named | ProbeSet | None,
+    probes: Named | ProbeSet | None,
     prompts: Named | Sequence[str] | None,
     demo: bool,
     sampling: dict[str, int | float | None],
 ) -> ProbeSet:
-    """The probe set to judge on; of ``sampling`` what is not None replaces its own."""
-    if named and prompts:
-        raise UserError(f"both --probes {named} and --prompts {prompts} are given", "Give one of them.")
-    found = _value(named or (library.PROBES if demo else "general"), probe.find)
+    """The probe set to judge on; the values of ``sampling`` that are not None replace its own."""
+    if probes and prompts:
+        raise UserError(f"both --probes {probes} and --prompts {prompts} are given", "Give one of them.")
+    probe_set = _value(probes or (library.PROBES if demo else "general"), probe.find)
     if isinstance(prompts, str | Path):
-        found = probe.from_text(Path(prompts), found)
+        probe_set = probe.from_text(Path(prompts), probe_set)
     elif prompts is not None:
-        found = probe.from_prompts(prompts, found)
-    given = {key: value for key, value in sampling.items() if value is not None}
-    return ProbeSet.model_validate(found.model_dump() | given)
+        probe_set = probe.from_prompts(prompts, probe_set)
+    overrides = {key: value for key, value in sampling.items() if value is not None}
+    return ProbeSet.model_validate(probe_set.model_dump() | overrides)
 
 
-def _orders(named: Sequence[str]) -> tuple[Order, ...]:
+def _orders(names: Sequence[str]) -> tuple[Order, ...]:
     """The orders of those names; by default the first."""
-    return tuple(dict.fromkeys(orders_of.find(name) for name in named or ORDERS[:1]))
+    return tuple(dict.fromkeys(orders_of.find(name) for name in names or ORDERS[:1]))
 
 
-def _schemes(given: Sequence[Named | Scheme], device: Target) -> tuple[Scheme, ...]:
+def _schemes(requested: Sequence[Named | Scheme], device: Target) -> tuple[Scheme, ...]:
     """The schemes to run.
 
     Raises:
         UserError: one of them is unknown or cannot run on the device.
     """
     runnable = _installed(device.runnable())
-    if not given or given == [ALL]:
-        found = runnable if given else _installed(device.deployable())
-        if not found:
+    if not requested or requested == [ALL]:
+        defaults = runnable if requested else _installed(device.deployable())
+        if not defaults:
             why = device.refuses(schemes_files.find(library.SCHEME))
             raise UserError(
                 f"{device.name!r} can run no scheme that ships with qcheck: {why}", "Take another --target."
             )
-        return tuple(found)
-    chosen = tuple(_value(one, schemes_files.find) for one in given)
-    for one in chosen:
-        if reason := device.refuses(one):
-            offered = ", ".join(s.name for s in runnable) or "none that ship with qcheck"
+        return tuple(defaults)
+    schemes = tuple(_value(candidate, schemes_files.find) for candidate in requested)
+    for candidate in schemes:
+        if reason := device.refuses(candidate):
+            names = ", ".join(s.name for s in runnable) or "none that ship with qcheck"
             raise UserError(
-                f"scheme {one.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {offered}."
+                f"scheme {candidate.name!r} cannot run on {device.name!r}: {reason}", f"Schemes it can run: {names}."
             )
-        if missing := _missing(one):
+        if missing := _missing(candidate):
             raise UserError(
-                f"scheme {one.name!r} needs {missing}, which is not installed here",
-                f"pip install 'qcheck-edge[{'modelopt' if missing == 'modelopt' else 'host'}]'",
+                f"scheme {candidate.name!r} needs {missing}, which is not installed here",
+                f"pip install 'qcheck-edge[{missing}]'",
             )
-    return chosen
+    return schemes
 
 
-def _missing(chosen: Scheme) -> str | None:
-    """The first module that the scheme needs and that is not here."""
-    return next((module for module in chosen.needs if importlib.util.find_spec(module) is None), None)
+def _missing(scheme: Scheme) -> str | None:
+    """The first module that the scheme needs and that is not here; the extra that brings it has its name."""
+    return next((module for module in scheme.needs if importlib.util.find_spec(module) is None), None)
 
 
-def _installed(given: Iterable[Scheme]) -> list[Scheme]:
-    return [found for found in given if not _missing(found)]
+def _installed(schemes: Iterable[Scheme]) -> list[Scheme]:
+    return [scheme for scheme in schemes if not _missing(scheme)]
 
 
-def ranged(given: Recipe, method: str | None, merge: str | None) -> Recipe:
+def ranged(recipe: Recipe, method: str | None, merge: str | None) -> Recipe:
     """A recipe with another way to cut ranges and to merge those of timesteps.
 
     Raises:
@@ -300,4 +299,4 @@ def ranged(given: Recipe, method: str | None, merge: str | None) -> Recipe:
         if name is not None and name not in known:
             raise unknown(what, name, known)
     update = {key: value for key, value in (("method", method), ("merge", merge)) if value is not None}
-    return given.model_copy(update=update)
+    return recipe.model_copy(update=update)

@@ -1,4 +1,4 @@
-"""One load, many questions: a session keeps a base and its adapters between questions about schemes and orders."""
+"""A session: a base and its adapters stay loaded while several schemes and orders are measured and judged."""
 
 import tempfile
 from contextlib import ExitStack
@@ -37,9 +37,9 @@ class Session:
         base: A diffusers pipeline folder, a hub id, "demo", or a whole request.
         lora: A .safetensors file, or a list of them that are judged together.
         cache: Use and keep results of earlier runs.
-        progress: Told of every stage; silent by default.
-        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``; ``scheme`` and ``order`` are
-            asked for by ``quantize``.
+        progress: Receives every stage; silent by default.
+        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``; ``quantize`` takes
+            ``scheme`` and ``order``.
 
     Raises:
         UserError: bad input.
@@ -81,19 +81,20 @@ class Session:
         Raises:
             UserError: a scheme or order that is not known, or that the target does not run.
         """
-        chosen = scheme if isinstance(scheme, Scheme) else schemes.find(str(scheme))
-        if reason := self.spec.target.refuses(chosen):
+        scheme_value = scheme if isinstance(scheme, Scheme) else schemes.find(str(scheme))
+        if reason := self.spec.target.refuses(scheme_value):
             raise UserError(
-                f"scheme {chosen.name!r} cannot run on {self.spec.target.name!r}: {reason}", "Take another scheme."
+                f"scheme {scheme_value.name!r} cannot run on {self.spec.target.name!r}: {reason}",
+                "Take another scheme.",
             )
         loaded = self._open()
-        spec = self.spec.of_case(chosen, orders.find(order))
-        own = replace(loaded, spec=spec, calibrator=replace(loaded.calibrator, spec=spec))
-        found: Quantization = host("qcheck.tasks.check").quantize(own, self._folder)
-        return found
+        spec = self.spec.of_case(scheme_value, orders.find(order))
+        case_session = replace(loaded, spec=spec, calibrator=replace(loaded.calibrator, spec=spec))
+        quantization: Quantization = host("qcheck.tasks.check").quantize(case_session, self._folder)
+        return quantization
 
     def measure(self, quantized: "Quantization", probes: int) -> list[Measurement]:
-        """Every sampled measurement over the first ``probes`` probes, with its interval; no limit is looked at.
+        """Every sampled measurement over the first ``probes`` probes, with its interval; no limit is applied.
 
         Raises:
             UserError: more probes than the request has, or fewer than two.
@@ -101,14 +102,14 @@ class Session:
         self._open()
         if not 2 <= probes <= len(self.spec.probes.prompts):
             raise UserError(f"{probes} probes are asked for", f"Take 2 to {len(self.spec.probes.prompts)}.")
-        found: list[Measurement] = host("qcheck.tasks.check").measured(quantized, probes)
-        return found
+        measurements: list[Measurement] = host("qcheck.tasks.check").measured(quantized, probes)
+        return measurements
 
     def judge(self, quantized: "Quantization") -> Case:
-        """The case as a check would report it: looks at more and more probes until there is a verdict."""
+        """The case as a check would report it: probes are added until there is a verdict."""
         self._open()
-        found: Case = host("qcheck.tasks.check").judged(quantized)
-        return found
+        case: Case = host("qcheck.tasks.check").judged(quantized)
+        return case
 
     def _open(self) -> "Loaded":
         if self._loaded is None:

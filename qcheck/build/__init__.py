@@ -1,1 +1,1 @@
-"""Engines for the target: compiled in a child process, read, and held to what the scheme asked."""
+"""Engines for the target: compiled in a child process, read, and compared with the scheme."""

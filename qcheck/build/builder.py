@@ -1,9 +1,9 @@
-"""Build an artifact with TensorRT, in a child process: when the builder crashes, that is an error message here.
+"""Build an artifact with TensorRT, in a child process: a crash of the builder becomes an error message.
 
 Two packages share one interface. ``tensorrt_rtx`` compiles ahead of time for compute capabilities that need not be in
-this machine; without a GPU the engine is not run, and what a build proves is that the graph parses, that its types are
-allowed there, and that it compiles. ``tensorrt`` builds for the GPU in this machine and nothing else; it and everything
-that needs a device here (``_inspect``, ``_ask_driver``) was never run. Networks are strongly typed.
+this machine; without a GPU the engine is not run, and a build proves that the graph parses, that its types are allowed
+there, and that it compiles. ``tensorrt`` builds for the GPU in this machine only. It and the functions that need a
+device here (``_inspect``, ``_driver_capability``) were never run. Networks are strongly typed.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ _DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
 
 @dataclass(frozen=True)
 class Builder:
-    """A package that builds, and the compute capability ("8.6") it is asked for."""
+    """A package that builds engines, and the compute capability ("8.6") that it builds for."""
 
     module: str
     capability: str
@@ -33,7 +33,7 @@ class Builder:
 
 @dataclass(frozen=True)
 class Problem:
-    """One error of parser or builder: its own words, and the ONNX node and torch module they are about, if any."""
+    """One error of the parser or builder: its text, and the ONNX node and torch module that it names, if any."""
 
     text: str
     node: str = ""
@@ -42,7 +42,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Built:
-    """What came of a build. ``inspected`` is the inspector's JSON where a device is there to ask; memory is in MB."""
+    """The outcome of a build. ``inspected`` is the file of the engine inspector, which needs a device; memory in MB."""
 
     builder: str
     status: Literal["built", "refused", "crashed", "not run"]
@@ -54,9 +54,9 @@ class Built:
 
 
 def choose(capability: str, proxy: str | None) -> Builder | str:
-    """What builds here for a device of ``capability``, or why nothing does.
+    """The builder here for a device of ``capability``, or the reason why there is none.
 
-    TensorRT itself where it and a device of that capability are here, else TensorRT-RTX for the ``proxy``.
+    It is TensorRT where it and a device of that capability are here, else TensorRT-RTX for the ``proxy``.
     """
     if importlib.util.find_spec(FULL) is not None and _device() and local_capability() == capability:
         return Builder(FULL, capability)
@@ -72,20 +72,21 @@ def _device() -> bool:
 
 
 def local_capability() -> str:
-    """The compute capability of the GPU in this machine, asked in a child process; empty where the driver fails."""
-    child = subprocess.run([sys.executable, "-m", __name__, _ASK], capture_output=True, text=True, check=False)
+    """The compute capability of the GPU in this machine, from a child process; empty where the driver fails."""
+    child = subprocess.run([sys.executable, "-m", __name__, _CAPABILITY], capture_output=True, text=True, check=False)
     return child.stdout.strip() if child.returncode == 0 else ""
 
 
-_ASK = "capability"
+_CAPABILITY = "capability"
 
 
 def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_cache: Path | None = None) -> Built:
-    """Compile ``model`` into ``engine``; ``shapes`` are min, optimal, max of each input, of every input that varies.
+    """Compile ``model`` into ``engine``.
 
-    ``timing_cache`` is read if it exists and written.
+    ``shapes`` are the min, optimal and max shape of every input that varies. ``timing_cache`` is read if it exists, and
+    written.
     """
-    order = {
+    request = {
         "module": builder.module,
         "capability": builder.capability,
         "model": str(model),
@@ -96,7 +97,7 @@ def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_ca
     start = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-m", "qcheck.build.builder"],
-        input=json.dumps(order),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,
@@ -105,38 +106,38 @@ def build(builder: Builder, model: Path, shapes: Shapes, engine: Path, timing_ca
     lines = child.stdout.strip().splitlines()
     if child.returncode != 0 or not lines:
         engine.unlink(missing_ok=True)
-        return Built(builder.module, "crashed", (Problem(_death(child)),), None, None, seconds, 0.0)
-    said = json.loads(lines[-1])
-    found = tuple(Problem(**problem) for problem in said["problems"])
-    inspected = _inspected(engine)
+        return Built(builder.module, "crashed", (Problem(_crash_text(child)),), None, None, seconds, 0.0)
+    answer = json.loads(lines[-1])
+    problems = tuple(Problem(**problem) for problem in answer["problems"])
+    layers_path = _layers_path(engine)
     return Built(
-        builder=said["builder"],
-        status=said["status"],
-        problems=found,
-        engine=engine if said["status"] == "built" else None,
-        inspected=inspected if inspected.exists() else None,
+        builder=answer["builder"],
+        status=answer["status"],
+        problems=problems,
+        engine=engine if answer["status"] == "built" else None,
+        inspected=layers_path if layers_path.exists() else None,
         seconds=seconds,
-        peak_memory_mb=said["peak_memory_mb"],
+        peak_memory_mb=answer["peak_memory_mb"],
     )
 
 
-def _death(child: subprocess.CompletedProcess[str]) -> str:
+def _crash_text(child: subprocess.CompletedProcess[str]) -> str:
     how = f"by signal {-child.returncode}" if child.returncode < 0 else f"with code {child.returncode}"
     tail = " ".join(child.stderr.split())[-400:]
     return f"the builder's process ended {how}{f': {tail}' if tail else ''}"
 
 
-def _inspected(engine: Path) -> Path:
+def _layers_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.layers.json")
 
 
-def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
-    """The builder's name, the plan, and why there is none.
+def _compile(request: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
+    """The builder's name, the serialized plan, and the problems where there is none.
 
     Raises:
-        UnableError: this builder cannot aim at that capability, whatever the file.
+        UnableError: this builder cannot compile for that capability, whatever the file.
     """
-    trt = importlib.import_module(order["module"])
+    trt = importlib.import_module(request["module"])
     errors: list[str] = []
 
     class Collect(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -144,51 +145,51 @@ def _compile(order: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]:
             if severity <= trt.ILogger.Severity.ERROR:
                 errors.append(message)
 
-    name = f"{'TensorRT-RTX' if order['module'] == RTX else 'TensorRT'} {trt.__version__}"
+    name = f"{'TensorRT-RTX' if request['module'] == RTX else 'TensorRT'} {trt.__version__}"
     logger = Collect()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(order["model"]):
-        found = _parser_problems(parser, Path(order["model"]))
-        return name, None, found or [Problem(text) for text in errors]
+    if not parser.parse_from_file(request["model"]):
+        problems = _parser_problems(parser, Path(request["model"]))
+        return name, None, problems or [Problem(text) for text in errors]
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _aim(trt, config, order)
+    _set_capability(trt, config, request)
     profile = builder.create_optimization_profile()
-    for tensor, (low, best, high) in order["shapes"].items():
+    for tensor, (low, best, high) in request["shapes"].items():
         profile.set_shape(tensor, low, best, high)
     config.add_optimization_profile(profile)
-    kept = Path(order["timing_cache"]) if order["timing_cache"] else None
-    if kept is not None:
-        cache = config.create_timing_cache(kept.read_bytes() if kept.exists() else b"")
+    cache_path = Path(request["timing_cache"]) if request["timing_cache"] else None
+    if cache_path is not None:
+        cache = config.create_timing_cache(cache_path.read_bytes() if cache_path.exists() else b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        return name, None, [Problem(text, *_named(text, Path(order["model"]))) for text in errors]
-    if kept is not None:
-        kept.write_bytes(bytes(config.get_timing_cache().serialize()))
+        return name, None, [Problem(text, *_node_and_module(text, Path(request["model"]))) for text in errors]
+    if cache_path is not None:
+        cache_path.write_bytes(bytes(config.get_timing_cache().serialize()))
     serialized = bytes(plan)
-    _inspect(trt, logger, serialized, _inspected(Path(order["engine"])))
+    _inspect(trt, logger, serialized, _layers_path(Path(request["engine"])))
     return name, serialized, []
 
 
 class UnableError(Exception):
-    """Not the file's fault: the builder does not know the compute capability."""
+    """The builder does not know the compute capability; the file is not at fault."""
 
 
-def _aim(trt: Any, config: Any, order: dict[str, Any]) -> None:
-    """Point TensorRT-RTX at the compute capability; TensorRT builds for the GPU that is here."""
-    if order["module"] == FULL:
+def _set_capability(trt: Any, config: Any, request: dict[str, Any]) -> None:
+    """Set the compute capability of TensorRT-RTX; TensorRT builds for the GPU in this machine."""
+    if request["module"] == FULL:
         return
-    sm = f"SM{order['capability'].replace('.', '')}"
+    sm = f"SM{request['capability'].replace('.', '')}"
     if not hasattr(trt.ComputeCapability, sm):
         raise UnableError(f"TensorRT-RTX {trt.__version__} cannot compile for {sm}")
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, sm), 0)
 
 
-def _ask_driver() -> str:
+def _driver_capability() -> str:
     """The compute capability of the first GPU, from the CUDA driver (cuDeviceGetAttribute, attributes 75 and 76)."""
     driver = ctypes.CDLL("libcuda.so.1")
     if driver.cuInit(0) != 0:
@@ -202,7 +203,7 @@ def _ask_driver() -> str:
 
 
 def _inspect(trt: Any, logger: Any, plan: bytes, path: Path) -> None:
-    """Ask the engine inspector, where a device lets the engine be loaded."""
+    """Write the engine inspector's JSON to ``path``, where a device is there to load the engine."""
     if not _device():
         return
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
@@ -212,21 +213,21 @@ def _inspect(trt: Any, logger: Any, plan: bytes, path: Path) -> None:
 
 
 def _parser_problems(parser: Any, model: Path) -> list[Problem]:
-    found = []
+    problems = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         node = error.node_name()
         text = f"{error.node_operator()} {node}: {error.desc()}"
-        found.append(Problem(text, *(_named(node, model) if node else ("", ""))))
-    return found
+        problems.append(Problem(text, *(_node_and_module(node, model) if node else ("", ""))))
+    return problems
 
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _named(text: str, model: Path) -> tuple[str, str]:
-    """The longest node name of ``model`` in ``text``, and the torch module that the node came from."""
-    import onnx  # only where something went wrong
+def _node_and_module(text: str, model: Path) -> tuple[str, str]:
+    """The longest node name of ``model`` that occurs in ``text``, and the torch module of that node."""
+    import onnx  # imported only after an error
 
     nodes = onnx.load(model, load_external_data=False).graph.node
     node = max((node for node in nodes if node.name and node.name in text), key=lambda n: len(n.name), default=None)
@@ -238,7 +239,7 @@ def _named(text: str, model: Path) -> tuple[str, str]:
 
 
 def _peak_memory_mb() -> float:
-    """This process's own high-water mark; ``ru_maxrss`` would count what its parent held at the fork."""
+    """The peak memory of this process; ``ru_maxrss`` would include its parent's memory at the fork."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0.0
@@ -247,14 +248,14 @@ def _peak_memory_mb() -> float:
 
 
 def _child() -> None:
-    order = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     try:
-        name, plan, problems = _compile(order)
+        name, plan, problems = _compile(request)
         status = "refused" if plan is None else "built"
     except UnableError as error:
-        name, plan, problems, status = order["module"], None, [Problem(str(error))], "not run"
+        name, plan, problems, status = request["module"], None, [Problem(str(error))], "not run"
     if plan is not None:
-        Path(order["engine"]).write_bytes(plan)
+        Path(request["engine"]).write_bytes(plan)
     answer = {
         "builder": name,
         "status": status,
@@ -265,7 +266,7 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [_ASK]:
-        sys.stdout.write(_ask_driver())
+    if sys.argv[1:] == [_CAPABILITY]:
+        sys.stdout.write(_driver_capability())
     else:
         _child()

@@ -1,8 +1,8 @@
-"""What a built engine really computes in: the operand types of each of its operations.
+"""The precision of a built engine: the operand types of each of its operations.
 
-Two sources give the same value: the serialized plan, which carries its program as text and can be read without a
-device, and the engine inspector's JSON, which needs one. The plan's text is not documented by NVIDIA; its shape was
-read from plans of TensorRT-RTX 1.7.1.116. An operation or type that this reader does not find is absent from its
+Two sources give the same value: the serialized plan, which contains its program as text and can be read without a
+device, and the engine inspector's JSON, which needs a device. The plan's text is not documented by NVIDIA; its format
+was inferred from plans of TensorRT-RTX 1.7.1.116. An operation or type that is not recognised is absent from the
 result, so that a caller can say "not read".
 """
 
@@ -23,8 +23,8 @@ _QUOTED = re.compile(rb'"([^"]*)"')
 _LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _PRODUCTS = frozenset({"corrltn", "fully_connected"})  # convolution and matrix product in a plan's text
 
-# a format's name in qcheck <- how the plan's text and the inspector spell it
-_SPELLED = {
+# the names of formats in the plan's text, and in qcheck
+_NAMES = {
     "half": "float16",
     "float": "float32",
     "bf16": "bfloat16",
@@ -37,7 +37,7 @@ _SPELLED = {
 
 
 def read(plan: Path) -> Program:
-    """The program in a serialized plan's text; no operations where this TensorRT writes none."""
+    """The program in a serialized plan's text; it has no operations where this TensorRT writes no text."""
     with plan.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         types: dict[bytes, str] = {}
         constants: Counter[str] = Counter()
@@ -50,20 +50,20 @@ def read(plan: Path) -> Program:
 
 
 def _operations(text: mmap.mmap, types: Mapping[bytes, str]) -> Iterator[Operation]:
-    for found in _OPERATION.finditer(text):
-        nodes = frozenset(_LAYER.findall(found[3].decode("utf-8", "replace")))
+    for match in _OPERATION.finditer(text):
+        nodes = frozenset(_LAYER.findall(match[3].decode("utf-8", "replace")))
         if nodes:
-            inputs = tuple(types.get(name, "") for name in _QUOTED.findall(found[2]))
-            yield Operation(nodes, inputs, found[1].decode() in _PRODUCTS)
+            inputs = tuple(types.get(name, "") for name in _QUOTED.findall(match[2]))
+            yield Operation(nodes, inputs, match[1].decode() in _PRODUCTS)
 
 
 def spelled(kind: str) -> str:
-    """A format's name in qcheck from the builder's; one that is not known stays as it is."""
-    return _SPELLED.get(kind, kind)
+    """A format's name in qcheck from its name in TensorRT; an unknown name is returned unchanged."""
+    return _NAMES.get(kind, kind)
 
 
-# the inspector's strings hold one of these: "Row major linear FP16 format", "Half", "Thirty-two wide ... Int8 format"
-_INSPECTED = (
+# words of the inspector's strings: "Row major linear FP16 format", "Half", "Thirty-two wide ... Int8 format"
+_INSPECTOR_NAMES = (
     ("FP8", "float8_e4m3"),
     ("E4M3", "float8_e4m3"),
     ("FP4", "float4_e2m1"),
@@ -81,28 +81,30 @@ _KINDS = ("conv", "gemm", "matmul", "matrixmultiply", "fullyconnected")
 
 
 def inspected(text: str) -> Program:
-    """The same from ``IEngineInspector``'s JSON at detailed verbosity (``trtexec --exportLayerInfo`` writes it too).
+    """The program in ``IEngineInspector``'s JSON at detailed verbosity (``trtexec --exportLayerInfo`` writes it too).
 
-    Keys are those that TensorRT 8 to 11 document or that published files show ("Format/Datatype", "Datatype",
-    "DataType"); no file of our own was ever read, as that needs a device. A weight is counted as the second input.
+    The keys are documented by TensorRT 8 to 11 or occur in published files ("Format/Datatype", "Datatype", "DataType").
+    No JSON of our own engines was read, as that needs a device. A weight is counted as the second input.
     """
     layers = json.loads(text, strict=False).get("Layers", [])
-    return Program(tuple(_inspected(layer) for layer in layers if isinstance(layer, dict)), {})
+    return Program(tuple(_operation(layer) for layer in layers if isinstance(layer, dict)), {})
 
 
-def _inspected(layer: Mapping[str, Any]) -> Operation:
-    inputs = [_named_type(tensor) for tensor in layer.get("Inputs", [])]
+def _operation(layer: Mapping[str, Any]) -> Operation:
+    inputs = [_type_of(tensor) for tensor in layer.get("Inputs", [])]
     weights = layer.get("Weights")
     if isinstance(weights, dict):
-        inputs.insert(1, _first(str(weights.get("Type", ""))))
+        inputs.insert(1, _format_in(str(weights.get("Type", ""))))
     kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}".lower()
     product = any(word in kind for word in _KINDS)
     return Operation(frozenset(_LAYER.findall(str(layer.get("Metadata", "")))), tuple(inputs), product)
 
 
-def _named_type(tensor: Mapping[str, Any]) -> str:
-    return _first(next((str(tensor[key]) for key in ("Format/Datatype", "Datatype", "DataType") if key in tensor), ""))
+def _type_of(tensor: Mapping[str, Any]) -> str:
+    return _format_in(
+        next((str(tensor[key]) for key in ("Format/Datatype", "Datatype", "DataType") if key in tensor), "")
+    )
 
 
-def _first(text: str) -> str:
-    return next((name for word, name in _INSPECTED if word.lower() in text.lower()), "")
+def _format_in(text: str) -> str:
+    return next((name for word, name in _INSPECTOR_NAMES if word.lower() in text.lower()), "")

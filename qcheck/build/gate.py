@@ -1,7 +1,7 @@
-"""The build gate: compile q1 for the target, and hold what was built against what the scheme asked.
+"""The build gate: compile q1 for the target, and compare the engine's precision with the scheme.
 
-A build proves that the file parses, that its types are allowed and that it compiles; its engine is read and thrown away
-(``qcheck export`` keeps it). Two files that differ in nothing but the values of their weights are built once.
+A build proves that the file parses, that its types are allowed and that it compiles. Its engine is read and deleted
+(``qcheck export`` keeps it). Files that differ only in the values of their weights are built once.
 """
 
 import re
@@ -19,7 +19,7 @@ from qcheck.build import builder as tensorrt
 from qcheck.build import engine
 from qcheck.build.builder import Builder, Built, Problem, Shapes
 from qcheck.build.precision import compare
-from qcheck.core import cache
+from qcheck.core import cache, versions
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.progress import Stopwatch
@@ -37,9 +37,9 @@ CAUSES = DATA / "builder" / "causes.toml"
 
 @dataclass(frozen=True)
 class Gate:
-    """What builds are asked of: the target, whether they are wanted, where results are kept.
+    """The settings of builds: the target, whether engines are built (``wanted``), and the cache of results.
 
-    ``shapes`` are min, optimal and max of the denoiser's inputs.
+    ``shapes`` are the min, optimal and max shapes of the denoiser's inputs.
     """
 
     target: Target
@@ -49,56 +49,68 @@ class Gate:
     watch: Stopwatch
 
     def builder(self, scheme: Scheme | None = None) -> Builder | str:
-        """What builds for the target here, or why nothing does; without a scheme the file is someone else's."""
+        """The builder for the target, or the reason why there is none; a file of another tool has no scheme."""
         return choose(self.target, self.wanted, scheme)
 
-    def build(self, title: str, scheme: Scheme, made: Artifact) -> Build:
-        """Compile q1 for the target, or its proxy where the target is not here; a graph that was built is not again."""
+    def build(self, title: str, scheme: Scheme, artifact: Artifact) -> Build:
+        """Compile q1 for the target or its proxy; the build of an equal graph is read from the cache."""
         builder = self.builder(scheme)
-        if isinstance(builder, str) or made.deployed is None:
+        if isinstance(builder, str) or artifact.deployed is None:
             return not_run(self.target, str(builder))
-        layers = made.manifest.layers
-        parts = (structure(made.deployed), repr(layers), repr(builder), repr(self.shapes))
+        layers = artifact.manifest.layers
+        release = versions.of([builder.module])  # a builder is imported by name, where the key does not see it
+        parts = (structure(artifact.deployed), repr(layers), repr(builder), repr(release), repr(self.shapes))
         key = cache.key(__name__, "build", *parts)
-        known = self._known(key)
-        if known is None:
+        build = self._cached(key)
+        if build is None:
             with self.store.locked("build", key):
-                known = self._known(key) or self._compiled(title, scheme, made.deployed, layers, builder, key)
-        return known.model_copy(update={"proxy": builder.capability != self.target.capability.value})
+                build = self._cached(key) or self._compile(title, scheme, artifact.deployed, layers, builder, key)
+        return build.model_copy(update={"proxy": builder.capability != self.target.capability.value})
 
-    def _known(self, key: str) -> Build | None:
-        stored = self.store.find("build", key)
-        return None if stored is None else Build.model_validate_json((stored / _BUILD).read_text("utf-8"))
+    def _cached(self, key: str) -> Build | None:
+        folder = self.store.find("build", key)
+        return None if folder is None else Build.model_validate_json((folder / _BUILD).read_text("utf-8"))
 
-    def _compiled(
+    def _compile(
         self, title: str, scheme: Scheme, model: Path, layers: Sequence[Layer], builder: Builder, key: str
     ) -> Build:
-        with self.watch.stage(f"{title}: build for SM {builder.capability}", 1) as advance, scratch() as place:
-            found = run(builder, self.target, model, layers, scheme.compute, self.shapes, place)
+        with self.watch.stage(f"{title}: build for SM {builder.capability}", 1) as advance, scratch() as engine_path:
+            build = run(builder, self.target, model, layers, scheme.compute, self.shapes, engine_path)
             advance(1)
-        found = found.model_copy(update={"graph": title})
-        if found.status in _KEPT:
-            with self.store.put("build", key, f"{title} for SM {builder.capability}") as kept:
-                (kept / _BUILD).write_text(found.model_dump_json(), "utf-8")
-        return found
+        build = build.model_copy(update={"graph": title})
+        if build.status in _CACHED_STATUSES:
+            with self.store.put("build", key, f"{title} for SM {builder.capability}") as folder:
+                (folder / _BUILD).write_text(build.model_dump_json(), "utf-8")
+        return build
 
     def build_given(self, given: Given, example: Mapping[str, np.ndarray], latent: str) -> Build:
-        """Compile a file of someone else's; what it should compute in is not known."""
+        """Compile a file of another tool, whose intended precision is not known."""
         builder = self.builder()
         if isinstance(builder, str):
             return not_run(self.target, builder)
-        with self.watch.stage(f"{given.name}: build for SM {builder.capability}", 1) as advance, scratch() as place:
-            made = run(builder, self.target, given.path, [], None, _shapes(given, self.shapes, example, latent), place)
+        with (
+            self.watch.stage(f"{given.name}: build for SM {builder.capability}", 1) as advance,
+            scratch() as path,
+        ):
+            build = run(
+                builder,
+                self.target,
+                given.path,
+                [],
+                None,
+                _file_shapes(given, self.shapes, example, latent),
+                path,
+            )
             advance(1)
-        return made
+        return build
 
 
 _BUILD = "build.json"
-_KEPT = ("built", "fell back")  # a refusal costs little, and a crash may have been the machine's
+_CACHED_STATUSES = ("built", "fell back")  # a refusal takes little time, and a crash may have been the machine's fault
 
 
 def choose(target: Target, wanted: bool, scheme: Scheme | None = None) -> Builder | str:
-    """What builds for ``target`` here, or why nothing does; without a scheme the file is someone else's."""
+    """The builder for ``target``, or the reason why there is none; a file of another tool has no scheme."""
     if scheme is not None and "tensorrt" not in scheme.runs:
         return f"TensorRT does not run this scheme; {' and '.join(scheme.runs)} does"
     if not wanted:
@@ -108,19 +120,19 @@ def choose(target: Target, wanted: bool, scheme: Scheme | None = None) -> Builde
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Where an engine goes that nobody keeps."""
+    """The path of a temporary engine, deleted when the block ends."""
     with TemporaryDirectory() as folder:
         yield Path(folder) / "model.engine"
 
 
 def not_run(target: Target, reason: str) -> Build:
-    """No build, and why."""
+    """A build that was not run, and the reason."""
     capability = target.proxy.value if target.proxy else target.capability.value
     return Build(builder="", capability=capability, proxy=target.is_proxied, status="not run", detail=reason)
 
 
 def shapes_of(family: Family, example: Mapping[str, np.ndarray]) -> Shapes:
-    """One row to as many as guidance may take, of the probes' size; what is not batched varies in nothing."""
+    """Min, optimal and max shape of every batched input: one row up to guidance's branches, at the probes' size."""
     return {
         name: ([1, *value.shape[1:]], [family.branches, *value.shape[1:]], [family.branches, *value.shape[1:]])
         for name, value in example.items()
@@ -128,13 +140,13 @@ def shapes_of(family: Family, example: Mapping[str, np.ndarray]) -> Shapes:
     }
 
 
-def _shapes(given: Given, own: Shapes, example: Mapping[str, np.ndarray], latent: str) -> Shapes:
-    """As ``shapes_of``, by the file's own names; a fixed batch stays as it is."""
+def _file_shapes(given: Given, denoiser_shapes: Shapes, example: Mapping[str, np.ndarray], latent: str) -> Shapes:
+    """The same as ``shapes_of`` by the file's own input names; a fixed batch stays as it is."""
     shapes = dict[str, tuple[list[int], list[int], list[int]]]()
-    batches = [sizes[0] for sizes in own[latent]]
+    batches = [sizes[0] for sizes in denoiser_shapes[latent]]
     for feed in given.feeds:
         rest = list(example[feed.role].shape[1:])
-        if feed.batched or (feed.role in own and feed.rank > 1):
+        if feed.batched or (feed.role in denoiser_shapes and feed.rank > 1):
             low, best, high = ([feed.rows or rows, *rest] for rows in batches)
             shapes[feed.name] = (low, best, high)
         elif feed.rank and None in {feed.rows, *feed.sides}:
@@ -144,22 +156,22 @@ def _shapes(given: Given, own: Shapes, example: Mapping[str, np.ndarray], latent
 
 
 def structure(model: Path) -> str:
-    """The digest of a file without the values of its weights: equal graphs compile alike.
+    """The digest of a file without the values of its weights: files of equal digests compile alike.
 
-    What decides how a graph is built stays in it: integers, which are shapes and indices, and which scales are not
-    positive, as parsers refuse them.
+    Values that change the build stay in the digest: integers, which are shapes and indices, and the names of scales
+    that are not positive, which parsers refuse.
     """
     graph = onnx.load(model)
     del graph.metadata_props[:]
     scales = {node.input[1] for node in graph.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
-    odd = []
+    unusable_scales = []
     for tensor in graph.graph.initializer:
         if tensor.name in scales and not (numpy_helper.to_array(tensor).astype(np.float32) > 0).all():
-            odd.append(tensor.name)
+            unusable_scales.append(tensor.name)
         if tensor.data_type not in _SHAPING:
-            for held in ("raw_data", "float_data", "int32_data", "external_data"):
-                tensor.ClearField(held)
-    return digest_of(graph.SerializeToString(deterministic=True), *odd)
+            for storage in ("raw_data", "float_data", "int32_data", "external_data"):
+                tensor.ClearField(storage)
+    return digest_of(graph.SerializeToString(deterministic=True), *unusable_scales)
 
 
 _SHAPING = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
@@ -175,28 +187,28 @@ def run(
     engine_path: Path,
     timing_cache: Path | None = None,
 ) -> Build:
-    """One build, read: built as asked, fell back (and where), refused (and why), or crashed.
+    """Build a file and read its engine: built in the scheme's precision, fell back (and where), refused, or crashed.
 
-    ``layers`` are what was asked of the file, ``compute`` the type of everything else in it; None where nobody asked.
+    ``layers`` are the file's quantized layers, ``compute`` is the type of everything else, None where it is not known.
     """
     built = tensorrt.build(builder, model, shapes, engine_path, timing_cache)
-    realised = _realised(built, layers, compute)
-    fell = realised is not None and realised.fell_back
-    said = realised.fell_back if fell and realised else [_explain(p, target, layers) for p in built.problems]
+    precision = _precision(built, layers, compute)
+    fell_back = precision is not None and precision.fell_back
+    details = precision.fell_back if fell_back and precision else [_explain(p, target, layers) for p in built.problems]
     return Build(
         builder=built.builder,
         capability=builder.capability,
         proxy=builder.capability != target.capability.value,
-        status="fell back" if fell else built.status,
-        detail=_few(said),
-        realised=realised,
+        status="fell back" if fell_back else built.status,
+        detail=_first_few(details),
+        realised=precision,
         bytes=built.engine.stat().st_size if built.engine else None,
         seconds=round(built.seconds, 1),
         peak_memory_mb=round(built.peak_memory_mb),
     )
 
 
-def _realised(built: Built, layers: Sequence[Layer], compute: str | None) -> Precision | None:
+def _precision(built: Built, layers: Sequence[Layer], compute: str | None) -> Precision | None:
     if built.engine is None:
         return None
     if built.inspected is not None:
@@ -206,54 +218,54 @@ def _realised(built: Built, layers: Sequence[Layer], compute: str | None) -> Pre
     return compare(layers, compute, program)
 
 
-_SHOWN = 3
+_MOST_DETAILS = 3
 
 
-def _few(said: Sequence[str]) -> str:
-    more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
-    return "; ".join(said[:_SHOWN]) + more
+def _first_few(details: Sequence[str]) -> str:
+    more = f"; and {len(details) - _MOST_DETAILS} more" if len(details) > _MOST_DETAILS else ""
+    return "; ".join(details[:_MOST_DETAILS]) + more
 
 
 class Cause(Value):
-    """What a builder's words that match ``pattern`` mean."""
+    """The meaning of a builder's error whose text matches ``pattern``."""
 
     pattern: str
     means: str
 
 
 class Causes(Value):
-    """The file of them."""
+    """The file of causes."""
 
     name: str
     causes: list[Cause]
 
 
-_TYPES = re.compile(r"HW-specific datatypes: ([\w, ]+)")
+_TYPE_ERROR = re.compile(r"HW-specific datatypes: ([\w, ]+)")
 
 
 def _explain(problem: Problem, target: Target, layers: Sequence[Layer]) -> str:
-    """The builder's words, the layer they are about, and a cause that a person can act on."""
+    """The builder's error, the layer that it names, and a cause that the user can act on."""
     words = " ".join(problem.text.split())
     where = f" (in {problem.module})" if problem.module and problem.module not in words else ""
-    found = _TYPES.search(words)
-    if found is not None:
-        named = frozenset(map(engine.spelled, re.split(r"[ ,]+", found[1].strip())))
-        cause = _types(named & set(names_in(FORMATS)), target, layers)
+    match = _TYPE_ERROR.search(words)
+    if match is not None:
+        formats = frozenset(map(engine.spelled, re.split(r"[ ,]+", match[1].strip())))
+        cause = _missing_formats(formats & set(names_in(FORMATS)), target, layers)
     else:
-        known = read_toml(Causes, CAUSES).causes
-        cause = next((cause.means for cause in known if re.search(cause.pattern, words)), "")
+        causes = read_toml(Causes, CAUSES).causes
+        cause = next((cause.means for cause in causes if re.search(cause.pattern, words)), "")
     return f"{cause} [{words}{where}]" if cause else f"{words}{where}"
 
 
-def _types(names: frozenset[str], target: Target, layers: Sequence[Layer]) -> str:
-    """Which formats need which capability, what the target is, who uses them and what to use instead."""
+def _missing_formats(names: frozenset[str], target: Target, layers: Sequence[Layer]) -> str:
+    """The capabilities that formats need, the layers that use them, the target's capability, and other schemes."""
     if not names:
         return ""
     needs = " and ".join(
-        f"{known.title} needs SM {known.capability}" if known.capability else f"{known.title} is not there"
-        for known in map(number_format, sorted(names))
+        f"{number.title} needs SM {number.capability}" if number.capability else f"{number.title} is not there"
+        for number in map(number_format, sorted(names))
     )
     users = [layer.name for layer in layers if names & {layer.weight, layer.activation}]
-    of = f" ({len(users)} layers use it, first {users[0]})" if users else ""
-    instead = [s.name for s in target.deployable() if not names & s.formats]
-    return f"{needs}{of}; {target.title} is SM {target.capability.value}: use {' or '.join(instead[:2]) or 'float16'}"
+    used_by = f" ({len(users)} layers use it, first {users[0]})" if users else ""
+    others = [s.name for s in target.deployable() if not names & s.formats][:2]
+    return f"{needs}{used_by}; {target.title} is SM {target.capability.value}: use {' or '.join(others) or 'float16'}"

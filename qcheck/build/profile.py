@@ -1,4 +1,4 @@
-"""What one call of a component costs, from shapes alone: it is run on tensors that have no data."""
+"""The costs of one call of a component from shapes alone: it is run on meta tensors, which have no data."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ from qcheck.spec.target import Target, number_format
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one call: elements of the weights, float32 elements alive at once at the peak, and operations.
+    """The costs of one call: elements of the weights, peak of float32 elements alive at once, and operations.
 
-    Operations are two for each multiply-accumulate of convolutions and matrix products, by layer and in all; those of
-    attention's products belong to no layer.
+    Operations are two for each multiply-accumulate of convolutions and matrix products, by layer and in total; the
+    products of attention belong to no layer.
     """
 
     parameters: int
@@ -33,13 +33,13 @@ class Profile:
 
 
 class _Alive(TorchDispatchMode):
-    """The most bytes alive after any operator, but for ``weights``: eager execution, nothing fused."""
+    """The peak of bytes alive after an operator, without ``weights``, in eager execution without fusion."""
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self.most = 0
         self._weights = {StorageWeakRef(value.untyped_storage()) for value in weights}
-        self._seen: dict[StorageWeakRef, int] = {}
+        self._bytes: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -47,9 +47,9 @@ class _Alive(TorchDispatchMode):
             if isinstance(value, torch.Tensor):
                 storage = StorageWeakRef(value.untyped_storage())
                 if storage not in self._weights:
-                    self._seen[storage] = value.untyped_storage().nbytes()
-        self._seen = {storage: size for storage, size in self._seen.items() if not storage.expired()}
-        self.most = max(self.most, sum(self._seen.values()))
+                    self._bytes[storage] = value.untyped_storage().nbytes()
+        self._bytes = {storage: size for storage, size in self._bytes.items() if not storage.expired()}
+        self.most = max(self.most, sum(self._bytes.values()))
         return result
 
 
@@ -78,43 +78,43 @@ def profile(component: Component, rows: int) -> Profile:
 
 
 def _by_layer(counts: Mapping[str, Mapping[Any, int]], modules: Sequence[str]) -> dict[str, int]:
-    """Operations by the module's name within the component's module, without the entry's own prefix."""
-    found = {}
+    """Operations by layer, named as in the denoiser: without the name of the entry module."""
+    operations = {}
     for name in modules:
-        known = next((key for key in counts if key.split(".", 1)[-1] == name), None)
-        if known is not None and "." in name:
-            found[name.split(".", 1)[1]] = sum(counts[known].values())
-    return found
+        key = next((key for key in counts if key.split(".", 1)[-1] == name), None)
+        if key is not None and "." in name:
+            operations[name.split(".", 1)[1]] = sum(counts[key].values())
+    return operations
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The profiles of a pipeline's components: its denoiser, and what else runs for a picture."""
+    """The profiles of a pipeline's components: its denoiser, and the text encoders and decoder of a picture."""
 
     denoiser: Profile
     others: tuple[Profile, ...]
 
 
 def needs(denoiser: Component, others: Sequence[Component], rows: int) -> Needs:
-    """Profile every component; ``rows`` in the batch of all but those that make one picture."""
+    """Profile every component with ``rows`` in the batch; the decoder, whose axes grow, has one row."""
     return Needs(profile(denoiser, rows), tuple(profile(part, 1 if part.growing else rows) for part in others))
 
 
-def estimated(found: Needs, target: Target, denoiser_bytes: int, layers: Sequence[Layer], compute: str) -> Estimate:
-    """The estimate for a denoiser's file whose quantized ``layers`` are known; all else is in ``compute``.
+def estimated(profiles: Needs, target: Target, denoiser_bytes: int, layers: Sequence[Layer], compute: str) -> Estimate:
+    """The estimate for a denoiser's file with the quantized ``layers``; everything else is in ``compute``.
 
     A layer counts at the rate of its input's format: weight-only layers multiply in the compute type.
     """
     size = number_format(compute).bits // 8
-    operations: Counter[str] = Counter({compute: found.denoiser.operations})
+    operations: Counter[str] = Counter({compute: profiles.denoiser.operations})
     for layer in layers:
-        count = found.denoiser.by_layer.get(layer.name, 0)
+        count = profiles.denoiser.by_layer.get(layer.name, 0)
         operations[compute] -= count
         operations[layer.activation or compute] += count
     return estimate(
         target,
         denoiser_bytes,
-        sum(other.parameters for other in found.others) * size,
-        max(part.alive for part in (found.denoiser, *found.others)) * size,
+        sum(other.parameters for other in profiles.others) * size,
+        max(part.alive for part in (profiles.denoiser, *profiles.others)) * size,
         operations,
     )

@@ -1,4 +1,4 @@
-"""Where an input's range is cut: one streaming pass sees every layer, then any method reads its clip from the counts.
+"""Input ranges: one streaming pass counts the inputs of every layer; any method then reads its clip from the counts.
 
 Memory is one histogram a layer and stratum of timesteps, whatever the number of samples.
 """
@@ -26,14 +26,14 @@ from qcheck.spec.recipe import Merge, Method, Recipe
 
 Name = TypeVar("Name", bound=str)
 BINS = 2048
-_SAMPLED = 8192  # values of one input that are counted, evenly spaced; the maximum is over all
+_SAMPLED = 8192  # evenly spaced values of one input that are counted; the maximum is over all values
 
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What is known of one layer's inputs: the absolute maximum, and ``counts`` [T, BINS] of |x| from 0 to ``top``.
+    """Statistics of one layer's inputs: the absolute maximum, and ``counts`` [T, BINS] of |x| from 0 to ``top``.
 
-    T are the strata of timesteps that were told apart.
+    T is the number of strata of timesteps that are counted separately.
     """
 
     absmax: float
@@ -41,7 +41,7 @@ class LayerInputs:
     top: float
 
     def clip(self, method: Method, number: Format, percentile: float, merge: Merge = "pooled") -> float:
-        """The absolute value that goes on the largest code: a static range is one for all timesteps.
+        """The absolute value that maps to the largest code; a static range is the same for all timesteps.
 
         ``merge`` "pooled" counts all strata together. Else each stratum is cut by itself, and the layer gets the
         largest of these cuts ("max") or the one that loses the smallest share of the strata's energies ("mse").
@@ -57,7 +57,7 @@ class LayerInputs:
         cuts = [min(self._cut(counts, method, number, percentile), self.absmax) for counts in strata]
         if merge == "max":
             return max(cuts)
-        shares = self._lost(strata, np.array(cuts), number) / (strata @ self._centres() ** 2)[:, None]
+        shares = self._lost_energy(strata, np.array(cuts), number) / (strata @ self._centres() ** 2)[:, None]
         return cuts[int(shares.sum(0).argmin())]
 
     def _cut(self, counts: np.ndarray, method: Method, number: Format, percentile: float) -> float:
@@ -65,10 +65,10 @@ class LayerInputs:
         if method == "percentile":
             below = np.cumsum(counts) / counts.sum()
             return float((np.searchsorted(below, percentile / 100) + 1) * width)
-        if method == "mse":  # of 200 clips the one whose codes lose the least energy
+        if method == "mse":  # the one of 200 clips with the least squared error
             most = min((int(np.flatnonzero(counts)[-1]) + 1) * width, self.absmax)
             clips = np.linspace(0.05, 1.0, 200) * most
-            return float(clips[self._lost(counts, clips, number).argmin()])
+            return float(clips[self._lost_energy(counts, clips, number).argmin()])
         if not isinstance(number, Integer):
             raise UserError(
                 f"ranges by entropy are defined for integers, not for {number.name}",
@@ -76,13 +76,13 @@ class LayerInputs:
             )
         return _least_divergence(counts, number.limit + 1) * width
 
-    def _lost(self, counts: np.ndarray, clips: np.ndarray, number: Format) -> np.ndarray:
-        """The energy that codes lose of the counted values, [..., clips], of ``counts`` [..., BINS]."""
+    def _lost_energy(self, counts: np.ndarray, clips: np.ndarray, number: Format) -> np.ndarray:
+        """Squared rounding error of the values of ``counts`` [..., BINS] under each of ``clips``, [..., clips]."""
         steps = torch.from_numpy(clips / number.limit)[:, None]
         values = torch.from_numpy(self._centres()).expand(len(clips), BINS)
         errors = formats.dequantize(formats.quantize(values, steps, number), steps) - values
-        found: np.ndarray = counts @ errors.square().numpy().T
-        return found
+        energies: np.ndarray = counts @ errors.square().numpy().T
+        return energies
 
     def _centres(self) -> np.ndarray:
         """The middle of every bin, [BINS]."""
@@ -90,24 +90,24 @@ class LayerInputs:
 
 
 def _least_divergence(counts: np.ndarray, levels: int) -> int:
-    """Bins to keep so that ``levels`` levels of them diverge least (Kullback-Leibler) from the clipped counts.
+    """The number of bins to keep so that ``levels`` levels diverge least (Kullback-Leibler) from the clipped counts.
 
-    Migacz, 8-bit inference with TensorRT (GTC 2017): what is cut is added to the last bin of the reference, and each
-    level's count is spread over its bins that were not empty.
+    Migacz, 8-bit inference with TensorRT (GTC 2017): the counts above the cut are added to the last bin of the
+    reference, and each level's count is spread over those of its bins that were not empty.
     """
     best, least = len(counts), math.inf
-    for kept in range(levels, len(counts) + 1, levels // 16):
-        reference = counts[:kept].copy()
+    for bins in range(levels, len(counts) + 1, levels // 16):
+        reference = counts[:bins].copy()
         filled = reference > 0
-        edges = (np.arange(levels) * kept) // levels
+        edges = (np.arange(levels) * bins) // levels
         totals = np.add.reduceat(reference, edges)
         members = np.add.reduceat(filled.astype(np.float64), edges)
-        spread = np.repeat(totals / np.maximum(members, 1), np.diff(np.append(edges, kept))) * filled
-        reference[-1] += counts[kept:].sum()
+        spread = np.repeat(totals / np.maximum(members, 1), np.diff(np.append(edges, bins))) * filled
+        reference[-1] += counts[bins:].sum()
         p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
-        divergence = float(rel_entr(p, q).sum())  # infinite where all of the cut falls into an empty last bin
+        divergence = float(rel_entr(p, q).sum())  # infinite where the cut counts fall into an empty last bin
         if divergence < least:
-            best, least = kept, divergence
+            best, least = bins, divergence
     return best
 
 
@@ -123,22 +123,22 @@ class Histogram:
         self._counts: dict[str, torch.Tensor] = {}
         self._top: dict[str, float] = {}
         self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
-        self._looks = 0
+        self._samples = 0
 
     def enter(self, stratum: int) -> None:
-        """What is seen from now on is of that stratum."""
+        """Count the inputs that follow for ``stratum``."""
         self._stratum = stratum
 
     def see(self, layer: str, inputs: torch.Tensor) -> None:
-        """Take one batch of inputs of ``layer`` into account; NaN and infinity stick in the maximum."""
-        most, sample = self._look(inputs)
-        known = self._absmax.get(layer, 0.0)
-        self._absmax[layer] = most if most > known or math.isnan(most) else known
-        if not math.isfinite(most) or most == 0:
+        """Count one batch of inputs of ``layer``; the maximum stays NaN or infinite once it is."""
+        maximum, sample = self._maximum_and_sample(inputs)
+        previous = self._absmax.get(layer, 0.0)
+        self._absmax[layer] = maximum if maximum > previous or math.isnan(maximum) else previous
+        if not math.isfinite(maximum) or maximum == 0:
             return
-        top = self._top.setdefault(layer, most)
+        top = self._top.setdefault(layer, maximum)
         counts = self._counts.setdefault(layer, self._empty())
-        while top < most:
+        while top < maximum:
             top *= 2
             counts[:, : BINS // 2], counts[:, BINS // 2 :] = counts.view(len(counts), -1, 2).sum(2), 0
         self._top[layer] = top
@@ -148,39 +148,41 @@ class Histogram:
     def _empty(self) -> torch.Tensor:
         return torch.zeros(self._strata, BINS, dtype=torch.float64)
 
-    def _look(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Maximum and sampled values of |inputs|; layers that read the same tensor share the look."""
+    def _maximum_and_sample(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Maximum and sampled values of |inputs|; computed once for layers that read the same tensor."""
         if self._last is None or self._last[0] is not inputs:
             low, high = torch.aminmax(inputs)
             values = inputs.flatten()
             stride = max(1, len(values) // _SAMPLED)
-            while math.gcd(stride, len(values)) > 1:  # else some channels would never be met
+            while math.gcd(stride, len(values)) > 1:  # else some channels would never be sampled
                 stride += 1
-            self._looks += 1
-            sample = values[self._looks % stride :: stride].abs()
+            self._samples += 1
+            sample = values[self._samples % stride :: stride].abs()
             self._last = (inputs, torch.maximum(-low, high).item(), sample)
         return self._last[1], self._last[2]
 
     def seen(self) -> dict[str, LayerInputs]:
-        """What was seen, by layer."""
+        """The statistics of every layer's inputs so far."""
         self._last = None
         return {
-            layer: LayerInputs(most, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0))
-            for layer, most in self._absmax.items()
+            layer: LayerInputs(
+                maximum, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0)
+            )
+            for layer, maximum in self._absmax.items()
         }
 
 
 @contextmanager
 def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) -> Iterator[None]:
-    """While open, every forward of ``layers`` is seen by all ``observers``."""
-    watching = tuple(observers)
+    """While open, the inputs of every forward of ``layers`` are counted by all ``observers``."""
+    histograms = tuple(observers)
 
     def hook(name: str) -> "object":
-        def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            for observer in watching:
+        def observe(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            for observer in histograms:
                 observer.see(name, inputs[0])
 
-        return see
+        return observe
 
     handles = [m.register_forward_pre_hook(hook(name)) for name, m in layers.items()]  # type: ignore[arg-type]
     try:
@@ -190,42 +192,42 @@ def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) ->
             handle.remove()
 
 
-def clips(seen: Mapping[str, LayerInputs], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
-    """Where every layer's input is cut: by the recipe's method for the format it gets, else at the maximum."""
+def clips(layers: Mapping[str, LayerInputs], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:
+    """The range of every layer's input: by the recipe's method for its number format, the maximum where it has none."""
     return {
         layer: Input(
             inputs.clip(recipe.method, numbers[layer], recipe.percentile, recipe.merge)
             if layer in numbers
             else inputs.absmax
         )
-        for layer, inputs in seen.items()
+        for layer, inputs in layers.items()
     }
 
 
-def save(found: Mapping[Name, Mapping[str, LayerInputs]], folder: Path) -> None:
-    """Write what was seen, a file for each of ``found``."""
-    for name, layers in found.items():
+def save(histograms: Mapping[Name, Mapping[str, LayerInputs]], folder: Path) -> None:
+    """Write the statistics, one file for each name."""
+    for name, layers in histograms.items():
         numbers = {layer: {"absmax": inputs.absmax, "top": inputs.top} for layer, inputs in layers.items()}
         counts = {layer: inputs.counts for layer, inputs in layers.items()}
         save_file(counts, folder / f"{name}.safetensors", metadata={"seen": json.dumps(numbers)})
 
 
 def load(folder: Path, name: str) -> dict[str, LayerInputs]:
-    """What was saved under ``name``."""
+    """Read the statistics that were saved under ``name``."""
     with safe_open(folder / f"{name}.safetensors", "np") as stream:
         numbers = json.loads(stream.metadata()["seen"])
-        return {layer: LayerInputs(counts=stream.get_tensor(layer), **kept) for layer, kept in numbers.items()}
+        return {layer: LayerInputs(counts=stream.get_tensor(layer), **ranges) for layer, ranges in numbers.items()}
 
 
-def save_inputs(found: Mapping[str, Input], folder: Path) -> None:
-    """Write factors and the ranges that go with them."""
-    cuts = {layer: inputs.cut for layer, inputs in found.items()}
-    factors = {layer: inputs.smooth.numpy() for layer, inputs in found.items() if inputs.smooth is not None}
+def save_inputs(layers: Mapping[str, Input], folder: Path) -> None:
+    """Write the smoothing factors and the input ranges after smoothing."""
+    cuts = {layer: inputs.cut for layer, inputs in layers.items()}
+    factors = {layer: inputs.smooth.numpy() for layer, inputs in layers.items() if inputs.smooth is not None}
     save_file(factors, folder / _FACTORS, metadata={"cuts": json.dumps(cuts)})
 
 
 def load_inputs(folder: Path) -> dict[str, Input]:
-    """What was saved."""
+    """Read the inputs that ``save_inputs`` wrote."""
     with safe_open(folder / _FACTORS, "pt") as stream:
         cuts = json.loads(stream.metadata()["cuts"])
         return {layer: Input(cut, stream.get_tensor(layer)) for layer, cut in cuts.items()}

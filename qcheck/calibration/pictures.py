@@ -1,4 +1,4 @@
-"""The user's own pictures as states to calibrate on: found, encoded, and noised as training noised them."""
+"""The user's own pictures as calibration states: encoded, and noised as in training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Picture:
-    """A file and what it shows: the text beside it (``name.txt``, as trainers keep it), or its name in words."""
+    """A picture file and its caption: the text of ``name.txt`` beside it, as trainers keep it, or its name in words."""
 
     path: Path
     caption: str
@@ -54,7 +54,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture [3, H, W] in [0, 1]; with a ``size`` of width and height cut to its shape from the middle and scaled.
+    """A picture [3, H, W] in [0, 1]; with a ``size`` (width, height) cropped about its centre and scaled to it.
 
     Raises:
         UserError: the file is no picture.
@@ -65,14 +65,14 @@ def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def states(setup: Setup, probes: Sequence[Probe], paths: Sequence[Path]) -> np.ndarray:
-    """Latents [n, T, C, h, w] of a picture for each probe under the probe's own noise, at every stratum."""
+    """Latents [n, T, C, h, w] of one picture a probe, noised with the probe's own noise for every stratum."""
     family = setup.family
     _, _, height, width = family.shape(probes[0].width, probes[0].height)
     factor = family.pipe.vae_scale_factor
-    found = []
-    for asked, path in zip(probes, paths[: len(probes)], strict=True):
+    picture_states = []
+    for probe, path in zip(probes, paths[: len(probes)], strict=True):
         picture = torch.from_numpy(read(path, (width * factor, height * factor)))
-        latents, (noise, _) = family.encode(picture[None]), family.start(asked)
+        latents, (noise, _) = family.encode(picture[None]), family.start(probe)
         rows = [solvers.noised(setup.solver(), index, latents, noise) for index in setup.strata]
-        found.append(torch.cat(rows).numpy())
-    return np.stack(found)
+        picture_states.append(torch.cat(rows).numpy())
+    return np.stack(picture_states)

@@ -1,4 +1,4 @@
-"""Which of the user's pictures may calibrate: none under synthetic noise."""
+"""Screening of the user's pictures for calibration: pictures with synthetic noise are left out."""
 
 from collections.abc import Iterable
 
@@ -10,24 +10,26 @@ from qcheck.measure import spectrum
 GRAIN = 0.05  # of the range of values: photographs of grass reach .047, noise of deviation .1 on flat drawings .054
 
 
-def screened(found: Iterable[Picture]) -> tuple[list[Picture], dict[str, str]]:
-    """Those without synthetic noise, and the names of the others with the reason.
+def screened(candidates: Iterable[Picture]) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures without synthetic noise, and the names of the others with the reason.
 
-    Ranges that were found on noise are wider than anything the model will meet.
+    Ranges from noisy pictures are wider than the inputs that the model will get.
 
     Raises:
         UserError: a file is no picture, or none is left.
     """
-    kept, left = [], {}
-    for picture in found:
+    clean, rejected = [], {}
+    for picture in candidates:
         grain = spectrum.grain(pictures.read(picture.path))
         if grain <= GRAIN:
-            kept.append(picture)
+            clean.append(picture)
         else:
-            left[picture.path.name] = f"white noise of deviation {grain:.3f} of the range of values, above {GRAIN:g}"
-    if not kept:
+            rejected[picture.path.name] = (
+                f"white noise of deviation {grain:.3f} of the range of values, above {GRAIN:g}"
+            )
+    if not clean:
         raise UserError(
-            f"all {len(left)} pictures hold synthetic noise, first {next(iter(left.items()))}",
+            f"all {len(rejected)} pictures hold synthetic noise, first {next(iter(rejected.items()))}",
             "Give pictures as they were before noise was added, or calibrate on --prompts.",
         )
-    return kept, left
+    return clean, rejected

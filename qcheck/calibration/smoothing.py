@@ -1,4 +1,4 @@
-"""SmoothQuant and AWQ by NVIDIA ModelOpt: it finds the factors, our formats and artifacts do the rest."""
+"""SmoothQuant and AWQ factors from NVIDIA ModelOpt; qcheck's own formats quantize with them."""
 
 import copy
 import io
@@ -23,23 +23,23 @@ _PRESETS = {"smoothquant": "INT8_SMOOTHQUANT_CFG", "awq_lite": "INT4_AWQ_CFG"}
 def smoothed(
     model: nn.Module, layers: Iterable[str], smoothing: Smoothing, run: Callable[[nn.Module], None]
 ) -> dict[str, Input]:
-    """Factors [in] of the Linear layers named, and the largest input after them (0 where inputs stay in float).
+    """Factors [in] of the Linear layers of ``layers``, and the largest input after them (0 where inputs stay in float).
 
-    ``run`` forwards the calibration data through the module that it gets, as often as the algorithm asks; ``model`` is
-    copied and left as it is.
+    ``run`` forwards the calibration data through the module that it gets; the algorithm may call it several times.
+    ``model`` is copied and stays unchanged.
     """
-    chosen = copy.deepcopy(getattr(mtq, _PRESETS[smoothing.method]))
+    config = copy.deepcopy(getattr(mtq, _PRESETS[smoothing.method]))
     algorithm = {"method": smoothing.method, "alpha": smoothing.alpha}
-    chosen["algorithm"] = {key: value for key, value in algorithm.items() if value is not None}
+    config["algorithm"] = {key: value for key, value in algorithm.items() if value is not None}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        found = mtq.quantize(copy.deepcopy(model), chosen, run)
+        quantized = mtq.quantize(copy.deepcopy(model), config, run)
     inputs = {}
     for name in layers:
-        module: Any = found.get_submodule(name)
+        module: Any = quantized.get_submodule(name)
         quantizer: Any = module.input_quantizer
         if isinstance(module, nn.Linear) and quantizer.pre_quant_scale is not None:
             factor = quantizer.pre_quant_scale.detach().float().clone()
-            most = quantizer.amax if quantizer.is_enabled else None
-            inputs[name] = Input(0.0 if most is None else float(most), factor)
+            maximum = quantizer.amax if quantizer.is_enabled else None
+            inputs[name] = Input(0.0 if maximum is None else float(maximum), factor)
     return inputs

@@ -34,7 +34,7 @@ def advise(
     """
     folder = out or functions.default_out("advice")
     with output.session(not no_cache, as_json) as progress:
-        found = functions.advise(
+        advice = functions.advise(
             report,
             out=folder,
             dry_run=dry_run,
@@ -45,21 +45,21 @@ def advise(
             progress=progress,
         )
     if as_json:
-        typer.echo(found.to_json(), nl=False)
+        typer.echo(advice.to_json(), nl=False)
     else:
-        _render(found, folder, Console())
-    raise typer.Exit(0 if dry_run or found.cured else 1)
+        _render(advice, folder, Console())
+    raise typer.Exit(0 if dry_run or advice.cured else 1)
 
 
-def _render(found: Any, out: Path, console: Console) -> None:
-    if not found.cases:
+def _render(advice: Any, out: Path, console: Console) -> None:
+    if not advice.cases:
         console.print("nothing to cure: every case of the report passes, or a control failed and no number counts")
-    for case in found.cases:
+    for case in advice.cases:
         table = Table(box=box.ROUNDED, title=f"{case.scheme} {case.order}: {case.verdict}")
         for title in ("measure", "artifact file", "survival", "excess error", "verdict", "time"):
             table.add_column(title, overflow="fold")
-        for tried in case.tried:
-            table.add_row(*map(Text, _cells(tried)))
+        for trial in case.tried:
+            table.add_row(*map(Text, _cells(trial)))
         console.print(table)
         if case.cure is not None:
             cure = case.tried[case.cure]
@@ -68,28 +68,28 @@ def _render(found: Any, out: Path, console: Console) -> None:
             console.print(Text(f"check it again: cd {place} && {cure.command}"), soft_wrap=True)
             if cure.export:
                 console.print(Text(f"next: cd {place} && {cure.export}"), soft_wrap=True)
-        elif found.ran:
+        elif advice.ran:
             console.print("[yellow]no cure passed[/]: " + (case.tried[-1].why if case.tried else "nothing fits"))
     console.print(Text(f"advice {out / 'advice.json'}"), soft_wrap=True)
 
 
-def _cells(tried: Any) -> tuple[str, ...]:
-    """The file's size, or a forecast of it; survival as forecast and measured, where both are known."""
-    survival = [f"{value:.2f}" for value in (tried.predicted_survival, tried.survival) if value is not None]
-    excess = "-" if tried.excess_error is None else f"{tried.excess_error:+.1f} dB"
-    seconds = "-" if tried.seconds is None else f"{tried.seconds:.0f} s"
+def _cells(trial: Any) -> tuple[str, ...]:
+    """The row of a tried cure: survival and size are measured, forecast or both, as far as they are known."""
+    survival = [f"{value:.2f}" for value in (trial.predicted_survival, trial.survival) if value is not None]
+    excess = "-" if trial.excess_error is None else f"{trial.excess_error:+.1f} dB"
+    seconds = "-" if trial.seconds is None else f"{trial.seconds:.0f} s"
     return (
-        tried.title,
-        _size(tried),
+        trial.title,
+        _size(trial),
         " / ".join(survival) or "-",
         excess,
-        tried.verdict or "not run",
+        trial.verdict or "not run",
         seconds,
     )
 
 
-def _size(tried: Any) -> str:
-    """Of the artifact's file; before there is one, of the tensors that it will hold."""
-    if tried.bytes is not None:
-        return megabytes(tried.bytes)
-    return "-" if tried.predicted_bytes is None else f"forecast {megabytes(tried.predicted_bytes)}"
+def _size(trial: Any) -> str:
+    """The size of the artifact's file; before there is one, the forecast size of its tensors."""
+    if trial.bytes is not None:
+        return megabytes(trial.bytes)
+    return "-" if trial.predicted_bytes is None else f"forecast {megabytes(trial.predicted_bytes)}"

@@ -35,8 +35,8 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"qcheck {__version__}")
         raise typer.Exit
 
@@ -60,5 +60,5 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    """Brackets of paths and shapes are not markup."""
+    """``text`` with its brackets escaped: those of paths and shapes are not markup."""
     return text.replace("[", r"\[")

@@ -52,7 +52,7 @@ def calibrate(
     `qcheck calibrate ./my-pipeline --lora style.safetensors --scheme int8 --method mse -o ranges.json`
     """
     with session(not machine.no_cache, silent=False) as progress:
-        found = functions.calibrate(
+        ranges = functions.calibrate(
             base,
             [*adapters.lora],
             method=method,
@@ -69,7 +69,7 @@ def calibrate(
             **runs.sampling(),
             **machine.keywords(),
         )
-    for prompt, why in found.left_out.items():
+    for prompt, why in ranges.left_out.items():
         Console(stderr=True).print(f"left out {prompt!r}: {why}", markup=False)
-    what = "pictures" if found.pictures else "prompts"
-    typer.echo(f"{out}: {len(found.formats)} layers, {found.method}, {len(found.prompts)} {what}")
+    what = "pictures" if ranges.pictures else "prompts"
+    typer.echo(f"{out}: {len(ranges.formats)} layers, {ranges.method}, {len(ranges.prompts)} {what}")

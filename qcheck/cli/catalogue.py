@@ -31,13 +31,13 @@ def targets(
 
     `qcheck targets jetson-agx-orin-64gb`
     """
-    found = [target.find(name)] if name else target.every_target()
+    devices = [target.find(name)] if name else target.every_target()
     if as_json:
-        typer.echo(json.dumps([device.model_dump() for device in found], indent=1))
+        typer.echo(json.dumps([device.model_dump() for device in devices], indent=1))
     elif name:
-        _one(found[0], Console())
+        _print_device(devices[0], Console())
     else:
-        _all(found, Console())
+        _print_devices(devices, Console())
 
 
 def _table(*titles: str) -> Table:
@@ -47,33 +47,33 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def _all(found: Sequence[Target], console: Console) -> None:
+def _print_devices(devices: Sequence[Target], console: Console) -> None:
     table = _table("target", "SM", "memory", "bandwidth", "newest software", "quantizes to")
     table.columns[0].no_wrap = True
-    for device in found:
+    for device in devices:
         table.add_row(
             device.name,
             device.capability.value,
             _number(device.memory_gb, "GB"),
             _number(device.bandwidth_gb_s, "GB/s"),
             device.releases[-1].name,
-            " ".join(_quantized(device)) or "nothing",
+            " ".join(_formats(device)) or "nothing",
         )
     console.print(table)
     console.print("one of them, with sources, its schemes and what it refuses: qcheck targets NAME")
 
 
-def _quantized(device: Target) -> list[str]:
-    """The formats of the device's quantizing schemes, shortly."""
-    names = {rule.weights.format for known in device.deployable() for rule in known.rules}
+def _formats(device: Target) -> list[str]:
+    """Short names of the weight formats of the device's quantizing schemes."""
+    names = {rule.weights.format for quantizing in device.deployable() for rule in quantizing.rules}
     return sorted(number_format(name).title.partition(" ")[0] for name in names)
 
 
-def _number(known: Sourced[float] | None, unit: str) -> str:
-    return "per card" if known is None else f"{known.value:g} {unit}"
+def _number(sourced: Sourced[float] | None, unit: str) -> str:
+    return "per card" if sourced is None else f"{sourced.value:g} {unit}"
 
 
-def _one(device: Target, console: Console) -> None:
+def _print_device(device: Target, console: Console) -> None:
     console.print(f"[bold]{escape(device.title)}[/] ({device.name})")
     table = _table("", "value", "source")
     table.add_row("compute capability", device.capability.value, device.capability.source)
@@ -89,13 +89,13 @@ def _one(device: Target, console: Console) -> None:
     for peak in device.peaks:
         table.add_row(f"peak {number_format(peak.format).title}", f"{peak.tera_ops:g} T/s dense", peak.source)
     for release in device.releases:
-        held = f"TensorRT {release.tensorrt}, CUDA {release.cuda}, ONNX opset {release.opset}"
-        table.add_row(release.name, held, release.source)
+        versions = f"TensorRT {release.tensorrt}, CUDA {release.cuda}, ONNX opset {release.opset}"
+        table.add_row(release.name, versions, release.source)
     console.print(table)
     table = _table("scheme", "here", "why not, or what to know")
-    for listed in scheme.every():
-        refused = device.refuses(listed)
-        table.add_row(listed.name, "no" if refused else "yes", refused or "; ".join(device.warns(listed)))
+    for candidate in scheme.every():
+        refusal = device.refuses(candidate)
+        table.add_row(candidate.name, "no" if refusal else "yes", refusal or "; ".join(device.warns(candidate)))
     console.print(table)
     for note in device.notes:
         console.print(f"- {escape(note)}")
@@ -117,15 +117,15 @@ def schemes(
 
     `qcheck schemes --target jetson-thor-t5000`
     """
-    found = scheme.every()
+    catalogue = scheme.every()
     if as_json:
-        typer.echo(json.dumps([known.model_dump() for known in found], indent=1))
+        typer.echo(json.dumps([entry.model_dump() for entry in catalogue], indent=1))
         return
-    chosen = target.find(device) if device else None
-    table = _table("scheme", "what it is", "rest", "opset", "run by", *([chosen.name] if chosen else []))
-    for known in found:
-        here = [chosen.refuses(known) or "yes"] if chosen else []
-        table.add_row(known.name, known.title, known.compute, str(known.opset), ", ".join(known.runs), *here)
+    target_device = target.find(device) if device else None
+    table = _table("scheme", "what it is", "rest", "opset", "run by", *([target_device.name] if target_device else []))
+    for entry in catalogue:
+        here = [target_device.refuses(entry) or "yes"] if target_device else []
+        table.add_row(entry.name, entry.title, entry.compute, str(entry.opset), ", ".join(entry.runs), *here)
     console = Console()
     console.print(table)
     console.print(f"one is chosen by --scheme; a file of your own works too. `{ALL}` takes all a device runs.")

@@ -89,30 +89,32 @@ def _spec(base: str, adapters: Adapters, artifacts: Artifacts, probes: Probes, m
 
 
 def parse(words: Sequence[str]) -> CheckSpec:
-    """The request that a command line asks for: the words after ``qcheck check``. Nothing is run.
+    """The request of a command line, from the words after ``qcheck check``. Nothing is run.
 
     Raises:
-        UserError: as the command.
+        UserError: as for the command.
     """
-    taken = typer.main.get_command(_parser)
-    with taken.make_context("check", list(words)) as context:
-        given = context.params
-        return _spec(given["base"], of(Adapters, given), of(Artifacts, given), of(Probes, given), of(Machine, given))
+    command = typer.main.get_command(_parser)
+    with command.make_context("check", list(words)) as context:
+        values = context.params
+        return _spec(
+            values["base"], of(Adapters, values), of(Artifacts, values), of(Probes, values), of(Machine, values)
+        )
 
 
 _parser = typer.Typer()
 _parser.command("check")(check)
 
 
-def _run(spec: CheckSpec, given: Output, machine: Machine) -> None:
-    out, cache = given.folder(spec.adapters[0].source), not machine.no_cache
-    with output.session(cache, given.silent, given.log) as progress:
-        report = functions.run(spec, out=out, overwrite=given.overwrite, cache=cache, progress=progress)
+def _run(spec: CheckSpec, destination: Output, machine: Machine) -> None:
+    out, cache = destination.folder(spec.adapters[0].source), not machine.no_cache
+    with output.session(cache, destination.silent, destination.log) as progress:
+        report = functions.run(spec, out=out, overwrite=destination.overwrite, cache=cache, progress=progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
-    if given.as_json:
+    if destination.as_json:
         typer.echo(report.to_json(), nl=False)
-    elif given.quiet:
+    elif destination.quiet:
         text.brief(report, Console())
     else:
         text.render(report, out, Console())

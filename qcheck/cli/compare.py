@@ -35,9 +35,9 @@ def compare(
     """
     if as_json and as_markdown:
         raise UserError("both --json and --markdown are given", "Give one of them.")
-    found = [(str(path), store.read(path)) for path in reports]
-    regression = len(found) == 2 and not as_matrix
-    result = stage.against(*found) if regression else stage.matrix(found)
+    pairs = [(str(path), store.read(path)) for path in reports]
+    regression = len(pairs) == 2 and not as_matrix
+    result = stage.against(*pairs) if regression else stage.matrix(pairs)
     if as_json:
         typer.echo(result.model_dump_json(indent=1))
     elif as_markdown:

@@ -1,7 +1,7 @@
 """``qcheck.toml``: what the checks of a project have in common.
 
 Its table ``[check]`` holds options of ``qcheck check`` by their long names. They become the options' defaults, so that
-what is typed and what the environment says come first.
+the command line and the environment override them.
 """
 
 import json
@@ -29,7 +29,7 @@ Argument = str | float | int | bool | list[str] | list[float] | None
 
 
 class Setting(Value):
-    """One option: what it is and where that comes from."""
+    """One option: its name, its value and where the value comes from."""
 
     name: str
     value: Argument
@@ -38,16 +38,16 @@ class Setting(Value):
 
 def nearest(folder: Path) -> Path | None:
     """The file in ``folder`` or in the closest folder above it."""
-    return next((found / NAME for found in (folder, *folder.parents) if (found / NAME).is_file()), None)
+    return next((parent / NAME for parent in (folder, *folder.parents) if (parent / NAME).is_file()), None)
 
 
-def load(context: typer.Context, given: Path | None) -> Path | None:
+def load(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's values the defaults of the command's options; the callback of ``--config``.
 
     Raises:
         UserError: the file is not readable, or holds a key or a value that no option has.
     """
-    file = given or nearest(Path.cwd())
+    file = path or nearest(Path.cwd())
     if file is not None and not context.resilient_parsing:
         known = options(context)
         context.default_map = {known[key].name: value for key, value in _read(context, file).items()}
@@ -57,8 +57,8 @@ def load(context: typer.Context, given: Path | None) -> Path | None:
 
 def options(context: typer.Context) -> Mapping[str, Any]:
     """The command's parameters by the long names of the options; of flags the positive name."""
-    found = {_long(parameter): parameter for parameter in context.command.params}
-    return {name: parameter for name, parameter in found.items() if name not in _OWN}
+    by_name = {_long(parameter): parameter for parameter in context.command.params}
+    return {name: parameter for name, parameter in by_name.items() if name not in _OWN}
 
 
 def _long(parameter: Any) -> str:
@@ -72,49 +72,49 @@ def _read(context: typer.Context, file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{file}: {error}", "Give a readable TOML file.") from error
     if odd := [table for table in content if table != _TABLE]:
-        raise _odd(file, "table or key", odd[0], [_TABLE])
+        raise _unknown_key(file, "table or key", odd[0], [_TABLE])
     values, known = content.get(_TABLE, {}), options(context)
     if not isinstance(values, dict):
         raise UserError(f"{file}: {_TABLE} is no table", f"Write [{_TABLE}], and the options below it.")
     if odd := [key for key in values if key not in known]:
-        raise _odd(file, f"key of [{_TABLE}]", odd[0], known)
+        raise _unknown_key(file, f"key of [{_TABLE}]", odd[0], known)
     return {key: _value(context, file, known[key], value) for key, value in values.items()}
 
 
-def _odd(file: Path, kind: str, seen: str, known: Any) -> UserError:
-    error = unknown(kind, seen, known)
+def _unknown_key(file: Path, kind: str, name: str, known: Any) -> UserError:
+    error = unknown(kind, name, known)
     return UserError(f"{file}: {error.what}", error.fix)
 
 
 def _value(context: typer.Context, file: Path, parameter: Any, value: Any) -> Any:
-    """``value`` as the option takes it; a single one may stand for a list of one."""
+    """``value`` as the option takes it; a single value may stand for a list of one."""
     many = getattr(parameter, "multiple", False)
-    given = value if isinstance(value, list) and many else [value]
+    items = value if isinstance(value, list) and many else [value]
     flag = getattr(parameter, "is_flag", False)
-    for one in given:
-        if isinstance(one, bool) != flag or not isinstance(one, bool | str | int | float):
-            wanted = "true or false" if flag else "one value, or a list" if many else "one value"
-            raise UserError(f"{file}: {_long(parameter)} = {value!r}", f"Give {wanted}.")
-    placed = [_placed(file.parent, one) for one in given]
-    found = placed if many else placed[0]
+    for item in items:
+        if isinstance(item, bool) != flag or not isinstance(item, bool | str | int | float):
+            expected = "true or false" if flag else "one value, or a list" if many else "one value"
+            raise UserError(f"{file}: {_long(parameter)} = {value!r}", f"Give {expected}.")
+    paths = [_beside_file(file.parent, item) for item in items]
+    option = paths if many else paths[0]
     try:
-        parameter.process_value(context, found)
+        parameter.process_value(context, option)
     except typer.BadParameter as error:
         raise UserError(f"{file}: {_long(parameter)}: {error.message}", "Correct that value.") from error
-    return found
+    return option
 
 
-def _placed(folder: Path, value: Any) -> Any:
-    """A path with a slash or an ending, with ``=WEIGHT`` or not, that exists beside the file; else ``value``."""
+def _beside_file(folder: Path, value: Any) -> Any:
+    """A path with a slash or an ending that exists in ``folder``, ``=WEIGHT`` allowed after it; else ``value``."""
     path = str(value).partition("=")[0]
     local = ("/" in path or "." in path) and folder != Path.cwd() and (folder / path).exists()
     return str(folder / str(value)) if local else value
 
 
 def settings(context: typer.Context, spec: CheckSpec, no_cache: bool) -> list[Setting]:
-    """Every option as the request has it resolved, and its source."""
+    """Every option with its value in the request and the source of that value."""
     resolved = _resolved(spec)
-    found = []
+    rows = []
     for name, parameter in options(context).items():
         value = resolved.get(name, _plain(context.params.get(parameter.name)))
         source = _source(context, parameter)
@@ -122,22 +122,22 @@ def settings(context: typer.Context, spec: CheckSpec, no_cache: bool) -> list[Se
             source = "probe set"
         if name == "probes" and context.params["prompts"] is not None:
             source = "prompts"
-        found.append(Setting(name=name, value=value, source=source))
-    moved = f"environment, {cache.VARIABLE}" if cache.moved() else "default"
-    where = None if no_cache else str(cache.location())
-    return [*found, Setting(name="cache", value=where, source=moved if where else "no-cache")]
+        rows.append(Setting(name=name, value=value, source=source))
+    cache_source = f"environment, {cache.VARIABLE}" if cache.moved() else "default"
+    cache_folder = None if no_cache else str(cache.location())
+    return [*rows, Setting(name="cache", value=cache_folder, source=cache_source if cache_folder else "no-cache")]
 
 
 def _resolved(spec: CheckSpec) -> dict[str, Argument]:
-    """What was asked for, by the long names of the options."""
+    """The values of the request by the long names of the options."""
     return {
         "base": spec.base,
-        "lora": [used.source for used in spec.adapters],
-        "weight": [used.weight for used in spec.adapters],
-        "reference-lora": [used.source for used in spec.references],
-        "with-lora": [f"{used.source}={used.weight:g}" for used in spec.common],
+        "lora": [adapter.source for adapter in spec.adapters],
+        "weight": [adapter.weight for adapter in spec.adapters],
+        "reference-lora": [adapter.source for adapter in spec.references],
+        "with-lora": [f"{adapter.source}={adapter.weight:g}" for adapter in spec.common],
         "allow-unmatched": spec.allow_unmatched,
-        "scheme": [named.name for named in spec.schemes],
+        "scheme": [scheme.name for scheme in spec.schemes],
         "artifact": [*spec.artifacts],
         "order": [*spec.orders],
         "require": spec.require,
@@ -154,31 +154,31 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
 
 
 def _plain(value: Any) -> Argument:
-    """What JSON can hold."""
+    """``value`` in a type that JSON can hold."""
     if isinstance(value, list | tuple):
-        return [str(one) for one in value]
+        return [str(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def _source(context: typer.Context, parameter: Any) -> str:
-    known = context.get_parameter_source(parameter.name)
+    origin = context.get_parameter_source(parameter.name)
     names = {
         "COMMANDLINE": "command line",
         "ENVIRONMENT": f"environment, {parameter.envvar}",
         "DEFAULT_MAP": str(context.obj),
     }
-    return names.get(known.name, "default") if known is not None else "default"
+    return names.get(origin.name, "default") if origin is not None else "default"
 
 
-def show(found: list[Setting], as_json: bool) -> None:
-    """Print them."""
+def show(rows: list[Setting], as_json: bool) -> None:
+    """Print the settings as a table, or as JSON."""
     if as_json:
-        typer.echo(json.dumps([setting.model_dump() for setting in found], indent=1))
+        typer.echo(json.dumps([setting.model_dump() for setting in rows], indent=1))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("option", "value", "from"):
         table.add_column(title, overflow="fold")
-    for setting in found:
+    for setting in rows:
         value = "-" if setting.value is None else json.dumps(setting.value, ensure_ascii=False)
         style = "" if setting.source == "default" else "bold"
         table.add_row(Text(setting.name), Text(value, style), Text(setting.source))

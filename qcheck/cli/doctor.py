@@ -21,14 +21,14 @@ def doctor(
 
     `qcheck doctor`
     """
-    found = stage.examine()
+    findings = stage.examine()
     if as_json:
-        typer.echo(json.dumps([finding.model_dump() for finding in found], indent=1))
+        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=1))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", "status", "detail"):
         table.add_column(title, overflow="fold")
-    for finding in found:
+    for finding in findings:
         detail = f"{finding.detail}\n{finding.fix}" if finding.fix else finding.detail
         table.add_row(finding.name, Text(finding.status, _STYLE[finding.status]), Text(detail))
     Console().print(table)

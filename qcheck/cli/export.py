@@ -50,13 +50,13 @@ def export(
     `qcheck export ./my-pipeline --lora style.safetensors --scheme int8 --target jetson-agx-orin-64gb -o board`
     """
     out = output.folder(f"{Path(adapters.lora[0]).stem}-{Path(artifact.scheme).stem}")
-    asked = [_size(text) for text in sizes or []]
+    pixel_sizes = [_size(text) for text in sizes or []]
     with session(not machine.no_cache, output.silent, output.log) as progress:
-        found = functions.export(
+        exported = functions.export(
             base,
             [*adapters.lora],
             out=out,
-            size=asked,
+            size=pixel_sizes,
             overwrite=output.overwrite,
             cache=not machine.no_cache,
             progress=progress,
@@ -69,12 +69,12 @@ def export(
             **machine.keywords(),
         )
     if output.as_json:
-        typer.echo(found.to_json(), nl=False)
+        typer.echo(exported.to_json(), nl=False)
     elif output.quiet:
         typer.echo(out)
     else:
-        _render(found, out, Console())
-    if any(part.build.status in _FAILED for part in found.parts):
+        _render(exported, out, Console())
+    if any(part.build.status in _FAILED for part in exported.parts):
         raise typer.Exit(1)
 
 
@@ -84,25 +84,25 @@ def _size(text: str) -> tuple[int, int]:
     Raises:
         UserError: the text is not WIDTHxHEIGHT.
     """
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
         raise UserError(f"--size {text!r} is no size", "Give WIDTHxHEIGHT in pixels, such as 512x768.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def _render(found: Exported, out: Path, console: Console) -> None:
+def _render(exported: Exported, out: Path, console: Console) -> None:
     console.print()
     table = Table(box=box.ROUNDED)
     for title in ("component", "computes in", "file", "build"):
         table.add_column(title, overflow="fold")
-    for part in found.parts:
-        quantized = f"\n{len(found.denoiser.layers)} layers quantized" if part is found.parts[0] else ""
+    for part in exported.parts:
+        quantized = f"\n{len(exported.denoiser.layers)} layers quantized" if part is exported.parts[0] else ""
         table.add_row(part.name, part.compute, f"{megabytes(part.bytes)}{quantized}", Text(build_line(part.build)))
     console.print(table)
-    console.print(Text(f"estimate for {found.target}: {found.estimate.text()}"))
-    for warning in found.warnings:
+    console.print(Text(f"estimate for {exported.target}: {exported.estimate.text()}"))
+    for warning in exported.warnings:
         console.print(Text.assemble(("warning ", "yellow"), warning))
     console.print("[yellow]not judged[/]: qcheck check says whether the adapter survives this")
-    if any(part.build.proxy and part.build.status == "built" for part in found.parts):
+    if any(part.build.proxy and part.build.status == "built" for part in exported.parts):
         console.print("engines here are for a proxy: copy the folder to the device and run build.sh there")
     console.print(f"pipeline {escape(str(out))}", highlight=False, soft_wrap=True)

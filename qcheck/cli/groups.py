@@ -1,4 +1,4 @@
-"""Groups of options that commands share: a command takes a group as one value, Typer sees the options in it.
+"""Groups of options that commands share: a command takes a group as one value, and Typer takes its options.
 
 A group is a frozen dataclass whose fields are annotated options; it also builds the API's keywords from them.
 """
@@ -33,9 +33,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def ungrouped(**values: Any) -> None:
-        taken = {name: of(kind, values) for name, kind in groups.items()}
+        group_values = {name: of(kind, values) for name, kind in groups.items()}
         grouped_names = {field.name for kind in groups.values() for field in dataclasses.fields(kind)}
-        command(**taken, **{name: value for name, value in values.items() if name not in grouped_names})
+        command(**group_values, **{name: value for name, value in values.items() if name not in grouped_names})
 
     vars(ungrouped)["__signature__"] = inspect.Signature(parameters)
     ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -74,7 +74,7 @@ class Adapters:
     device: options.Device = TARGET
 
     def keywords(self) -> Adapting:
-        """For the API."""
+        """Keywords of the Python API."""
         return {
             "weight": self.weight,
             "reference_lora": self.reference,
@@ -85,41 +85,37 @@ class Adapters:
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """Where inputs are cut."""
-
-    recipe: options.Recipe = None
-    ranges: options.RangesFile = None
-
-
-@dataclass(frozen=True)
-class Artifact(Ranges):
-    """One scheme in one order."""
+class Artifact:
+    """One scheme in one order, and the ranges of the layers' inputs."""
 
     scheme: options.Scheme = library.SCHEME
     order: options.Order = None
+    recipe: options.Recipe = None
+    ranges: options.RangesFile = None
 
     def keywords(self) -> Quantizing:
-        """For the API."""
+        """Keywords of the Python API."""
         return {"scheme": self.scheme, "order": self.order, "recipe": self.recipe, "ranges": self.ranges}
 
 
 @dataclass(frozen=True)
-class Artifacts(Ranges):
-    """Schemes and orders, files of others, and what the verdict compares with."""
+class Artifacts:
+    """Schemes and orders, files that others quantized, the ranges of the layers' inputs, and the verdict's limits."""
 
     schemes: options.Schemes = None
     artifacts: options.Artifacts = None
     orders: options.Orders = None
+    recipe: options.Recipe = None
+    ranges: options.RangesFile = None
     limits: options.Limits = "default"
     require: options.Require = None
 
     def keywords(self) -> Quantizing:
-        """For the API."""
+        """Keywords of the Python API."""
         return {"scheme": self.schemes, "order": self.orders, "recipe": self.recipe, "ranges": self.ranges}
 
     def judging(self) -> Judging:
-        """For the API."""
+        """Keywords of the Python API."""
         return {"artifact": self.artifacts, "limits": self.limits, "require": requirement(self.require)}
 
 
@@ -135,7 +131,7 @@ class Runs:
     height: options.Height = None
 
     def sampling(self) -> Sampling:
-        """For the API."""
+        """Keywords of the Python API."""
         return {
             "trigger": self.trigger,
             "steps": self.steps,
@@ -148,20 +144,20 @@ class Runs:
 
 @dataclass(frozen=True)
 class Probes(Runs):
-    """What is judged on."""
+    """The probes to judge on, and how they are sampled."""
 
     probes: options.Probes = None
     prompts: options.Prompts = None
     max_probes: options.Most = None
 
     def keywords(self) -> Probing:
-        """For the API."""
+        """Keywords of the Python API."""
         return {"prompts": self.prompts, "max_probes": self.max_probes}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes."""
+    """The machine and how it is used."""
 
     build: options.Build = True
     threads: options.Threads = CORES
@@ -169,7 +165,7 @@ class Machine:
     no_cache: options.NoCache = False
 
     def keywords(self) -> Running:
-        """For the API."""
+        """Keywords of the Python API."""
         return {"build": self.build, "threads": self.threads, "batch": self.batch}
 
 
@@ -184,7 +180,7 @@ class Output:
     log: options.Log = None
 
     def folder(self, name: str) -> Path:
-        """The folder that was named, or one of this adapter and time."""
+        """The folder of ``--out``; by default one that is named after ``name`` and the time."""
         return self.out or default_out(name)
 
     @property

@@ -48,25 +48,30 @@ def inspect(
     `qcheck inspect faint --base demo`
     """
     bars = Silent() if as_json else Bars(Console(stderr=True))
-    found = functions.inspect(lora, base, weight=weight, scheme=schemes, recipe=ranges, progress=bars)
+    inspection = functions.inspect(lora, base, weight=weight, scheme=schemes, recipe=ranges, progress=bars)
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        typer.echo(inspection.model_dump_json(indent=1))
     else:
-        _render(found, Console())
+        _render(inspection, Console())
 
 
-def _render(found: Any, console: Console) -> None:
-    ranks = sorted({layer.rank for layer in found.layers})
-    scales = sorted({round(layer.scale, 4) for layer in found.layers})
+def _render(inspection: Any, console: Console) -> None:
+    ranks = sorted({layer.rank for layer in inspection.layers})
+    scales = sorted({round(layer.scale, 4) for layer in inspection.layers})
     console.print(
-        f"{escape(found.adapter)}: {len(found.layers)} layers, rank {_span(ranks)}, alpha / rank {_span(scales)}"
+        f"{escape(inspection.adapter)}: {len(inspection.layers)} layers, rank {_span(ranks)}, "
+        f"alpha / rank {_span(scales)}"
     )
-    if found.triggers:
-        words = ", ".join(f"{word} ({found.tags[word]})" if word in found.tags else word for word in found.triggers[:8])
+    if inspection.triggers:
+        words = ", ".join(
+            f"{word} ({inspection.tags[word]})" if word in inspection.tags else word for word in inspection.triggers[:8]
+        )
         console.print(f"trigger words in the file (how often): {escape(words)}; pass one to check by --trigger")
-    if found.unmatched:
-        console.print(f"[bold red]{len(found.unmatched)} layers are not in this base[/], first {found.unmatched[0]}")
-    measured = [layer for layer in found.layers if layer.relative is not None]
+    if inspection.unmatched:
+        console.print(
+            f"[bold red]{len(inspection.unmatched)} layers are not in this base[/], first {inspection.unmatched[0]}"
+        )
+    measured = [layer for layer in inspection.layers if layer.relative is not None]
     if not measured:
         console.print("give --base to see what it does to the weights, and which order would lose it")
         return
@@ -75,7 +80,7 @@ def _render(found: Any, console: Console) -> None:
     for title in _NUMBERS:
         table.add_column(title, justify="right", no_wrap=True)
     room = console.width - sum(max(map(len, title.split("\n"))) + _GAP for title in _NUMBERS) - _EDGES
-    for layer in sorted(measured, key=lambda seen: -seen.relative)[:8]:
+    for layer in sorted(measured, key=lambda change: -change.relative)[:8]:
         table.add_row(
             Text(folded(layer.name, max(room, _LEAST))),
             f"{layer.relative:.3f}",
@@ -87,9 +92,9 @@ def _render(found: Any, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
     for title in ("scheme", "order", "survival", _NOISE, "the order"):
         table.add_column(title, justify="right" if title in ("survival", _NOISE) else "left")
-    for seen in found.forecasts:
-        lost = "[bold red]loses it[/]" if seen.survival < _LOST else ""
-        table.add_row(seen.scheme, seen.order, f"{seen.survival:.2f}", f"{seen.snr:.1f}", lost)
+    for forecast in inspection.forecasts:
+        note = "[bold red]loses it[/]" if forecast.survival < _LOST else ""
+        table.add_row(forecast.scheme, forecast.order, f"{forecast.survival:.2f}", f"{forecast.snr:.1f}", note)
     console.print(table)
     console.print(
         "survival decides: the share of the adapter that arrives on average. Noise that merging adds is spread over "
@@ -99,7 +104,7 @@ def _render(found: Any, console: Console) -> None:
 
 _LOST = 0.9
 _NUMBERS = ("|D| / |W|", "step\ngrowth dB", "hot\ncolumns", "intruders")
-_LEAST, _GAP, _EDGES = 12, 3, 2  # the latter are what the table puts between two columns, and around them
+_LEAST, _GAP, _EDGES = 12, 3, 2  # least width of a name; what the table puts between two columns, and around them
 _NOISE = "signal over\nits noise, dB"
 
 

@@ -1,4 +1,4 @@
-"""``--log FILE``: stages, notes, warnings and how it ended, with times, whatever the terminal shows."""
+"""``--log FILE``: stages, notes, warnings and the end of the command, with times, whatever the terminal shows."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ def to(file: Path | None) -> Iterator[None]:
     """Append what happens in the block to ``file``: qcheck's own lines, and warnings of every library.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     if file is None:
         yield
@@ -62,19 +62,19 @@ def _ending() -> Iterator[None]:
 class Logged:
     """Progress that is also written to the log."""
 
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def note(self, text: str) -> None:
         """As ``progress.Progress.note``."""
         LOGGER.info("%s", text)
-        self._shown.note(text)
+        self._progress.note(text)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """As ``progress.Progress.stage``."""
         LOGGER.info("begins: %s (%d)", title, total)
         start = time.monotonic()
-        with self._shown.stage(title, total) as advance:
+        with self._progress.stage(title, total) as advance:
             yield advance
         LOGGER.info("ended: %s, %.1f s", title, time.monotonic() - start)

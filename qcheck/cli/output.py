@@ -1,4 +1,4 @@
-"""What is around every command that works for a while: progress, a log, and what stays after Ctrl-C."""
+"""The frame of every long command: progress, a log, and a message after Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from qcheck.core.progress import Progress, Silent
 
 @contextmanager
 def session(keeps: bool, silent: bool, file: Path | None = None) -> Iterator[Progress]:
-    """The progress to tell, for work that may be interrupted and logged to ``file``; ``keeps``: in the cache."""
-    shown = Silent() if silent else Bars(Console(stderr=True))
+    """Progress for work that may be interrupted, logged to ``file``; ``keeps``: the cache keeps finished parts."""
+    progress = Silent() if silent else Bars(Console(stderr=True))
     try:
         with log.to(file):
-            yield log.Logged(shown) if file is not None else shown
+            yield log.Logged(progress) if file is not None else progress
     except KeyboardInterrupt:
-        kept = "What was finished is kept: run the same command again to go on." if keeps else "Nothing was kept."
-        Console(stderr=True).print(f"[bold]interrupted.[/] {kept}")
+        outcome = "What was finished is kept: run the same command again to go on." if keeps else "Nothing was kept."
+        Console(stderr=True).print(f"[bold]interrupted.[/] {outcome}")
         raise typer.Exit(130) from None

@@ -9,7 +9,7 @@ from rich.text import Text
 
 
 class Bars:
-    """A line for each stage: title, bar, count, elapsed and remaining time; without a terminal, a line when it ends."""
+    """A line for each stage: title, bar, count, elapsed and remaining time; without a terminal only when it ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -28,7 +28,7 @@ _TRAINING = "Training"
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how hard."""
+    """How the adapter is trained."""
 
     learning: Annotated[
         int, typer.Option("--train-steps", min=1, help="Training steps at most.", rich_help_panel=_TRAINING)
@@ -80,7 +80,7 @@ def qat(
         seed=training.train_seed,
     )
     with session(not machine.no_cache, as_json) as progress:
-        done = functions.qat(
+        calibration = functions.qat(
             base,
             [*adapters.lora],
             out=new,
@@ -99,34 +99,34 @@ def qat(
             **machine.keywords(),
         )
     if as_json:
-        typer.echo(done.after.to_json(), nl=False)
+        typer.echo(calibration.after.to_json(), nl=False)
     else:
         console = Console()
-        text.render(done.after, folder / "after", console)
-        _render(done, new, folder, console)
-    raise typer.Exit(exit_code(done.after))
+        text.render(calibration.after, folder / "after", console)
+        _render(calibration, new, folder, console)
+    raise typer.Exit(exit_code(calibration.after))
 
 
-def _render(done: "Calibration", new: Path, folder: Path, console: Console) -> None:
+def _render(calibration: "Calibration", new: Path, folder: Path, console: Console) -> None:
     table = Table(box=box.ROUNDED, title="fresh probes, against the original adapter at full precision")
     for title in ("", "before", "after"):
         table.add_column(title)
-    before, after = done.cases
+    before, after = calibration.cases
     table.add_row("verdict", before.verdict, after.verdict)
     for name, unit in (("effect_survival", ""), ("effect_to_error", " dB"), ("excess_error", " dB")):
         table.add_row(name, *(Text(_value(case, name, unit)) for case in (before, after)))
     console.print(table)
-    course = done.training
-    went_on = f", went on from step {course.resumed}" if course.resumed is not None else ""
+    training = calibration.training
+    went_on = f", went on from step {training.resumed}" if training.resumed is not None else ""
     console.print(
-        f"trained for {course.history[-1].step} steps{went_on}; kept is step {course.kept}, held-out prompts: "
-        f"excess error {course.before.excess_error:+.1f} -> {course.after.excess_error:+.1f} dB"
+        f"trained for {training.history[-1].step} steps{went_on}; kept is step {training.kept}, held-out prompts: "
+        f"excess error {training.before.excess_error:+.1f} -> {training.after.excess_error:+.1f} dB"
     )
     console.print(f"calibrated adapter {escape(str(new))}", highlight=False, soft_wrap=True)
-    again = command.line(command.words(done.after.spec, folder / "after"))
+    again = command.line(command.words(calibration.after.spec, folder / "after"))
     console.print(Text(f"check it again: {again}"), soft_wrap=True)
 
 
 def _value(case: Case, name: str, unit: str) -> str:
-    found = next((m for m in case.measurements if m.name == name and m.arm == "adapted"), None)
-    return "-" if found is None or found.value is None else f"{found.value:.2f}{unit}"
+    measurement = next((m for m in case.measurements if m.name == name and m.arm == "adapted"), None)
+    return "-" if measurement is None or measurement.value is None else f"{measurement.value:.2f}{unit}"

@@ -1,7 +1,7 @@
-"""What was computed once: folders found by the digest of everything they depend on, complete or absent.
+"""Results of earlier computations: a folder for the digest of everything it depends on, complete or absent.
 
 A run that was interrupted leaves the finished entries; the same command finds them and goes on from there. An entry has
-a lock, so that of several processes that want it one computes it and the others wait.
+a lock, so that one of several processes computes it while the others wait.
 """
 
 import ast
@@ -23,7 +23,7 @@ from qcheck.core.digest import digest_of
 from qcheck.core.values import PACKAGE
 
 VARIABLE = "QCHECK_CACHE"
-ENTRY = "entry"  # how an entry's folder is told from the shelves above it
+ENTRY = "entry"  # the file that marks the folder of a complete entry
 _LOCKS = ".locks"
 
 
@@ -34,8 +34,8 @@ def moved() -> str | None:
 
 def location() -> Path:
     """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched."""
-    if chosen := moved():
-        return Path(chosen) / "qcheck"
+    if folder := moved():
+        return Path(folder) / "qcheck"
     return user_cache_path("qcheck", appauthor=False)
 
 
@@ -45,36 +45,36 @@ def code(*modules: str) -> str:
 
     Docstrings and comments are no code, and of the libraries only the versions of those that are imported count.
     """
-    named, libraries = [], set[str]()
+    parts, libraries = [], set[str]()
     for name, path in sorted(imported(modules).items()):
         tree = ast.parse(path.read_text("utf-8"))
         libraries |= _libraries(tree)
-        named += [name, ast.dump(_undocumented(tree))]
-    return digest_of(*named, repr(sorted(versions.of(libraries).items())))
+        parts += [name, ast.dump(_without_docstrings(tree))]
+    return digest_of(*parts, repr(sorted(versions.of(libraries).items())))
 
 
 def imported(roots: Sequence[str]) -> dict[str, Path]:
     """Name and file of the modules ``roots`` and, transitively, of what they import of qcheck, anywhere in them."""
-    found: dict[str, Path] = {}
-    left = list(roots)
-    while left:
-        name = left.pop()
+    files: dict[str, Path] = {}
+    pending = list(roots)
+    while pending:
+        name = pending.pop()
         path = _file(name)
-        if path is None or name in found:
+        if path is None or name in files:
             continue
-        found[name] = path
+        files[name] = path
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                left += [alias.name for alias in node.names]
+                pending += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
-                left += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
+                pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return files
 
 
 def _file(module: str) -> Path | None:
-    """The source of a module of qcheck; None for everything else."""
+    """The source of a module of qcheck; None for everything else and for ``qcheck`` itself, which only offers names."""
     package, *rest = module.split(".")
-    if package != PACKAGE.name:
+    if package != PACKAGE.name or not rest:
         return None
     path = PACKAGE.joinpath(*rest)
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
@@ -82,19 +82,19 @@ def _file(module: str) -> Path | None:
 
 def _libraries(tree: ast.Module) -> set[str]:
     """Import names of the packages that a module imports, qcheck's own aside."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found - {PACKAGE.name}
+            names.add(node.module.partition(".")[0])
+    return names - {PACKAGE.name}
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _undocumented(tree: ast.Module) -> ast.Module:
+def _without_docstrings(tree: ast.Module) -> ast.Module:
     """``tree`` without its docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
@@ -137,7 +137,7 @@ class Cache:
     def put(self, kind: str, key: str, about: str) -> Iterator[Path]:
         """A folder to write into, which becomes the entry when the block ends well and no other run was quicker."""
         place = self._place(kind, key)
-        partial = _aside(place)
+        partial = _hidden_name(place)
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -157,16 +157,16 @@ class Cache:
         """
         folder = self.root / kind / _LOCKS
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            for one in sorted(set(keys)):
-                held.enter_context(FileLock(folder / one))
+        with ExitStack() as locks:
+            for key in sorted(set(keys)):
+                locks.enter_context(FileLock(folder / key))
             yield
 
     def obtain(self, kind: str, key: str, about: str, make: Callable[[Path], object]) -> Path:
-        """The entry's folder; where it is absent ``make`` fills it first, in one process of all that ask."""
-        found = self.find(kind, key)
-        if found is not None:
-            return found
+        """The entry's folder; where it is absent ``make`` fills it first, in one of the processes that need it."""
+        entry = self.find(kind, key)
+        if entry is not None:
+            return entry
         with self.locked(kind, key):
             if self.find(kind, key) is None:
                 with self.put(kind, key, about) as folder:
@@ -182,13 +182,13 @@ class Cache:
 
     def items(self) -> list[Item]:
         """Every entry, the least recently used first."""
-        found = []
+        items = []
         for mark in self.root.glob(f"*/*/{ENTRY}"):
             folder = mark.parent
             with suppress(FileNotFoundError):  # removed by another run meanwhile
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                found.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
-        return sorted(found, key=lambda item: item.used)
+                items.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
+        return sorted(items, key=lambda item: item.used)
 
     def prune(self, keep_days: float, keep_bytes: float) -> list[Item]:
         """Remove what was last used before ``keep_days`` days, then the oldest until ``keep_bytes`` are left.
@@ -202,21 +202,21 @@ class Cache:
                 _remove(item.path)
                 removed.append(item)
                 total -= item.bytes
-        for left in (*self.root.glob("*/.*"), *self.root.glob(f"*/{_LOCKS}/*")):
+        for leftover in (*self.root.glob("*/.*"), *self.root.glob(f"*/{_LOCKS}/*")):
             with suppress(FileNotFoundError):
-                if left.name != _LOCKS and now - left.stat().st_mtime > 86400:
-                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+                if leftover.name != _LOCKS and now - leftover.stat().st_mtime > 86400:
+                    shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
         return removed
 
 
-def _aside(place: Path) -> Path:
-    """A hidden name beside an entry, for what is not yet or no longer one."""
+def _hidden_name(place: Path) -> Path:
+    """A hidden name beside an entry, for a folder that is incomplete or about to be removed."""
     return place.with_name(f".{place.name}.{uuid.uuid4().hex}")
 
 
 def _remove(place: Path) -> None:
-    """Out of sight in one step, then gone: an interrupted removal leaves no half entry."""
-    gone = _aside(place)
+    """Hide the entry in one step, then delete it: an interrupted removal leaves no half entry."""
+    hidden = _hidden_name(place)
     with suppress(FileNotFoundError):
-        place.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+        place.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Digests of files, folders and values: what proves that two results were made from the same things."""
+"""Digests of files, folders and values: equal digests prove that two results were made from the same inputs."""
 
 import hashlib
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""What a user can cause and mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can cause and mend. Everything else is a bug and keeps its traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input: ``what`` was seen, and how to ``fix`` it. The command line prints both and exits 2."""
+    """A mistake in the input: ``what`` is wrong, and how to ``fix`` it. The command line prints both and exits 2."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(f"{what}\n{fix}")
@@ -13,9 +13,9 @@ class UserError(Exception):
         self.fix = fix
 
 
-def unknown(kind: str, seen: str, known: Iterable[str]) -> UserError:
-    """The error for a ``kind`` (scheme, target, ...) named ``seen`` that is not among ``known``."""
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a ``kind`` (scheme, target, ...) named ``name`` that is not among ``known``."""
     names = sorted(known)
-    close = [name for name in names if name.startswith(seen)] or difflib.get_close_matches(seen, names, 1, cutoff=0.4)
+    close = [word for word in names if word.startswith(name)] or difflib.get_close_matches(name, names, 1, cutoff=0.4)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return UserError(f"unknown {kind} {seen!r}", f"{hint}Known: {', '.join(names)}.")
+    return UserError(f"unknown {kind} {name!r}", f"{hint}Known: {', '.join(names)}.")

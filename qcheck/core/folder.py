@@ -1,4 +1,4 @@
-"""Output folders and files: complete or absent, and what was there before stays until the new is complete."""
+"""Output folders and files: complete or absent, and the earlier content stays until the new is complete."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     out = out.resolve()
     _require_free(out, overwrite)
-    partial = _beside(out)
+    partial = _partial_folder(out)
     try:
         yield partial
         shutil.rmtree(partial / "cache", ignore_errors=True)
@@ -40,14 +40,14 @@ def _require_free(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"output {str(out)!r} is a file", "Give a folder as --out.")
-    found = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
-    if not found:
+    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
+    if not names:
         return
     if not any(ours(out / name) for name in _MARKS):
-        raise UserError(f"output {str(out)!r} is not empty: {found[0]!r} is in the way", "Give another --out.")
+        raise UserError(f"output {str(out)!r} is not empty: {names[0]!r} is in the way", "Give another --out.")
     if not overwrite:
         raise UserError(
-            f"output {str(out)!r} is not empty: {found[0]!r} of an earlier run is in the way",
+            f"output {str(out)!r} is not empty: {names[0]!r} of an earlier run is in the way",
             "Give another --out, or --overwrite to replace what that run wrote.",
         )
 
@@ -55,48 +55,48 @@ def _require_free(out: Path, overwrite: bool) -> None:
 def ours(path: Path) -> bool:
     """Whether it is a JSON file that qcheck wrote: each names its schema."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and str(found.get("schema")).startswith("qcheck-")
+    return isinstance(content, dict) and str(content.get("schema")).startswith("qcheck-")
 
 
 _PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
 _MARKS = ("report.json", "manifest.json", "advice.json", "after/report.json")  # the last: `qcheck qat --report`
 
 
-def _beside(out: Path) -> Path:
+def _partial_folder(out: Path) -> Path:
     """A fresh folder next to ``out``, or where only ``out`` itself may be written, as a mounted one, inside of it."""
     name = f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
-    failed: OSError | None = None
+    failure: OSError | None = None
     for place in (out.parent, out) if out.exists() else (out.parent,):
         try:
             (place / name).mkdir(parents=True)
             (place / name / "writable").touch()
             (place / name / "writable").unlink()
         except OSError as error:
-            failed = failed or error
+            failure = failure or error
         else:
             return place / name
-    raise UserError(f"output {str(out)!r} cannot be written: {failed}", "Give an --out that you may write.")
+    raise UserError(f"output {str(out)!r} cannot be written: {failure}", "Give an --out that you may write.")
 
 
 def _replace(out: Path, partial: Path) -> None:
-    """Move what ``out`` holds away and ``partial``'s content in; back again where that cannot be done whole.
+    """Move the content of ``out`` away and that of ``partial`` in; move both back where that fails.
 
     The folder itself stays: it may be a mounted one, or the one that the user is in.
     """
     old = partial.with_suffix(_OLD)
     old.mkdir()
-    moved: list[tuple[Path, Path]] = []
+    moves: list[tuple[Path, Path]] = []
     try:
-        for source, to in ((out, old), (partial, out)):
+        for source, destination in ((out, old), (partial, out)):
             for path in sorted(source.iterdir()):
                 if not path.name.endswith((_PARTIAL, _OLD)):
-                    moved.append((path, to / path.name))
-                    shutil.move(*moved[-1])
+                    moves.append((path, destination / path.name))
+                    shutil.move(*moves[-1])
     except BaseException:
-        for before, after in reversed(moved):
+        for before, after in reversed(moves):
             if after.exists() and not before.exists():
                 shutil.move(after, before)
         old.rmdir()
@@ -106,10 +106,10 @@ def _replace(out: Path, partial: Path) -> None:
 
 @contextmanager
 def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], bool]) -> Iterator[None]:
-    """The block writes ``file``, if any; where it does not end well, there is again what was there before.
+    """The block writes ``file``, if any; when the block fails, the earlier content of the file is restored.
 
     Raises:
-        UserError: it is there, and ``overwrite`` is not given or the file is none that is ``known`` as qcheck's.
+        UserError: the file exists, and ``overwrite`` is false or ``known`` says that qcheck did not write it.
     """
     if file is None:
         yield

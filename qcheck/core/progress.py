@@ -1,4 +1,4 @@
-"""How a long run tells where it is; the command line draws it, tests and libraries stay silent."""
+"""The progress of a long run; the command line draws it, tests and libraries stay silent."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -2,5 +2,5 @@
 
 
 def megabytes(size: float) -> str:
-    """Of ``size`` in bytes: 10^6 bytes a megabyte, one decimal, as in "8.2 MB" and "1,336.0 MB"."""
+    """``size`` bytes as text: 10^6 bytes to the megabyte, one decimal, as in "8.2 MB" and "1,336.0 MB"."""
     return f"{size / 1e6:,.1f} MB"

@@ -22,14 +22,14 @@ class Value(BaseModel):
 V = TypeVar("V", bound=Value)
 
 
-def as_tuple(seen: object) -> object:
+def as_tuple(value: object) -> object:
     """TOML arrays and JSON arrays are lists; frozen values hold tuples."""
-    return tuple(seen) if isinstance(seen, list) else seen
+    return tuple(value) if isinstance(value, list) else value
 
 
-def as_number(seen: object) -> object:
+def as_number(value: object) -> object:
     """JSON has no NaN or infinity; they are stored as the strings that pydantic writes."""
-    return float(seen) if seen in ("NaN", "Infinity", "-Infinity") else seen
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 Number = Annotated[

@@ -49,6 +49,6 @@ def versions() -> dict[str, str]:
 
 
 def of(imported: Iterable[str]) -> dict[str, str]:
-    """Of those, the versions of the packages that are imported under these names, and of what is beneath them."""
-    names = {name for given in imported for name in (*_IMPORTED.get(given, (given,)), *_BENEATH.get(given, ()))}
+    """The versions of the packages with these import names, and of the packages in ``_BENEATH`` that belong to them."""
+    names = {name for module in imported for name in (*_IMPORTED.get(module, (module,)), *_BENEATH.get(module, ()))}
     return {name: version for name, version in versions().items() if name in names}

@@ -1,4 +1,4 @@
-"""Where the shipped pipeline and adapters are, so that ``demo`` can stand for a base and a name for its adapters."""
+"""The paths of the shipped pipeline and adapters, for the base ``demo`` and the names of its adapters."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def resolve(base: str | None, adapter: str) -> tuple[str | None, str]:
     Raises:
         UserError: the base is the demo and the adapter is neither a file nor one of its names.
     """
-    named = ADAPTERS / f"{adapter}.safetensors"
-    found = str(named) if named.is_file() and not Path(adapter).exists() else adapter
-    if base == NAME and found == adapter and not Path(adapter).suffix and not Path(adapter).exists():
+    shipped = ADAPTERS / f"{adapter}.safetensors"
+    path = str(shipped) if shipped.is_file() and not Path(adapter).exists() else adapter
+    if base == NAME and path == adapter and not Path(adapter).suffix and not Path(adapter).exists():
         raise unknown("demo adapter", adapter, adapters())
-    return str(PIPELINE) if base == NAME else base, found
+    return str(PIPELINE) if base == NAME else base, path

@@ -1,1 +1,1 @@
-"""Which layers carry the gap, and what a report shows of it."""
+"""The contribution of each layer to the error, and the evidence of a report."""

@@ -1,9 +1,9 @@
-"""How well an adapter's change of a weight is aligned with what its layer reads.
+"""The alignment of an adapter's change of a weight with the inputs of its layer.
 
-With D the change [out, in, ...] and x the inputs of f1, the alignment is the energy of D x over what a change of the
-same size in random directions would make of the same inputs: |D x|^2 n / (|D|^2 |x|^2) for a linear layer of n inputs.
-Rounding noise is close to random, so at a layer's output the change stands over that noise by its delta_snr plus the
-alignment in dB: training aims at what is there, and weights alone make a faint adapter look fainter than it is.
+With D the change [out, in, ...] and x the inputs of f1, the alignment is the energy of D x over the energy that a
+random change of the same size has on the same inputs: |D x|^2 n / (|D|^2 |x|^2) for a linear layer of n inputs.
+Rounding noise is close to random, so at a layer's output the ratio of change to noise is delta_snr plus the alignment
+in dB. Training aligns changes with actual inputs, so delta_snr, from weights alone, understates a faint adapter.
 """
 
 import json
@@ -24,23 +24,23 @@ from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import forwards
 from qcheck.sampling.store import Trace
 
-PROBES = 2  # at all their strata
+PROBES = 2  # evaluated at all strata
 _FILE = "alignment.json"
 
 
 def energies(layer: nn.Module, change: torch.Tensor, inputs: torch.Tensor) -> tuple[float, float]:
-    """Energy of what ``change`` [out, in, ...] makes of a layer's ``inputs``, and what a random one of its size would.
+    """Output energy of ``change`` [out, in, ...] on a layer's ``inputs``, and that of a random change of the same size.
 
     The second is exact in the mean over changes with independent entries of one variance.
     """
     variance, out = float(change.square().mean()), len(change)
     if isinstance(layer, nn.Conv2d):
-        alike = torch.ones_like(change[: layer.groups])  # one output a group stands for all: they see the same inputs
-        made, met = (
+        ones = torch.ones_like(change[: layer.groups])  # one output a group stands for all: they read the same inputs
+        changed_outputs, input_energies = (
             F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-            for x, weight in ((inputs, change), (inputs.square(), alike))
+            for x, weight in ((inputs, change), (inputs.square(), ones))
         )
-        return float(made.square().sum()), variance * float(met.sum()) * out / layer.groups
+        return float(changed_outputs.square().sum()), variance * float(input_energies.sum()) * out / layer.groups
     return float(F.linear(inputs, change).square().sum()), variance * float(inputs.square().sum()) * out
 
 
@@ -50,10 +50,10 @@ def watched(layers: Mapping[str, nn.Module], changes: Mapping[str, torch.Tensor]
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in changes}
 
     def hook(name: str) -> "object":
-        def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             sums[name] += torch.tensor(energies(layer, changes[name], inputs[0]), dtype=torch.float64)
 
-        return see
+        return add
 
     handles = [layers[name].register_forward_pre_hook(hook(name)) for name in changes]  # type: ignore[arg-type]
     try:
@@ -63,14 +63,14 @@ def watched(layers: Mapping[str, nn.Module], changes: Mapping[str, torch.Tensor]
             handle.remove()
 
 
-def find(arms: Arms, sampler: Sampler, reached: Trace, watch: Stopwatch) -> dict[str, float]:
+def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> dict[str, float]:
     """The alignment in dB of every layer of the denoiser that the adapter changes, at states of f1; kept in the cache.
 
-    Not finite where a layer's inputs are.
+    A value is not finite where the layer's inputs are not.
     """
-    sampler = sampler.take(min(PROBES, len(reached.paths)))
-    at = Trace(reached.name, reached.paths[: len(sampler.probes)])
-    key = cache.key(__name__, arms.content("base"), arms.content("adapted"), *at.matched())
+    sampler = sampler.take(min(PROBES, len(reference.paths)))
+    trace = Trace(reference.name, reference.paths[: len(sampler.probes)])
+    key = cache.key(__name__, arms.content("base"), arms.content("adapted"), *trace.matched())
 
     def make(folder: Path) -> None:
         before, after = arms.state("base"), arms.state("adapted")
@@ -82,10 +82,10 @@ def find(arms: Arms, sampler: Sampler, reached: Trace, watch: Stopwatch) -> dict
             watch.stage("alignment by layer", calls) as advance,
             watched(layers, changes) as sums,
         ):
-            sampler.run(runner, "adapted", at.states(), advance)
-        found = {name: float(decibels(*pair.numpy())) for name, pair in sums.items()}
-        (folder / _FILE).write_text(json.dumps(found))
+            sampler.run(runner, "adapted", trace.states(), advance)
+        alignments = {name: float(decibels(*pair.numpy())) for name, pair in sums.items()}
+        (folder / _FILE).write_text(json.dumps(alignments))
 
     folder = sampler.store.obtain("alignment", key, f"{arms.base.source}", make)
-    found: dict[str, float] = json.loads((folder / _FILE).read_text())
-    return found
+    alignments: dict[str, float] = json.loads((folder / _FILE).read_text())
+    return alignments

@@ -1,4 +1,4 @@
-"""How much of the change that an adapter makes to a weight arrives in the codes of its artifact."""
+"""The share of an adapter's change of the weights that is left in the codes of its artifact."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
 
 
-def arrivals(arms: Arms, scheme: Scheme, order: Order, made: Artifact) -> tuple[list[Arrival], str]:
-    """What the codes hold of the adapter's change of every layer that is quantized; or nothing, and why."""
+def arrivals(arms: Arms, scheme: Scheme, order: Order, artifact: Artifact) -> tuple[list[Arrival], str]:
+    """The share of the adapter's change in the codes of every quantized layer; else an empty list and the reason."""
     if scheme.smoothing or not scheme.exported or scheme.control:
         return (
             [],
@@ -23,7 +23,7 @@ def arrivals(arms: Arms, scheme: Scheme, order: Order, made: Artifact) -> tuple[
         )
     if orders.merge(order).merged == "beside":
         return [], f"{order}: the adapter keeps its own factors in float, so all of it arrives"
-    quantized = {layer.name for layer in made.manifest.layers}
+    quantized = {layer.name for layer in artifact.manifest.layers}
     names = [name for name in arms.denoiser_layers() if name in quantized]
     before, after = arms.state("base"), arms.state("adapted")
     pairs = {name: (before[f"{name}.weight"], after[f"{name}.weight"]) for name in names}
@@ -39,17 +39,21 @@ _UNREAD = {
 
 
 def arrival(layer: str, before: torch.Tensor, after: torch.Tensor, scheme: Scheme, order: Order) -> Arrival:
-    """The change D = after - before of a weight beside what its codes hold of it, q1 - q0.
+    """The change D = after - before of a weight, compared with its change in the codes, q1 - q0.
 
-    survival <q1 - q0, D> / |D|^2; snr 10 log10(|D|^2 / |q1 - q0 - D|^2), where q1 is the codes of what the order stores
-    (``merge.stored``).
+    survival <q1 - q0, D> / |D|^2; snr 10 log10(|D|^2 / |q1 - q0 - D|^2). q1 is quantized from the weight that the order
+    stores (``merge.stored``).
     """
-    wanted = (after - before).double()
+    change = (after - before).double()
     q0 = _fake(before, scheme)
     q1 = _fake(merge.stored(order, before, after, after - before, q0), scheme)
-    found = q1.double() - q0.double()
-    whole, kept, lost = ((a * b).sum().numpy() for a, b in ((wanted, wanted), (found, wanted), (found - wanted,) * 2))
-    return Arrival(layer=layer, survival=float(kept / whole), snr=float(np.minimum(decibels(whole, lost), _EXACT)))
+    stored_change = q1.double() - q0.double()
+    energy, product, error = (
+        (a * b).sum().numpy() for a, b in ((change, change), (stored_change, change), (stored_change - change,) * 2)
+    )
+    return Arrival(
+        layer=layer, survival=float(product / energy), snr=float(np.minimum(decibels(energy, error), _EXACT))
+    )
 
 
 def _fake(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:

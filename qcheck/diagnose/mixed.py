@@ -1,7 +1,7 @@
-"""Mixed precision: which layers stay in the compute type, so that the least error is left within a budget of bytes.
+"""Mixed precision: the layers to keep in the compute type for the least error within a budget of bytes.
 
-An integer program, as in MixDQ (arXiv 2405.17873) and ModelOpt's auto_quantize: a layer takes one of its options, and
-costs of layers add up, which docs/sensitivity.md measures.
+An integer program, as in MixDQ (arXiv 2405.17873) and ModelOpt's auto_quantize: each layer takes one of its options,
+and the costs of layers are assumed to add up, which docs/sensitivity.md measures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from qcheck.core.errors import UserError
 
 @dataclass(frozen=True)
 class Option:
-    """One way to hold a layer: its name (a scheme's, or KEEP), what it costs in squared error, and its bytes."""
+    """A storage of one layer: its name (a scheme's, or KEEP), its cost in squared error, and its bytes."""
 
     name: str
     cost: float
@@ -42,33 +42,34 @@ def choose(options: Options, budget: int, most: int | None = None) -> dict[str, 
             "Give a larger budget, or a scheme of fewer bits.",
         )
     rows = {layer: row for row, layer in enumerate(options)}
-    once = np.zeros((len(rows), len(flat)))
-    once[[rows[layer] for layer, _ in flat], range(len(flat))] = 1
+    one_each = np.zeros((len(rows), len(flat)))
+    one_each[[rows[layer] for layer, _ in flat], range(len(flat))] = 1
     sizes = np.array([option.bytes for _, option in flat], np.float64)
-    kept = np.array([option.name == KEEP for _, option in flat], np.float64)
+    in_compute = np.array([option.name == KEEP for _, option in flat], np.float64)
     costs = np.array([option.cost for _, option in flat])
     scale = costs.max(initial=0.0) or 1.0
-    held = [
-        LinearConstraint(once, 1, 1),
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
         LinearConstraint(sizes / budget, ub=1),
-        LinearConstraint(kept, ub=len(rows) if most is None else most),
+        LinearConstraint(in_compute, ub=len(rows) if most is None else most),
     ]
     while True:
-        found = milp(
+        solution = milp(
             costs / scale,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
-            constraints=held,
+            constraints=constraints,
             options={"mip_rel_gap": 0.0},
         )
-        if found.x is None:
+        if solution.x is None:
             raise UserError(f"no choice of options fits {budget} bytes", "Give a larger budget, or keep more layers.")
-        chosen = found.x > 0.5
-        if sum(option.bytes for (_, option), taken in zip(flat, chosen, strict=True) if taken) <= budget:
-            return {layer: option for (layer, option), taken in zip(flat, chosen, strict=True) if taken}
-        held.append(LinearConstraint(chosen.astype(np.float64), ub=len(rows) - 1))  # over by less than solvers see
+        selected = solution.x > 0.5
+        if sum(option.bytes for (_, option), is_selected in zip(flat, selected, strict=True) if is_selected) <= budget:
+            return {layer: option for (layer, option), is_selected in zip(flat, selected, strict=True) if is_selected}
+        # this selection is over the budget by less than the solver's tolerance: exclude it
+        constraints.append(LinearConstraint(selected.astype(np.float64), ub=len(rows) - 1))
 
 
-def kept(chosen: Mapping[str, Option]) -> list[str]:
+def kept(choice: Mapping[str, Option]) -> list[str]:
     """The layers that stay in the compute type."""
-    return [layer for layer, option in chosen.items() if option.name == KEEP]
+    return [layer for layer, option in choice.items() if option.name == KEEP]

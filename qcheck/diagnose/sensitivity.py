@@ -1,6 +1,6 @@
-"""Which layers carry the gap: what rounding each of them alone does to the guided output, from one backward pass.
+"""The sensitivity of layers: the change of the guided output when one layer alone is rounded, by one backward pass.
 
-With y the guided output, J a layer's Jacobian and e what a case changes in that layer's output, the layer's cost is
+With y the guided output, J a layer's Jacobian and e the error of that layer's output in a case, the layer's cost is
 |J e|^2. For z ~ N(0, I) and g = d<z, y>/d(layer output), <g, e>^2 has that mean (Gauss-Newton; Hutchinson's trick). As
 <g, dW x> = <G, dW> with G the gradient of the layer's weight, and <g, W dx> = <W^T g, dx>, one pass serves all layers,
 all schemes and both kinds of error.
@@ -34,15 +34,15 @@ from qcheck.sampling.store import Trace
 from qcheck.spec.order import Order
 from qcheck.spec.probe import Probe
 
-STATES, DRAWS = 16, 4  # what a check spends on a case
+STATES, DRAWS = 16, 4  # the states, and draws of z at each, for one case of a check
 _FILE = "scores.npz"
 _KIND = "sensitivity"
-_DOMAIN = "sensitivity"  # z drawn from the seeds of the latents would be the noise that the states hold
+_DOMAIN = "sensitivity"  # z must not repeat the noise of the latents, which have seeds of their own
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a case changes in one layer: dW [out, in, ...], and its numbers, which say how the input is rounded."""
+    """The error of one layer in a case: dW [out, in, ...], and ``numbers``, by which the input is rounded."""
 
     weight: torch.Tensor
     numbers: LayerPlan
@@ -53,35 +53,35 @@ class LayerError:
         return self.numbers.input is not None
 
     def input(self, values: torch.Tensor) -> torch.Tensor:
-        """What rounding adds to an input, same shape."""
-        found = self.numbers.fake_input(values)
-        return (found if self.numbers.smooth is None else found / self.numbers.smooth) - values
+        """The rounding error dx of an input, of the same shape."""
+        rounded = self.numbers.fake_input(values)
+        return (rounded if self.numbers.smooth is None else rounded / self.numbers.smooth) - values
 
 
 Errors = Mapping[str, LayerError]
 
 
 def errors(arms: Arms, content: QuantizedWeights) -> dict[str, LayerError]:
-    """What q1 of ``content`` does otherwise than f1 of ``arms``, layer by layer: dW = weight that q1 has - f1's.
+    """The errors of q1, from ``content``, against f1, from ``arms``, by layer: dW = weight of q1 - weight of f1.
 
-    ``content`` may be made of other adapters than ``arms`` has, as where they were calibrated: what the training moved
-    is then in dW too. Of an unmerged adapter the branch counts as it is. It also reads the input as it comes, while the
-    activation part counts the rounding of that input on W + D: too much, or too little, by about |D| / |W|.
+    ``content`` may have other adapters than ``arms``, calibrated ones: dW then contains the change by training too. The
+    branch of an unmerged adapter is added to the weight without rounding. In the artifact it reads the input without
+    rounding, while the activation part counts rounding on W + D: it is off by about |D| / |W|.
     """
-    whole = arms.state("adapted")
-    found = {}
+    f1_weights = arms.state("adapted")
+    layer_errors = {}
     for layer, numbers in content.plan.items():
         weight = numbers.fake(content.state[f"{layer}.weight"])
         if layer in content.branches:
             down, up = content.branches[layer]
             weight = weight + (up @ down.flatten(1)).view(weight.shape)
-        found[layer] = LayerError(weight - whole[f"{layer}.weight"], numbers)
-    return found
+        layer_errors[layer] = LayerError(weight - f1_weights[f"{layer}.weight"], numbers)
+    return layer_errors
 
 
 @dataclass(frozen=True)
 class EvaluationPoint:
-    """A state of f1's way as the denoiser is fed it, a row for each of ``branches``; ``digest`` names it."""
+    """A state of f1 as the denoiser's inputs, ``given``, a row for each of ``branches``; ``digest`` identifies it."""
 
     given: Mapping[str, np.ndarray]
     branches: int
@@ -90,9 +90,9 @@ class EvaluationPoint:
 
 
 def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]]:
-    """About ``count`` pairs (probe, stratum): every stratum once, the rest where ``weights`` [T] make noise count most.
+    """About ``count`` pairs (probe, stratum): each stratum once, the rest where they reduce the variance most.
 
-    A stratum's part of the variance is weight^2 / samples (Neyman's allocation); probes take turns.
+    A stratum of ``weights`` [T] adds weight^2 / samples to the variance (Neyman's allocation); probes take turns.
     """
     counts = np.ones(len(weights), np.int64)
     for _ in range(count - len(weights)):
@@ -104,134 +104,142 @@ def places(weights: np.ndarray, probes: int, count: int) -> list[tuple[int, int]
 
 
 def spots(
-    setup: Setup, reached: Trace, probes: Sequence[Probe], chosen: Sequence[tuple[int, int]]
+    setup: Setup, reference: Trace, probes: Sequence[Probe], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[EvaluationPoint]:
-    """The states at ``chosen`` pairs (probe, stratum) of the reference."""
-    solver, known = setup.solver(), reached.matched()
-    for row, stratum in chosen:
+    """The states of the reference at ``pairs`` of probe and stratum."""
+    solver, digests = setup.solver(), reference.matched()
+    for row, stratum in pairs:
         index = setup.strata[stratum]
         timestep = solver.timesteps[index]
-        x = torch.from_numpy(reached.states()[row][stratum : stratum + 1].copy())
+        x = torch.from_numpy(reference.states()[row][stratum : stratum + 1].copy())
         conditions = setup.inputs("adapted", [probes[row]]).conditions
-        given, branches = fed(setup.family, solvers.at(solver, index), x, timestep, conditions)
-        yield EvaluationPoint(given, branches, stratum, f"{known[row]} {stratum}")
+        inputs, branches = fed(setup.family, solvers.at(solver, index), x, timestep, conditions)
+        yield EvaluationPoint(inputs, branches, stratum, f"{digests[row]} {stratum}")
 
 
 def score(
     arms: Arms,
     setup: Setup,
     cases: Mapping[str, Errors],
-    visited: Sequence[EvaluationPoint],
+    points: Sequence[EvaluationPoint],
     draws: int = 1,
     advance: Advance = lambda _: None,
 ) -> dict[str, Scores]:
-    """Scores of every case, from a forward pass of f1 at each spot and a backward pass for each of ``draws`` z."""
-    wanted = {name for held in cases.values() for name in held}
-    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in wanted}
-    rounded = {name for held in cases.values() for name, error in held.items() if error.rounds_input}
-    tap = _Tap(cases, list(layers))
+    """Scores of every case, by a forward pass of f1 at each point and a backward pass for each of ``draws`` z."""
+    names = {name for case_errors in cases.values() for name in case_errors}
+    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in names}
+    rounded_inputs = {
+        name for case_errors in cases.values() for name, error in case_errors.items() if error.rounds_input
+    }
+    products = _InnerProducts(cases, list(layers))
     with (
         arms.held("adapted") as family,
-        tapped(layers, rounded, tap.weight, tap.input),
+        tapped(layers, rounded_inputs, products.weight, products.input),
         torch.enable_grad(),
     ):
         entry = family.entry(family.module)
-        for spot in visited:
-            output = entry(**{name: torch.from_numpy(value) for name, value in spot.given.items()})
+        for point in points:
+            output = entry(**{name: torch.from_numpy(value) for name, value in point.given.items()})
             for draw in range(draws):
-                tap.next()
-                output.backward(cotangent(spot, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
+                products.next()
+                output.backward(cotangent(point, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
             advance(1)
-    states = np.repeat(np.arange(len(visited)), draws)
-    strata = np.array([spot.stratum for spot in visited])[states]
+    states = np.repeat(np.arange(len(points)), draws)
+    strata = np.array([point.stratum for point in points])[states]
     weights = setup.weights[strata] / np.bincount(strata)[strata]
     weights /= weights.sum()
-    return {case: Scores(tuple(held), states, strata, weights, tap.parts(case)) for case, held in cases.items()}
+    return {
+        case: Scores(tuple(case_errors), states, strata, weights, products.parts(case))
+        for case, case_errors in cases.items()
+    }
 
 
-def cotangent(spot: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
-    """What z on the guided output is on the branches that it is made of, of the raw output's ``shape``."""
-    seed = int(digest_of(_DOMAIN, spot.digest, str(draw)), 16) >> 1
+def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
+    """The cotangent of the raw output, of ``shape``: that of <z, guided output> on the branches of guidance."""
+    seed = int(digest_of(_DOMAIN, point.digest, str(draw)), 16) >> 1
     z = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
-    return torch.stack([z] if spot.branches == 1 else [(1 - guidance) * z, guidance * z])
+    return torch.stack([z] if point.branches == 1 else [(1 - guidance) * z, guidance * z])
 
 
-class _Tap:
-    """Inner products of the gradients of each pass with the errors of every case."""
+class _InnerProducts:
+    """Inner products of the gradients of each backward pass with the errors of every case."""
 
     def __init__(self, cases: Mapping[str, Errors], layers: Sequence[str]) -> None:
-        self.seen: list[dict[tuple[str, str, int], torch.Tensor]] = []
+        self.samples: list[dict[tuple[str, str, int], torch.Tensor]] = []
         self._cases = cases
-        self._weights = {name: _stacked(cases, name) for name in layers}
+        self._weights = {name: _weight_errors(cases, name) for name in layers}
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
     def next(self) -> None:
         """Begin a sample."""
         self._shared = None
-        self.seen.append({})
+        self.samples.append({})
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
-        """As ``taps.OfWeight``."""
+        """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
         names, weights = self._weights[layer]
-        for name, found in zip(names, weights @ gradient.flatten(), strict=True):
-            self.seen[-1][name, layer, 0] = found
+        for name, product in zip(names, weights @ gradient.flatten(), strict=True):
+            self.samples[-1][name, layer, 0] = product
 
     def input(self, layer: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
-        """As ``taps.OfInput``."""
+        """The callback ``hooks.OfInput``: adds <W^T g, dx> of every case."""
         flat = gradient.flatten()
-        for case, held in self._cases.items():
-            if layer in held and held[layer].rounds_input:
-                self.seen[-1][case, layer, 1] = torch.dot(flat, self._error(values, held[layer]).flatten())
+        for case, case_errors in self._cases.items():
+            if layer in case_errors and case_errors[layer].rounds_input:
+                self.samples[-1][case, layer, 1] = torch.dot(flat, self._error(values, case_errors[layer]).flatten())
 
     def _error(self, values: torch.Tensor, error: LayerError) -> torch.Tensor:
-        """dx; layers that read the same tensor in the same numbers share it."""
-        if self._shared is None or not _same(self._shared[0], values):
+        """dx, computed once for layers that round the same tensor alike."""
+        if self._shared is None or not _same_view(self._shared[0], values):
             self._shared = (values, [])
-        known = self._shared[1]
-        found = next((moved for numbers, moved in known if _alike(numbers, error.numbers)), None)
-        if found is None:
-            found = error.input(values)
-            known.append((error.numbers, found))
-        return found
+        cached = self._shared[1]
+        change = next((change for numbers, change in cached if _rounds_alike(numbers, error.numbers)), None)
+        if change is None:
+            change = error.input(values)
+            cached.append((error.numbers, change))
+        return change
 
     def parts(self, case: str) -> np.ndarray:
-        """[n, L, 2] of a case over its own layers."""
+        """The ``parts`` [n, L, 2] of ``Scores`` of a case, over its own layers."""
         layers = list(self._cases[case])
         return np.array(
-            [[[float(seen.get((case, layer, of), 0.0)) for of in (0, 1)] for layer in layers] for seen in self.seen]
+            [
+                [[float(sample.get((case, layer, kind), 0.0)) for kind in (0, 1)] for layer in layers]
+                for sample in self.samples
+            ]
         )
 
 
-def _stacked(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
-    """The cases that have the layer, and their dW, [cases, out * in ...]."""
-    names = [case for case, held in cases.items() if layer in held]
+def _weight_errors(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
+    """The names of the cases that quantize the layer, and their dW, [cases, out * in ...]."""
+    names = [case for case, case_errors in cases.items() if layer in case_errors]
     return names, torch.stack([cases[case][layer].weight.flatten() for case in names])
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _alike(one: LayerPlan, other: LayerPlan) -> bool:
+def _rounds_alike(a: LayerPlan, b: LayerPlan) -> bool:
     """Whether two layers round an input alike."""
-    return one.smooth is None and other.smooth is None and one.input == other.input
+    return a.smooth is None and b.smooth is None and a.input == b.input
 
 
 def find(
-    arms: Arms, sources: ArtifactSources, sampler: Sampler, reached: Trace, orders: Sequence[Order], watch: Stopwatch
+    arms: Arms, sources: ArtifactSources, sampler: Sampler, reference: Trace, orders: Sequence[Order], watch: Stopwatch
 ) -> dict[Order, Scores]:
-    """Scores of a scheme in ``orders``, at states of the reference ``reached``; kept in the cache.
+    """Scores of a scheme in ``orders``, at states of the ``reference`` f1; cached.
 
-    They are of the artifact that ships, ``making``'s, against f1. None where nothing is rounded to codes, or where
-    PyTorch quantizes while it loads, by rules of its own.
+    They compare the artifact that ``sources`` give with f1. Empty where nothing is rounded to codes, or where PyTorch
+    quantizes while it loads the model, by rules of its own.
     """
     if sources.scheme.control or not sources.scheme.exported:
         return {}
-    pairs = places(sampler.setup.weights, len(reached.paths), STATES)
-    known = reached.matched()
-    at = [f"{known[row]} {stratum}" for row, stratum in pairs]
-    spent = (arms.content("adapted"), *at, str(DRAWS))
-    keys = {o: cache.key(__name__, sources.key(o), *spent) for o in orders}
+    pairs = places(sampler.setup.weights, len(reference.paths), STATES)
+    digests = reference.matched()
+    state_digests = [f"{digests[row]} {stratum}" for row, stratum in pairs]
+    identity = (arms.content("adapted"), *state_digests, str(DRAWS))
+    keys = {o: cache.key(__name__, sources.key(o), *identity) for o in orders}
     with sampler.store.locked(_KIND, *keys.values()):
         missing = [order for order in keys if sampler.store.find(_KIND, keys[order]) is None]
         if missing:
@@ -240,11 +248,11 @@ def find(
                 content = artifact.adapted_content(sources.arms, sources.scheme, sources.recipe, order, sources.ranges)
                 cases[order] = errors(arms, content)
             with watch.stage(f"{sources.scheme.name}: sensitivity", len(pairs)) as advance:
-                visited = list(spots(sampler.setup, reached, sampler.probes, pairs))
-                scored = score(arms, sampler.setup, cases, visited, DRAWS, advance)
+                points = list(spots(sampler.setup, reference, sampler.probes, pairs))
+                results = score(arms, sampler.setup, cases, points, DRAWS, advance)
             for order in missing:
                 with sampler.store.put(_KIND, keys[order], f"{sources.scheme.name} {order}") as folder:
-                    scored[order].save(folder / _FILE)
+                    results[order].save(folder / _FILE)
     return {order: scores.load(sampler.store.obtain(_KIND, key, "", _absent) / _FILE) for order, key in keys.items()}
 
 
@@ -255,42 +263,42 @@ def _absent(folder: Path) -> None:
 def exact(
     arms: Arms,
     setup: Setup,
-    held: Errors,
-    reached: Trace,
+    layer_errors: Errors,
+    reference: Trace,
     probes: Sequence[Probe],
     advance: Advance = lambda _: None,
 ) -> np.ndarray:
-    """Squared change of the guided output when one layer alone is quantized, [L, probes, strata], at f1's states.
+    """Squared change of the guided output when one layer alone is quantized, [L + 1, probes, strata], at f1's states.
 
-    A forward for each layer and state. The last row, L + 1, is the cost of all layers at once.
+    It takes a forward for each layer and state. The last row is the cost of all layers at once.
     """
-    conditions, states = setup.inputs("adapted", probes).conditions, np.stack(reached.states()[: len(probes)])
+    conditions, states = setup.inputs("adapted", probes).conditions, np.stack(reference.states()[: len(probes)])
     model = setup.family.module
 
-    def output(chosen: Errors) -> np.ndarray:
-        with arms.held("adapted") as family, disturbed(model, chosen):
+    def output(subset: Errors) -> np.ndarray:
+        with arms.held("adapted") as family, disturbed(model, subset):
             runner = TorchRunner(family.entry(model))
-            found = evaluate(setup, runner, conditions, states, lambda _: None).astype(np.float64)
+            outputs = evaluate(setup, runner, conditions, states, lambda _: None).astype(np.float64)
         advance(1)
-        return found
+        return outputs
 
-    whole = output({})
-    rows = [*({layer: error} for layer, error in held.items()), held]
-    return np.stack([((output(chosen) - whole) ** 2).sum((2, 3, 4)) for chosen in rows])
+    undisturbed = output({})
+    rows = [*({layer: error} for layer, error in layer_errors.items()), layer_errors]
+    return np.stack([((output(subset) - undisturbed) ** 2).sum((2, 3, 4)) for subset in rows])
 
 
 @contextmanager
-def disturbed(model: nn.Module, held: Errors) -> Iterator[None]:
-    """``model`` with the errors of ``held`` in its layers; then as it was."""
+def disturbed(model: nn.Module, layer_errors: Errors) -> Iterator[None]:
+    """While open, ``model`` computes with ``layer_errors`` in its layers."""
     handles: list[Any] = []
     weights: dict[str, torch.Tensor] = {}
     try:
-        for layer, error in held.items():
+        for layer, error in layer_errors.items():
             module = model.get_submodule(layer)
             weights[layer] = module.get_parameter("weight").data
             module.get_parameter("weight").data = weights[layer] + error.weight
             if error.rounds_input:
-                handles.append(module.register_forward_pre_hook(_move(error)))
+                handles.append(module.register_forward_pre_hook(_input_error_hook(error)))
         yield
     finally:
         for handle in handles:
@@ -299,8 +307,8 @@ def disturbed(model: nn.Module, held: Errors) -> Iterator[None]:
             model.get_submodule(layer).get_parameter("weight").data = weight
 
 
-def _move(error: LayerError) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-    def move(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _input_error_hook(error: LayerError) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (inputs[0] + error.input(inputs[0]), *inputs[1:])
 
-    return move
+    return hook

@@ -1,4 +1,4 @@
-"""Decoded pictures of the first probes, before and after quantization: what the contact sheet and the page show."""
+"""Decoded pictures of the first probes, before and after quantization, for the contact sheet and the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ class Sheet:
 
 
 def eight_bits(picture: np.ndarray) -> np.ndarray:
-    """A picture in [0, 1] as bytes; what is not a number is grey."""
-    found: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
-    return found
+    """A picture in [0, 1] as bytes; NaN becomes grey."""
+    levels: np.ndarray = (np.clip(np.nan_to_num(picture, nan=0.5), 0, 1) * 255).round().astype(np.uint8)
+    return levels
 
 
 def difference(full: np.ndarray, quantized: np.ndarray) -> np.ndarray:
-    """The change by quantization, enlarged: grey where nothing differs."""
-    found: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
-    return found
+    """The change by quantization, amplified ``AMPLIFY`` times: grey where nothing differs."""
+    enlarged: np.ndarray = 0.5 + AMPLIFY * (quantized - full) / 2
+    return enlarged
 
 
 class Decoder:
-    """Final latents of traces to pictures; those of the same probes and arm are decoded once."""
+    """Decodes the final latents of traces to pictures; each arm's probes are decoded once."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -46,8 +46,8 @@ class Decoder:
 
     def pictures(self, trace: Trace, count: int) -> np.ndarray:
         """Pictures [n, H, W, 3] in [0, 1] of the first ``count`` probes."""
-        shown = trace.paths[:count]
-        if shown not in self._known:
+        paths = trace.paths[:count]
+        if paths not in self._known:
             decoded = self._family.decode(torch.from_numpy(np.stack(trace.finals()[:count])))
-            self._known[shown] = decoded.permute(0, 2, 3, 1).numpy()
-        return self._known[shown]
+            self._known[paths] = decoded.permute(0, 2, 3, 1).numpy()
+        return self._known[paths]

@@ -1,4 +1,4 @@
-"""Measurements that no limit is held to, taken once a case has its verdict."""
+"""Measurements without a limit, taken once a case has its verdict."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ _WEIGHTS = "alexnet-owt-7be5be79.pth"
 
 def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side], alpha: float) -> list[Judged]:
     """classifier_auc of final latents; psnr, ssim and lpips of the contact sheet's pictures."""
-    found = []
+    measurements = []
     for side in sides:
-        found.append(_classified(side, quantized[side], reference[side], alpha))
-        found += _pictures(side, sheet.quantized[side], sheet.reference[side], alpha)
-    return judged(found)
+        measurements.append(_classified(side, quantized[side], reference[side], alpha))
+        measurements += _pictures(side, sheet.quantized[side], sheet.reference[side], alpha)
+    return judged(measurements)
 
 
-def judged(found: Sequence[Measurement]) -> list[Judged]:
-    """Measurements that nothing is held against."""
+def judged(measurements: Sequence[Measurement]) -> list[Judged]:
+    """Measurements as the report lists them, without a limit."""
     words = {True: "reported", False: "not measured"}
-    return [Judged.model_validate(m.model_dump() | {"status": words[m.measured]}) for m in found]
+    return [Judged.model_validate(m.model_dump() | {"status": words[m.measured]}) for m in measurements]
 
 
 def worst_prompt(energies: effect.Energies, weights: np.ndarray, floor: np.ndarray, prompts: Sequence[str]) -> Judged:
@@ -42,37 +42,37 @@ def worst_prompt(energies: effect.Energies, weights: np.ndarray, floor: np.ndarr
 
 
 def _classified(side: Side, quantized: Trace, reference: Trace, alpha: float) -> Measurement:
-    if lacking := _lacking("sklearn"):
-        return _not_measured("classifier_auc", side, f"{lacking}: pip install scikit-learn")
+    if missing := _lacking("sklearn"):
+        return _not_measured("classifier_auc", side, f"{missing}: pip install scikit-learn")
     return classifier.measure(side, quantized.finals(), reference.finals(), alpha)
 
 
 def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> list[Measurement]:
-    if lacking := _lacking("skimage"):
-        reason = f"{lacking}: pip install scikit-image"
-        found = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
+    if missing := _lacking("skimage"):
+        reason = f"{missing}: pip install scikit-image"
+        measurements = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
     elif min(reference.shape[1:3]) < picture.WINDOW:
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
-        found = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
+        measurements = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
     else:
-        taken = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
-        found = measure_all(taken, {}, alpha)
-    return [*found, lpips(side, quantized, reference, alpha)]
+        samples = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
+        measurements = measure_all(samples, {}, alpha)
+    return [*measurements, lpips(side, quantized, reference, alpha)]
 
 
 @measures("lpips", when="end")
 def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> Measurement:
     """LPIPS (AlexNet, Zhang et al. 2018) of pictures [n, H, W, 3] in [0, 1] by torchmetrics; fetches nothing."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS
-    if lacking := _lacking("torchmetrics", "torchvision"):
-        return _not_measured("lpips", side, f"{lacking}: pip install torchmetrics torchvision")
+    if missing := _lacking("torchmetrics", "torchvision"):
+        return _not_measured("lpips", side, f"{missing}: pip install torchmetrics torchvision")
     if not weights.exists():
         reason = f"no weights at {weights}: torchvision.models.alexnet(weights='DEFAULT') fetches them"
         return _not_measured("lpips", side, reason)
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
 
-    def prepared(shown: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.float32(shown)).permute(2, 0, 1)[None]
+    def prepared(image: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.float32(image)).permute(2, 0, 1)[None]
 
     pairs = zip(quantized, reference, strict=True)
     values = [float(distance(prepared(q), prepared(f), net_type="alex", normalize=True)) for q, f in pairs]

@@ -1,4 +1,4 @@
-"""Reports beside each other, and one held against a baseline. It reads what report.json says, and nothing else."""
+"""Several reports in one matrix, and a report compared with a baseline. Only report.json is read."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ Direction = Literal["worse", "better", "other"]
 
 
 class Cell(Value):
-    """What one report says of one scheme in one order; ``bytes`` are of the artifact's file, None where there is none.
+    """One report's result for one scheme in one order; ``bytes`` is the size of the artifact's file, None without one.
 
-    ``reason`` is of a pass the measurement that is closest to its limit, else the first reason of the verdict.
+    ``reason`` is the first reason of the verdict; for a PASS it is the measurement that is closest to its limit.
     """
 
     scheme: str
@@ -32,7 +32,7 @@ class Cell(Value):
 
 
 class Row(Value):
-    """One report: where it is, which adapters on which base for which target."""
+    """One report: its path, its adapters, its base, its target and its cases."""
 
     source: str
     adapter: str
@@ -42,7 +42,7 @@ class Row(Value):
 
 
 class Pick(Value):
-    """What to ship to a target: the case of the report ``row``, and why it; or why nothing, ``row`` None."""
+    """What to ship to a target: a case of the report with index ``row``, and why; ``row`` is None to ship nothing."""
 
     target: str
     row: int | None
@@ -52,7 +52,7 @@ class Pick(Value):
 
 
 class Matrix(Value):
-    """Adapters x schemes, a row a report; ``columns`` are every scheme and order that any of them has.
+    """One row for each report; ``columns`` are all pairs of scheme and order that any of them has.
 
     ``picks`` says what to ship, target by target.
     """
@@ -63,7 +63,7 @@ class Matrix(Value):
 
 
 def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
-    """The reports, each given with where it is, as rows of one table."""
+    """The reports, each with its path, as rows of one table."""
     rows = [
         Row(
             source=source,
@@ -80,17 +80,19 @@ def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
 
 
 def _pick(target: str, reports: Sequence[tuple[str, Report]]) -> Pick:
-    """The smallest file that passes there; of several as small the one with the most room to its limits."""
-    able = [(n, case) for n, (_, report) in enumerate(reports) if report.target == target for case in report.cases]
-    best = recommended([case for _, case in able])
+    """The smallest file that passes for ``target``; among files as small the one with the most room to its limits."""
+    candidates = [
+        (n, case) for n, (_, report) in enumerate(reports) if report.target == target for case in report.cases
+    ]
+    best = recommended([case for _, case in candidates])
     if best is None:
         return Pick(target=target, row=None, why="nothing that quantizes passes: `qcheck advise REPORT` tries cures")
-    row, case = able[best]
-    sizes = [other.artifact[0].bytes for _, other in able if ships(other)]
-    alike = sum(size <= ALIKE * min(sizes) for size in sizes)
+    row, case = candidates[best]
+    sizes = [other.artifact[0].bytes for _, other in candidates if ships(other)]
+    smallest = sum(size <= ALIKE * min(sizes) for size in sizes)
     why = f"the smallest of the {len(sizes)} that pass" if len(sizes) > 1 else "the only one that passes"
-    if alike > 1:
-        why = f"of the {alike} smallest that pass, the one with the most room to its limits"
+    if smallest > 1:
+        why = f"of the {smallest} smallest that pass, the one with the most room to its limits"
     return Pick(
         target=target,
         row=row,
@@ -103,13 +105,13 @@ def _pick(target: str, reports: Sequence[tuple[str, Report]]) -> Pick:
 def adapter(report: Report) -> str:
     """The names of a report's adapters, with their weights where those are not 1."""
     return " + ".join(
-        Path(used.source).stem + (f" at {used.weight:g}" if used.weight not in (None, 1.0) else "")
-        for used in report.adapters
+        Path(use.source).stem + (f" at {use.weight:g}" if use.weight not in (None, 1.0) else "")
+        for use in report.adapters
     )
 
 
 def _cell(case: Case) -> Cell:
-    survival = next((seen for seen in case.measurements if seen.name == "effect_survival"), None)
+    survival = next((judged for judged in case.measurements if judged.name == "effect_survival"), None)
     return Cell(
         scheme=case.scheme,
         order=case.order,
@@ -122,14 +124,14 @@ def _cell(case: Case) -> Cell:
 
 
 def _reason(case: Case) -> str:
-    seen = case.decided
-    if case.verdict != "PASS" or seen is None or seen.limit is None:
+    deciding = case.decided
+    if case.verdict != "PASS" or deciding is None or deciding.limit is None:
         return case.reasons[0]
-    return f"{seen.name} ({seen.arm}) {_shown(seen)}, limit {seen.limit.text()}, is closest"
+    return f"{deciding.name} ({deciding.arm}) {_value_text(deciding)}, limit {deciding.limit.text()}, is closest"
 
 
 class Change(Value):
-    """Something that the new report says otherwise: a verdict, a build, a measurement, or a case that only one has."""
+    """A result that differs: a verdict, a build, a measurement, or a case that only one of the two reports has."""
 
     scheme: str
     order: str
@@ -169,7 +171,7 @@ class Comparison(Value):
 
 
 def against(baseline: tuple[str, Report], new: tuple[str, Report]) -> Comparison:
-    """What changed from the baseline to the new report, each given with where it is."""
+    """What changed from the baseline to the new report; each is a pair of path and report."""
     before, after = _by_key(baseline[1].cases), _by_key(new[1].cases)
     both = [(before[key], after[key]) for key in before if key in after]
     changes = [_one_sided(case, "worse") for key, case in before.items() if key not in after]
@@ -190,11 +192,11 @@ def _by_key(cases: Sequence[Case]) -> dict[tuple[str, str], Case]:
 
 
 def _gated(case: Case) -> set[tuple[str, Arm]]:
-    return {(seen.name, seen.arm) for seen in case.measurements if seen.limit is not None}
+    return {(judged.name, judged.arm) for judged in case.measurements if judged.limit is not None}
 
 
 def _one_sided(case: Case, direction: Direction) -> Change:
-    """A case that one report lacks: what the baseline held and nobody checked again is a loss."""
+    """A case that one report lacks; a case that only the baseline has is worse, because it is no longer checked."""
     sides = (case.verdict, "not checked") if direction == "worse" else ("not checked", case.verdict)
     return Change(
         scheme=case.scheme, order=case.order, name="case", direction=direction, before=sides[0], after=sides[1]
@@ -205,18 +207,21 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
     """Every change of one case: verdict, builds, then measurements."""
     if was.verdict != now.verdict:
         yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
-    built = {made.builder: made.status for made in was.builds}, {made.builder: made.status for made in now.builds}
-    for builder in dict.fromkeys([*built[0], *built[1]]):
-        before, after = (side.get(builder, "not run") for side in built)
+    statuses = (
+        {build.builder: build.status for build in was.builds},
+        {build.builder: build.status for build in now.builds},
+    )
+    for builder in dict.fromkeys([*statuses[0], *statuses[1]]):
+        before, after = (side.get(builder, "not run") for side in statuses)
         if before != after:
             yield _change(now, f"build by {builder}", _step("built", before, after), before, after)
-    seen = {(m.name, m.arm): m for m in was.measurements}, {(m.name, m.arm): m for m in now.measurements}
-    for key in dict.fromkeys([*seen[0], *seen[1]]):
-        old, new = (side.get(key) for side in seen)
+    measurements = {(m.name, m.arm): m for m in was.measurements}, {(m.name, m.arm): m for m in now.measurements}
+    for key in dict.fromkeys([*measurements[0], *measurements[1]]):
+        old, new = (side.get(key) for side in measurements)
         limit = next((m.limit for m in (new, old) if m is not None and m.limit is not None), None)
         direction = compare(old, new, limit) if limit is not None else None
         if direction is not None:
-            change = _change(now, key[0], direction, _shown(old), _shown(new))
+            change = _change(now, key[0], direction, _value_text(old), _value_text(new))
             yield change.model_copy(update={"arm": key[1], "limit": limit})
 
 
@@ -229,12 +234,12 @@ def _step(good: str, before: str, after: str) -> Direction:
 
 
 def compare(was: Judged | None, now: Judged | None, limit: Limit) -> Direction | None:
-    """How a measurement moved with respect to ``limit``; None where nothing is known or nothing that matters was lost.
+    """How a measurement changed with respect to ``limit``; None where the change is uncertain or small.
 
-    Nothing is known where the two intervals touch. What matters is the room, the distance of a value to the nearest
-    side of its limit: it counts when more than a quarter of the better value's room is gone, or the status changed.
-    What was not sampled has no interval: it changes when it crosses its limit. A value that was lost, or that is not
-    finite any more, is worse: not measured is never passed.
+    A change is uncertain where the two intervals touch. The room of a value is its distance to the nearest side of the
+    limit: a change is small unless more than a quarter of the better value's room is gone, or the status changed. A
+    measurement that was not sampled has no interval: it changes when its status changes. A value that is missing or not
+    finite in the new report alone is worse: not measured is never passed.
     """
     old, new = _number(was), _number(now)
     if was is None or now is None or old is None or new is None:
@@ -244,36 +249,36 @@ def compare(was: Judged | None, now: Judged | None, limit: Limit) -> Direction |
     before, after = _interval(was), _interval(now)
     if after[0] <= before[1] and before[0] <= after[1]:
         return None
-    gained = _room(new, limit) - _room(old, limit)
-    if was.status == now.status and abs(gained) <= _MATTERS * abs(max(_room(old, limit), _room(new, limit))):
+    gain = _room(new, limit) - _room(old, limit)
+    if was.status == now.status and abs(gain) <= _MATTERS * abs(max(_room(old, limit), _room(new, limit))):
         return None
-    return "worse" if gained < 0 else "better"
+    return "worse" if gain < 0 else "better"
 
 
 _MATTERS = 0.25
 
 
 def _room(value: float, limit: Limit) -> float:
-    """From the value to the nearest side of its limit; negative outside."""
+    """The distance of a value to the nearest side of its limit; negative outside."""
     low, high = limit.low, limit.high
     return min([*([] if low is None else [value - low]), *([] if high is None else [high - value])])
 
 
-def _number(seen: Judged | None) -> float | None:
-    return seen.value if seen is not None and seen.value is not None and math.isfinite(seen.value) else None
+def _number(judged: Judged | None) -> float | None:
+    return judged.value if judged is not None and judged.value is not None and math.isfinite(judged.value) else None
 
 
-def _interval(seen: Judged) -> tuple[float, float]:
-    """The bounds; everything where one of them is not known."""
-    low, high = (math.nan if bound is None else bound for bound in (seen.low, seen.high))
+def _interval(judged: Judged) -> tuple[float, float]:
+    """The bounds; one that is not known is infinite."""
+    low, high = (math.nan if bound is None else bound for bound in (judged.low, judged.high))
     return (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
 
 
-def _shown(seen: Judged | None) -> str:
-    if seen is None or seen.value is None:
+def _value_text(judged: Judged | None) -> str:
+    if judged is None or judged.value is None:
         return "not measured"
-    sampled = seen.low is not None and seen.high is not None and seen.low != seen.high
-    return f"{seen.value:.3g}" + (f" [{seen.low:.3g}, {seen.high:.3g}]" if sampled else "")
+    has_interval = judged.low is not None and judged.high is not None and judged.low != judged.high
+    return f"{judged.value:.3g}" + (f" [{judged.low:.3g}, {judged.high:.3g}]" if has_interval else "")
 
 
 def _differences(before: Report, after: Report) -> Iterator[Difference]:
@@ -284,17 +289,17 @@ def _differences(before: Report, after: Report) -> Iterator[Difference]:
 
 
 def _inputs(report: Report) -> dict[str, str]:
-    """What a report's numbers depend on, by name; contents by digest."""
-    made, probes = report.provenance, report.probes
-    used = [f"{Path(a.source).name} {a.digest} at {a.weight:g} in {a.arms}" for a in report.adapters]
+    """The inputs that a report's numbers depend on, by name; files are identified by digest."""
+    provenance, probes = report.provenance, report.probes
+    adapters = [f"{Path(a.source).name} {a.digest} at {a.weight:g} in {a.arms}" for a in report.adapters]
     return {
         "base": f"{Path(report.base.source).name} {report.base.digest}",
-        "adapters": " + ".join(used),
+        "adapters": " + ".join(adapters),
         "target": report.target,
         "probes": f"{probes.name} {probes.digest}",
         "sampling": f"{probes.steps} steps at guidance {probes.guidance:g} from seed {probes.seed}",
-        "recipe": f"{made.recipe} {made.recipe_digest}",
-        "limits": f"{made.limits} {made.limits_digest}",
-        "qcheck": f"{made.qcheck} {made.commit or ''}".strip(),
-        "libraries": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+        "recipe": f"{provenance.recipe} {provenance.recipe_digest}",
+        "limits": f"{provenance.limits} {provenance.limits_digest}",
+        "qcheck": f"{provenance.qcheck} {provenance.commit or ''}".strip(),
+        "libraries": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
     }

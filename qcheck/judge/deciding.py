@@ -7,30 +7,30 @@ from qcheck.result.measurement import Judged
 from qcheck.result.verdict import Deciding
 
 
-def named(seen: Judged | None) -> Deciding | None:
+def named(measurement: Judged | None) -> Deciding | None:
     """The name and arm of a measurement."""
-    return None if seen is None else Deciding(name=seen.name, arm=seen.arm)
+    return None if measurement is None else Deciding(name=measurement.name, arm=measurement.arm)
 
 
 def closest(judged: Sequence[Judged]) -> Judged | None:
-    """Of what passed, the gated measurement that is closest to its limit; None where nothing was sampled."""
-    gated = [seen for seen in judged if seen.decides and math.isfinite(room(seen))]
+    """The gated measurement that is closest to its limit, where all passed; None where none was sampled."""
+    gated = [measurement for measurement in judged if measurement.decides and math.isfinite(room(measurement))]
     return min(gated, key=room, default=None)
 
 
-def room(seen: Judged) -> float:
-    """How often the interval's own half fits between the value and the limit nearest to it; 1 touches it.
+def room(measurement: Judged) -> float:
+    """The distance to the nearest limit over the half width of the interval on that side; 1: the interval touches it.
 
-    Infinite where nothing was sampled, or there is no limit.
+    Infinite where the measurement was not sampled or has no limit.
     """
-    if seen.limit is None or seen.value is None or seen.low is None or seen.high is None:
+    if measurement.limit is None or measurement.value is None or measurement.low is None or measurement.high is None:
         return math.inf
-    if not math.isfinite(seen.value):
+    if not math.isfinite(measurement.value):
         return math.inf
-    low, high = seen.limit.low, seen.limit.high
-    below, above = seen.value - seen.low, seen.high - seen.value
-    found = [
-        *([(seen.value - low) / below] if low is not None and below > 0 else []),
-        *([(high - seen.value) / above] if high is not None and above > 0 else []),
+    low, high = measurement.limit.low, measurement.limit.high
+    below, above = measurement.value - measurement.low, measurement.high - measurement.value
+    ratios = [
+        *([(measurement.value - low) / below] if low is not None and below > 0 else []),
+        *([(high - measurement.value) / above] if high is not None and above > 0 else []),
     ]
-    return min(found, default=math.inf)
+    return min(ratios, default=math.inf)

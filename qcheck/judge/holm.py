@@ -7,18 +7,18 @@ from qcheck.spec.arm import Arm
 from qcheck.spec.limits import Limits
 
 
-def beyond(seen: Sequence[Measurement], limits: Limits) -> set[tuple[str, Arm]]:
-    """Sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha.
+def beyond(measurements: Sequence[Measurement], limits: Limits) -> set[tuple[str, Arm]]:
+    """The sampled measurements that lie beyond their limit, by Holm's step-down over all of them at the look's alpha.
 
     The smallest of m p-values is held to alpha / m, the next to alpha / (m - 1), until one is larger (Holm 1979).
-    Warnings blame nobody: each of them is compared by itself.
+    Gates with the role "warning" blame nobody: each of them is tested by itself, at alpha.
     """
-    told = {(gate.name, gate.arm) for gate in limits.gates if gate.role == "warning"}
-    every = [(m.p, m.name, m.arm) for m in seen if m.p is not None]
-    found = {(name, arm) for p, name, arm in every if (name, arm) in told and p <= limits.alpha}
-    sampled = sorted((item for item in every if item[1:] not in told), key=lambda item: item[0])
+    warnings = {(gate.name, gate.arm) for gate in limits.gates if gate.role == "warning"}
+    p_values = [(m.p, m.name, m.arm) for m in measurements if m.p is not None]
+    exceeding = {(name, arm) for p, name, arm in p_values if (name, arm) in warnings and p <= limits.alpha}
+    sampled = sorted((item for item in p_values if item[1:] not in warnings), key=lambda item: item[0])
     for index, (p, name, arm) in enumerate(sampled):
         if p > limits.alpha / (len(sampled) - index):
             break
-        found.add((name, arm))
-    return found
+        exceeding.add((name, arm))
+    return exceeding

@@ -11,8 +11,8 @@ T = TypeVar("T")
 def until_decided(looks: Sequence[int], look: Callable[[int], tuple[Outcome, T]]) -> tuple[int, Outcome, T]:
     """The first look whose outcome is not INCONCLUSIVE, else the last: its number of probes, outcome and the rest.
 
-    ``look`` is asked for a number of probes, at least one of them; the error of a whole run is held by ``alpha``, which
-    is what each look may spend.
+    ``looks`` holds at least one number of probes; ``look`` judges that many. The limits' ``alpha`` is the error that
+    each look may spend, so that the error of the whole run is bounded.
     """
     for count in looks:
         outcome, rest = look(count)

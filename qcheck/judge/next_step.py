@@ -22,16 +22,18 @@ NEXT: dict[Outcome, str] = {
 def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequence[Build]) -> str:
     """What to do next; ``deployed`` is the file for the device, None where PyTorch quantizes while it loads.
 
-    An order that loses adapters is the first thing to change, and what nobody compiled is not shipped.
+    An order that loses adapters is the first thing to change. A file that no builder compiled is not shipped.
     """
-    merge = orders.merge(orders.find(order)) if order in ORDERS else None  # a file of others has no order
+    merge = (
+        orders.merge(orders.find(order)) if order in ORDERS else None
+    )  # the order of a file that someone else quantized is not known
     if outcome == "NEEDS-QAT" and merge is not None and merge.rounds_change_alone:
         return "Merging into a quantized base loses what is below half a step: use merge-quantize or unmerged."
     if outcome == "NEEDS-QAT" and merge is not None and merge.ranges == "shared":
         return "The base's ranges may be too narrow for this adapter: check merge-quantize, an engine of its own."
-    if outcome == "INVALID" and any(made.status == "crashed" for made in builds):
+    if outcome == "INVALID" and any(build.status == "crashed" for build in builds):
         return "The builder crashed, so whether this file builds is open: see the reason; --no-build judges without it."
-    if outcome == "FAIL-RECIPE" and any(made.status in ("refused", "fell back") for made in builds):
+    if outcome == "FAIL-RECIPE" and any(build.status in ("refused", "fell back") for build in builds):
         return "The target does not run this file as asked: see the reason, then change the scheme or the target."
     if outcome == "PASS" and deployed is not None:
         return _ship(deployed, builds)
@@ -39,9 +41,9 @@ def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequen
 
 
 def _ship(deployed: str, builds: Sequence[Build]) -> str:
-    built = [made for made in builds if made.status == "built"]
-    if not built:
+    finished = [build for build in builds if build.status == "built"]
+    if not finished:
         return f"The numbers pass, but nothing has compiled {deployed} for the device yet: build it before you ship it."
-    if any(made.realised is not None and not made.realised.complete for made in built):
+    if any(build.realised is not None and not build.realised.complete for build in finished):
         return f"The numbers pass and {deployed} builds, but its precision could not be read: measure it on the board."
     return f"Ship {deployed}, and measure its speed on the board."

@@ -10,15 +10,15 @@ ALIKE = 1.01  # files that differ by less than this factor are as small as each 
 
 
 def ships(case: Case) -> bool:
-    """Whether it passes, quantizes, and there is a file."""
+    """Whether the case passes, is no unquantized control, and has a file."""
     return case.verdict == "PASS" and not case.control and bool(case.artifact)
 
 
 def recommended(cases: Sequence[Case]) -> int | None:
-    """The place of the case with the smallest file among those that ship; None where none does.
+    """The index of the case with the smallest file among those that ship; None where none does.
 
-    Of those that are as small the one with the most room: the least, over the measurements that decide, of how often
-    the interval's own half fits between value and limit.
+    Among files as small (see ``ALIKE``) it is the case with the most room: the least ``deciding.room`` over the
+    measurements that decide.
     """
     sizes = {place: case.artifact[0].bytes for place, case in enumerate(cases) if ships(case)}
     small = [place for place, size in sizes.items() if size <= ALIKE * min(sizes.values())]
@@ -26,4 +26,4 @@ def recommended(cases: Sequence[Case]) -> int | None:
 
 
 def _least(case: Case) -> float:
-    return min((room(seen) for seen in case.measurements if seen.decides), default=math.inf)
+    return min((room(measurement) for measurement in case.measurements if measurement.decides), default=math.inf)

@@ -1,4 +1,4 @@
-"""Measurements and limits to a verdict. It compares; every statistic came with the measurements."""
+"""The verdict from measurements and limits. It only compares: the measurements hold every statistic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,83 +15,85 @@ _BLAMING: frozenset[Role] = frozenset({"control", "reference", "absolute", "adap
 
 
 class Compiled(Protocol):
-    """What a verdict reads of a build: how it ended, and the words for it."""
+    """The part of a build that a verdict needs."""
 
     @property
     def status(self) -> BuildStatus:
-        """How it ended."""
+        """How the build ended."""
 
     @property
     def detail(self) -> str:
-        """Why, or where."""
+        """The reason or the place, in words."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A sentence, and the measurement it is about, where it is about one."""
+    """A sentence of a verdict, and the measurement that it is about, if any."""
 
     text: str
     seen: Judged | None = None
 
 
-def _status(seen: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
-    if seen.value is None:
+def _status(measurement: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
+    if measurement.value is None:
         return "not measured"
     if gate is None:
         return "reported"
-    if gate.holds(seen.low, seen.high):
+    if gate.holds(measurement.low, measurement.high):
         return "pass"
-    sampled = seen.p is not None and seen.value == seen.value
-    return "undecided" if sampled and (seen.name, seen.arm) not in beyond else "fail"
+    sampled = measurement.p is not None and measurement.value == measurement.value
+    return "undecided" if sampled and (measurement.name, measurement.arm) not in beyond else "fail"
 
 
 def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged, ...]:
     beyond = holm.beyond(measurements, limits)
     gates = {(gate.name, gate.arm): gate for gate in limits.gates}
-    found = []
-    for seen in measurements:
-        gate = gates.get((seen.name, seen.arm))
+    judged = []
+    for measurement in measurements:
+        gate = gates.get((measurement.name, measurement.arm))
         limit, warns = (None, False) if gate is None else (gate.limit, gate.role == "warning")
-        found.append(Judged(**seen.model_dump(), limit=limit, status=_status(seen, gate, beyond), warns=warns))
-    return tuple(found)
+        judged.append(
+            Judged(**measurement.model_dump(), limit=limit, status=_status(measurement, gate, beyond), warns=warns)
+        )
+    return tuple(judged)
 
 
-def _reason(seen: Judged) -> Reason:
-    at = f" at {seen.where}" if seen.where else ""
-    held = f"; limit {seen.limit.text()}" if seen.limit is not None else ""
-    if seen.value is None:
-        return Reason(f"{seen.name} ({seen.arm}) was not measured{at}", seen)
-    if seen.value != seen.value:
-        return Reason(f"{seen.name} ({seen.arm}) is not finite{at}{held}", seen)
-    interval = f"[{seen.low:.3g}, {seen.high:.3g}]"
-    return Reason(f"{seen.name} ({seen.arm}) {seen.value:.3g} {seen.unit} {interval}{at}{held}", seen)
+def _reason(judged: Judged) -> Reason:
+    at = f" at {judged.where}" if judged.where else ""
+    limit = f"; limit {judged.limit.text()}" if judged.limit is not None else ""
+    if judged.value is None:
+        return Reason(f"{judged.name} ({judged.arm}) was not measured{at}", judged)
+    if judged.value != judged.value:
+        return Reason(f"{judged.name} ({judged.arm}) is not finite{at}{limit}", judged)
+    interval = f"[{judged.low:.3g}, {judged.high:.3g}]"
+    return Reason(f"{judged.name} ({judged.arm}) {judged.value:.3g} {judged.unit} {interval}{at}{limit}", judged)
 
 
-def _ended(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[Reason]:
-    return [Reason(f"{ends[made.status]}: {made.detail}") for made in builds if made.status in ends]
+def _build_reasons(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[Reason]:
+    return [Reason(f"{ends[build.status]}: {build.detail}") for build in builds if build.status in ends]
 
 
-def _tail(bad_probes: Sequence[int], limits: Limits) -> list[Reason]:
+def _tail_reasons(bad_probes: Sequence[int], limits: Limits) -> list[Reason]:
     if not bad_probes:
         return []
     low, high = limits.tail
-    shown = ", ".join(str(i + 1) for i in bad_probes[:8])
-    told = f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {shown})"
-    return [Reason(told)]
+    numbers = ", ".join(str(i + 1) for i in bad_probes[:8])
+    text = f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {numbers})"
+    return [Reason(text)]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What was judged, to be asked for by status, role and arm in the order of the limits' gates."""
+class _GatedMeasurements:
+    """The measurements that have a gate, selected by status, role and arm in the order of the limits' gates."""
 
     gates: Sequence[Gate]
     by_key: Mapping[tuple[str, Arm], Judged]
 
-    def those(self, status: Status, roles: frozenset[Role] = _BLAMING, arms: frozenset[Arm] = _EVERY) -> list[Reason]:
-        wanted = [(g.name, g.arm) for g in self.gates if g.role in roles and g.arm in arms]
-        return [_reason(s) for key in wanted if (s := self.by_key.get(key)) is not None and s.status == status]
+    def reasons(self, status: Status, roles: frozenset[Role] = _BLAMING, arms: frozenset[Arm] = _EVERY) -> list[Reason]:
+        keys = [(g.name, g.arm) for g in self.gates if g.role in roles and g.arm in arms]
+        return [_reason(m) for key in keys if (m := self.by_key.get(key)) is not None and m.status == status]
 
-    def absent(self) -> list[Reason]:
+    def unmeasured(self) -> list[Reason]:
         missing = [gate for gate in self.gates if (gate.name, gate.arm) not in self.by_key]
         return [Reason(f"{gate.name} ({gate.arm}) was not measured") for gate in missing]
 
@@ -101,29 +103,36 @@ def judge(
 ) -> Verdict:
     """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
-    A build that was refused, or whose engine computes in other types than were asked, condemns the scheme here; one
-    that crashed says nothing about it and makes the verdict INVALID, as a gate without its measurement does: not
-    measured is never passed. Nothing is blamed while the full-precision adapter is open. While the base is open, the
-    adapter is blamed for what it has beyond the base, and not for what either arm may have by itself.
+    A build that was refused, or whose engine computes in other types than the scheme asks, fails the scheme on this
+    target. A build that crashed says nothing about the scheme: the verdict is INVALID, as it is where a gate has no
+    measurement (not measured is never passed). While a gate of the full-precision adapter is undecided, the quantized
+    adapter is not blamed. While an absolute gate of the base is undecided, the adapter is blamed only by gates with the
+    role "adapter", which measure what it has beyond the base.
     """
     judged = _judged(measurements, limits)
-    seen = _Seen(limits.gates, {(found.name, found.arm): found for found in judged})
+    gated = _GatedMeasurements(
+        limits.gates, {(measurement.name, measurement.arm): measurement for measurement in judged}
+    )
     base: frozenset[Arm] = frozenset({"base"})
     absolute, adapter = frozenset[Role]({"absolute"}), frozenset[Role]({"adapter"})
-    broken = seen.absent() + seen.those("not measured") + _ended(builds, {"crashed": "the builder crashed"})
-    unfit = _ended(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
-    base_open = seen.those("undecided", absolute, base)
-    own = seen.those("fail", adapter)
-    ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
-        ("FAIL-ADAPTER", seen.those("fail", frozenset({"reference"}))),
-        ("INVALID", broken + seen.those("fail", frozenset({"control"}))),
-        ("FAIL-RECIPE", unfit + seen.those("fail", absolute, base)),
-        ("INCONCLUSIVE", seen.those("undecided", frozenset({"reference"}))),
-        ("NEEDS-QAT", own if base_open else seen.those("fail", absolute | adapter)),
-        ("INCONCLUSIVE", base_open),
-        ("INCONCLUSIVE", seen.those("undecided") + _tail(bad_probes, limits)),
+    invalid = (
+        gated.unmeasured() + gated.reasons("not measured") + _build_reasons(builds, {"crashed": "the builder crashed"})
     )
-    warnings = tuple(f"hidden by quantization: {told.text}" for told in seen.those("fail", frozenset({"warning"})))
+    failed_builds = _build_reasons(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
+    base_open = gated.reasons("undecided", absolute, base)
+    adapter_failures = gated.reasons("fail", adapter)
+    ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
+        ("FAIL-ADAPTER", gated.reasons("fail", frozenset({"reference"}))),
+        ("INVALID", invalid + gated.reasons("fail", frozenset({"control"}))),
+        ("FAIL-RECIPE", failed_builds + gated.reasons("fail", absolute, base)),
+        ("INCONCLUSIVE", gated.reasons("undecided", frozenset({"reference"}))),
+        ("NEEDS-QAT", adapter_failures if base_open else gated.reasons("fail", absolute | adapter)),
+        ("INCONCLUSIVE", base_open),
+        ("INCONCLUSIVE", gated.reasons("undecided") + _tail_reasons(bad_probes, limits)),
+    )
+    warnings = tuple(
+        f"hidden by quantization: {reason.text}" for reason in gated.reasons("fail", frozenset({"warning"}))
+    )
     for outcome, reasons in ladder:
         if reasons:
             first = deciding.named(reasons[0].seen)

@@ -1,4 +1,4 @@
-"""Measurements on traces: value, unit, interval, where. They know no verdict and no model.
+"""Measurements on traces: value, unit, interval and place. They depend on no verdict and no model.
 
 A measurement is one function, registered under its name in data/measurements.toml; importing this package registers
 every one.

@@ -1,4 +1,4 @@
-"""A two-sample classifier: can quantized latents be told from their full-precision partners by their spectra?"""
+"""A two-sample classifier of quantized latents against their full-precision partners, on their spectra."""
 
 from collections.abc import Iterable
 
@@ -29,27 +29,29 @@ def scores(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> np.nd
     x = np.array([residual(latent).ravel() for latents in (quantized, full) for latent in latents])
     count = len(x) // 2
     labels, pairs = np.repeat([1, 0], count), np.tile(np.arange(count), 2)
-    found = np.full(2 * count, np.nan)
+    decisions = np.full(2 * count, np.nan)
     if np.isfinite(x).all():
-        for train, held in GroupKFold(min(_FOLDS, count)).split(x, labels, pairs):
+        for train, test in GroupKFold(min(_FOLDS, count)).split(x, labels, pairs):
             model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(x.shape[1])))
-            found[held] = model.fit(x[train], labels[train]).decision_function(x[held])
-    return found.reshape(2, count)
+            decisions[test] = model.fit(x[train], labels[train]).decision_function(x[test])
+    return decisions.reshape(2, count)
 
 
 @BROKEN
-def auc(found: np.ndarray) -> float:
-    """Share of couples, one quantized and one not, whose scores [2, n] are in that order; ties count half."""
-    ours, theirs = found[0][:, None], found[1][None]
-    return float(((ours > theirs) + 0.5 * (ours == theirs)).mean()) if np.isfinite(found).all() else float("nan")
+def auc(decisions: np.ndarray) -> float:
+    """Share of (quantized, full) couples whose quantized score is the higher, of scores [2, n]; ties count half."""
+    quantized, full = decisions[0][:, None], decisions[1][None]
+    return (
+        float(((quantized > full) + 0.5 * (quantized == full)).mean()) if np.isfinite(decisions).all() else float("nan")
+    )
 
 
 @measures("classifier_auc", when="end")
 def measure(arm: Arm, quantized: Iterable[np.ndarray], full: Iterable[np.ndarray], alpha: float) -> Measurement:
-    """Cross-validated, 0.5 is "cannot be told apart"; bounds by resampling probes with their scores."""
-    found = scores(quantized, full)
-    rng, count = np.random.default_rng(0), found.shape[1]
-    drawn = [auc(found[:, rng.integers(0, count, count)]) for _ in range(_RESAMPLES)]
-    low, high = (float(x) for x in np.quantile(drawn, [alpha, 1 - alpha]))
+    """The cross-validated AUC; 0.5 means indistinguishable. Bounds by resampling probes with their scores."""
+    decisions = scores(quantized, full)
+    rng, count = np.random.default_rng(0), decisions.shape[1]
+    resampled = [auc(decisions[:, rng.integers(0, count, count)]) for _ in range(_RESAMPLES)]
+    low, high = (float(x) for x in np.quantile(resampled, [alpha, 1 - alpha]))
     unit = measurement.find("classifier_auc").of(arm).unit
-    return Measurement(name="classifier_auc", arm=arm, unit=unit, value=auc(found), low=low, high=high)
+    return Measurement(name="classifier_auc", arm=arm, unit=unit, value=auc(decisions), low=low, high=high)

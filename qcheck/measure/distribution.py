@@ -1,6 +1,6 @@
-"""Distributions of final latents over probes: drift of mean and variance, beside what pairs differ by anyway.
+"""Distributions of final latents over probes: drift of mean and variance, beyond the drift of exchanged pairs.
 
-Every probe is known by the mean and variance of each channel over its pixels, ``moments`` n of [2, C]: pooled over
+Every probe is described by the mean and variance of each channel over its pixels, ``moments`` n of [2, C]. Pooled over
 probes they give the pooled Gaussian exactly (law of total variance). Pixels are not independent; probes are.
 """
 
@@ -25,16 +25,16 @@ def gaussian_kl(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     1/2 (ln(v2 / v1) + (v1 + (m1 - m2)^2) / v2 - 1).
     """
     (m1, v1), (m2, v2) = _pooled(first), _pooled(second)
-    found: np.ndarray = (np.log(v2 / v1) + (v1 + np.square(m1 - m2)) / v2 - 1) / 2
-    return found
+    divergence: np.ndarray = (np.log(v2 / v1) + (v1 + np.square(m1 - m2)) / v2 - 1) / 2
+    return divergence
 
 
 def swaps(count: int) -> np.ndarray:
-    """Ways to exchange the members of ``count`` pairs, [256 at most, count]: all of them, or some drawn once."""
+    """Exchanges of the members of ``count`` pairs, bool [256 at most, count]: all of them, or a fixed random sample."""
     if 2**count <= _SWAPS:
         numbers = np.arange(2**count)[:, None]
-        found: np.ndarray = numbers >> np.arange(count) & 1 == 1
-        return found
+        every_swap: np.ndarray = numbers >> np.arange(count) & 1 == 1
+        return every_swap
     return np.random.default_rng(count).random((_SWAPS, count)) < 0.5
 
 
@@ -42,18 +42,18 @@ def swaps(count: int) -> np.ndarray:
 def kl_excess(quantized: np.ndarray, full: np.ndarray, exchanged: np.ndarray) -> np.ndarray:
     """KL(q || f) less its mean when members of pairs are exchanged, [C], of moments [n, 2, C], nat.
 
-    ``exchanged`` [S, n] says which pairs are; sets that differ by a probe are compared under the same exchanges.
+    ``exchanged`` [S, n] says which pairs are exchanged; sets that differ by a probe are compared under the same S.
     """
     swapped = exchanged[:, :, None, None]
     null = gaussian_kl(np.where(swapped, full, quantized), np.where(swapped, quantized, full))
-    found: np.ndarray = gaussian_kl(quantized, full) - null.mean(0)
-    return found
+    excess: np.ndarray = gaussian_kl(quantized, full) - null.mean(0)
+    return excess
 
 
 def _kl(quantized: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Pseudo-values [n] of the channels' summed excess."""
-    ways = swaps(len(full))
-    return pseudo_values(lambda i: kl_excess(quantized[i], full[i], ways[:, i]).sum(), len(full))
+    """Pseudo-values [n] of the KL excess summed over channels."""
+    exchanges = swaps(len(full))
+    return pseudo_values(lambda i: kl_excess(quantized[i], full[i], exchanges[:, i]).sum(), len(full))
 
 
 @BROKEN
@@ -76,7 +76,7 @@ def ends(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 @measures("latent_kl_excess")
 @BROKEN
 def latent_kl_excess(view: View) -> list[Sample]:
-    """KL to full precision beyond exchanged pairs, of both arms and of the adapted beside the base's."""
+    """KL excess of both arms to full precision, and the adapted arm's less the base's."""
     f0, f1, q0, q1 = view.once(ends)
     base, adapted = _kl(q0, f0), _kl(q1, f1)
     return [
@@ -99,8 +99,8 @@ def adapter_shift(view: View) -> list[Sample]:
 def profile(quantized: Rows, full: Rows) -> list[float]:
     """latent_kl_excess before every call and at the end, [calls + 1], nat, for the report."""
     q, f = (np.array(list(rows)) for rows in (quantized, full))
-    ways = swaps(len(f))
-    return [float(kl_excess(q[:, step], f[:, step], ways).sum()) for step in range(q.shape[1])]
+    exchanges = swaps(len(f))
+    return [float(kl_excess(q[:, step], f[:, step], exchanges).sum()) for step in range(q.shape[1])]
 
 
 @BROKEN
@@ -121,8 +121,8 @@ def mmd(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     square = np.square(scaled[:, None] - scaled).sum(-1)
     kernel = np.exp(-square / max(float(np.median(square[square > 0])) if (square > 0).any() else 1.0, 1e-12))
     n = len(x)
-    found: np.ndarray = kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]
-    return found
+    terms: np.ndarray = kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]
+    return terms
 
 
 def _off_diagonal(terms: np.ndarray) -> np.ndarray:

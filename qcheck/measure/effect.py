@@ -1,8 +1,8 @@
-"""What the adapter does and what quantization does to it, on teacher-forced outputs.
+"""The adapter's effect and the error of quantization, on outputs at the latents of the reference f1.
 
 E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0; every sum over strata is weighted with the square of the
-coefficient by which the solver moves the sample for that output. A calibrated adapter takes back of the base's error
-too, which is no effect of its own: there Dq = q1 - f0, so that a perfect one has survival 1.
+coefficient by which the solver moves the sample for that output. A calibrated adapter also corrects the base's error,
+which is no effect of its own: for it Dq = q1 - f0, so that a perfect one has survival 1.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ class Energies:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.einsum("tchw,tchw->t", a, b)
-    return found
+    products: np.ndarray = np.einsum("tchw,tchw->t", a, b)
+    return products
 
 
 def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -> Energies:
@@ -38,13 +38,13 @@ def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -
     rows = []
     for arrays in zip(f0, f1, q0, q1, strict=True):
         a0, a1, b0, b1 = (np.asarray(x, np.float64) for x in arrays)
-        effect, kept = a1 - a0, b1 - (a0 if calibrated else b0)
+        effect, quantized_effect = a1 - a0, b1 - (a0 if calibrated else b0)
         rows.append(
             (
                 _dot(a1, a1),
                 _dot(a0, a0),
                 _dot(effect, effect),
-                _dot(kept, effect),
+                _dot(quantized_effect, effect),
                 _dot(b1 - a1, b1 - a1),
                 _dot(b0 - a0, b0 - a0),
             )
@@ -54,8 +54,8 @@ def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -
 
 def survival(e: Energies, weights: np.ndarray) -> np.ndarray:
     """S [n] = sum <Dq, Df> / sum |Df|^2: 1 is intact, 0 erased, above 1 over-applied, negative reversed."""
-    found: np.ndarray = (e.kept * weights).sum(1) / (e.effect * weights).sum(1)
-    return found
+    ratio: np.ndarray = (e.kept * weights).sum(1) / (e.effect * weights).sum(1)
+    return ratio
 
 
 def effect_to_error(e: Energies, weights: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def effect_to_error(e: Energies, weights: np.ndarray) -> np.ndarray:
 def excess_error(e: Energies, weights: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """G [n] = 10 log10(sum |E1|^2 / sum |E0|^2), dB; errors below ``floor`` [T] (relative power) count as the floor.
 
-    Two errors that arithmetic in the compute type would make anyway cannot be told apart: G is then 0.
+    Two errors within the rounding of the compute type cannot be distinguished: G is then 0.
     """
     least1, least0 = (e.f1 * floor * weights).sum(1), (e.f0 * floor * weights).sum(1)
     return decibels(np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0))
@@ -78,7 +78,7 @@ def stratum_excess(e: Energies, floor: np.ndarray) -> np.ndarray:
 
 
 def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
-    """|Df| / |f1| [n] over all strata, a ratio: how loudly the adapter speaks at all."""
+    """|Df| / |f1| [n] over all strata, a ratio: the size of the adapter's effect at full precision."""
     sizes = []
     for a0, a1 in zip(f0, f1, strict=True):
         change, signal = np.asarray(a1, np.float64) - a0, np.asarray(a1, np.float64)
@@ -88,8 +88,8 @@ def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
 
 def sqnr(signal: np.ndarray, error: np.ndarray) -> np.ndarray:
     """10 log10(signal / error) of powers [n, T], dB, at most ``EXACT``."""
-    found: np.ndarray = np.minimum(decibels(signal, error), EXACT)
-    return found
+    ratio: np.ndarray = np.minimum(decibels(signal, error), EXACT)
+    return ratio
 
 
 def stratum_profile(signal: np.ndarray, error: np.ndarray) -> list[float]:
@@ -98,7 +98,7 @@ def stratum_profile(signal: np.ndarray, error: np.ndarray) -> list[float]:
 
 
 def bad_probes(e: Energies, weights: np.ndarray, low: float, high: float) -> list[int]:
-    """Probes whose survival is outside [low, high] or not finite: the tail that a mean hides."""
+    """Indices of probes whose survival is outside [low, high] or not finite: the tail that a mean hides."""
     values = survival(e, weights)
     finite = np.isfinite(e.error0).all(1) & np.isfinite(e.error1).all(1)
     return [i for i, s in enumerate(values) if not (finite[i] and low <= s <= high)]

@@ -1,4 +1,4 @@
-"""Where free runs end: accumulated error of the final latents, and whether the reference itself is sound."""
+"""Final latents of each arm's own run: their accumulated error, and whether the reference itself is sound."""
 
 import numpy as np
 
@@ -16,9 +16,9 @@ def relative(final: Rows, against: Rows) -> np.ndarray:
 
 @measures("endpoint_error")
 def endpoint_error(view: View) -> list[Sample]:
-    """|x_q - x_f| / |x_f| of both arms, and of the adapted beside the base arm's own in dB.
+    """|x_q - x_f| / |x_f| of both arms, and the ratio of the adapted arm's to the base's in dB.
 
-    Errors below the compute type's own count as those: both below is 0 dB.
+    In that ratio errors below the rounding of the compute type count as that rounding: 0 dB where both are below.
     """
     base, adapted = relative(view.q0.finals, view.f0.finals), relative(view.q1.finals, view.f1.finals)
     least = max(float(np.sqrt(view.floor.max())), 1e-6)
@@ -37,6 +37,6 @@ def reference_deviation(view: View) -> list[Sample]:
 
 
 def reference_health(f0: Rows, f1: Rows) -> list[Sample]:
-    """Deviation of f1's final latents beside f0's in dB: strongly negative = collapsed, positive = saturated."""
+    """Standard deviation of f1's final latents over f0's in dB: strongly negative = collapsed, positive = saturated."""
     deviation = [np.asarray([np.float64(x).std() for x in finals]) for finals in (f1, f0)]
     return [Sample("reference_deviation", "adapted", 2 * decibels(deviation[0], deviation[1]))]

@@ -1,6 +1,6 @@
-"""Per-probe scalars to means with one-sided Student-t bounds and p-values against a limit.
+"""Means of per-probe scalars, with one-sided Student-t bounds and p-values against a limit.
 
-Decibels and ratios of matched runs are near normal. ``alpha`` is the error spent at one look of a sequence of looks.
+Decibels and ratios of matched runs are near normal. ``alpha`` is the error of one look in a sequence of looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Ranges = Mapping[tuple[str, Arm], Limit]
 def bounds(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
     """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [n], n >= 2.
 
-    NaN if any value is not finite: a probe that broke must not be averaged away.
+    NaN if any value is not finite: a broken probe must not be averaged away.
     """
     if not np.isfinite(values).all():
         return float("nan"), float("nan"), float("nan")
@@ -47,8 +47,8 @@ def beyond(values: np.ndarray, limit: Limit) -> float:
         *([] if limit.low is None else [limit.low - mean]),
         *([] if limit.high is None else [mean - limit.high]),
     ]
-    found = [float(stats.t.sf(e / error, len(values) - 1)) if error else float(e <= 0) for e in excess]
-    return min(found)
+    p_values = [float(stats.t.sf(e / error, len(values) - 1)) if error else float(e <= 0) for e in excess]
+    return min(p_values)
 
 
 def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
@@ -74,7 +74,7 @@ def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
 
 
 def _lowest(columns: np.ndarray, alpha: float) -> tuple[float, float, float, int]:
-    """Lowest mean of ``columns`` [k, n], a bound below all of the means, one above the lowest, and whose it is."""
+    """Lowest mean of ``columns`` [k, n], a bound below all means, a bound above the lowest, and the lowest's index."""
     count = len(columns)
     single = np.array([bounds(column, alpha) for column in columns])
     jointly = single if count == 1 else np.array([bounds(column, alpha / count) for column in columns])
@@ -83,7 +83,7 @@ def _lowest(columns: np.ndarray, alpha: float) -> tuple[float, float, float, int
 
 
 def _signed(limit: Limit, sign: int) -> Limit:
-    """The limit of values whose sign was turned."""
+    """The limit of values that are multiplied by ``sign``."""
     if sign > 0:
         return limit
     low, high = limit.low, limit.high
@@ -91,5 +91,5 @@ def _signed(limit: Limit, sign: int) -> Limit:
 
 
 def measure_all(samples: Sequence[Sample], limits: Ranges, alpha: float) -> list[Measurement]:
-    """Every sample beside its limit, where it has one."""
+    """The measurement of every sample, against its limit where it has one."""
     return [measure(sample, limits.get((sample.name, sample.arm)), alpha) for sample in samples]

@@ -1,7 +1,7 @@
 """Patterns on a fixed grid in the final latents: checkerboards, patch borders, aliasing of up- and downsampling.
 
-The grid's lattice are the frequencies (i / p, j / p), not both 0, of a pattern of period p. Bins are exact, so there is
-no window: a period that divides the side does not leak.
+The lattice of a pattern of period p are the frequencies (i / p, j / p), not both 0. A period that divides the side
+falls on exact bins and does not leak, so no window is used.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ PERIODS = (2, 4)  # latent pixels: a transformer's patch, and two stages of resa
 
 @dataclass(frozen=True)
 class Grid:
-    """What is read of each probe: ``change`` and log power ratio at the lattice's bins, and the latent's variance.
+    """The lattice of each probe: ``change`` and log power ratio at its bins, and the latent's variance.
 
     ``change`` [n, C, K] complex is FFT(x_q - x_f) / (h w); ``ratio`` [n, C, K] is ln(P_q / P_f); ``variance`` [n, C] of
     x_f; ``bins`` [K, 2] are frequencies in cycles per pixel. ``full`` and ``quantized`` [n] are the lattice's shares of
@@ -35,8 +35,8 @@ class Grid:
 
 def bins(height: int, width: int) -> np.ndarray:
     """Frequencies [K, 2] of all periods that divide both sides, in cycles per pixel."""
-    found = {(i / p, j / p) for p in PERIODS if height % p == 0 and width % p == 0 for i in range(p) for j in range(p)}
-    return np.array(sorted(found - {(0.0, 0.0)})).reshape(-1, 2)
+    pairs = {(i / p, j / p) for p in PERIODS if height % p == 0 and width % p == 0 for i in range(p) for j in range(p)}
+    return np.array(sorted(pairs - {(0.0, 0.0)})).reshape(-1, 2)
 
 
 @BROKEN
@@ -44,47 +44,47 @@ def read(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> Grid:
     """Reduce final latents, n of [C, h, w], to the lattice's bins."""
     change, ratio, variance, shares = [], [], [], []
     for q, f in zip(quantized, full, strict=True):
-        ours, theirs = (np.asarray(x, np.float64) for x in (q, f))
-        height, width = theirs.shape[-2:]
-        where = bins(height, width)
-        rows, columns = np.rint(where * (height, width)).astype(int).T
-        a, b = (np.fft.fft2(x)[:, rows, columns] / (height * width) for x in (ours, theirs))
+        x_q, x_f = (np.asarray(x, np.float64) for x in (q, f))
+        height, width = x_f.shape[-2:]
+        frequencies = bins(height, width)
+        rows, columns = np.rint(frequencies * (height, width)).astype(int).T
+        a, b = (np.fft.fft2(x)[:, rows, columns] / (height * width) for x in (x_q, x_f))
         change.append(a - b)
         ratio.append(2 * np.log(np.abs(a) / np.abs(b)))
-        variance.append(theirs.var((1, 2)))
-        shares.append([np.square(np.abs(c)).sum() / x.var((1, 2)).sum() for c, x in ((b, theirs), (a, ours))])
+        variance.append(x_f.var((1, 2)))
+        shares.append([np.square(np.abs(c)).sum() / x.var((1, 2)).sum() for c, x in ((b, x_f), (a, x_q))])
     levels = decibels(np.array(shares).T, np.ones(1))
-    return Grid(np.array(change), np.array(ratio), np.array(variance), where, levels[0], levels[1])
+    return Grid(np.array(change), np.array(ratio), np.array(variance), frequencies, levels[0], levels[1])
 
 
 @BROKEN
 def amplitude(grid: Grid) -> np.ndarray:
-    """What each probe has of the pattern that all others share, [n, C], in standard deviations of the channel.
+    """Each probe's amplitude of the pattern that the other probes share, [n, C], in standard deviations of the channel.
 
     The mean over probes of the change at the bins is the shared pattern; by Parseval its norm is the pattern's root
     mean square over the pixels, so a checkerboard of amplitude a is read as a. Each probe is projected on the
-    direction of the others' mean: errors that share nothing average to 0 instead of to their own size.
+    direction of the others' mean: errors without a shared pattern average to 0 instead of to their own size.
     """
     count = len(grid.change)
     others = (grid.change.sum(0) - grid.change) / (count - 1)
     norm = np.linalg.norm(others, axis=-1, keepdims=True)
     direction = np.divide(others, norm, out=np.zeros_like(others), where=norm != 0)
     projected = (grid.change * direction.conj()).sum(-1).real
-    found: np.ndarray = projected / np.sqrt(grid.variance.mean(0))
-    return found
+    amplitudes: np.ndarray = projected / np.sqrt(grid.variance.mean(0))
+    return amplitudes
 
 
 @BROKEN
 def energy(grid: Grid) -> np.ndarray:
-    """Log power ratio at every bin, mean over channels, [n, K], dB: a grid whose phase differs between probes.
+    """Log power ratio at every bin, mean over channels, [n, K], dB: it also detects a grid whose phase varies by probe.
 
     The log ratio of two independent spectra spreads by pi in bins that are their own conjugate (both frequencies 0 or
-    1/2: the checkerboard's) and by pi / sqrt 3 in all others; theirs is divided by sqrt 3, so that the worst bin is not
-    one of them by chance.
+    1/2: the checkerboard's) and by pi / sqrt 3 in all others. The former are divided by sqrt 3, so that the worst
+    bin is not one of them by chance.
     """
-    own = ((2 * grid.bins) % 1 == 0).all(1)
-    found: np.ndarray = 10 / np.log(10) * grid.ratio.mean(1) / np.where(own, np.sqrt(3), 1)
-    return found
+    self_conjugate = ((2 * grid.bins) % 1 == 0).all(1)
+    levels: np.ndarray = 10 / np.log(10) * grid.ratio.mean(1) / np.where(self_conjugate, np.sqrt(3), 1)
+    return levels
 
 
 def grids(view: View) -> tuple[Grid, Grid]:
@@ -95,7 +95,7 @@ def grids(view: View) -> tuple[Grid, Grid]:
 @measures("lattice_amplitude")
 @BROKEN
 def lattice_amplitude(view: View) -> list[Sample]:
-    """The shared pattern of both arms, and of the adapted beside the base's; the worst channel counts."""
+    """The shared pattern of both arms, and the adapted arm's less the base's; the worst channel counts."""
     base, adapted = (amplitude(grid) for grid in view.once(grids))
     places = tuple(f"channel {c}" for c in range(base.shape[1]))
     arms: tuple[tuple[Arm, np.ndarray], ...] = (("base", base), ("adapted", adapted), ("both", adapted - base))
@@ -116,10 +116,10 @@ def lattice_energy(view: View) -> list[Sample]:
 @measures("hidden_lattice")
 @BROKEN
 def hidden_lattice(view: View) -> list[Sample]:
-    """By how much the adapter raises the lattice's share of power at full precision and no longer once quantized.
+    """The rise of the lattice's share of power by the adapter at full precision that is lost after quantization.
 
-    The smaller of the two: positive only where f1 has a grid that q1 lacks.
+    The smaller of the rise and the loss: positive only where f1 has a grid that q1 lacks.
     """
     base, adapted = view.once(grids)
-    added, left = adapted.full - base.full, adapted.quantized - base.quantized
-    return [Sample("hidden_lattice", "both", np.minimum(added, added - left))]
+    added, remaining = adapted.full - base.full, adapted.quantized - base.quantized
+    return [Sample("hidden_lattice", "both", np.minimum(added, added - remaining))]

@@ -1,4 +1,4 @@
-"""Decoded pictures before and after quantization: for comparison with what others publish, never a gate.
+"""Decoded pictures before and after quantization: for comparison with published numbers, never a gate.
 
 Usable 4-bit models differ from their reference by 18 to 21 dB PSNR (deepcompressor's table): a limit on it is wrong.
 """
@@ -15,7 +15,7 @@ WINDOW = 11  # pixels of SSIM's Gaussian window (Wang et al. 2004)
 @measures("psnr", when="end")
 @BROKEN
 def psnr(arm: Arm, quantized: np.ndarray, full: np.ndarray) -> Sample:
-    """Of pictures [n, H, W, 3] in [0, 1], in dB, at most ``EXACT``; by scikit-image."""
+    """PSNR of pictures [n, H, W, 3] in [0, 1], in dB, at most ``EXACT``; by scikit-image."""
     from skimage.metrics import peak_signal_noise_ratio
 
     pairs = zip(quantized.astype(np.float64), full.astype(np.float64), strict=True)
@@ -26,7 +26,7 @@ def psnr(arm: Arm, quantized: np.ndarray, full: np.ndarray) -> Sample:
 @measures("ssim", when="end")
 @BROKEN
 def ssim(arm: Arm, quantized: np.ndarray, full: np.ndarray) -> Sample:
-    """Of pictures [n, H, W, 3] in [0, 1], H and W at least ``WINDOW``; by scikit-image, as Wang et al. computed it."""
+    """SSIM of pictures [n, H, W, 3] in [0, 1], H and W at least ``WINDOW``; by scikit-image, as in Wang et al."""
     from skimage.metrics import structural_similarity
 
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

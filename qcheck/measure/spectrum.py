@@ -31,12 +31,12 @@ def high_share(latents: Iterable[np.ndarray]) -> np.ndarray:
 @BROKEN
 def laplacian_variance(latents: Iterable[np.ndarray]) -> np.ndarray:
     """Variance of the five-point Laplacian inside each channel, summed over channels, in dB, [n], of n of [C, h, w]."""
-    found = []
+    variances = []
     for latent in latents:
         x = np.asarray(latent, np.float64)
         inner = x[:, 2:, 1:-1] + x[:, :-2, 1:-1] + x[:, 1:-1, 2:] + x[:, 1:-1, :-2] - 4 * x[:, 1:-1, 1:-1]
-        found.append(inner.var((1, 2)).sum() + 0 * x.sum())  # a corner is in no stencil; one that broke still counts
-    return decibels(np.array(found), np.ones(len(found)))
+        variances.append(inner.var((1, 2)).sum() + 0 * x.sum())  # no stencil reads a corner; the sum passes its NaN on
+    return decibels(np.array(variances), np.ones(len(variances)))
 
 
 @BROKEN
@@ -77,14 +77,14 @@ def log_spectral_distance(quantized: Iterable[np.ndarray], full: Iterable[np.nda
 def residual(latent: np.ndarray) -> np.ndarray:
     """Spectral residual of a latent [C, h, w]: log amplitude less its 3 x 3 mean, in nat (Hou & Zhang 2007).
 
-    It whitens: what is left is how far each bin stands out of its neighbours. Half of the bins, [C, h, w // 2 + 1].
+    It whitens the spectrum: each bin is compared with its neighbours. Half of the bins, [C, h, w // 2 + 1].
     """
     values = np.asarray(latent, np.float64)
     amplitude = np.abs(np.fft.fft2(values - values.mean((1, 2), keepdims=True)))
     level = np.log(np.maximum(amplitude, 1e-12 * amplitude.max()))
     around = sum(np.roll(level, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
-    found: np.ndarray = (level - around)[..., : values.shape[-1] // 2 + 1]
-    return found
+    half: np.ndarray = (level - around)[..., : values.shape[-1] // 2 + 1]
+    return half
 
 
 @BROKEN
@@ -106,23 +106,23 @@ def _textures(view: View) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @measures("over_smoothing")
 @BROKEN
 def over_smoothing(view: View) -> list[Sample]:
-    """Over-smoothing takes both fine texture and Laplacian variance: the smaller drop of the two."""
-    found = view.once(_textures)
-    return [Sample("over_smoothing", arm, np.maximum(*found[arm])) for arm in SIDES]
+    """Over-smoothing lowers both fine texture and Laplacian variance: the smaller drop of the two."""
+    textures = view.once(_textures)
+    return [Sample("over_smoothing", arm, np.maximum(*textures[arm])) for arm in SIDES]
 
 
 @measures("hf_energy")
 def hf_energy(view: View) -> list[Sample]:
     """Change of the share of power at high frequencies."""
-    found = view.once(_textures)
-    return [Sample("hf_energy", arm, found[arm][0]) for arm in SIDES]
+    textures = view.once(_textures)
+    return [Sample("hf_energy", arm, textures[arm][0]) for arm in SIDES]
 
 
 @measures("laplacian_variance")
 def laplacian_variance_of(view: View) -> list[Sample]:
     """Change of the variance of the Laplacian."""
-    found = view.once(_textures)
-    return [Sample("laplacian_variance", arm, found[arm][1]) for arm in SIDES]
+    textures = view.once(_textures)
+    return [Sample("laplacian_variance", arm, textures[arm][1]) for arm in SIDES]
 
 
 @measures("log_spectral_distance")

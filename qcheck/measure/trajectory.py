@@ -1,4 +1,4 @@
-"""How free runs go: flicker between denoising steps, detours, and how fast two runs part."""
+"""Trajectories of each arm's own run: jitter between denoising steps, straightness, and divergence of two runs."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from qcheck.measure.sample import BROKEN, Sample
 
 @BROKEN
 def jitter(turns: Rows) -> np.ndarray:
-    """Mean over a run of 1 - cos(output, next output), [n]; a run of one call has no turn, hence none: 0."""
+    """Mean over a run of 1 - cos(output, next output), [n]; 0 for a run of one call."""
     return np.array([np.mean(t) if len(t) else 0.0 for t in turns])
 
 
 @BROKEN
 def straightness(chord: Rows, lengths: Rows) -> np.ndarray:
-    """|x_T - x_0| / sum |dx| [n]: 1 is a straight way."""
+    """|x_T - x_0| / sum |dx| [n]: 1 is a straight path."""
     return np.array([float(c[0]) / steps.sum() for c, steps in zip(chord, lengths, strict=True)])
 
 
@@ -35,8 +35,8 @@ def straightness_of(view: View) -> list[Sample]:
 def divergence(apart: Rows, places: np.ndarray) -> np.ndarray:
     """Least-squares slope of ln(|x_q - x_f| / |x_f|) over the step's number, per step, [n].
 
-    ``apart`` is n of [T], at the steps ``places`` [T]; a step at which the runs have not parted yet says nothing. 0
-    where fewer than two are left.
+    ``apart`` is n of [T], at the steps ``places`` [T]. Steps at which the runs are still equal are left out; 0 where
+    fewer than two steps remain.
     """
     slopes = []
     for distances in apart:
@@ -51,7 +51,7 @@ def divergence(apart: Rows, places: np.ndarray) -> np.ndarray:
 
 @measures("divergence_slope")
 def divergence_slope(view: View) -> list[Sample]:
-    """How fast the quantized adapted run parts from the reference."""
+    """The rate at which the quantized adapted run diverges from the reference."""
     return [Sample("divergence_slope", "adapted", divergence(view.q1.apart, np.array(view.strata)))]
 
 
@@ -65,7 +65,7 @@ def _jitters(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 @measures("step_jitter")
 @BROKEN
 def step_jitter(view: View) -> list[Sample]:
-    """Change of each arm's jitter by quantization, and of the adapted beside the base's."""
+    """Change of each arm's jitter by quantization, and the adapted arm's less the base's."""
     f0, f1, q0, q1 = view.once(_jitters)
     return [
         Sample("step_jitter", "base", q0 - f0, _worst(profile(view.q0.turns, view.f0.turns))),
@@ -77,7 +77,7 @@ def step_jitter(view: View) -> list[Sample]:
 @measures("hidden_jitter")
 @BROKEN
 def hidden_jitter(view: View) -> list[Sample]:
-    """What the adapter adds at full precision and no longer adds once quantized, the smaller of the two.
+    """The jitter that the adapter adds at full precision, or the part of it that quantization removes, if smaller.
 
     It is positive only where f1 has a defect that q1 lacks.
     """

@@ -21,9 +21,10 @@ _EXACT = 1e-3
 
 @dataclass(frozen=True)
 class Arms:
-    """Both arms' weights for one pipeline, which holds either; only the layers that the adapters touch exist twice.
+    """The weights of both arms for one pipeline, which holds one arm at a time. Only changed layers are stored twice.
 
-    ``adapters`` are in the adapted arm alone, ``common`` ones in both; ``unmatched`` names factors that went nowhere.
+    ``adapters`` are merged into the adapted arm alone, ``common`` into both; ``unmatched`` names layers of the adapters
+    that the base does not have.
     """
 
     base: Base
@@ -36,30 +37,28 @@ class Arms:
 
     def content(self, side: Side) -> str:
         """The digest of all weights of an arm."""
-        used = (*self.common, *(self.adapters if side == "adapted" else ()))
-        return digest_of(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in used))
+        adapters = (*self.common, *(self.adapters if side == "adapted" else ()))
+        return digest_of(self.base.digest, *(f"{adapter.digest} {adapter.weight!r}" for adapter in adapters))
 
     @contextmanager
     def held(self, side: Side) -> Iterator[Family]:
-        """The pipeline with that arm's weights, until the block ends.
-
-        Blocks of one arm may nest.
+        """The pipeline with the weights of the arm ``side``, until the block ends. Blocks of one arm may nest.
 
         Raises:
-            RuntimeError: the other arm is held: its runner would compute with these weights.
+            RuntimeError: a block of the other arm is open: its runner would compute with these weights.
         """
-        with self.base.lease.of(self.content(side)) as first:
-            if first:
+        with self.base.lease.of(self.content(side)) as outermost:
+            if outermost:
                 for layer, weight in self.weights[side].items():
                     _weight(self.base.pipe, layer).data = weight
             yield self.base.family
 
     def state(self, side: Side) -> dict[str, torch.Tensor]:
-        """The denoiser's parameters and buffers in that arm, whichever is held."""
+        """The denoiser's parameters and buffers in that arm, whichever arm the pipeline holds."""
         prefix = f"{self.base.family.denoiser}."
-        own = {layer.removeprefix(prefix): weight for layer, weight in self.weights[side].items()}
-        found: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
-        return found | {f"{layer}.weight": weight for layer, weight in own.items() if f"{layer}.weight" in found}
+        weights = {layer.removeprefix(prefix): weight for layer, weight in self.weights[side].items()}
+        state: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
+        return state | {f"{layer}.weight": weight for layer, weight in weights.items() if f"{layer}.weight" in state}
 
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
@@ -69,7 +68,7 @@ class Arms:
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
 
-        ``down`` stacks the files' own; ``up`` solves for the change that diffusers merged: it holds weight and alpha.
+        ``down`` stacks the files' factors. ``up`` is solved from the merged change, so it includes weight and alpha.
 
         Raises:
             UserError: the change is not of that rank, as DoRA's is not.
@@ -78,8 +77,8 @@ class Arms:
         change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
         down = self.down[name].double()
         up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
-        left = (up @ down.flatten(1) - change).norm()
-        if left > _EXACT * change.norm():
+        residual = (up @ down.flatten(1) - change).norm()
+        if residual > _EXACT * change.norm():
             raise UserError(
                 f"the adapter's change of {layer} is no product of its factors (DoRA rescales whole weights)",
                 "It cannot run unmerged: leave --order unmerged out.",
@@ -93,7 +92,7 @@ def apply(
     """Both arms of ``base``: ``common`` merged into both, ``adapters`` into one of them, at full precision.
 
     Raises:
-        UserError: an adapter does not fit this base, or a layer of it did not arrive.
+        UserError: an adapter does not fit this base, or its merge left one of its layers unchanged.
     """
     unmatched: list[str] = []
     lora.require_stackable([*common, *adapters])
@@ -102,9 +101,9 @@ def apply(
     before: dict[str, torch.Tensor] = {}
     down: dict[str, list[torch.Tensor]] = defaultdict(list)
     for adapter in adapters:
-        fitted, found = _merge(base.pipe, adapter, allow_unmatched)
+        fitted, originals = _merge(base.pipe, adapter, allow_unmatched)
         unmatched += fitted.unmatched
-        before = found | before  # the first adapter on a layer found the base's weight there
+        before = originals | before  # of several adapters on a layer, the first one read the base's weight
         for layer, factor in fitted.down.items():
             down[layer].append(factor)
     layers = tuple(sorted(before))
@@ -123,29 +122,29 @@ def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
         UserError: as ``apply``, or they change other layers.
     """
     with reference.held("base"):
-        found = apply(reference.base, adapters, (), bool(reference.unmatched))
-    if found.layers != reference.layers:
-        odd = sorted(set(found.layers) ^ set(reference.layers))
+        arms = apply(reference.base, adapters, (), bool(reference.unmatched))
+    if arms.layers != reference.layers:
+        odd = sorted(set(arms.layers) ^ set(reference.layers))
         raise UserError(
             f"the adapter and its reference change other layers of the base: {len(odd)} differ, first {odd[0]}",
             "Give the adapter that it was calibrated from as --reference-lora.",
         )
-    return replace(found, common=reference.common)
+    return replace(arms, common=reference.common)
 
 
 def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dict[str, torch.Tensor]]:
-    """Merge one adapter; where it went, and the weights that were there before.
+    """Merge one adapter. Returns its fit and the layers' weights before the merge.
 
-    Loaders drop keys in mixed or unusual layouts without an error; an adapter that did not arrive is one here.
+    A layer that the merge leaves unchanged is an error.
     """
     fitted = lora.fit(pipe, adapter, allow_unmatched)
     before = {layer: _weight(pipe, layer).detach().clone() for layer in fitted.down}
     lora.merge(pipe, adapter)
-    idle = [layer for layer, weight in before.items() if torch.equal(weight, _weight(pipe, layer))]
-    if idle and adapter.weight:
+    unchanged = [layer for layer, weight in before.items() if torch.equal(weight, _weight(pipe, layer))]
+    if unchanged and adapter.weight:
         raise UserError(
-            f"{len(idle)} of the {len(before)} layers of adapter {str(adapter.path)!r} did not change when it was "
-            f"merged, first {idle[0]}",
+            f"{len(unchanged)} of the {len(before)} layers of adapter {str(adapter.path)!r} did not change when it was "
+            f"merged, first {unchanged[0]}",
             "Its factors are zero there, or diffusers ignores keys of this layout: export it again in one layout.",
         )
     return fitted, before
@@ -153,5 +152,5 @@ def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dic
 
 def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:
     component, _, name = layer.partition(".")
-    found: torch.nn.Parameter = getattr(pipe, component).get_submodule(name).weight
-    return found
+    weight: torch.nn.Parameter = getattr(pipe, component).get_submodule(name).weight
+    return weight

@@ -1,4 +1,4 @@
-"""The parts of a pipeline that a device runs, each as one module with tensors in and out.
+"""The components of a pipeline that a device runs, each as one module from tensors to tensors.
 
 Names of folders, inputs and outputs are those of optimum's pipeline layout.
 """
@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-MODULE = "denoiser"  # what the denoiser is called within its entry, and so in the names of an exported graph
-ROWS = 2  # of an example: torch's exporter takes an axis of one for a constant
+MODULE = "denoiser"  # the denoiser's attribute in its entry module, and so its prefix in an exported graph
+ROWS = 2  # of an example: torch's exporter treats an axis of length 1 as constant
 
 
 @dataclass(frozen=True)
 class Component:
     """A module to export: example inputs by the names of its arguments, and the names of its outputs.
 
-    The first axis of every input but those in ``fixed`` is the batch; those in ``kept`` keep their type. ``growing``
-    names the axes that grow with the picture, which are multiples of ``step`` where they vary; ``spread`` is the
-    standard deviation of its float inputs in use.
+    The first axis of every input is the batch, except for inputs in ``fixed``; inputs in ``kept`` keep their type.
+    ``growing`` names the axes that grow with the picture, which are multiples of ``step`` where they vary; ``spread``
+    is the standard deviation of the float inputs in a real run.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Component:
 
 
 class Entry(nn.Module):
-    """A denoiser under the name that exported graphs know it by; a family's own says how it is called."""
+    """A denoiser under the name that it has in exported graphs; each family's subclass calls it."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Entry(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A text encoder from tokens [n, L] to its last hidden state and what it pools; with ``inner``, all states too."""
+    """A text encoder from tokens [n, L] to its last hidden and pooled states; with ``inner``, all hidden states too."""
 
     def __init__(self, text_encoder: nn.Module, inner: bool) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TextEncoder(nn.Module):
         self._options = {"output_hidden_states": inner, "return_dict": True}
 
     def outputs(self) -> tuple[str, ...]:
-        """Names of what ``forward`` returns; nothing is computed."""
+        """The names of the tensors that ``forward`` returns, from meta tensors."""
         weights = {
             n: v.to("meta") for n, v in (*self.text_encoder.named_parameters(), *self.text_encoder.named_buffers())
         }
@@ -69,12 +69,12 @@ class TextEncoder(nn.Module):
         return tuple(_encoded(functional_call(self.text_encoder, weights, (ids,), self._options)))
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Every output."""
+        """The outputs, in the order of ``outputs``."""
         return tuple(_encoded(self.text_encoder(input_ids, **self._options)).values())
 
 
 def _encoded(output: Any) -> dict[str, torch.Tensor]:
-    """What a text encoder returned, by optimum's names."""
+    """The outputs of a text encoder by optimum's names."""
     names = ("text_embeds", "last_hidden_state", "pooler_output")
     plain = {name: output[name] for name in names if output.get(name) is not None}
     states = enumerate(output.get("hidden_states") or ())
@@ -89,6 +89,6 @@ class Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-        """Pictures."""
+        """Pictures in [-1, 1]."""
         output: torch.Tensor = self.vae.decode(latent_sample, return_dict=False)[0]
         return output

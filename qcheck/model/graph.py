@@ -41,7 +41,7 @@ def export(component: Component, compute: str, sizes: bool = False) -> ir.Model:
 
 
 def _narrow(model: ir.Model) -> None:
-    """Compute in float32 what torch computes in float64 (places of tokens): TensorRT has no double."""
+    """Replace float64, in which torch computes positions of tokens, by float32: TensorRT has no double."""
     double, single = ir.DataType.DOUBLE, ir.DataType.FLOAT
     for node in model.graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == double:
@@ -61,7 +61,7 @@ def _single(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _promote(model: ir.Model) -> None:
-    """Cast what is concatenated to its widest type, as torch does and its exporter forgets."""
+    """Cast the inputs of Concat to their widest type, as torch does; its exporter leaves the casts out."""
     for node in [node for node in model.graph if node.op_type == "Concat"]:
         types = {value.dtype for value in node.inputs if value is not None and value.dtype is not None}
         if len(types) < 2:
@@ -78,13 +78,13 @@ def _promote(model: ir.Model) -> None:
 
 
 def _axes(component: Component, sizes: bool) -> dict[str, dict[int, Any] | None]:
-    """The axes that vary; sides of pictures are multiples of the component's own step."""
+    """The dynamic axes of each input; sides of pictures are multiples of the component's ``step``."""
     batch, sides = torch.export.Dim("batch", min=1, max=_MOST), dict[str, Any]()
-    found: dict[str, dict[int, Any] | None] = {}
+    axes_of: dict[str, dict[int, Any] | None] = {}
     for name in component.inputs:
         axes: dict[int, Any] = {} if name in component.fixed else {0: batch}
         for axis, side in component.growing.get(name, {}).items() if sizes else ():
             varied = sides.setdefault(side, torch.export.Dim(side, min=1, max=_MOST))
             axes[axis] = component.step * varied if component.step > 1 else varied
-        found[name] = axes or None
-    return found
+        axes_of[name] = axes or None
+    return axes_of

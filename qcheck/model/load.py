@@ -21,14 +21,14 @@ INDEX = "model_index.json"
 
 
 class Lease:
-    """Whose weights a pipeline holds while somebody computes with it."""
+    """The arm whose weights a pipeline holds while a runner computes with it."""
 
     def __init__(self) -> None:
         self._holder, self._depth = "", 0
 
     @contextmanager
     def of(self, holder: str) -> Iterator[bool]:
-        """The pipeline for ``holder`` until the block ends; whether nobody had it before.
+        """Reserve the pipeline for ``holder`` until the block ends. Yields whether this is the outermost block.
 
         Raises:
             RuntimeError: another holder has it.
@@ -45,7 +45,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded pipeline in float32, what it was loaded from, and whose weights it holds."""
+    """A loaded pipeline in float32, the source and digest of its files, and the lease on its weights."""
 
     source: str
     digest: str
@@ -54,12 +54,12 @@ class Base:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline as diffusers has it."""
+        """The pipeline object of diffusers."""
         return self.family.pipe
 
     @property
     def denoiser(self) -> nn.Module:
-        """The module that is quantized."""
+        """The denoiser, which is the module that is quantized."""
         return self.family.module
 
 
@@ -67,7 +67,7 @@ def locate(source: str) -> Path:
     """The local folder of ``source``.
 
     Raises:
-        UserError: there is no such path and no such repository, or what is there is not a diffusers pipeline.
+        UserError: there is no such path or repository, or it is not a diffusers pipeline.
     """
     folder = Path(source)
     if not folder.exists():
@@ -123,9 +123,9 @@ def load(source: str) -> Base:
             "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
         ) from error
     family = kind(pipe)
-    if strange := family.unsupported():
+    if problem := family.unsupported():
         raise UserError(
-            f"base {source!r} has {strange}",
+            f"base {source!r} has {problem}",
             "This version checks plain text-to-image pipelines (no inpainting, no control, no UNet told the guidance).",
         )
     pipe.set_progress_bar_config(disable=True)

@@ -1,25 +1,23 @@
-"""Libraries that talk while they load: silenced in one place, so that a check's own output is what a person sees."""
+"""Silence libraries that log while they load, so that the user reads only the output of the check."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOUD = ("diffusers", "transformers", "torch.onnx", "onnxscript", "huggingface_hub", "peft", "bitsandbytes")
+_LIBRARIES = ("diffusers", "transformers", "torch.onnx", "onnxscript", "huggingface_hub", "peft", "bitsandbytes")
 
-logging.getLogger("bitsandbytes").setLevel(
-    logging.ERROR
-)  # it warns while peft imports it, of kernels it can do without
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns about optional kernels
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, only errors of the model libraries are logged, and their warnings and progress bars are not shown."""
+    """Inside the block only errors of the model libraries are logged; warnings and progress bars are not shown."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
-    for name in _LOUD:
+    levels = {name: logging.getLogger(name).level for name in _LIBRARIES}
+    for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,6 @@
-"""The files of a scheme: what goes to the device, the float32 twins that give the numbers here, and manifests.
+"""The files of a scheme: the model for the device, the float32 twins that are run here, and manifests.
 
-Everything is made once in the cache. The files of q1 are copied into the output folder:
+Every file is made once, in the cache. The files of q1 are copied into the output folder:
 
 artifacts/<scheme>/<order>/<denoiser>/model.onnx  q1 in the compute type: the file to deploy
 artifacts/<scheme>/<order>/q1.twin.onnx           the same codes and scales, or their values; float32 elsewhere
@@ -38,12 +38,12 @@ from qcheck.spec.scheme import Scheme
 
 TWIN = "float32"
 BASE: Literal["base"] = "base"
-Origin = Literal["base", "adapted", "shared"]  # whose inputs: an arm's at f1's states, or the base's at its own
+Origin = Literal["base", "adapted", "shared"]  # inputs of an arm at f1's latents, or of the base on its own runs
 Ranges = Mapping[Origin, Mapping[str, Input]]
 
 
 class QuantizedWeights(NamedTuple):
-    """What a quantized arm is made of: full-precision weights, the plan for them, and an unmerged adapter's factors."""
+    """The content of a quantized arm: full-precision weights, their plan, and the factors of an unmerged adapter."""
 
     state: Mapping[str, torch.Tensor]
     plan: Mapping[str, LayerPlan]
@@ -52,7 +52,7 @@ class QuantizedWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizedArm:
-    """A quantized arm as it runs here: an ONNX file, or without one the content to load; ``digest`` decides outputs."""
+    """A quantized arm to run here: its ONNX file, or without one its content. Equal digests mean equal outputs."""
 
     digest: str
     path: Path | None
@@ -61,7 +61,7 @@ class QuantizedArm:
 
 @dataclass(frozen=True)
 class Artifact:
-    """q1 in one order: how it runs here and, where the scheme is an ONNX file, the one for the device."""
+    """q1 in one order: the arm that is run here and, where the scheme is an ONNX file, the file for the device."""
 
     folder: Path
     runs: QuantizedArm
@@ -70,9 +70,9 @@ class Artifact:
 
 
 class Exporter:
-    """Fills and saves the denoiser's graph; torch exports it once for each compute type, ever, for a base.
+    """Fills and saves the denoiser's graph; torch exports the graph of a base once for each compute type.
 
-    ``example`` is what the denoiser is fed, of any number of rows; with ``sizes`` the sides of the picture vary too.
+    ``example`` are inputs of the denoiser, of any number of rows; with ``sizes`` the sides of the picture vary too.
     """
 
     def __init__(self, arms: Arms, store: Cache, example: Mapping[str, np.ndarray], sizes: bool = False) -> None:
@@ -80,7 +80,7 @@ class Exporter:
         self._graphs: dict[str, ir.Model] = {}
 
     def graph(self, compute: str) -> ir.Model:
-        """The graph; its layer weights are those of whichever arm was in place and are always replaced."""
+        """The graph. Its layer weights are of whichever arm was loaded at export; they are always replaced."""
         if compute not in self._graphs:
             base = self._arms.base
             key = cache.key(__name__, "graph", base.digest, compute, self.shapes())
@@ -89,38 +89,38 @@ class Exporter:
                 component = base.family.component(self._example)
                 qdq.save(export(component, compute, self._sizes), folder / "graph.onnx")
 
-            found = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
-            self._graphs[compute] = ir.load(found / "graph.onnx")
+            entry = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
+            self._graphs[compute] = ir.load(entry / "graph.onnx")
         return self._graphs[compute]
 
     def shapes(self) -> str:
-        """The sizes that every file is made for."""
+        """The input shapes of every file, as part of a cache key."""
         fixed = self._arms.base.family.fixed
         shapes = {name: v.shape if name in fixed else v.shape[1:] for name, v in self._example.items()}
         return repr((shapes, self._sizes))
 
     def sites(self, compute: str) -> Mapping[str, Site]:
-        """Where each layer computes, in the graph and in every file made from it."""
+        """The node and weight of each layer, in the graph and in every file made from it."""
         return qdq.sites(self.graph(compute).graph)
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
         key = cache.key(__name__, "full", self._arms.content(side), compute, self.shapes())
         about = f"{self._arms.base.source}, unquantized, {compute}"
-        found = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
-        return found / "model.onnx"
+        entry = self._store.obtain("artifact", key, about, lambda folder: self._full(side, compute, folder))
+        return entry / "model.onnx"
 
     def _full(self, side: Side, compute: str, folder: Path) -> None:
         qdq.save(qdq.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
 
     def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
-        """Save a quantized arm as the device gets it."""
+        """Save a quantized arm as the file for the device."""
         graph = self.graph(scheme.compute)
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset)
         return self._save(model, path, facts)
 
     def twin(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
-        """Save a quantized arm as ONNX Runtime can run it here: the same codes and scales, or what they stand for."""
+        """Save a quantized arm as ONNX Runtime runs it here: the same codes and scales, or their dequantized values."""
         graph, decoded = self.graph(TWIN), scheme.decoded
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
         return self._save(model, path, facts)
@@ -133,7 +133,7 @@ class Exporter:
 
 
 def calibrated_on(order: Order) -> Origin:
-    """Whose inputs give the ranges of q1 in an order."""
+    """The origin of the inputs that give the ranges of q1 in an order."""
     return "shared" if orders.merge(order).ranges == "shared" else "adapted"
 
 
@@ -148,10 +148,10 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there in every order."""
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
-    touched = [layer for layer in arms.denoiser_layers() if layer in layers]
+    changed = [layer for layer in arms.denoiser_layers() if layer in layers]
     before = plan.make(layers, base, scheme, ranges["base"])
     state, branches = dict(adapted), {}
-    for layer in touched:
+    for layer in changed:
         name = f"{layer}.weight"
         change, quantized = adapted[name] - base[name], before[layer].fake(base[name])
         state[name] = merge.stored(order, base[name], adapted[name], change, quantized)
@@ -163,7 +163,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
 
 @dataclass(frozen=True)
 class ArtifactSources:
-    """What the artifacts of one scheme are made from."""
+    """The inputs from which the artifacts of one scheme are made."""
 
     arms: Arms
     exporter: Exporter
@@ -174,30 +174,30 @@ class ArtifactSources:
 
     @property
     def deployed(self) -> Path:
-        """Where the file for the device is in an artifact's folder."""
+        """The path of the file for the device in an artifact's folder."""
         return Path(self.arms.base.family.denoiser) / "model.onnx"
 
     def facts(self, order: str) -> dict[str, str]:
-        """What every file says of itself."""
+        """The metadata of every file."""
         return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
 
     def key(self, order: Order | Literal["base"]) -> str:
         """The cache key of q1 in an order, or of q0 at "base"."""
         origins: tuple[Origin, ...] = SIDES if order == BASE else ("base", calibrated_on(order))
-        ranges = digest_of(*(part for origin in origins for part in _parts(self.ranges[origin])))
+        ranges = digest_of(*(part for origin in origins for part in _digest_parts(self.ranges[origin])))
         values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
         contents = (self.arms.content("base"), self.arms.content("adapted"))
         return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes())
 
 
-def _parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
-    for layer, found in sorted(inputs.items()):
-        yield f"{layer} {found.cut!r}"
-        yield b"" if found.smooth is None else found.smooth.numpy().tobytes()
+def _digest_parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
+    for layer, calibrated in sorted(inputs.items()):
+        yield f"{layer} {calibrated.cut!r}"
+        yield b"" if calibrated.smooth is None else calibrated.smooth.numpy().tobytes()
 
 
 def write_base(sources: ArtifactSources) -> QuantizedArm:
-    """q0: the twin's file where the scheme has one."""
+    """Write q0: the twin's file, where the scheme has one."""
     scheme, key = sources.scheme, sources.key(BASE)
 
     def content() -> QuantizedWeights:
@@ -213,7 +213,7 @@ def write_base(sources: ArtifactSources) -> QuantizedArm:
 
 
 def write(sources: ArtifactSources, order: Order, root: Path) -> Artifact:
-    """q1 in ``order``, its files below ``root``; only a manifest where PyTorch quantizes while it loads."""
+    """Write q1 in ``order`` below ``root``; only a manifest where PyTorch quantizes while it loads."""
     scheme, key = sources.scheme, sources.key(order)
 
     def content() -> QuantizedWeights:
@@ -223,10 +223,10 @@ def write(sources: ArtifactSources, order: Order, root: Path) -> Artifact:
     stored = sources.store.obtain("artifact", key, about, lambda folder: _make(sources, order, content(), folder))
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
-    page = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
+    description = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
     if not scheme.exported:
-        return Artifact(folder, QuantizedArm(key, None, content), None, page)
-    return Artifact(folder, QuantizedArm(key, folder / "q1.twin.onnx", content), folder / sources.deployed, page)
+        return Artifact(folder, QuantizedArm(key, None, content), None, description)
+    return Artifact(folder, QuantizedArm(key, folder / "q1.twin.onnx", content), folder / sources.deployed, description)
 
 
 def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, folder: Path) -> None:
@@ -235,8 +235,8 @@ def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, fol
     if scheme.exported:
         written.append(exporter.deployed(content, scheme, folder / sources.deployed, facts))
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
-    page = describe(sources, order, content, folder, written)
-    (folder / manifest.NAME).write_text(page.to_json(), "utf-8")
+    description = describe(sources, order, content, folder, written)
+    (folder / manifest.NAME).write_text(description.to_json(), "utf-8")
 
 
 def describe(
@@ -263,16 +263,16 @@ def describe(
     )
 
 
-def _sources(adapters: Sequence[Adapter], of: Literal["adapted", "both"]) -> list[Source]:
-    return [Source(digest=used.digest, weight=used.weight, arms=of) for used in adapters]
+def _sources(adapters: Sequence[Adapter], arms: Literal["adapted", "both"]) -> list[Source]:
+    return [Source(digest=adapter.digest, weight=adapter.weight, arms=arms) for adapter in adapters]
 
 
 def layers(content: QuantizedWeights, sites: Mapping[str, Site]) -> list[Layer]:
-    """What a file made from ``content`` is asked to compute, layer by layer; no nodes where there is no file."""
-    found = []
+    """The quantized layers of a file made from ``content``; they name no nodes where there is no file."""
+    records = []
     for name, numbers in content.plan.items():
-        site = sites.get(name)  # none where PyTorch quantizes while it loads
-        found.append(
+        site = sites.get(name)  # None where PyTorch quantizes while it loads
+        records.append(
             Layer(
                 name=name,
                 node=str(site.node.name) if site else "",
@@ -282,4 +282,4 @@ def layers(content: QuantizedWeights, sites: Mapping[str, Site]) -> list[Layer]:
                 parameters=content.state[f"{name}.weight"].numel(),
             )
         )
-    return found
+    return records

@@ -1,6 +1,6 @@
-"""The denoiser as diffusers with bitsandbytes runs it: NF4 or LLM.int8 layers in torch, adapter merged or beside them.
+"""The denoiser as diffusers runs it with bitsandbytes: NF4 or LLM.int8 layers, the adapter merged or beside them.
 
-bitsandbytes computes; nothing of it is simulated here.
+bitsandbytes itself computes; it is not simulated.
 """
 
 import copy
@@ -22,9 +22,9 @@ OUTLIER = 6.0  # LLM.int8's threshold: inputs beyond it are computed in 16 bit (
 
 
 class _FlatLinear(nn.Module):
-    """NF4 where runs cross rows: bitsandbytes' CPU kernel is wrong for 2-D weights there (0.50.2), right for flat ones.
+    """NF4 where runs cross rows: there bitsandbytes' CPU kernel (0.50.2) is wrong for 2-D weights, right for flat ones.
 
-    Its CUDA kernel dequantizes the flattened weight, so a board computes what this does.
+    Its CUDA kernel dequantizes the flattened weight, so a device computes the same values as this layer.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, block: int) -> None:
@@ -45,7 +45,7 @@ def converted(
     """A copy of ``unet`` with the weights of ``state`` whose planned layers are bitsandbytes' own.
 
     Raises:
-        ValueError: a planned layer's numbers are none that bitsandbytes has.
+        ValueError: a planned layer has a format or blocks that bitsandbytes does not have.
     """
     with quiet():
         owned = copy.deepcopy(unet)
@@ -62,11 +62,11 @@ def converted(
 
 def _layer(weight: torch.Tensor, bias: torch.Tensor | None, grid: Grid) -> nn.Module:
     outputs, inputs = weight.shape
-    values, kept = weight.detach().clone(), None if bias is None else bias.detach().clone()
+    values, bias_copy = weight.detach().clone(), None if bias is None else bias.detach().clone()
     layer: Any
     if isinstance(grid.number, Table) and grid.block is not None:
         if inputs % grid.block:
-            return _FlatLinear(values, kept, grid.block)
+            return _FlatLinear(values, bias_copy, grid.block)
         layer = bitsandbytes.nn.Linear4bit(inputs, outputs, compute_dtype=values.dtype, quant_type="nf4")
         layer.weight = bitsandbytes.nn.Params4bit(
             values, requires_grad=False, quant_type="nf4", blocksize=grid.block, compress_statistics=False
@@ -76,8 +76,8 @@ def _layer(weight: torch.Tensor, bias: torch.Tensor | None, grid: Grid) -> nn.Mo
         layer.weight = bitsandbytes.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
     else:
         raise ValueError(f"bitsandbytes has no {grid.number.name} weights in this layout")
-    layer.bias = None if kept is None else nn.Parameter(kept, requires_grad=False)
-    quantized: nn.Module = layer.to("cpu")  # moving is what quantizes
+    layer.bias = None if bias_copy is None else nn.Parameter(bias_copy, requires_grad=False)
+    quantized: nn.Module = layer.to("cpu")  # bitsandbytes quantizes when a layer is moved
     return quantized
 
 

@@ -1,4 +1,4 @@
-"""Simulation: a torch model that computes what the artifact computes."""
+"""Simulation: a torch model that computes the same values as the artifact."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 def low_rank(module: nn.Module, inputs: torch.Tensor, factors: Factors) -> torch.Tensor:
-    """The unmerged adapter's part of a layer's output: up [out, r] of down [r, in, ...] of the float input."""
+    """The unmerged adapter's part of a layer's output: up [out, r] times down [r, in, ...] times the float input."""
     down, up = factors
     if isinstance(module, nn.Conv2d):
         inner = F.conv2d(inputs, down, None, module.stride, module.padding, module.dilation)
@@ -34,8 +34,8 @@ class _Straight(torch.autograd.Function):
 
 def straight(values: torch.Tensor, stand_in: torch.Tensor) -> torch.Tensor:
     """``stand_in`` bit for bit, with the gradient of ``values``: the straight-through estimator (arXiv 1308.3432)."""
-    found: torch.Tensor = _Straight.apply(values, stand_in.detach())  # type: ignore[no-untyped-call]
-    return found
+    values_out: torch.Tensor = _Straight.apply(values, stand_in.detach())  # type: ignore[no-untyped-call]
+    return values_out
 
 
 def straight_input(layer: LayerPlan, values: torch.Tensor) -> torch.Tensor:
@@ -61,20 +61,20 @@ def _forward(module: Any, layer: LayerPlan | None, factors: Factors | None) -> C
 
 @contextmanager
 def simulated(model: nn.Module, plan: Plan, branches: Mapping[str, Factors] | None = None) -> Iterator[nn.Module]:
-    """``model`` computing with dequantized codes and, beside them, unmerged low-rank ``branches``; then as it was."""
-    kept: dict[str, torch.Tensor] = {}
+    """``model`` with dequantized codes as weights and unmerged low-rank ``branches``, restored when the block ends."""
+    weights: dict[str, torch.Tensor] = {}
     branches = branches or {}
     names = [*plan, *(name for name in branches if name not in plan)]
     try:
         for name in names:
             module: Any = model.get_submodule(name)
             if name in plan:
-                kept[name] = module.weight.data
+                weights[name] = module.weight.data
                 module.weight.data = plan[name].fake_stored(module.weight.data)
             module.forward = _forward(module, plan.get(name), branches.get(name))
         yield model
     finally:
         for name in names:
             vars(model.get_submodule(name)).pop("forward", None)
-        for name, data in kept.items():
+        for name, data in weights.items():
             model.get_submodule(name).get_parameter("weight").data = data

@@ -1,6 +1,6 @@
-"""Every number format on one page: limits from the definition, codes from values and back.
+"""The number formats: their limits by definition, and the functions between values and codes.
 
-Simulation, QAT and the ONNX artifact call the same three functions, so their codes are the same codes.
+Simulation, QAT and the ONNX artifact call the same three functions, so their codes are equal.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def _binade(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Table:
-    """A format that lists its values, rising; scale = absmax / the last of them."""
+    """A format that lists its values in rising order; scale = absmax / the last value."""
 
     name: str
     levels: tuple[float, ...]
@@ -94,12 +94,12 @@ class Table:
         return self.levels[-1]
 
     def indices(self, ratio: torch.Tensor) -> torch.Tensor:
-        """The place in ``levels`` of the value nearest to each ratio, int64; the lower of two as near."""
+        """The index in ``levels`` of the value nearest to each ratio, int64; of two equally near, the lower."""
         levels = torch.tensor(self.levels, dtype=ratio.dtype)
         return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
     def nearest(self, ratio: torch.Tensor) -> torch.Tensor:
-        """Codes as the values they stand for."""
+        """Codes as the values that they stand for."""
         return torch.tensor(self.levels, dtype=ratio.dtype)[self.indices(ratio)]
 
     def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
@@ -131,8 +131,8 @@ _NF4 = (
 
 Format = Integer | Float | Table
 FORMATS: dict[str, Format] = {
-    found.name: found
-    for found in (
+    number.name: number
+    for number in (
         Integer("int8", 8),
         Integer("int4", 4),
         Float("float8_e4m3", 4, 3, reserved=1),
@@ -153,11 +153,11 @@ def find(name: str) -> Format:
 
 
 def floating(name: str) -> Float:
-    """The floating-point format of that name, which may hold a scale."""
-    found = find(name)
-    if not isinstance(found, Float):
+    """The floating-point format of that name, which can store a scale."""
+    number = find(name)
+    if not isinstance(number, Float):
         raise unknown("floating-point format", name, [n for n, f in FORMATS.items() if isinstance(f, Float)])
-    return found
+    return number
 
 
 def scale(absmax: torch.Tensor, number: Format, stored: str) -> torch.Tensor:

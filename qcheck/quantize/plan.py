@@ -1,4 +1,4 @@
-"""Which layer gets which scales: what simulation and artifact both carry out."""
+"""The plan of a scheme: which layer gets which scales. Simulation and artifact both follow it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Layer = nn.Linear | nn.Conv2d
 
 @dataclass(frozen=True)
 class Held:
-    """Steps as a floating-point format stores them, [groups], in units of one float32 ``factor``."""
+    """Steps, [groups], as codes of a floating-point format in units of one float32 ``factor``."""
 
     number: Float
     codes: torch.Tensor
@@ -27,9 +27,9 @@ class Held:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the codes of one weight lie: one step for each group of neighbouring weights.
+    """The quantization grid of one weight: one step for each group of neighbouring weights.
 
-    ``step`` is float32, what a code is multiplied with: [1] per tensor or for a bare cast ("none", where it is 1),
+    ``step`` is the float32 factor of the codes: [1] per tensor or for a bare cast ("none", where it is 1),
     [out] per channel, [out * in / block] per block of the input axis, [numel / block] per run of the flattened weight.
     """
 
@@ -45,25 +45,26 @@ class Grid:
         return formats.quantize(groups, self.step[:, None], self.number).view(weight.shape)
 
     def fake(self, weight: torch.Tensor) -> torch.Tensor:
-        """What the artifact's weight dequantizes to."""
+        """The dequantized weight of the artifact."""
         codes = self.codes(weight).reshape(len(self.step), -1)
         return formats.dequantize(codes, self.step[:, None]).view(weight.shape)
 
     def spacing(self, weight: torch.Tensor) -> torch.Tensor:
         """Distance of neighbouring representable weights at each weight, same shape.
 
-        A group's largest weight moves the step itself: only the format that holds the steps rounds it (0: none does).
+        A group's largest weight defines the step, so only the format that stores the steps rounds it: its spacing is 0
+        without such a format.
         """
         groups = weight.reshape(len(self.step), -1)
         step = self.step[:, None]
-        found = self.number.spacing(torch.where(step == 0, 0, groups / step)) * step
+        spacing = self.number.spacing(torch.where(step == 0, 0, groups / step)) * step
         if self.granularity != "none":
             size = groups.abs()
-            found = torch.where(size == size.amax(1, keepdim=True), self._step_spacing()[:, None], found)
-        return found.view(weight.shape)
+            spacing = torch.where(size == size.amax(1, keepdim=True), self._step_spacing()[:, None], spacing)
+        return spacing.view(weight.shape)
 
     def _step_spacing(self) -> torch.Tensor:
-        """What one place of the format that holds the steps means for a group's largest weight, [groups]."""
+        """The spacing of a group's largest weight, [groups]: the spacing of its stored step times the largest code."""
         if self.held is None:
             return torch.zeros_like(self.step)
         return self.number.limit * self.held.number.spacing(self.held.codes) * self.held.factor
@@ -83,7 +84,7 @@ class Static:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """An input whose blocks of the last axis get their steps while it runs, stored by ``holder`` times ``factor``."""
+    """An input whose blocks of the last axis get their steps at run time, stored in ``holder`` times ``factor``."""
 
     number: Format
     holder: Float
@@ -99,9 +100,9 @@ class Dynamic:
 
 
 class Input(NamedTuple):
-    """What calibration found for a layer: where its input's range is cut and, per input feature, a factor [in] on it.
+    """The calibration of a layer: the cut of its input's range and, optionally, a factor [in] for each input feature.
 
-    With a factor (SmoothQuant, AWQ) the input is multiplied by it and the weight divided, and ``cut`` is after it.
+    With a factor (SmoothQuant, AWQ) the input is multiplied by it and the weight divided; ``cut`` is of that product.
     """
 
     cut: float
@@ -125,16 +126,16 @@ class LayerPlan:
         return self.weight.codes(self.stored(weight))
 
     def fake_stored(self, weight: torch.Tensor) -> torch.Tensor:
-        """What those codes dequantize to, beside an input that ``fake_input`` has passed."""
+        """The dequantized weight, for an input that has passed ``fake_input``."""
         return self.weight.fake(self.stored(weight))
 
     def fake(self, weight: torch.Tensor) -> torch.Tensor:
-        """What the artifact does as one weight on the input as it comes."""
+        """The artifact's effective weight on the layer's unscaled input."""
         values = self.fake_stored(weight)
         return values if self.smooth is None else values * self.smooth
 
     def fake_input(self, values: torch.Tensor) -> torch.Tensor:
-        """What the artifact's product reads of the layer's input."""
+        """The layer's input as the artifact's product reads it."""
         values = values if self.smooth is None else values * self.smooth
         return values if self.input is None else self.input.fake(values)
 
@@ -143,7 +144,7 @@ Plan = Mapping[str, LayerPlan]
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Name and module of every layer that any scheme could quantize."""
+    """Name and module of every Linear and Conv2d layer, which are the layers that a scheme can quantize."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             yield name, module
@@ -175,26 +176,26 @@ def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str,
     """The layers that ``scheme`` quantizes and ``recipe`` does not keep out.
 
     Raises:
-        UserError: none is left.
+        UserError: no layer is left.
     """
     layers = linear_layers(model)
-    found = {name: module for name, module in layers if quantizes(name, module.weight, scheme, recipe)}
-    if not found:
+    quantized = {name: module for name, module in layers if quantizes(name, module.weight, scheme, recipe)}
+    if not quantized:
         raise UserError(
             f"scheme {scheme.name!r} with recipe {recipe.name!r} leaves no layer to quantize",
             f"Shorten `keep` of the recipe (now: {', '.join(recipe.keep)}).",
         )
-    return found
+    return quantized
 
 
 def input_formats(model: nn.Module, scheme: Scheme) -> dict[str, Format]:
     """The format of every layer's input on a fixed step, where ``scheme`` has one."""
-    found = {}
+    number_formats = {}
     for name, module in linear_layers(model):
         rule = _rule(module.weight, scheme)
         if rule is not None and rule.activations is not None and rule.activations.scales is None:
-            found[name] = formats.find(rule.activations.format)
-    return found
+            number_formats[name] = formats.find(rule.activations.format)
+    return number_formats
 
 
 def make(
@@ -212,7 +213,7 @@ def make(
 
 
 def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> LayerPlan:
-    """Scales of one layer from its weight [out, in, ...] and what calibration found for its input.
+    """Scales of one layer from its weight [out, in, ...] and the calibration of its input.
 
     Raises:
         ValueError: as ``make``.
@@ -239,23 +240,23 @@ def _grid(weight: torch.Tensor, numbers: Numbers, stored: str) -> Grid:
         return Grid(number, "none", torch.ones(1))
     if numbers.granularity == "block" and weight.dim() != 2:
         raise ValueError(f"blocks are for Linear layers, not for a weight of shape {list(weight.shape)}")
-    most = absmax(weight, numbers)
-    block = None if numbers.block is None else weight.numel() // len(most)
+    largest = absmax(weight, numbers)
+    block = None if numbers.block is None else weight.numel() // len(largest)
     if numbers.scales is None:
-        return Grid(number, numbers.granularity, formats.scale(most, number, stored), block)
+        return Grid(number, numbers.granularity, formats.scale(largest, number, stored), block)
     holder = formats.floating(numbers.scales)
-    factor = formats.scale_of_scales(most, number, holder)
-    held = Held(holder, formats.block_scale(most, number, holder, factor), factor)
-    step = formats.floating(stored).nearest(held.codes * factor)
-    return Grid(number, numbers.granularity, step, block, held)
+    factor = formats.scale_of_scales(largest, number, holder)
+    stored_steps = Held(holder, formats.block_scale(largest, number, holder, factor), factor)
+    step = formats.floating(stored).nearest(stored_steps.codes * factor)
+    return Grid(number, numbers.granularity, step, block, stored_steps)
 
 
-def _input(numbers: Numbers | None, most: float, scheme: Scheme) -> Static | Dynamic | None:
+def _input(numbers: Numbers | None, cut: float, scheme: Scheme) -> Static | Dynamic | None:
     if numbers is None:
         return None
     number = formats.find(numbers.format)
     if numbers.scales is None or numbers.block is None:
-        return Static(number, formats.scale(torch.tensor(most), number, scheme.compute))
+        return Static(number, formats.scale(torch.tensor(cut), number, scheme.compute))
     holder = formats.floating(numbers.scales)
-    factor = formats.scale_of_scales(torch.tensor([most]), number, holder)
+    factor = formats.scale_of_scales(torch.tensor([cut]), number, holder)
     return Dynamic(number, holder, factor, numbers.block)

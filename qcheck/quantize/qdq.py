@@ -27,21 +27,21 @@ _COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
 
 @dataclass(frozen=True)
 class Site:
-    """Where one layer computes: its node, the value that holds its weight, and whether that is [in, out]."""
+    """One layer in a graph: its node, the value that holds its weight, and whether that is stored as [in, out]."""
 
     node: ir.Node
     weight: ir.Value
     transposed: bool
 
 
-def _layer(node: ir.Node) -> str:
+def _layer_name(node: ir.Node) -> str:
     """The torch module that this node came from, without the entry's prefix."""
     scopes = node.metadata_props.get(_SCOPES, "")
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     return names[-2].removeprefix(f"{MODULE}.") if len(names) > 1 else ""
 
 
-def _holder(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
+def _initializer_of(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
     """The initializer behind a weight input and whether a Transpose stands between (case 2)."""
     if value is None:
         return None
@@ -57,14 +57,14 @@ def _holder(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
 
 def sites(graph: ir.Graph) -> dict[str, Site]:
     """The computing node of every layer with a weight, by the layer's name in torch."""
-    found = {}
+    by_layer = {}
     for node in graph:
         if node.op_type in _COMPUTING and len(node.inputs) > 1:
-            held = _holder(node.inputs[1])
-            if held is not None:
-                folded = node.op_type == "MatMul" and not held[1]
-                found[_layer(node)] = Site(node, held[0], transposed=folded)
-    return found
+            initializer = _initializer_of(node.inputs[1])
+            if initializer is not None:
+                folded = node.op_type == "MatMul" and not initializer[1]
+                by_layer[_layer_name(node)] = Site(node, initializer[0], transposed=folded)
+    return by_layer
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -112,7 +112,7 @@ def quantized(
     Weights become initializers of codes with a DequantizeLinear; inputs pass a QuantizeLinear and a DequantizeLinear,
     shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float. NF4 becomes
     ONNX Runtime's MatMulBnb4, dynamic NVFP4 inputs TensorRT's TRT_FP4DynamicQuantize.
-    ``decoded`` writes what the codes stand for instead, in operators that ONNX Runtime has on every machine.
+    ``decoded`` writes dequantized values instead, in operators that ONNX Runtime has on every machine.
     ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input.
     ``opset`` raises the version that the file declares, for operators whose meaning it leaves unchanged.
 
@@ -150,7 +150,7 @@ def _input(node: ir.Node, index: int) -> ir.Value:
 
 
 def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> None:
-    """Make it output + up(down(input)); the layer's other readers then read the sum."""
+    """Replace the layer's output by output + up(down(input)) for all of its readers."""
     node, dtype = site.node, _float_type(site.weight)
     output, source = node.outputs[0], _input(node, 0)
     readers = list(output.uses())
@@ -178,7 +178,7 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
 
 
 def _smooth(graph: ir.Graph, layer: str, site: Site, factor: torch.Tensor) -> None:
-    """Multiply the layer's input by a factor for each feature; its weight is divided by them."""
+    """Multiply the layer's input by a factor for each feature; the stored weight is already divided by it."""
     tape = _Tape(graph, f"{layer}.smooth", _float_type(site.weight))
     source = _input(site.node, 0)
     product = tape.add("Mul", [source, tape.constant("factor", _stored(factor, tape.dtype))], "multiply", "values")
@@ -211,7 +211,7 @@ def _quantize_input(
 
 
 class _Tape:
-    """Nodes and constants under one name, in the order in which they compute."""
+    """New nodes and constants under one name, in the order of computation."""
 
     def __init__(self, graph: ir.Graph, name: str, dtype: ir.DataType) -> None:
         self.graph, self.name, self.dtype, self.nodes = graph, name, dtype, list[ir.Node]()
@@ -234,7 +234,7 @@ class _Tape:
 
 
 def _dynamic_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Value:
-    """TensorRT's own operator; it gives E2M1 codes and E4M3 steps of blocks along the last axis."""
+    """TensorRT's own operator, which returns E2M1 codes and E4M3 steps of blocks along the last axis."""
     factor = tape.constant("scale", numbers.factor.numpy())
     quantize = ir.node(
         "TRT_FP4DynamicQuantize",
@@ -257,7 +257,7 @@ def _holder_type(holder: Format) -> ir.DataType:
 
 
 def _computed_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Value:
-    """The same arithmetic in standard operators, the expressions of ``formats.block_scale`` and ``Float.nearest``."""
+    """The same values in standard operators: the expressions of ``formats.block_scale`` and ``Float.nearest``."""
 
     def number(part: str, value: float) -> ir.Value:
         return tape.constant(part, np.array(value, np.float32))
@@ -266,15 +266,15 @@ def _computed_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Valu
     last = source.shape[-1] if source.shape is not None else None
     if not isinstance(last, int) or not isinstance(element, Float):
         raise TypeError(f"{source.name}: blocks need a known last axis and a floating-point format")
-    kept = [0] * (len(source.shape or ()) - 1)  # 0: that axis stays as it is
-    split = tape.constant("split", np.array([*kept, last // numbers.block, numbers.block], np.int64))
-    joined = tape.constant("join", np.array([*kept, last], np.int64))
+    leading = [0] * (len(source.shape or ()) - 1)  # 0: that axis stays as it is
+    split = tape.constant("split", np.array([*leading, last // numbers.block, numbers.block], np.int64))
+    joined = tape.constant("join", np.array([*leading, last], np.int64))
     factor = number("factor", float(numbers.factor))
     blocks = tape.add("Reshape", [source, split], "blocks")
     axis = tape.constant("axis", np.array([-1], np.int64))
     absmax = tape.add("ReduceMax", [tape.add("Abs", [blocks], "abs"), axis], "absmax", keepdims=1)
-    wanted = tape.add("Div", [tape.add("Div", [absmax, number("limit", element.limit)], "unit"), factor], "wanted")
-    capped = tape.add("Min", [wanted, number("holder_limit", holder.limit)], "capped")
+    exact = tape.add("Div", [tape.add("Div", [absmax, number("limit", element.limit)], "unit"), factor], "wanted")
+    capped = tape.add("Min", [exact, number("holder_limit", holder.limit)], "capped")
     stored = tape.add("Cast", [capped], "stored", to=int(_holder_type(holder)))
     step = tape.add("Mul", [tape.add("Cast", [stored], "steps_codes_float", to=int(ir.DataType.FLOAT)), factor], "step")
     empty = tape.add("Equal", [step, number("zero", 0.0)], "empty")
@@ -295,7 +295,7 @@ def _computed_blocks(tape: _Tape, source: ir.Value, numbers: Dynamic) -> ir.Valu
 
 
 def dequantizer(layer: str, site: Site, grid: Grid) -> str | None:
-    """The name of the node that decodes a layer's weight in a file; None where that is a plain constant or a table."""
+    """The name of the node that decodes a layer's weight; None where the weight is a constant or a table of values."""
     plain = grid.granularity == "none" or isinstance(grid.number, Table)
     return None if plain else f"{_tape_name(layer, site.transposed)}/dequantize"
 
@@ -305,7 +305,7 @@ def _tape_name(layer: str, transposed: bool) -> str:
 
 
 def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight: torch.Tensor, decoded: bool) -> None:
-    """Codes and a DequantizeLinear in the weight's place; constants where that is what the format is or has to be."""
+    """Replace the weight by codes and a DequantizeLinear; by constants for bare casts and decoded files."""
     if decoded or grid.granularity == "none":
         values = grid.fake(weight)
         array = _stored(values.t() if site.transposed else values, _float_type(site.weight))
@@ -328,8 +328,8 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
     if grid.held is None:
         scales = tape.constant("scale", _stored(step, tape.dtype))
     else:
-        held = tape.constant("scale_codes", step.contiguous().numpy().astype(_CODES[grid.held.number.name]))
-        scales = tape.steps(held, tape.constant("scale_factor", grid.held.factor.numpy()))
+        step_codes = tape.constant("scale_codes", step.contiguous().numpy().astype(_CODES[grid.held.number.name]))
+        scales = tape.steps(step_codes, tape.constant("scale_factor", grid.held.factor.numpy()))
     values_out = tape.add("DequantizeLinear", [integers, scales], "dequantize", "values", **axis)
     producer = _input(site.node, 1).producer()
     if producer is not None:  # case 2: the Transpose reads the dequantized weight
@@ -341,7 +341,7 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
 
 
 def _look_up(graph: ir.Graph, layer: str, site: Site, grid: Grid, table: Table, weight: torch.Tensor) -> None:
-    """ONNX Runtime's MatMulBnb4 in the layer's place: places in the table, two a byte, the first in the high half."""
+    """Replace the layer by ONNX Runtime's MatMulBnb4: table indices, two a byte, the first in the high half."""
     outputs, inputs = weight.shape
     tape = _Tape(graph, f"{layer}.weight", _float_type(site.weight))
     places = table.indices(weight.reshape(len(grid.step), -1) / grid.step[:, None]).flatten().to(torch.uint8)
@@ -375,20 +375,20 @@ _TRANSPOSED = ".T"
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write the model without torch's tracing notes; tensors beyond protobuf's 2 GB go to ``<name>.data`` beside it.
+    """Write the model without torch's tracing metadata; beyond protobuf's 2 GB tensors go to ``<name>.data`` beside it.
 
-    A model that was read from such a pair still points into it: what stays inside the file is read now.
+    Tensors of a model that was read from such a pair still refer to it; those that go into the file are read here.
     """
     for node in model.graph:
         scopes = node.metadata_props.get(_SCOPES)
         node.metadata_props.clear()
         if scopes is not None:
             node.metadata_props[_SCOPES] = scopes
-    held = [value for value in model.graph.initializers.values() if value.const_value is not None]
-    if sum(value.const_value.nbytes for value in held if value.const_value is not None) > _INLINE:
+    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    if sum(value.const_value.nbytes for value in values if value.const_value is not None) > _INLINE:
         ir.save(model, path, external_data=f"{path.name}.data")
         return
-    for value in held:
+    for value in values:
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     ir.save(model, path)

@@ -1,4 +1,7 @@
-"""The contact sheet: reference, quantized, amplified difference; a row a probe, base and adapted side by side."""
+"""The contact sheet: one row for each probe, base and adapted side by side.
+
+Each arm has three pictures: reference, quantized and their amplified difference.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +20,11 @@ def _tile(picture: np.ndarray) -> Image.Image:
 
 
 def _columns(sheet: Sheet, row: int) -> list[np.ndarray]:
-    found = []
+    pictures = []
     for arm in ("base", "adapted"):
         full, quantized = sheet.reference[arm][row], sheet.quantized[arm][row]
-        found += [full, quantized, difference(full, quantized)]
-    return found
+        pictures += [full, quantized, difference(full, quantized)]
+    return pictures
 
 
 def draw(sheets: Sequence[Sheet], path: Path) -> None:

@@ -10,7 +10,7 @@ from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
 
-# a failure is a finding about the scheme or the adapter; an error is that nothing was found out
+# a failure is a result about the scheme or the adapter; an error means that there is no result
 _KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
     "PASS": None,
     "NEEDS-QAT": "failure",
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         "time": f"{sum(report.provenance.seconds.values()):.3f}",
     }
     root = Element("testsuites", {"name": "qcheck", **counts})
-    name = " + ".join(Path(used.source).name for used in report.adapters)
+    name = " + ".join(Path(adapter.source).name for adapter in report.adapters)
     suite = SubElement(
         root,
         "testsuite",
@@ -51,7 +51,7 @@ def _properties(report: Report) -> dict[str, str]:
         "qcheck": report.provenance.qcheck,
         "base": report.base.source,
         "base digest": report.base.digest,
-        **{f"adapter {i} digest": used.digest for i, used in enumerate(report.adapters, 1)},
+        **{f"adapter {i} digest": adapter.digest for i, adapter in enumerate(report.adapters, 1)},
         "target": report.target,
         "probes digest": report.probes.digest,
         "limits digest": report.provenance.limits_digest,
@@ -61,26 +61,26 @@ def _properties(report: Report) -> dict[str, str]:
 
 
 def _case(case: Case, adapter: str) -> Element:
-    made = Element(
+    testcase = Element(
         "testcase",
         {"name": line(f"{case.scheme} {case.order}"), "classname": f"qcheck.{adapter}", "time": f"{case.seconds:.3f}"},
     )
     if (kind := _KINDS[case.verdict]) is not None:
-        told = "\n".join(line(text, 2000) for text in (*case.reasons, case.next))
-        SubElement(made, kind, {"type": case.verdict, "message": line(case.next)}).text = told
-    SubElement(made, "system-out").text = "\n".join(_lines(case))
-    return made
+        message = "\n".join(line(text, 2000) for text in (*case.reasons, case.next))
+        SubElement(testcase, kind, {"type": case.verdict, "message": line(case.next)}).text = message
+    SubElement(testcase, "system-out").text = "\n".join(_lines(case))
+    return testcase
 
 
 def _lines(case: Case) -> list[str]:
-    """What decided, every gated measurement, warnings and builds: what a reader of the CI's page wants to see."""
-    gated = [seen for seen in case.measurements if seen.limit is not None]
+    """Lines for a reader of the CI's page: verdict, deciding and gated measurements, warnings and builds."""
+    gated = [judged for judged in case.measurements if judged.limit is not None]
     measured = [
-        f"{seen.name} ({ARMS[seen.arm]}) {number(seen)}{f' [{found}]' if (found := bounds(seen)) else ''}, "
-        f"limit {limit(seen)}: {seen.status}"
-        for seen in gated
+        f"{judged.name} ({ARMS[judged.arm]}) {number(judged)}{f' [{ends}]' if (ends := bounds(judged)) else ''}, "
+        f"limit {limit(judged)}: {judged.status}"
+        for judged in gated
     ]
-    warned = [f"warning: {warning}" for warning in case.warnings]
-    built = [f"build: {made.status} {made.detail}" for made in case.builds]
-    told = (f"verdict: {case.verdict}", decided(case), *measured, *warned, *built)
-    return [line(text, 2000) for text in told if text]
+    warnings = [f"warning: {warning}" for warning in case.warnings]
+    builds = [f"build: {build.status} {build.detail}" for build in case.builds]
+    texts = (f"verdict: {case.verdict}", decided(case), *measured, *warnings, *builds)
+    return [line(text, 2000) for text in texts if text]

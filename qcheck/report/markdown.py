@@ -29,23 +29,23 @@ def escape(text: str, most: int = 200) -> str:
 
     A word joiner after ``@`` keeps forges from notifying whoever has that name.
     """
-    seen = _MARKUP.sub(r"\\\1", line(text, most))
-    return _unnoticed(re.sub(r"(?i)\b(www)\.", r"\1\.", seen))
+    escaped = _MARKUP.sub(r"\\\1", line(text, most))
+    return _without_mentions(re.sub(r"(?i)\b(www)\.", r"\1\.", escaped))
 
 
-def _unnoticed(text: str) -> str:
+def _without_mentions(text: str) -> str:
     return text.replace("@", "@\u2060")
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
-    made = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in made)
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def render(report: Report) -> str:
     """The whole report; measurements of every case folded away, or left out where a comment could not hold them."""
-    parts = [_headline(report), _cases(report), _told(report), _next(report), _left_out(report)]
+    parts = [_headline(report), _cases(report), _verdicts(report), _next(report), _left_out(report)]
     short = "\n\n".join(part for part in parts if part)
     folded = "\n\n".join(_measurements(case) for case in report.cases)
     whole = f"{short}\n\n{folded}\n"
@@ -54,7 +54,7 @@ def render(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     passed = [case for case in report.cases if case.verdict == "PASS"]
-    adapters = " + ".join(f"{escape(Path(used.source).name)} at {used.weight:g}" for used in report.adapters)
+    adapters = " + ".join(f"{escape(Path(adapter.source).name)} at {adapter.weight:g}" for adapter in report.adapters)
     lost = [case for case in report.cases if order_loses(case)]
     some = f"{len(lost)} of them: " if len(report.cases) > 1 else ""
     cure = f"; {some}{CURE}" if lost else ""
@@ -72,28 +72,28 @@ def _cases(report: Report) -> str:
 
 
 def _case(case: Case) -> list[str]:
-    seen = case.decided
+    deciding = case.decided
     size = " → ".join(megabytes(n) for n in (case.full_precision_bytes, artifact_bytes(case)) if n is not None)
     return [
         escape(case.scheme),
         escape(case.order),
         f"{SIGNS[case.verdict]} **{case.verdict}**",
-        f"{escape(seen.name)} ({ARMS[seen.arm]}) {escape(number(seen))}" if seen else "-",
-        bounds(seen) if seen else "",
-        escape(limit(seen)) if seen else "",
+        f"{escape(deciding.name)} ({ARMS[deciding.arm]}) {escape(number(deciding))}" if deciding else "-",
+        bounds(deciding) if deciding else "",
+        escape(limit(deciding)) if deciding else "",
         size or "-",
-        ", ".join(dict.fromkeys(made.status for made in case.builds)) or "-",
+        ", ".join(dict.fromkeys(build.status for build in case.builds)) or "-",
     ]
 
 
-def _told(report: Report) -> str:
-    found = []
+def _verdicts(report: Report) -> str:
+    lines = []
     for case in report.cases:
-        found.append(f"- **{case.verdict}** {escape(case.scheme)} {escape(case.order)}: {escape(case.next, 400)}")
-        found += [f"  - because {escape(reason, 400)}" for reason in case.reasons]
-        found += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
-        found += [f"  - build: {escape(build_line(made), 400)}" for made in case.builds]
-    return "\n".join(found)
+        lines.append(f"- **{case.verdict}** {escape(case.scheme)} {escape(case.order)}: {escape(case.next, 400)}")
+        lines += [f"  - because {escape(reason, 400)}" for reason in case.reasons]
+        lines += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
+        lines += [f"  - build: {escape(build_line(build), 400)}" for build in case.builds]
+    return "\n".join(lines)
 
 
 def _next(report: Report) -> str:
@@ -105,11 +105,11 @@ def _next(report: Report) -> str:
 def _left_out(report: Report) -> str:
     start = f"Limits: {escape(report.limits_grounds)}. "
     missing = ", ".join(escape(item.name) for item in report.not_measured) or "nothing"
-    made = report.provenance
+    provenance = report.provenance
     return (
         f"{start}Not measured: {missing} (why: `report.json`).\n\n"
-        f"qcheck {escape(made.qcheck)}, {escape(made.created)}, limits {escape(made.limits)}, "
-        f"recipe {escape(made.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`"
+        f"qcheck {escape(provenance.qcheck)}, {escape(provenance.created)}, limits {escape(provenance.limits)}, "
+        f"recipe {escape(provenance.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`"
     )
 
 
@@ -117,16 +117,16 @@ def _measurements(case: Case) -> str:
     titles = ("measurement", "arm", "value", "95 % bounds", "limit", "")
     rows = [
         [
-            escape(seen.name),
-            ARMS[seen.arm],
-            escape(number(seen)),
-            bounds(seen),
-            escape(limit(seen)),
-            "not measured" if seen.value is None else MARKS.get(seen.status, ("", ""))[0],
+            escape(judged.name),
+            ARMS[judged.arm],
+            escape(number(judged)),
+            bounds(judged),
+            escape(limit(judged)),
+            "not measured" if judged.value is None else MARKS.get(judged.status, ("", ""))[0],
         ]
-        for seen in case.measurements
-        if shown(seen)
+        for judged in case.measurements
+        if shown(judged)
     ]
-    also = f"\n\nReported without a limit: {escape(rest(case), 1000)}." if rest(case) else ""
-    title = _unnoticed(html.escape(f"{line(case.scheme)} {line(case.order)}, {case.probes_used} probes"))
-    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{also}\n\n</details>"
+    reported = f"\n\nReported without a limit: {escape(rest(case), 1000)}." if rest(case) else ""
+    title = _without_mentions(html.escape(f"{line(case.scheme)} {line(case.order)}, {case.probes_used} probes"))
+    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{reported}\n\n</details>"

@@ -1,4 +1,4 @@
-"""How a measurement is written: its number with unit and decimals, its interval, its limit, what it says of itself."""
+"""A measurement as text: its number with unit and decimals, its interval and its limit."""
 
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case
@@ -8,42 +8,44 @@ ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
 MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
 
 
-def shown(seen: Judged) -> bool:
-    """What decides or explains the verdict; the rest is a line of names."""
-    return seen.limit is not None or measurement.find(seen.name).context
+def shown(judged: Judged) -> bool:
+    """Whether a measurement has a row in the table: it decides or explains the verdict."""
+    return judged.limit is not None or measurement.find(judged.name).context
 
 
 def rest(case: Case) -> str:
-    """Names of what was measured beside that."""
-    return ", ".join(dict.fromkeys(s.name for s in case.measurements if s.value is not None and not shown(s)))
+    """Names of the other measurements that have a value."""
+    return ", ".join(
+        dict.fromkeys(judged.name for judged in case.measurements if judged.value is not None and not shown(judged))
+    )
 
 
-def number(seen: Judged) -> str:
+def number(judged: Judged) -> str:
     """The value with its unit."""
-    if seen.value is None:
+    if judged.value is None:
         return "-"
-    defined = measurement.find(seen.name)
-    return f"{seen.value:.{defined.digits}f} {defined.of(seen.arm).symbol}".rstrip()
+    definition = measurement.find(judged.name)
+    return f"{judged.value:.{definition.digits}f} {definition.of(judged.arm).symbol}".rstrip()
 
 
-def bounds(seen: Judged) -> str:
-    """The interval; nothing where a single number was read."""
-    if seen.low in (None, seen.high):
+def bounds(judged: Judged) -> str:
+    """The interval; empty where the measurement was not sampled."""
+    if judged.low in (None, judged.high):
         return ""
-    digits = measurement.find(seen.name).digits
-    return f"{seen.low:.{digits}f} .. {seen.high:.{digits}f}"
+    digits = measurement.find(judged.name).digits
+    return f"{judged.low:.{digits}f} .. {judged.high:.{digits}f}"
 
 
-def limit(seen: Judged) -> str:
-    """The limit; nothing where none is held to it."""
-    return "" if seen.limit is None else seen.limit.text()
+def limit(judged: Judged) -> str:
+    """The limit; empty where the measurement has none."""
+    return "" if judged.limit is None else judged.limit.text()
 
 
 def decided(case: Case) -> str:
-    """The measurement that decided, beside its limit, and how it did; nothing where something else did."""
-    seen = case.decided
-    if seen is None:
+    """The measurement that decided, how it decided, and its limit; empty where no measurement decided."""
+    deciding = case.decided
+    if deciding is None:
         return ""
-    interval = f" [{found}]" if (found := bounds(seen)) else ""
+    interval = f" [{ends}]" if (ends := bounds(deciding)) else ""
     how = "closest to its limit:" if case.verdict == "PASS" else "decided by"
-    return f"{how} {seen.name} ({ARMS[seen.arm]}) {number(seen)}{interval}, limit {limit(seen)}"
+    return f"{how} {deciding.name} ({ARMS[deciding.arm]}) {number(deciding)}{interval}, limit {limit(deciding)}"

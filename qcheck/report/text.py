@@ -28,24 +28,24 @@ COLOURS: dict[Outcome, str] = {
 
 def order_loses(case: Case) -> bool:
     """Whether the cure of a case is another order: the adapter was merged into weights that are quantized already."""
-    known = case.order in order.ORDERS  # what someone else made says no order
+    known = case.order in order.ORDERS  # the order of a file that someone else quantized is not known
     return case.verdict == "NEEDS-QAT" and known and order.merge(order.find(case.order)).rounds_change_alone
 
 
 CURE = "the order loses it: merge before quantizing"
 
 
-def build_line(made: Build) -> str:
-    """How a build ended, what it cost and what it realised."""
-    if made.status == "not run":
-        return f"not run: {made.detail}"
-    what = f"{made.builder} for SM {made.capability}{' (proxy)' if made.proxy else ''}"
-    cost = f"in {made.seconds or 0:.0f} s with {(made.peak_memory_mb or 0) / 1e3:.1f} GB"
-    if made.status not in ("built", "fell back") or made.bytes is None or made.realised is None:
-        return f"{made.status} ({what}): {made.detail}"
-    realised = f"\nrealised: {made.realised.text()}" if made.realised.layers else ""
-    fell = f"\n{made.detail}" if made.status == "fell back" else ""
-    return f"{made.status} by {what} {cost}, engine of {megabytes(made.bytes)}{realised}{fell}"
+def build_line(build: Build) -> str:
+    """How a build ended, its time and memory, and the precision of its engine."""
+    if build.status == "not run":
+        return f"not run: {build.detail}"
+    what = f"{build.builder} for SM {build.capability}{' (proxy)' if build.proxy else ''}"
+    cost = f"in {build.seconds or 0:.0f} s with {(build.peak_memory_mb or 0) / 1e3:.1f} GB"
+    if build.status not in ("built", "fell back") or build.bytes is None or build.realised is None:
+        return f"{build.status} ({what}): {build.detail}"
+    realised = f"\nrealised: {build.realised.text()}" if build.realised.layers else ""
+    fallback = f"\n{build.detail}" if build.status == "fell back" else ""
+    return f"{build.status} by {what} {cost}, engine of {megabytes(build.bytes)}{realised}{fallback}"
 
 
 def _measurements(case: Case) -> Table:
@@ -53,31 +53,33 @@ def _measurements(case: Case) -> Table:
     for title in ("measurement", "arm", "value", "95 % bounds", "limit", ""):
         left = title in ("measurement", "arm", "")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
-    for seen in case.measurements:
-        if shown(seen):
-            table.add_row(*_row(seen))
+    for judged in case.measurements:
+        if shown(judged):
+            table.add_row(*_row(judged))
     return table
 
 
-def _row(seen: Judged) -> tuple[str | Text, ...]:
-    word, style = MARKS.get(seen.status, ("", "dim"))
-    if seen.value is None:
-        return seen.name, ARMS[seen.arm], "-", "-", limit(seen), Text("not measured", style="bold magenta")
-    return seen.name, ARMS[seen.arm], number(seen), bounds(seen), limit(seen), Text(word, style)
+def _row(judged: Judged) -> tuple[str | Text, ...]:
+    word, style = MARKS.get(judged.status, ("", "dim"))
+    if judged.value is None:
+        return judged.name, ARMS[judged.arm], "-", "-", limit(judged), Text("not measured", style="bold magenta")
+    return judged.name, ARMS[judged.arm], number(judged), bounds(judged), limit(judged), Text(word, style)
 
 
 _TOP = 5
 
 
-def _carries(layer: LayerShare) -> str:
+def _share_line(layer: LayerShare) -> str:
     """A layer's share of the gap, with its standard error, and which of its two roundings makes most of it."""
     part = "input" if layer.activation > layer.weight else "weight"
     return f"{100 * layer.share:.0f} % (+-{100 * layer.standard_error:.0f}) of the gap: {layer.name}, its {part}"
 
 
 def _comparison(report: Report) -> Table:
-    """Many cases side by side: few values of the adapted arm, those over their limit marked."""
-    columns = {defined.column: name for name, defined in measurement.every().items() if defined.column is not None}
+    """All cases side by side: a few measurements of the adapted arm, marked where outside their limit."""
+    columns = {
+        definition.column: name for name, definition in measurement.every().items() if definition.column is not None
+    }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("scheme", no_wrap=True)
     table.add_column("order", no_wrap=True)
@@ -85,18 +87,18 @@ def _comparison(report: Report) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for case in report.cases:
-        seen = {(m.name, m.arm): m for m in case.measurements}
-        cells = [_cell(seen.get((name, "adapted"))) for name in columns.values()]
+        by_key = {(m.name, m.arm): m for m in case.measurements}
+        cells = [_cell(by_key.get((name, "adapted"))) for name in columns.values()]
         table.add_row(case.scheme, case.order, *cells, Text(case.verdict, COLOURS[case.verdict]))
     return table
 
 
-def _cell(seen: Judged | None) -> Text:
-    if seen is None or seen.value is None:
+def _cell(judged: Judged | None) -> Text:
+    if judged is None or judged.value is None:
         return Text("-")
-    _, style = MARKS.get(seen.status, ("", ""))
-    mark = {"fail": "*", "undecided": "?"}.get(seen.status, "")
-    return Text(f"{seen.value:.2f}{mark}", style if mark else "")
+    _, style = MARKS.get(judged.status, ("", ""))
+    mark = {"fail": "*", "undecided": "?"}.get(judged.status, "")
+    return Text(f"{judged.value:.2f}{mark}", style if mark else "")
 
 
 def artifact_bytes(case: Case) -> int | None:
@@ -110,7 +112,7 @@ def _summary(report: Report) -> Table:
         table.add_column(title, overflow="fold")
     for case in report.cases:
         size = " -> ".join(megabytes(size) for size in (case.full_precision_bytes, artifact_bytes(case)) if size)
-        builds = "\n".join(build_line(made) for made in case.builds) or "-"
+        builds = "\n".join(build_line(build) for build in case.builds) or "-"
         layers = f"\n{case.quantized_layers} quantized, {len(case.kept_layers)} in {case.compute}"
         known = case.artifact and case.quantized_layers is not None
         cells = (case.scheme, case.order, f"{size or '-'}{layers if known else ''}", builds)
@@ -122,33 +124,33 @@ def _summary(report: Report) -> Table:
 _WHERE = {"both": " in both arms", "reference": " as the reference"}
 
 
-def _about(report: Report) -> str:
-    named = " + ".join(
-        f"{Path(used.source).name} at weight {used.weight:g}{_WHERE.get(used.arms or '', '')}"
-        for used in report.adapters
+def _setup(report: Report) -> str:
+    adapters = " + ".join(
+        f"{Path(adapter.source).name} at weight {adapter.weight:g}{_WHERE.get(adapter.arms or '', '')}"
+        for adapter in report.adapters
     )
     counts = sorted({case.probes_used for case in report.cases})
     probes = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    found = (
-        f"{named} on {Path(report.base.source).name}, {probes} probes x {report.probes.steps} steps at guidance "
+    description = (
+        f"{adapters} on {Path(report.base.source).name}, {probes} probes x {report.probes.steps} steps at guidance "
         f"{report.probes.guidance:g}, for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
     )
-    decoded = dict.fromkeys(case.scheme for case in report.cases if case.ran_as == "decoded twin")
-    if decoded:
-        found += (
-            f"\nONNX Runtime has no kernels for {', '.join(decoded)}: the numbers come from the values that the "
-            "artifact's codes stand for"
+    decoded_schemes = dict.fromkeys(case.scheme for case in report.cases if case.ran_as == "decoded twin")
+    if decoded_schemes:
+        description += (
+            f"\nONNX Runtime has no kernels for {', '.join(decoded_schemes)}: the numbers come from the values that "
+            "the artifact's codes stand for"
         )
     if report.unmatched:
-        found += (
+        description += (
             f"\n{len(report.unmatched)} layers of the file are not in this base and were left out, as "
             f"--allow-unmatched asks: {', '.join(report.unmatched[:3])}{', ...' if len(report.unmatched) > 3 else ''}"
         )
-    return found
+    return description
 
 
 def brief(report: Report, console: Console) -> None:
-    """A line a case: its verdict, scheme and order."""
+    """Print one line for each case: its verdict, scheme and order."""
     for case in report.cases:
         cure = f": {CURE}" if order_loses(case) else ""
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}{cure}"))
@@ -169,17 +171,17 @@ def render(report: Report, folder: Path, console: Console) -> None:
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
         console.print(_measurements(case))
         console.print(Text(f"reported in report.json, without a limit: {rest(case)}\n"))
-    console.print(Text(_about(report)))
+    console.print(Text(_setup(report)))
     console.print(_summary(report))
     for case in report.cases:
         title = f"  {case.scheme} {case.order}: {case.next}"
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
         for reason in case.reasons:
             console.print(Text(f"  because {reason}"))
-        if by := decided(case):
-            console.print(Text(f"  {by}"))
+        if deciding := decided(case):
+            console.print(Text(f"  {deciding}"))
         for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
-            console.print(Text(f"  {_carries(layer)}"))
+            console.print(Text(f"  {_share_line(layer)}"))
         if case.estimate is not None:
             console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
         for warning in case.warnings:

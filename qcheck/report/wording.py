@@ -1,4 +1,4 @@
-"""Text of users and builders as one line that shows what it is: nothing invisible, nothing that reorders its place."""
+"""Text of users and builders as one line: without invisible characters and marks that reorder the text around it."""
 
 import re
 
@@ -9,13 +9,13 @@ _SPACE = re.compile(r"\s+")
 
 
 def line(text: str, most: int = 200) -> str:
-    """``text`` on one line of at most ``most`` characters; the replacement character stands for what cannot be seen."""
-    seen = _HIDDEN.sub("\ufffd", _SPACE.sub(" ", text).strip())
-    return seen if len(seen) <= most else f"{seen[: most - 1]}…"
+    """``text`` on one line of at most ``most`` characters; the replacement character stands for invisible ones."""
+    visible = _HIDDEN.sub("\ufffd", _SPACE.sub(" ", text).strip())
+    return visible if len(visible) <= most else f"{visible[: most - 1]}…"
 
 
 def folded(name: str, width: int) -> str:
-    """A dotted name on as many lines as it takes: each ends with a dot where it can, and has at most ``width``."""
+    """A dotted name on lines of at most ``width`` characters, broken after a dot where possible."""
     lines = [""]
     for part in re.findall(r"[^.]*\.|[^.]+", name):
         for piece in (part[at : at + width] for at in range(0, len(part), width)):

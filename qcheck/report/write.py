@@ -20,7 +20,7 @@ _EDGE, _LOSSLESS, _QUALITY = 256, 128, 88  # pixels of a stored picture; up to w
 
 @dataclass(frozen=True)
 class SharedEvidence:
-    """What all cases share: the strata as steps from 1, sides of the latents, the alignment of layers in dB."""
+    """Evidence that all cases share: the strata as steps from 1, sides of the latents, alignment of layers in dB."""
 
     steps: Sequence[int]
     sides: tuple[int, int]
@@ -29,43 +29,47 @@ class SharedEvidence:
 
 def write(
     report: Report,
-    found: Sequence[tuple[Case, CaseEvidence | None, Sheet]],
-    shown: SharedEvidence,
+    results: Sequence[tuple[Case, CaseEvidence | None, Sheet]],
+    shared: SharedEvidence,
     folder: Path,
 ) -> None:
     """Write a finished check below ``folder``: everything but the artifacts, which are there already.
 
-    ``found`` are the cases with their evidence, where anything was run, and their pictures.
+    ``results`` are the cases with their evidence, None where nothing was run, and their pictures.
     """
-    contact.draw([sheet for _, _, sheet in found], folder / "contact.png")
-    (folder / NAME).write_text(evidence(found, shown, folder).to_json(), "utf-8")
+    contact.draw([sheet for _, _, sheet in results], folder / "contact.png")
+    (folder / NAME).write_text(evidence(results, shared, folder).to_json(), "utf-8")
     values(report, folder)
     html.write(folder)
 
 
 def values(report: Report, folder: Path) -> None:
-    """Write what the report alone says: report.json, report.md, junit.xml and, beside them, the request's own files."""
+    """Write what the report alone says: report.json, report.md and junit.xml, with the request's own files."""
     (folder / REPORT).write_text(report.to_json(), "utf-8")
     (folder / "report.md").write_text(markdown.render(report), "utf-8")
     (folder / "junit.xml").write_text(junit.render(report), "utf-8")
     command.save(report.spec, folder)
 
 
-def evidence(found: Sequence[tuple[Case, CaseEvidence | None, Sheet]], shown: SharedEvidence, folder: Path) -> Evidence:
-    """The evidence of all cases, with the pictures of those that have any written below ``folder``."""
+def evidence(
+    results: Sequence[tuple[Case, CaseEvidence | None, Sheet]], shared: SharedEvidence, folder: Path
+) -> Evidence:
+    """The evidence of all cases; their pictures are written below ``folder``."""
     (folder / PICTURES).mkdir()
     cases, prompts = [], []
-    for number, (_, seen, sheet) in enumerate(found):
-        if seen is not None:
-            drawn = [_draw(sheet, side, number, folder) for side in SIDES if any(a.arm == side for a in seen.along)]
-            cases.append(seen.model_copy(update={"pictures": drawn}))
+    for number, (_, case_evidence, sheet) in enumerate(results):
+        if case_evidence is not None:
+            pictures = [
+                _draw(sheet, side, number, folder) for side in SIDES if any(a.arm == side for a in case_evidence.along)
+            ]
+            cases.append(case_evidence.model_copy(update={"pictures": pictures}))
             prompts = [*sheet.prompts]
     return Evidence(
-        strata=list(shown.steps),
-        frequencies=frequencies(shown.sides),
+        strata=list(shared.steps),
+        frequencies=frequencies(shared.sides),
         amplify=AMPLIFY,
         prompts=prompts,
-        alignment=dict(shown.alignment),
+        alignment=dict(shared.alignment),
         cases=cases,
     )
 
@@ -84,9 +88,9 @@ def _draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
 
 
 def _picture(values: np.ndarray, folder: Path, name: str) -> str:
-    """Write a picture [H, W, 3], made smaller where it is large; its name relative to ``folder``."""
+    """Write a picture [H, W, 3], shrunk to the stored size; its path relative to ``folder``."""
     image = Image.fromarray(eight_bits(values))
     image.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-    where = f"{PICTURES}/{name}.webp"
-    image.save(folder / where, lossless=max(image.size) <= _LOSSLESS, quality=_QUALITY, method=6)
-    return where
+    file = f"{PICTURES}/{name}.webp"
+    image.save(folder / file, lossless=max(image.size) <= _LOSSLESS, quality=_QUALITY, method=6)
+    return file

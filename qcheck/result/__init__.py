@@ -1,1 +1,1 @@
-"""What a check found, as values: measurements, builds, the report, and reading it back."""
+"""The results of a check as values: measurements, builds, the report, and reading it back."""

@@ -1,4 +1,4 @@
-"""What was tried for the cases of a report that do not pass: advice.json."""
+"""The cures that were tried for the cases of a report that do not pass: advice.json."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ SCHEMA: Literal["qcheck-advice/1"] = "qcheck-advice/1"
 
 
 class Tried(Value):
-    """One remedy: what was predicted from weights alone, and what running it gave (None: not run).
+    """One cure: its forecast from the weights alone, and what running it measured (None: not run).
 
     Sizes are bytes of the denoiser's file; survival and excess error (dB) are effect_survival and excess_error.
-    ``command`` checks it again, ``export`` writes it for the device; both are typed in the folder of the advice.
+    ``command`` checks the cure again, ``export`` writes it for the device; both run in the folder of the advice.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Tried(Value):
 
 
 class CaseAdvice(Value):
-    """A case, what was tried for it in order of cost, and the place of the first that passed in that list."""
+    """A case, the cures that were tried for it in order of cost, and the index of the first that passed."""
 
     scheme: str
     order: str

@@ -5,12 +5,12 @@ from qcheck.result.verdict import BuildStatus
 
 
 class Precision(Value):
-    """What was read from an engine.
+    """The precision of an engine, as read from it.
 
-    ``products`` counts the convolutions and matrix products that were found at all. ``operands`` counts the asked
-    layers by "input x weight" as they are multiplied or, of a weight-only layer, by "input x stored weight".
-    ``fell_back`` names what is not as asked, ``unread`` the layers that the engine does not tell of. ``bytes`` are the
-    engine's constants by format, ``promised`` those of the quantized weights that the scheme asks.
+    ``products`` counts all convolutions and matrix products of the engine. ``operands`` counts the layers that the
+    scheme quantizes by "input x weight" as they are multiplied or, of a weight-only layer, by "input x stored weight".
+    ``fell_back`` names the layers in other formats than the scheme asks, ``unread`` those that the engine does not
+    describe. ``bytes`` is the size of the engine's constants by format, ``promised`` that of the scheme's weights.
     """
 
     layers: int
@@ -23,7 +23,7 @@ class Precision(Value):
 
     @property
     def complete(self) -> bool:
-        """Whether the engine could be read, and every asked layer was found and is as asked."""
+        """Whether the engine could be read and has every quantized layer in the formats that the scheme asks."""
         return bool(self.products) and not self.fell_back and not self.unread
 
     def text(self) -> str:

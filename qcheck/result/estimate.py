@@ -1,4 +1,4 @@
-"""What a deployed model needs of a device at least: an estimate from shapes and data sheets, nothing was run there."""
+"""What a deployed model needs of a device at least: an estimate from shapes and data sheets, without a run on it."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -25,12 +25,12 @@ class Estimate(Value):
 
     @property
     def total_mb(self) -> float:
-        """Weights of all components and the activations of the hungriest."""
+        """Weights of all components, and the activations of the component with the most."""
         return self.denoiser_mb + self.others_mb + self.activations_mb
 
     @property
     def fits(self) -> bool | None:
-        """Whether that is less than the device has; it may not leave enough for anything else there."""
+        """Whether the total is less than the device's memory; other programs there may still lack memory."""
         return None if self.memory_gb is None else self.total_mb < self.memory_gb * 1e3
 
     def text(self) -> str:

@@ -1,7 +1,7 @@
-"""What a report shows beyond its numbers: evidence.json is this value, and pictures/ the files that it names.
+"""What a report shows beyond its numbers: evidence.json holds this value, pictures/ the files that it names.
 
-Everything is small: scalars a step, a ring or a bin, never a latent. A report can be rendered again from these files
-and report.json alone.
+Everything is small: one scalar for each step, ring or bin, never a latent. A report can be rendered again from these
+files and report.json alone.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ NAME, PICTURES = "evidence.json", "pictures"
 
 
 class Spread(Value):
-    """A scalar of every probe at each of some places: the mean over probes, the lowest and the highest, [places]."""
+    """A scalar of every probe at several places: its mean over probes, its lowest and its highest value, [places]."""
 
     mean: list[Number]
     low: list[Number]
@@ -24,10 +24,10 @@ class Spread(Value):
 
 
 class Along(Value):
-    """How far one arm is from its reference at the strata: ``sqnr`` in dB where both are asked at f1's states.
+    """How far one arm is from its reference at the strata.
 
-    ``apart`` is |q1 - f1| / |f1| of the latents of free runs before those steps; the base, which is not followed, has
-    none.
+    ``sqnr`` is in dB, with both evaluated at the latents that the reference f1 visited. ``apart`` is |q1 - f1| / |f1|
+    of the latents of free runs before those steps; None for the base, for which it is not computed.
     """
 
     arm: Arm
@@ -48,7 +48,10 @@ class Histogram(Value):
 
 
 class Pictures(Value):
-    """Decoded pictures of an arm, a probe each, relative to the folder; ``difference`` is 0.5 + amplify (q - f) / 2."""
+    """Decoded pictures of an arm, one for each probe, as paths relative to the folder.
+
+    ``difference`` is 0.5 + amplify (q - f) / 2.
+    """
 
     arm: Arm
     reference: list[str]
@@ -90,8 +93,9 @@ class Evidence(Value):
     """All cases of a check. ``strata`` are the steps, from 1, that ``timesteps`` of the report belong to.
 
     ``frequencies`` are those of the spectra in cycles per latent pixel, ``amplify`` how much differences are enlarged.
-    ``prompts`` are those of the pictures. ``alignment`` is of every changed layer of the denoiser, in dB: how much more
-    its inputs make of the adapter's change than of a random one of its size, as rounding noise nearly is.
+    ``prompts`` are those of the pictures. ``alignment`` holds, in dB for every changed layer of the denoiser, how much
+    more the layer's inputs amplify the adapter's change than a random change of its size; rounding noise is nearly
+    random.
     """
 
     schema_: Literal["qcheck-evidence/1"] = Field(default=SCHEMA, alias="schema")

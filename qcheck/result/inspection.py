@@ -1,4 +1,4 @@
-"""What is forecast of an adapter from weights alone: the values that ``qcheck inspect`` prints."""
+"""The forecast for an adapter from weights alone: the values that ``qcheck inspect`` prints."""
 
 from qcheck.core.values import Number, Value
 from qcheck.spec.order import Order
@@ -15,7 +15,7 @@ class Forecast(Value):
 
 
 class Arrival(Value):
-    """What is forecast of one layer: survival, delta_snr in dB, and the share of codes that merging left as they were.
+    """The forecast for one layer: survival, delta_snr in dB, and the share of codes that merging left as they were.
 
     Nearly all codes the same is fatal to quantize-merge and usual for merge-quantize, where the few that change do so
     by a whole step and make up for the others.

@@ -1,4 +1,4 @@
-"""What stands beside an artifact: which layer holds which format, what it was made from, digests of its files."""
+"""The manifest beside an artifact: the formats of its layers, its sources, and the digests of its files."""
 
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ class Layer(Value):
 
 
 class Source(Value):
-    """What the artifact was made from, by digest; ``weight`` and ``arms`` of an adapter."""
+    """A base or an adapter that the artifact was made from, by digest; ``weight`` and ``arms`` of an adapter."""
 
     digest: str
     weight: float | None = None
@@ -35,7 +35,7 @@ class Source(Value):
 
 
 class Manifest(Value):
-    """The whole page, ``manifest.json``."""
+    """The whole file, ``manifest.json``."""
 
     schema_: Literal["qcheck-manifest/1"] = Field(default=SCHEMA, alias="schema")
     qcheck: str

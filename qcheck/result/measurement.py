@@ -1,4 +1,4 @@
-"""A measurement: value, unit, interval and where; it knows no limit until a verdict has looked at it."""
+"""A measurement: value, unit, interval and place; it has no limit until it is judged."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ class Measurement(Value):
 
 
 class Judged(Measurement):
-    """A measurement beside its limit, None where nothing is held to it, and what the comparison says.
+    """A measurement with its limit, None where it has none, and the result of their comparison.
 
     One that ``warns`` has a limit and decides nothing.
     """
@@ -48,7 +48,7 @@ class Judged(Measurement):
 
 
 class NotMeasured(Value):
-    """Something a reader could expect that no number stands for, and why."""
+    """A measurement that a reader could expect and the report does not have, and why."""
 
     name: str
     reason: str

@@ -1,4 +1,4 @@
-"""What a check found: report.json is exactly this value."""
+"""The result of a check: report.json is exactly this value."""
 
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ REPORT = "report.json"
 class Input(Value):
     """A base or an adapter: where it came from, what it is, how strongly it was applied and in which arms.
 
-    An adapter that was calibrated is in q1 alone; the one that it came from, the "reference", is in f1.
+    An adapter that ``qcheck qat`` calibrated is in q1 alone; its original, the "reference", is in f1.
     """
 
     source: str
@@ -31,7 +31,7 @@ class Input(Value):
 
 
 class Probing(Value):
-    """The probes that every arm answered; a case that was decided early saw the first ``probes_used`` of them."""
+    """The probes that every arm was sampled on; a case that was decided early used its first ``probes_used``."""
 
     name: str
     digest: str
@@ -53,10 +53,11 @@ class ArtifactFile(Value):
 
 
 class LayerShare(Value):
-    """What one quantized layer has of the case's gap: its share of the squared errors that all layers make alone.
+    """One quantized layer's share of the case's gap: of the sum of squared errors that the layers make one by one.
 
-    ``weight`` and ``activation`` are what rounding its weight or its input alone would make of the same sum; ``share``
-    is of both together, where errors may point alike. ``standard_error`` is of ``share``, over states and draws.
+    ``weight`` and ``activation`` are the shares of the same sum that rounding its weight or its input alone would make.
+    ``share`` is that of both together, whose errors may point alike. ``standard_error`` is that of ``share``, over
+    states and draws.
     """
 
     name: str
@@ -108,13 +109,15 @@ class Case(Value):
             KeyError: it has none.
         """
         name, arm = (key, None) if isinstance(key, str) else key
-        found = {seen.arm: seen for seen in self.measurements if seen.name == name}
-        if arm is None and found:
-            return found["adapted"] if "adapted" in found else next(iter(found.values()))
-        if arm is None or arm not in found:
-            known = ", ".join(dict.fromkeys(f"{seen.name} ({seen.arm})" for seen in self.measurements))
+        by_arm = {measurement.arm: measurement for measurement in self.measurements if measurement.name == name}
+        if arm is None and by_arm:
+            return by_arm["adapted"] if "adapted" in by_arm else next(iter(by_arm.values()))
+        if arm is None or arm not in by_arm:
+            known = ", ".join(
+                dict.fromkeys(f"{measurement.name} ({measurement.arm})" for measurement in self.measurements)
+            )
             raise KeyError(f"{key}; measured are {known}")
-        return found[arm]
+        return by_arm[arm]
 
     def why(self) -> str:
         """The verdict, what led to it and what to do next, in sentences."""
@@ -123,12 +126,14 @@ class Case(Value):
     @property
     def decided(self) -> Judged | None:
         """The measurement that the verdict rests on; None where something else decided."""
-        named = None if self.deciding is None else (self.deciding.name, self.deciding.arm)
-        return next((seen for seen in self.measurements if (seen.name, seen.arm) == named), None)
+        key = None if self.deciding is None else (self.deciding.name, self.deciding.arm)
+        return next(
+            (measurement for measurement in self.measurements if (measurement.name, measurement.arm) == key), None
+        )
 
 
 class Provenance(Value):
-    """Who made this file, from what, with which arguments."""
+    """The versions, machine, recipe and limits that made this file, and the seconds of each stage."""
 
     qcheck: str
     commit: str | None
@@ -143,9 +148,9 @@ class Provenance(Value):
 
 
 class Report(Value):
-    """The whole result of one check. ``spec`` is what was asked, whole: the same check can be asked for again from it.
+    """The whole result of one check. ``spec`` is the whole request: the same check can be run again from it.
 
-    ``ranges`` is the file of ranges that was given, if one was.
+    ``ranges`` is the request's file of ranges, if it has one.
     """
 
     schema_: Literal["qcheck-report/2"] = Field(default=SCHEMA, alias="schema")
@@ -175,21 +180,21 @@ class Report(Value):
             KeyError: there is none, or there are several.
         """
         scheme, order = (key, None) if isinstance(key, str) else key
-        found = [case for case in self.cases if case.scheme == scheme and order in (None, case.order)]
-        if len(found) != 1:
+        cases = [case for case in self.cases if case.scheme == scheme and order in (None, case.order)]
+        if len(cases) != 1:
             known = ", ".join(f"({case.scheme!r}, {case.order!r})" for case in self.cases)
-            raise KeyError(f"{key} names {len(found)} cases of {known}")
-        return found[0]
+            raise KeyError(f"{key} names {len(cases)} cases of {known}")
+        return cases[0]
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json into ``folder``, which ``qcheck.load_report`` and ``qcheck report`` read; its path.
 
         Artifacts, pictures and the page are written by a check that has ``out``.
         """
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / REPORT).write_text(self.to_json(), "utf-8")
-        return place / REPORT
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / REPORT).write_text(self.to_json(), "utf-8")
+        return path / REPORT
 
     def to_json(self) -> str:
         """Indented JSON with the contract's key ``schema``; non-finite numbers become the strings NaN, Infinity."""

@@ -1,6 +1,6 @@
 """The JSON Schema of report.json, made from the values it is written from.
 
-``python -m qcheck.result.schema > docs/report.schema.json`` writes the file again after a change of those.
+``python -m qcheck.result.schema > docs/report.schema.json`` writes the file again after a change of those values.
 """
 
 import json
@@ -12,9 +12,9 @@ from qcheck.result.report import SCHEMA, Report
 
 def schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12."""
-    made = Report.model_json_schema(by_alias=True, mode="serialization")
+    contents = Report.model_json_schema(by_alias=True, mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA} | {
-        key: value for key, value in made.items() if key != "title"
+        key: value for key, value in contents.items() if key != "title"
     }
 
 

@@ -21,7 +21,7 @@ class Deciding(Value):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome, the sentences that led to it, every measurement beside its limit, and what decides nothing.
+    """The outcome, the sentences that led to it, every measurement with its limit, and warnings, which decide nothing.
 
     ``deciding`` is None where no measurement decided, e.g. a build that was refused.
     """

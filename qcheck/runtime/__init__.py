@@ -1,1 +1,1 @@
-"""What computes a call of the denoiser."""
+"""Runners: they compute a call of the denoiser."""

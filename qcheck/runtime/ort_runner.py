@@ -1,4 +1,4 @@
-"""The artifact, run by ONNX Runtime on the CPU."""
+"""A runner of ONNX files by ONNX Runtime on the CPU."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import onnxruntime
 
 from qcheck.core.errors import UserError
 
-COMPUTES = ("float32", "float16")  # compute types for which its CPU provider has a whole denoiser's operators
+COMPUTES = ("float32", "float16")  # compute types for which the CPU provider has all operators of a denoiser
 _TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -34,10 +34,10 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True)
 class Feed:
-    """How one input of a file is fed: the name of what it is given, its type, and its axes: the first, and the others.
+    """One input of a file: its name, its ``role``, which is the name of the pipeline's input for it, its type and axes.
 
-    An axis that is not fixed is None; ``rows`` is None for a scalar too. ``batched`` says that the first axis is that
-    of the latents.
+    ``rows`` is the first axis, ``sides`` are the others. An axis that is not fixed is None; ``rows`` is None for a
+    scalar too. ``batched`` says that the first axis is that of the latents.
     """
 
     name: str
@@ -48,63 +48,63 @@ class Feed:
     sides: tuple[int | None, ...]
     batched: bool
 
-    def value(self, found: np.ndarray, count: int) -> np.ndarray:
-        """``found`` in this input's type; a number for each row as a scalar or as often as is asked."""
-        cast = found.astype(self.dtype)
+    def value(self, array: np.ndarray, count: int) -> np.ndarray:
+        """``array`` in this input's type; one number for each row becomes a scalar, or is repeated to the rows."""
+        cast = array.astype(self.dtype)
         if cast.ndim > 1:
             return cast
         return (
             cast[:1].reshape(()) if self.rank == 0 else np.repeat(cast[:1], self.rows or (count if self.batched else 1))
         )
 
-    def fits(self, found: np.ndarray) -> bool:
-        """Whether an array of that shape can be fed here; a number for each row also to a scalar."""
-        if found.ndim == 1:
+    def fits(self, array: np.ndarray) -> bool:
+        """Whether the array's shape fits this input; one number for each row also fits a scalar."""
+        if array.ndim == 1:
             return self.rank <= 1
-        sides = zip(self.sides, found.shape[1:], strict=False)
-        return self.rank == found.ndim and all(fixed in {None, side} for fixed, side in sides)
+        sides = zip(self.sides, array.shape[1:], strict=False)
+        return self.rank == array.ndim and all(fixed in {None, side} for fixed, side in sides)
 
 
-def feeds(running: onnxruntime.InferenceSession, path: Path, asked: Mapping[str, np.ndarray]) -> list[Feed]:
-    """What each input of a file is given of ``asked``: by name, else what alone has the rank and the fixed sides.
+def feeds(onnx_session: onnxruntime.InferenceSession, path: Path, inputs: Mapping[str, np.ndarray]) -> list[Feed]:
+    """The feed of each input of a file from ``inputs``: by name, else the only one with its rank and fixed sides.
 
     Raises:
-        UserError: they cannot be told apart, are of other types or sizes, or something else is asked for.
+        UserError: several inputs fit, types or sizes differ, or the file lacks or adds an input.
     """
-    given = running.get_inputs()
-    shared = {axis for entry in given for axis in entry.shape[:1] if len(entry.shape) > 1}
-    found = {}
-    for entry in given:
+    entries = onnx_session.get_inputs()
+    shared = {axis for entry in entries for axis in entry.shape[:1] if len(entry.shape) > 1}
+    by_name = {}
+    for entry in entries:
         if entry.type not in _TYPES:
-            raise _strange(path, f"input {_shown(entry)} is of no type that is fed", asked)
+            raise _feed_error(path, f"input {_entry_text(entry)} is of no type that is fed", inputs)
         axes = [axis if isinstance(axis, int) else None for axis in entry.shape]
         batched = bool(axes) and axes[0] is None and entry.shape[0] in shared
         dtype = np.dtype(_TYPES[entry.type])
         rows = axes[0] if axes else None
-        found[entry.name] = Feed(entry.name, "", dtype, len(axes), rows, tuple(axes[1:]), batched)
-    roles = {name: name for name in found if name in asked}
-    while rest := [name for name in found if name not in roles]:
-        open_roles = [role for role in asked if role not in roles.values()]
-        possible = {name: [role for role in open_roles if found[name].fits(asked[role])] for name in rest}
-        clear = next((name for name in rest if len(possible[name]) == 1), None)
-        if clear is None:
-            entry = next(entry for entry in given if entry.name == rest[0])
-            kinds = " or ".join(possible[rest[0]]) or "none of these"
-            raise _strange(path, f"input {_shown(entry)} may be {kinds}", asked)
-        roles[clear] = possible[clear][0]
-    if absent := sorted(set(asked) - set(roles.values())):
-        raise _strange(path, f"has no input for {', '.join(absent)}", asked)
-    return [replace(feed, role=roles[name]) for name, feed in found.items()]
+        by_name[entry.name] = Feed(entry.name, "", dtype, len(axes), rows, tuple(axes[1:]), batched)
+    roles = {name: name for name in by_name if name in inputs}
+    while unassigned := [name for name in by_name if name not in roles]:
+        open_roles = [role for role in inputs if role not in roles.values()]
+        possible = {name: [role for role in open_roles if by_name[name].fits(inputs[role])] for name in unassigned}
+        certain = next((name for name in unassigned if len(possible[name]) == 1), None)
+        if certain is None:
+            entry = next(entry for entry in entries if entry.name == unassigned[0])
+            candidates = " or ".join(possible[unassigned[0]]) or "none of these"
+            raise _feed_error(path, f"input {_entry_text(entry)} may be {candidates}", inputs)
+        roles[certain] = possible[certain][0]
+    if absent := sorted(set(inputs) - set(roles.values())):
+        raise _feed_error(path, f"has no input for {', '.join(absent)}", inputs)
+    return [replace(feed, role=roles[name]) for name, feed in by_name.items()]
 
 
-def _shown(entry: Any) -> str:
+def _entry_text(entry: Any) -> str:
     return f"{entry.name!r} {entry.type} {entry.shape}"
 
 
-def _strange(path: Path, said: str, asked: Mapping[str, np.ndarray]) -> UserError:
-    wanted = ", ".join(f"{name} {list(value.shape)}" for name, value in asked.items())
+def _feed_error(path: Path, problem: str, inputs: Mapping[str, np.ndarray]) -> UserError:
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
     return UserError(
-        f"{path}: {said}; this pipeline's denoiser is fed {wanted}",
+        f"{path}: {problem}; this pipeline's denoiser is fed {shapes}",
         "Give the denoiser's file of the same base, or name its inputs so.",
     )
 
@@ -112,7 +112,7 @@ def _strange(path: Path, said: str, asked: Mapping[str, np.ndarray]) -> UserErro
 class OnnxRunner:
     """One ONNX file. Threads share the rows of a batch; only a batch of fewer rows shares its operators.
 
-    Rows do not depend on each other, so parts of a batch on one thread each finish sooner than operators on all.
+    Rows do not depend on each other, so a batch split over threads takes less time than operators on all threads.
     Inputs in ``fixed`` have no rows.
     """
 
@@ -132,7 +132,7 @@ class OnnxRunner:
         self._session.cache_clear()
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """As ``Runner``; a float16 artifact is fed and read in float16."""
+        """Run as ``Runner`` does; a float16 artifact takes and returns float16."""
         if not self._feeds:
             self._feeds = feeds(self._session(self._threads), self.path, inputs)
         count = next(len(value) for name, value in inputs.items() if name not in self._fixed)
@@ -141,17 +141,17 @@ class OnnxRunner:
             return self._in_batches_of(batch, count, inputs)
         if count < self._threads:
             return self._run(self._threads, inputs, np.arange(count))
-        self._session(1)  # before the parts ask for it at the same time
+        self._session(1)  # made before the threads need it at the same time
         parts = np.array_split(np.arange(count), self._threads)
-        found = self._pool.map(functools.partial(self._run, 1, inputs), parts)
-        return np.concatenate(list(found))
+        outputs = self._pool.map(functools.partial(self._run, 1, inputs), parts)
+        return np.concatenate(list(outputs))
 
     def _in_batches_of(self, batch: int, count: int, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Parts for a file whose batch is fixed; the last is filled up with its own last row."""
+        """Run a file with a fixed batch part by part; the last part is padded with its own last row."""
         parts = [np.minimum(np.arange(start, start + batch), count - 1) for start in range(0, count, batch)]
         return np.concatenate([self._run(self._threads, inputs, rows) for rows in parts])[:count]
 
     def _run(self, threads: int, inputs: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         values = {name: value if name in self._fixed else value[rows] for name, value in inputs.items()}
-        given = {feed.name: feed.value(values[feed.role], len(rows)) for feed in self._feeds}
-        return np.asarray(self._session(threads).run(None, given)[0], np.float32)
+        feed_values = {feed.name: feed.value(values[feed.role], len(rows)) for feed in self._feeds}
+        return np.asarray(self._session(threads).run(None, feed_values)[0], np.float32)

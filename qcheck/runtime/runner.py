@@ -11,20 +11,20 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str:
-        """What computes, for messages and provenance."""
+        """The runner's name in messages and provenance."""
         ...
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Raw output, float32 in the shape of the latents that were fed, for float32 inputs as a family feeds them."""
+        """Raw output, float32 in the shape of the latents, for float32 inputs as ``Family.feed`` makes them."""
         ...
 
 
 class MismatchError(Exception):
-    """What was to be compared does not belong together. A bug or a tampered file, never a property of the adapter."""
+    """Arrays to compare do not belong together: a bug or a tampered file, never a property of the adapter."""
 
 
 def call(runner: Runner, inputs: Mapping[str, np.ndarray], latent: str) -> np.ndarray:
-    """Run, and hold the runner to its contract: shape and dtype as promised. Non-finite values pass; metrics see them.
+    """Run, and check shape and dtype of the output. Values that are not finite pass, for the measurements to report.
 
     Raises:
         MismatchError: the output has another shape or dtype than the input ``latent``.

@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """A family's entry around a denoiser. Inputs in ``kept`` stay float32, as in a file."""
+    """A family's entry around a denoiser. Inputs in ``kept`` stay float32, as in an exported file."""
 
     entry: nn.Module
     name: str = "torch float32"
@@ -19,11 +19,11 @@ class TorchRunner:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """As ``Runner``; inputs are cast to the module's dtype and its output back."""
-        given = {
+        """Run as ``Runner`` does; inputs are cast to the module's dtype and its output back."""
+        tensors = {
             name: torch.from_numpy(value).to(torch.float32 if name in self.kept else self.dtype)
             for name, value in inputs.items()
         }
-        output: torch.Tensor = self.entry(**given)
+        output: torch.Tensor = self.entry(**tensors)
         result: np.ndarray = output.float().numpy()
         return result

@@ -1,1 +1,1 @@
-"""Probes through a runner: the solver, the runs, and what is kept of them."""
+"""Sampling of probes with a runner: the solver, the runs, and their stored outputs."""

@@ -1,9 +1,9 @@
-"""Probes through a runner, to stored outputs.
+"""Sampling and evaluation of probes with a runner, to stored outputs.
 
 The reference f1 is sampled normally. Every other arm is evaluated at the latents f1 visited, then sampled from the same
 noise. Outputs are guided: the two branches of classifier-free guidance run in one batch and are combined before they
 are stored. Every probe of every arm is one file in the cache: memory does not grow with probes or steps, more probes
-cost only their own forwards, and what an interrupted run finished is there for the next.
+cost only their own forwards, and a repeated run reuses the probes that an interrupted one finished.
 """
 
 import time
@@ -37,15 +37,15 @@ AtStratum = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 def _ignore(*_: object) -> None:
-    """Nobody wants to know."""
+    """A callback that does nothing."""
 
 
 def _guided(
     setup: Setup, runner: Runner, solver: Any, x: torch.Tensor, timestep: Any, conditions: Conditions
 ) -> torch.Tensor:
     """Guided output [b, C, h, w] for latents of that shape."""
-    given, branches = fed(setup.family, solver, x, timestep, conditions)
-    raw = setup.family.read(call(runner, given, setup.family.latent), (branches * len(x), *x.shape[1:]))
+    inputs, branches = fed(setup.family, solver, x, timestep, conditions)
+    raw = setup.family.read(call(runner, inputs, setup.family.latent), (branches * len(x), *x.shape[1:]))
     return combined(torch.from_numpy(raw), branches, setup.guidance)
 
 
@@ -54,7 +54,7 @@ def _sample(
 ) -> Iterator[Tensors]:
     """Final latents ``final`` [C, h, w] and the scalars of ``Trajectory`` of each free run of a batch.
 
-    ``at_stratum`` gets place, latents and guided output of the whole batch at every stratum.
+    ``at_stratum`` gets the stratum's index, the latents and the guided output of the whole batch at every stratum.
     """
     solver, trajectory = setup.solver(), Trajectory()
     x = start.latents * getattr(solver, "init_noise_sigma", 1.0)  # flow-matching solvers start from unit noise
@@ -65,9 +65,9 @@ def _sample(
             at_stratum(setup.strata.index(index), x, guided)
         x = solvers.step(solver, guided, timestep, x, list(start.generators))
         advance(len(x))
-    kept = trajectory.scalars(x) | {"final": x}
+    results = trajectory.scalars(x) | {"final": x}
     for row in range(len(x)):
-        yield {name: values[row].numpy() for name, values in kept.items()}
+        yield {name: values[row].numpy() for name, values in results.items()}
 
 
 def evaluate(
@@ -78,7 +78,7 @@ def evaluate(
     advance: Advance,
     enter: Callable[[int], None] = _ignore,
 ) -> np.ndarray:
-    """Guided outputs [b, T, C, h, w] at given states of that shape; ``enter`` is told each stratum before it runs."""
+    """Guided outputs [b, T, C, h, w] at ``states`` of that shape; ``enter`` gets each stratum's index first."""
     solver, outputs = setup.solver(), np.empty_like(states)
     for place, index in enumerate(setup.strata):
         enter(place)
@@ -91,28 +91,28 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Probes of one set-up, and the cache that keeps what runners make of them."""
+    """Probes of one set-up, and the cache that stores the outputs of runners on them."""
 
     setup: Setup
     probes: tuple[Probe, ...]
     store: Cache
 
     @classmethod
-    def of(cls, arms: Arms, chosen: ProbeSet, strata: int, batch: int, store: Cache) -> "Sampler":
+    def of(cls, arms: Arms, probe_set: ProbeSet, strata: int, batch: int, store: Cache) -> "Sampler":
         """A sampler of a probe set for both ``arms``, which are compared at ``strata`` timesteps.
 
         Raises:
             UserError: as ``setup.make``.
         """
-        made = probe.probes(chosen, tuple(adapter.weight for adapter in arms.adapters))
-        return cls(setups.make(arms, chosen, strata, batch), made, store)
+        probes = probe.probes(probe_set, tuple(adapter.weight for adapter in arms.adapters))
+        return cls(setups.make(arms, probe_set, strata, batch), probes, store)
 
     def take(self, count: int) -> "Sampler":
         """The first ``count`` probes."""
         return replace(self, probes=self.probes[:count])
 
     def reference(self, subject: Subject, advance: Advance) -> Trace:
-        """Sample f1 normally: its run, with states and outputs at the strata."""
+        """Sample f1 normally; the trace has its states and outputs at the strata."""
         setup, probes = self.setup, self.probes
 
         def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
@@ -129,41 +129,41 @@ class Sampler:
         keys = [self._reference_key(subject, probe) for probe in probes]
         return self._trace(subject, _Plan(keys, None, setup.calls), advance, compute)
 
-    def forced(self, subject: Subject, reached: Trace, advance: Advance) -> Trace:
+    def forced(self, subject: Subject, reference: Trace, advance: Advance) -> Trace:
         """Evaluate an arm at the states that the reference visited, without a free run of its own."""
         setup, probes = self.setup, self.probes
 
         def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
             conditions = setup.inputs(subject.side, probes[rows]).conditions
-            for output in evaluate(setup, runner, conditions, np.stack(reached.states()[rows]), advance):
+            for output in evaluate(setup, runner, conditions, np.stack(reference.states()[rows]), advance):
                 yield {"outputs": output}
 
-        keys = [cache.key(__name__, "forced", subject.content, path.parent.name) for path in reached.paths]
-        return self._trace(subject, _Plan(keys, reached, len(setup.strata)), advance, compute)
+        keys = [cache.key(__name__, "forced", subject.content, path.parent.name) for path in reference.paths]
+        return self._trace(subject, _Plan(keys, reference, len(setup.strata)), advance, compute)
 
-    def arm(self, subject: Subject, reached: Trace, advance: Advance) -> Trace:
+    def arm(self, subject: Subject, reference: Trace, advance: Advance) -> Trace:
         """Evaluate any other arm at the reference's states, then sample it from the same noise."""
         setup, probes = self.setup, self.probes
 
         def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
             start = setup.inputs(subject.side, probes[rows])
-            states = np.stack(reached.states()[rows])
+            states = np.stack(reference.states()[rows])
             outputs = evaluate(setup, runner, start.conditions, states, advance)
             apart = np.zeros(states.shape[:2])
 
             def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
-                there = states[:, place].astype(np.float64)
-                apart[:, place] = np.linalg.norm((x.numpy() - there).reshape(len(there), -1), axis=1)
-                apart[:, place] /= np.linalg.norm(there.reshape(len(there), -1), axis=1)
+                visited = states[:, place].astype(np.float64)
+                apart[:, place] = np.linalg.norm((x.numpy() - visited).reshape(len(visited), -1), axis=1)
+                apart[:, place] /= np.linalg.norm(visited.reshape(len(visited), -1), axis=1)
 
             for row, sampled in enumerate(_sample(setup, runner, start, advance, measure)):
                 yield {"outputs": outputs[row], "apart": apart[row], **sampled}
 
-        keys = [cache.key(__name__, "arm", subject.content, path.parent.name) for path in reached.paths]
-        return self._trace(subject, _Plan(keys, reached, len(setup.strata) + setup.calls), advance, compute)
+        keys = [cache.key(__name__, "arm", subject.content, path.parent.name) for path in reference.paths]
+        return self._trace(subject, _Plan(keys, reference, len(setup.strata) + setup.calls), advance, compute)
 
     def outputs(self, runner: Runner, side: Side, states: Arrays, advance: Advance = _ignore) -> np.ndarray:
-        """Guided outputs [n, T, C, h, w] at given states [T, C, h, w] of each probe; nothing is stored."""
+        """Guided outputs [n, T, C, h, w] at ``states`` [T, C, h, w] of each probe; nothing is stored."""
         return np.concatenate(list(self._batched(runner, side, states, advance, _ignore)))
 
     def run(
@@ -174,7 +174,7 @@ class Sampler:
         advance: Advance,
         enter: Callable[[int], None] = _ignore,
     ) -> None:
-        """Run an arm at states [T, C, h, w] of each probe for the sake of hooks on its layers; nothing is kept."""
+        """Run an arm at ``states`` [T, C, h, w] of each probe, for hooks on its layers; outputs are discarded."""
         for _ in self._batched(runner, side, states, advance, enter):
             pass
 
@@ -186,22 +186,22 @@ class Sampler:
             yield evaluate(self.setup, runner, conditions, np.stack(list(states[rows])), advance, enter)
 
     def states(self, runner: Runner, side: Side) -> np.ndarray:
-        """States [n, T, C, h, w] that a runner reaches by itself at the strata; nothing is stored."""
-        found = []
+        """States [n, T, C, h, w] at the strata of a runner's own runs; nothing is stored."""
+        batches = []
         for rows in _batches(range(len(self.probes)), self.setup.batch):
             start = self.setup.inputs(side, self.probes[rows])
-            reached = np.empty((len(start.latents), len(self.setup.strata), *start.latents.shape[1:]), np.float32)
+            states = np.empty((len(start.latents), len(self.setup.strata), *start.latents.shape[1:]), np.float32)
 
-            def keep(place: int, x: torch.Tensor, _: torch.Tensor, reached: np.ndarray = reached) -> None:
-                reached[:, place] = x.numpy()
+            def keep(place: int, x: torch.Tensor, _: torch.Tensor, states: np.ndarray = states) -> None:
+                states[:, place] = x.numpy()
 
             for _ in _sample(self.setup, runner, start, _ignore, keep):
                 pass
-            found.append(reached)
-        return np.concatenate(found)
+            batches.append(states)
+        return np.concatenate(batches)
 
     def known(self, subject: Subject) -> bool:
-        """Whether the reference of the first probe is there from an earlier run."""
+        """Whether the reference of the first probe is in the cache."""
         return self.store.find(_KIND, self._reference_key(subject, self.probes[0])) is not None
 
     def seconds(self, subject: Subject) -> float:
@@ -223,19 +223,19 @@ class Sampler:
         advance: Advance,
         compute: Callable[[Runner, slice], Iterator[Tensors]],
     ) -> Trace:
-        """Find the probes' files, computing those that are missing batch by batch, in one process of all that ask."""
+        """The probes' files. Missing ones are computed batch by batch, by one process even where several need them."""
         missing = self._missing(plan)
         advance(plan.calls * (len(plan.keys) - len(missing)))
         if missing:
             with self.store.locked(_KIND, *(plan.keys[index] for index in missing)):
-                left = self._missing(plan)  # another process may have computed some while this one waited
-                advance(plan.calls * (len(missing) - len(left)))
-                if left:
+                remaining = self._missing(plan)  # another process may have computed some while this one waited
+                advance(plan.calls * (len(missing) - len(remaining)))
+                if remaining:
                     with subject.open() as runner:
-                        for rows in _batches(left, self.setup.batch):
-                            self._keep(subject, plan, rows, compute(runner, rows))
-        found = [self.store.find(_KIND, key) for key in plan.keys]
-        paths = tuple(folder / _FILE for folder in found if folder is not None)
+                        for rows in _batches(remaining, self.setup.batch):
+                            self._store_batch(subject, plan, rows, compute(runner, rows))
+        folders = [self.store.find(_KIND, key) for key in plan.keys]
+        paths = tuple(folder / _FILE for folder in folders if folder is not None)
         if len(paths) != len(plan.keys):
             raise FileNotFoundError(f"{subject.name}: stored probes vanished while they were being used")
         return Trace(subject.name, paths)
@@ -243,22 +243,22 @@ class Sampler:
     def _missing(self, plan: "_Plan") -> list[int]:
         return [index for index, key in enumerate(plan.keys) if self.store.find(_KIND, key) is None]
 
-    def _keep(self, subject: Subject, plan: "_Plan", rows: slice, computed: Iterator[Tensors]) -> None:
+    def _store_batch(self, subject: Subject, plan: "_Plan", rows: slice, computed: Iterator[Tensors]) -> None:
         for index, tensors in zip(range(rows.start, rows.stop), computed, strict=True):
-            states = tensors["states"] if plan.reached is None else plan.reached.states()[index]
+            states = tensors["states"] if plan.reference is None else plan.reference.states()[index]
             probe = self.probes[index]
             matched = digest_of(digest_of_value(probe), self.setup.digest, np.ascontiguousarray(states).tobytes())
             with self.store.put(_KIND, plan.keys[index], f"{subject.name}, {probe.prompt}") as folder:
-                whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-                save_file(whole, folder / _FILE, metadata={"matched": matched})
+                contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+                save_file(contiguous, folder / _FILE, metadata={"matched": matched})
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Cache keys of the probes, at whose states they are evaluated (None: their own), denoiser calls for each."""
+    """Cache keys of the probes, the trace whose states they are evaluated at (None: their own), and calls a probe."""
 
     keys: Sequence[str]
-    reached: Trace | None
+    reference: Trace | None
     calls: int
 
 

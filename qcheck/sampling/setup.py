@@ -1,4 +1,4 @@
-"""What all arms of a check share: the solver, the steps at which arms are compared, and how a probe starts."""
+"""The set-up that all arms of a check share: the solver, the steps at which arms are compared, and initial inputs."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +25,9 @@ STRATA = 8  # timesteps at which arms are compared
 
 @dataclass(frozen=True)
 class Inputs:
-    """What some probes start from: latents [b, C, h, w] of unit variance, their generators, and conditions.
+    """Initial inputs of b probes: latents [b, C, h, w] of unit variance, their generators, and conditions.
 
-    Conditions are [b, 1 or 2, ...] by name: the negative branch first where guidance has one.
+    Conditions are [b, 1 or 2, ...] by name: the negative branch comes first where guidance has one.
     """
 
     latents: torch.Tensor
@@ -37,9 +37,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share: the solver, the steps at which arms are compared, and how a probe starts in each arm.
+    """The set-up that all arms share: the solver, the steps at which arms are compared, and each arm's initial inputs.
 
-    ``solver`` makes a new one, set to its steps; solvers keep state, so no two runs share one.
+    ``solver`` makes a new solver with its timesteps set; solvers keep state, so no two runs share one.
     """
 
     family: Family
@@ -66,22 +66,22 @@ class Setup:
     @cached_property
     def weights(self) -> np.ndarray:
         """Squared solver coefficient of every stratum, [T]."""
-        found: np.ndarray = solvers.coefficients(self.solver)[list(self.strata)] ** 2
-        return found
+        weights: np.ndarray = solvers.coefficients(self.solver)[list(self.strata)] ** 2
+        return weights
 
     @cached_property
     def digest(self) -> str:
         """The digest of the solver and the strata."""
         solver = self.solver()
-        made = f"{type(solver).__name__} {sorted(solver.config.items())!r}"
-        return digest_of(made, repr((self.all_timesteps(), self.guidance, self.strata)))
+        description = f"{type(solver).__name__} {sorted(solver.config.items())!r}"
+        return digest_of(description, repr((self.all_timesteps(), self.guidance, self.strata)))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An arm to evaluate: its side, the digest of all that its outputs depend on, and how to get a runner for it.
+    """An arm to evaluate: its side, ``content``, the digest of all that its outputs depend on, and its runner.
 
-    ``open`` is called only when something has to be computed; the runner is there until the context ends.
+    ``open`` is called only when something has to be computed; the runner lasts until the context ends.
     """
 
     name: str
@@ -106,7 +106,7 @@ Conditions = Mapping[str, np.ndarray]
 def fed(
     family: Family, solver: Any, x: torch.Tensor, timestep: Any, conditions: Conditions
 ) -> tuple[dict[str, np.ndarray], int]:
-    """What the denoiser is fed for latents [b, C, h, w] and conditions [b, n, ...], and how many branches n they are.
+    """The denoiser's inputs for latents [b, C, h, w] and conditions [b, n, ...], and the number of branches n.
 
     Branches follow each other in the batch.
     """
@@ -127,46 +127,47 @@ def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:
     return probes * (free * setup.calls + forced * len(setup.strata))
 
 
-def make(arms: Arms, chosen: ProbeSet, strata: int, batch: int) -> Setup:
-    """The set-up of a probe set: its solver, its steps, and where its probes start in each of ``arms``.
+def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
+    """The set-up of a probe set: its solver, its steps, and its probes' initial inputs in each of ``arms``.
 
     Raises:
-        UserError: a negative prompt for a pipeline without a second branch of guidance, or sides that it cannot have.
+        UserError: a negative prompt for a pipeline without a second branch of guidance, or an impossible picture size.
     """
     family = arms.base.family
-    if chosen.negative and family.branches == 1:
+    if probe_set.negative and family.branches == 1:
         raise UserError(
-            f"probes {chosen.name!r} have a negative prompt, and a {type(family).__name__} pipeline has no use for one",
+            f"probes {probe_set.name!r} have a negative prompt, "
+            f"and a {type(family).__name__} pipeline has no use for one",
             "Leave `negative` out of the probe set.",
         )
 
     @functools.lru_cache(maxsize=len(SIDES) * batch)
-    def conditions(side: Side, asked: Probe) -> Mapping[str, torch.Tensor]:
-        with quiet(), arms.held(side) as held:
-            return held.conditions(asked)
+    def conditions(side: Side, probe: Probe) -> Mapping[str, torch.Tensor]:
+        with quiet(), arms.held(side) as arm:
+            return arm.conditions(probe)
 
-    def inputs(side: Side, asked: Sequence[Probe]) -> Inputs:
-        started = [family.start(p) for p in asked]
-        found = [conditions(side, p) for p in asked]
+    def inputs(side: Side, probes: Sequence[Probe]) -> Inputs:
+        starts = [family.start(p) for p in probes]
+        probe_conditions = [conditions(side, p) for p in probes]
         return Inputs(
-            latents=torch.cat([latents for latents, _ in started]),
-            generators=tuple(generator for _, generator in started),
-            conditions={name: torch.stack([c[name] for c in found]).numpy() for name in found[0]},
+            latents=torch.cat([latents for latents, _ in starts]),
+            generators=tuple(generator for _, generator in starts),
+            conditions={name: torch.stack([c[name] for c in probe_conditions]).numpy() for name in probe_conditions[0]},
         )
 
-    shape = family.shape(chosen.width, chosen.height)
-    calls = len(family.solver(chosen.steps, shape).timesteps)
+    shape = family.shape(probe_set.width, probe_set.height)
+    calls = len(family.solver(probe_set.steps, shape).timesteps)
     return Setup(
         family=family,
-        solver=lambda: family.solver(chosen.steps, shape),
-        guidance=chosen.guidance,
+        solver=lambda: family.solver(probe_set.steps, shape),
+        guidance=probe_set.guidance,
         strata=choose_strata(calls, strata),
         batch=batch,
         inputs=inputs,
     )
 
 
-def example(setup: Setup, asked: Probe) -> dict[str, np.ndarray]:
-    """What the denoiser is fed for one probe at its first step: a row for each branch of guidance."""
-    first, solver = setup.inputs("base", [asked]), setup.solver()
+def example(setup: Setup, probe: Probe) -> dict[str, np.ndarray]:
+    """The denoiser's inputs for one probe at its first step: a row for each branch of guidance."""
+    first, solver = setup.inputs("base", [probe]), setup.solver()
     return fed(setup.family, solver, first.latents, solver.timesteps[0], first.conditions)[0]

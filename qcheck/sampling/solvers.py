@@ -1,4 +1,4 @@
-"""diffusers' solvers, driven as its pipelines drive them, and what they make of a change of an output."""
+"""diffusers' solvers, called as its pipelines call them, and their response to a change of an output."""
 
 import inspect
 from collections.abc import Callable
@@ -9,42 +9,43 @@ import torch
 
 
 def scaled(solver: Any, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """What the denoiser is fed; flow-matching solvers have no scaling of their own."""
+    """The latents scaled for the denoiser; flow-matching solvers do not scale."""
     if not hasattr(solver, "scale_model_input"):
         return latents
-    found: torch.Tensor = solver.scale_model_input(latents, timestep)
-    return found
+    inputs: torch.Tensor = solver.scale_model_input(latents, timestep)
+    return inputs
 
 
 def step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor, draws: Any) -> torch.Tensor:
     """The next latents; ``draws`` are the generators of a solver that adds noise."""
-    taken = inspect.signature(solver.step).parameters
-    extra = {name: value for name, value in (("generator", draws), ("eta", 0.0)) if name in taken}  # as pipelines do
+    parameters = inspect.signature(solver.step).parameters
+    # diffusers' pipelines pass these where the solver has them
+    extra = {name: value for name, value in (("generator", draws), ("eta", 0.0)) if name in parameters}
     result: torch.Tensor = solver.step(output, timestep, latents, **extra, return_dict=False)[0]
     return result
 
 
 def noised(solver: Any, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Finished latents as they would be before step ``index``, with ``noise`` of the same shape and unit variance."""
+    """Final latents noised to step ``index``, with ``noise`` of the same shape and unit variance."""
     timestep = at(solver, index).timesteps[index : index + 1]
-    flowing = hasattr(solver, "scale_noise")  # flow matching
-    found: torch.Tensor = (
-        solver.scale_noise(latents, timestep, noise) if flowing else solver.add_noise(latents, noise, timestep)
+    flow_matching = hasattr(solver, "scale_noise")
+    latents_with_noise: torch.Tensor = (
+        solver.scale_noise(latents, timestep, noise) if flow_matching else solver.add_noise(latents, noise, timestep)
     )
-    return found
+    return latents_with_noise
 
 
 def coefficients(solver: Callable[[], Any]) -> np.ndarray:
-    """How far the final sample moves for a unit change of each call's output, [calls], the solver being linear.
+    """The change of the final sample by a unit change of each call's output, [calls], for a linear solver.
 
-    The solver's impulse response: run it on zero latents with output 1 at one step and 0 elsewhere. It makes eps, v
-    and flow models, and one-step and multistep solvers, comparable without knowing any of them.
+    It is the solver's impulse response: the solver runs on zero latents, with output 1 at one step and 0 elsewhere. It
+    makes eps, v and flow models, and one-step and multistep solvers, comparable without a formula for each.
     """
     count = len(solver().timesteps)
     idle = _respond(solver(), np.zeros(count))
     responses = [_respond(solver(), _IMPULSE * unit) - idle for unit in np.eye(count)]
-    found: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
-    return found
+    magnitudes: np.ndarray = np.abs(np.array(responses)) / _IMPULSE
+    return magnitudes
 
 
 _IMPULSE = 1e-3  # small enough that a solver which clips the sample to [-1, 1] stays linear

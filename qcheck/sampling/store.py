@@ -1,4 +1,4 @@
-"""Stored outputs of an arm: a file a probe, read when it is asked for."""
+"""Stored outputs of an arm: one file a probe, read on access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from safetensors import safe_open
 
 from qcheck.runtime.runner import MismatchError
 
-Arrays = Sequence[np.ndarray] | np.ndarray  # one of each probe
+Arrays = Sequence[np.ndarray] | np.ndarray  # an array for each probe
 
 
 class Rows(Sequence[np.ndarray]):
-    """One tensor of each probe's file, read when it is asked for."""
+    """One tensor of each probe's file, read on access."""
 
     def __init__(self, paths: Sequence[Path], name: str) -> None:
         self._paths, self._name = paths, name
 
     def __len__(self) -> int:
-        """Probes."""
+        """The number of probes."""
         return len(self._paths)
 
     @overload
@@ -32,13 +32,13 @@ class Rows(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return Rows(self._paths[index], self._name)
         with safe_open(self._paths[index], "np") as stream:
-            found: np.ndarray = stream.get_tensor(self._name)
-        return found
+            array: np.ndarray = stream.get_tensor(self._name)
+        return array
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One arm's stored outputs, a file a probe."""
+    """One arm's stored outputs, one file a probe."""
 
     name: str
     paths: tuple[Path, ...]
@@ -52,7 +52,7 @@ class Trace:
         return Rows(self.paths, "final")
 
     def states(self) -> Rows:
-        """Latents [T, C, h, w] of each probe before the strata's steps; the reference has them."""
+        """Latents [T, C, h, w] of each probe before the strata's steps; only the reference stores them."""
         return Rows(self.paths, "states")
 
     def scalars(self, name: str) -> Rows:
@@ -64,15 +64,15 @@ class Trace:
 
     def matched(self) -> list[str]:
         """For each probe the digest of everything that its outputs depend on but the arm's own weights."""
-        found = []
+        digests = []
         for path in self.paths:
             with safe_open(path, "np") as stream:
-                found.append(stream.metadata()["matched"])
-        return found
+                digests.append(stream.metadata()["matched"])
+        return digests
 
 
 def require_matched(*traces: Trace) -> None:
-    """Refuse traces that do not belong together; nothing is ever resized to fit.
+    """Refuse traces that cannot be compared; no array is ever resized to fit.
 
     Raises:
         MismatchError: probes, noise, timesteps or states differ, or shapes or dtypes do.

@@ -1,7 +1,7 @@
-"""Arms as subjects: what computes them, opened only when something has to be computed.
+"""Arms as subjects: each with its runner, which is opened only when something has to be computed.
 
 A subject's content is the digest of all that its outputs depend on: weights, and the runner with its library, device
-and type of number.
+and number type.
 """
 
 import copy
@@ -22,7 +22,7 @@ from qcheck.sampling.setup import Subject
 from qcheck.spec.arm import Side
 
 DEVICE = "cpu"
-_MERGING = "qcheck.model.arms"  # how an adapter's file becomes weights
+_MERGING = "qcheck.model.arms"  # the module that merges an adapter's file into weights
 
 
 def name(side: Side) -> str:
@@ -31,29 +31,29 @@ def name(side: Side) -> str:
 
 
 def full(arms: Arms, side: Side, compute: str = "float32") -> Subject:
-    """A full-precision arm in torch, or the same weights in another compute type, which own their module."""
+    """A full-precision arm in torch, or a copy of it in another compute type."""
     identity = cache.code(_MERGING, torch_runner.__name__)
     content = digest_of(arms.content(side), identity, DEVICE, compute)
     if compute == "float32":
-        return Subject(name(side), side, content, lambda: _held(arms, side))
-    return Subject(f"{name(side)} in {compute}", side, content, lambda: _cast(arms, side, compute))
+        return Subject(name(side), side, content, lambda: _full_precision(arms, side))
+    return Subject(f"{name(side)} in {compute}", side, content, lambda: _in_compute_type(arms, side, compute))
 
 
 @contextmanager
-def _held(arms: Arms, side: Side) -> Iterator[TorchRunner]:
+def _full_precision(arms: Arms, side: Side) -> Iterator[TorchRunner]:
     with arms.held(side) as family:
         yield TorchRunner(family.entry(family.module))
 
 
 @contextmanager
-def _cast(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
+def _in_compute_type(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
     dtype: torch.dtype = getattr(torch, compute)
     with quiet(), arms.held(side) as family:
-        owned = copy.deepcopy(family.entry(family.module)).to(dtype)
-    yield TorchRunner(owned, f"torch {compute}", dtype, family.kept)
+        entry = copy.deepcopy(family.entry(family.module)).to(dtype)
+    yield TorchRunner(entry, f"torch {compute}", dtype, family.kept)
 
 
-def stored(named: str, side: Side, path: Path, content: str, threads: int, fixed: frozenset[str]) -> Subject:
+def stored(title: str, side: Side, path: Path, content: str, threads: int, fixed: frozenset[str]) -> Subject:
     """An exported arm, run by ONNX Runtime: ``content`` is its file's digest, ``fixed`` are inputs without rows."""
     identity = digest_of(content, cache.code(ort_runner.__name__), DEVICE)
-    return Subject(named, side, identity, lambda: OnnxRunner(path, threads, fixed))
+    return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed))

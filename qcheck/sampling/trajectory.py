@@ -1,4 +1,4 @@
-"""What a free run leaves behind of its trajectory: a few scalars of every call, no latents."""
+"""The stored summary of a free run's trajectory: a few scalars of every call, no latents."""
 
 from dataclasses import dataclass, field
 
@@ -9,8 +9,8 @@ import torch
 class Trajectory:
     """The scalars of a batch of b free runs, gathered call by call.
 
-    ``turns`` 1 - cosine of the angle between each guided output and the next; ``lengths`` |x| moved by each step;
-    ``moments`` mean and variance over the pixels of each channel before every call and at the end.
+    ``turns`` 1 - cosine of the angle between each guided output and the next; ``lengths`` norm of each step's change of
+    the latents; ``moments`` mean and variance over the pixels of each channel before every call and at the end.
     """
 
     turns: list[torch.Tensor] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""What a check is asked to do, as values: arms, orders, schemes, targets, probes, recipes, limits."""
+"""The request of a check as values: arms, orders, schemes, targets, probes, recipes, limits."""

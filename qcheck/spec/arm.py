@@ -1,4 +1,4 @@
-"""The arms of a check: the base, the base with the adapter, and both beside each other."""
+"""The arms of a check: the base, the base with the adapter, and the comparison of both."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
-"""The request of a check as one value: everything it was asked to do, resolved before anything heavy starts.
+"""The request of a check as one value, resolved before any model is loaded.
 
-The command line, ``qcheck.toml`` and the Python API build it, report.json stores it whole, and what works on a report
-later (advice, calibration, comparison, the command that repeats it) reads it back: nothing is looked up by name again.
-Schemes, target, recipe, limits and probes are values; what is large (base, adapters, ONNX files, ranges) is named by
-its place, and the report holds its digest.
+The command line, ``qcheck.toml`` and the Python API build it, and report.json stores it whole. Commands that work on a
+report later (advice, calibration, comparison, the command that repeats the check) read it from there, so no name is
+looked up a second time. Schemes, target, recipe, limits and probes are stored as values. Large inputs (base, adapters,
+ONNX files, ranges) are stored as paths, and the report holds their digests.
 """
 
 from typing import Annotated, Literal, Self
@@ -22,7 +22,7 @@ from qcheck.spec.target import Target
 
 
 class Use(Value):
-    """An adapter's file and how strongly it is applied."""
+    """An adapter's file and the weight it is applied with."""
 
     source: str
     weight: float
@@ -42,11 +42,12 @@ Uses = Annotated[tuple[Use, ...], BeforeValidator(as_tuple)]
 class CheckSpec(Value):
     """The whole request.
 
-    ``adapters`` are judged together; those in ``common`` belong to both arms. ``references``, where there are any, are
-    what ``adapters`` were calibrated from, one of each: at full precision they are what the artifacts are held to.
-    ``artifacts`` are files of others that are judged beside the schemes. ``probes`` hold a prompt for every probe up to
-    the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that every prompt holds,
-    those of calibration too. ``ranges`` is a file of ranges. ``require`` says whether all cases have to pass, or any.
+    ``adapters`` are judged together; adapters in ``common`` are merged into both arms. ``references``, where there are
+    any, are the files that ``adapters`` were calibrated from, one for each: the artifacts are compared with them at
+    full precision. ``artifacts`` are files of other tools, judged beside the schemes. ``probes`` hold one prompt for
+    each probe up to the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that are
+    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``require`` says whether all cases have to
+    pass, or any.
     """
 
     base: str
@@ -76,10 +77,10 @@ class CheckSpec(Value):
                 f"{len(self.adapters)} adapters and {len(self.references)} references are given",
                 "Give one --reference-lora for each --lora, or none.",
             )
-        for what, names in (("scheme", [s.name for s in self.schemes]), ("artifact", self.artifacts)):
+        for kind, names in (("scheme", [s.name for s in self.schemes]), ("artifact", self.artifacts)):
             if len(set(names)) != len(names):
                 raise UserError(
-                    f"{what} is named twice: {', '.join(names)}", "Name each once; files need names of their own."
+                    f"{kind} is named twice: {', '.join(names)}", "Name each once; files need names of their own."
                 )
         if len(self.probes.prompts) != self.limits.looks[-1]:
             raise UserError(
@@ -92,11 +93,11 @@ class CheckSpec(Value):
 
     @property
     def bounds(self) -> Limits:
-        """The limits with the looks that this request takes."""
+        """The limits, with the looks cut at ``max_probes``."""
         return self.limits if self.max_probes is None else self.limits.at_most(self.max_probes)
 
     def of_case(self, scheme: Scheme, order: Order) -> "CheckSpec":
-        """The request of one scheme in one order alone, which has to pass."""
+        """The same request for one scheme in one order, which has to pass."""
         return self.changed(schemes=(scheme,), orders=(order,), artifacts=(), require="all")
 
     def changed(self, **values: object) -> "CheckSpec":

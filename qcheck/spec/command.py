@@ -1,6 +1,6 @@
-"""A request as the command line that asks for it again, every argument written out.
+"""The command line that repeats a request, with every argument written out.
 
-Values that ship with qcheck are named; the others are files beside the report, written by ``save``.
+Values that ship with qcheck are named. All other values are files beside the report, written by ``save``.
 """
 
 import shlex
@@ -31,12 +31,12 @@ Named = Scheme | Target | Recipe | Limits | ProbeSet
 
 
 def text(value: Value) -> str:
-    """A value as the TOML file that gives it again; its name is the file's."""
+    """A value as the text of a TOML file. The name is left out: it is the file's."""
     return tomli_w.dumps(value.model_dump(exclude={"name"}, exclude_none=True))
 
 
 def save(spec: CheckSpec, folder: Path) -> None:
-    """Write the values of ``spec`` that do not ship with qcheck below ``folder``/inputs; nothing where all do."""
+    """Write each value of ``spec`` that does not ship with qcheck to a TOML file in ``folder``/inputs."""
     values: tuple[Named, ...] = (*spec.schemes, spec.target, spec.recipe, spec.limits, spec.probes)
     for value in values:
         if not _ships(value, spec.trigger):
@@ -46,67 +46,67 @@ def save(spec: CheckSpec, folder: Path) -> None:
 
 
 def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
-    """The words after ``qcheck``; files that ``save`` wrote are named as seen from where ``folder`` is."""
-    found = ["check", *_adapters(spec)]
-    found += [word for one in spec.schemes for word in ("--scheme", _name(one, folder))]
-    found += [word for one in spec.artifacts for word in ("--artifact", one)]
-    found += [word for one in spec.orders for word in ("--order", one)]
-    found += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
-    found += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
-    return [*found, *_probes(spec, folder, SAMPLING), *_execution(spec)]
+    """The arguments after ``qcheck``. Files that ``save`` wrote to ``folder`` are named by their path in it."""
+    arguments = ["check", *_adapters(spec)]
+    arguments += [word for value in spec.schemes for word in ("--scheme", _name(value, folder))]
+    arguments += [word for path in spec.artifacts for word in ("--artifact", path)]
+    arguments += [word for order in spec.orders for word in ("--order", order)]
+    arguments += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
+    arguments += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
+    return [*arguments, *_probes(spec, folder, SAMPLING), *_execution(spec)]
 
 
 def export_words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
-    """The words after ``qcheck`` that export the request's first scheme in its first order."""
-    found = ["export", *_adapters(spec), "--scheme", _name(spec.schemes[0], folder), "--order", spec.orders[0]]
-    found += [*_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
+    """The arguments after ``qcheck`` that export the request's first scheme in its first order."""
+    arguments = ["export", *_adapters(spec), "--scheme", _name(spec.schemes[0], folder), "--order", spec.orders[0]]
+    arguments += [*_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
     width, height = spec.probes.width, spec.probes.height
-    found += [] if width is None or height is None else ["--size", f"{width}x{height}"]
-    return [*found, *_execution(spec)]
+    arguments += [] if width is None or height is None else ["--size", f"{width}x{height}"]
+    return [*arguments, *_execution(spec)]
 
 
-def line(found: Sequence[str]) -> str:
-    """Words after ``qcheck`` as one line for a shell."""
-    return shlex.join(["qcheck", *found])
+def line(arguments: Sequence[str]) -> str:
+    """The command of the arguments after ``qcheck``, quoted as one line for a shell."""
+    return shlex.join(["qcheck", *arguments])
 
 
 def _adapters(spec: CheckSpec) -> list[str]:
-    found = ["demo" if spec.base == str(library.PIPELINE) else spec.base]
+    arguments = ["demo" if spec.base == str(library.PIPELINE) else spec.base]
     for option, uses in (("--lora", spec.adapters), ("--reference-lora", spec.references)):
-        for used in uses:
-            found += [option, _adapter(used)]
-    for used in spec.adapters:
-        found += ["--weight", repr(used.weight)]
-    found += [word for used in spec.common for word in ("--with-lora", f"{_adapter(used)}={used.weight!r}")]
-    return [*found, *(["--allow-unmatched"] if spec.allow_unmatched else [])]
+        for use in uses:
+            arguments += [option, _adapter(use)]
+    for use in spec.adapters:
+        arguments += ["--weight", repr(use.weight)]
+    arguments += [word for use in spec.common for word in ("--with-lora", f"{_adapter(use)}={use.weight!r}")]
+    return [*arguments, *(["--allow-unmatched"] if spec.allow_unmatched else [])]
 
 
 def _ranges(spec: CheckSpec, folder: Path) -> list[str]:
-    found = ["--target", _name(spec.target, folder), "--recipe", _name(spec.recipe, folder)]
-    return [*found, *(["--ranges", spec.ranges] if spec.ranges else [])]
+    arguments = ["--target", _name(spec.target, folder), "--recipe", _name(spec.recipe, folder)]
+    return [*arguments, *(["--ranges", spec.ranges] if spec.ranges else [])]
 
 
 def _execution(spec: CheckSpec) -> list[str]:
-    found = ["--threads", str(spec.execution.threads), "--batch", str(spec.execution.batch)]
-    return [*found, *([] if spec.execution.build else ["--no-build"])]
+    arguments = ["--threads", str(spec.execution.threads), "--batch", str(spec.execution.batch)]
+    return [*arguments, *([] if spec.execution.build else ["--no-build"])]
 
 
-def _adapter(used: Use) -> str:
-    path = Path(used.source)
-    return path.stem if path.parent == library.ADAPTERS else used.source
+def _adapter(use: Use) -> str:
+    path = Path(use.source)
+    return path.stem if path.parent == library.ADAPTERS else use.source
 
 
 def _ships(value: Named, trigger: str | None = None) -> bool:
-    """Whether the value is the one of its name that ships, or what options of the command line make of that."""
+    """Whether the value equals the shipped one of its name, given the sampling options of the command line."""
     folder = _SHELVES[type(value)]
     if value.name not in names_in(folder):
         return False
-    known = named(type(value), folder, value.name)
-    if isinstance(value, ProbeSet) and isinstance(known, ProbeSet):
+    shipped = named(type(value), folder, value.name)
+    if isinstance(value, ProbeSet) and isinstance(shipped, ProbeSet):
         update = {name: getattr(value, name) for name in SAMPLING if getattr(value, name) is not None}
-        asked = probe.triggered(known.model_copy(update=update), trigger)
-        return probe.repeated(asked, len(value.prompts)) == value
-    return known == value
+        sampled = probe.triggered(shipped.model_copy(update=update), trigger)
+        return probe.repeated(sampled, len(value.prompts)) == value
+    return shipped == value
 
 
 def _place(value: Named) -> Path:
@@ -118,10 +118,10 @@ def _name(value: Named, folder: Path, trigger: str | None = None) -> str:
 
 
 def _probes(spec: CheckSpec, folder: Path, options: Sequence[str]) -> list[str]:
-    """The probe set with what options say of it; a set of the user's own says that itself."""
+    """The probe set's option and, for a shipped set, the sampling ``options``; another set's file holds them itself."""
     value, ships = spec.probes, _ships(spec.probes, spec.trigger)
-    found = ["--probes", _name(value, folder, spec.trigger)]
+    arguments = ["--probes", _name(value, folder, spec.trigger)]
     for name in options if ships else ():
-        given = getattr(value, name)
-        found += [] if given is None else [f"--{name}", repr(given)]
-    return [*found, *(["--trigger", spec.trigger] if spec.trigger else [])]
+        setting = getattr(value, name)
+        arguments += [] if setting is None else [f"--{name}", repr(setting)]
+    return [*arguments, *(["--trigger", spec.trigger] if spec.trigger else [])]

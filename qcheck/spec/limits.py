@@ -1,4 +1,4 @@
-"""Limits: which measurement of which arm must lie where, and what it means when it does not."""
+"""Limits: the range that each measurement of each arm has to lie in, and the role of that gate in the verdict."""
 
 from typing import Annotated, Literal, Self
 
@@ -15,10 +15,10 @@ Role = Literal["control", "reference", "absolute", "adapter", "warning"]
 
 
 class Gate(Limit):
-    """The limit of one measurement of one arm. ``compute`` names the only type it is for.
+    """The limit of one measurement of one arm. With ``compute`` it is for schemes of that compute type only.
 
-    A name that is no measurement, or an arm that the measurement does not have, is an error: a gate that nothing can
-    meet would make every verdict INVALID.
+    An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
+    make every verdict INVALID.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Gate(Limit):
 
     @property
     def limit(self) -> Limit:
-        """The range alone."""
+        """The gate's range."""
         return Limit(low=self.low, high=self.high)
 
 
 class Limits(Value):
-    """Everything a verdict compares with.
+    """The gates of a verdict and its sequence of looks.
 
-    Probes are added until there is a verdict: ``looks`` are their numbers, ``alpha`` the one-sided error of each look.
-    ``grounds`` says in words what the limits rest on; every report repeats it.
+    Probes are added until there is a verdict: ``looks`` are the numbers of probes at which it is computed, ``alpha`` is
+    the one-sided error of each look. ``grounds`` is the justification of the limits in words, for the report.
     """
 
     name: str
@@ -72,16 +72,16 @@ class Limits(Value):
         return {(gate.name, gate.arm): gate.limit for gate in self.gates}
 
     def computing(self, compute: str) -> "Limits":
-        """The limits of a scheme that computes in that type."""
+        """The limits for schemes of the compute type ``compute``."""
         return self.model_copy(update={"gates": [g for g in self.gates if g.compute in {None, compute}]})
 
     def alone(self) -> "Limits":
-        """The limits of an artifact that came without its base: no q0 to compare with, no export of ours to control."""
-        kept = [g for g in self.gates if not measurement.find(g.name).compares(g.arm) and g.role != "control"]
-        return self.model_copy(update={"gates": kept})
+        """The limits for an artifact without its quantized base: no gates that need q0, and no export control."""
+        gates = [g for g in self.gates if not measurement.find(g.name).compares(g.arm) and g.role != "control"]
+        return self.model_copy(update={"gates": gates})
 
     def at_most(self, probes: int) -> "Limits":
-        """The same with no look beyond ``probes``, which becomes the last one.
+        """The same limits with ``probes`` as the last look.
 
         Raises:
             UserError: more probes than the last look: ``alpha`` would not hold the error of so many looks.

@@ -1,4 +1,4 @@
-"""What each measurement is: data/measurements.toml as frozen values, and the limit that a number can be held to."""
+"""Definitions of the measurements (data/measurements.toml) as frozen values, and the limit of a number."""
 
 import functools
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Limit(Value):
         return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}"
 
     def holds(self, low: float | None, high: float | None) -> bool:
-        """Whether an interval lies inside, its ends included; what is not finite or not known does not."""
+        """Whether an interval lies inside, its ends included; False for an end that is None or not finite."""
         if low is None or high is None:
             return False
         least = self.low if self.low is not None else -float("inf")
@@ -43,7 +43,7 @@ class Limit(Value):
 
 
 class Unit(Value):
-    """A unit as report.json names it, and what is written behind a number: nothing for a bare ratio."""
+    """A unit's name in report.json, and the symbol behind a number, which is empty for a ratio."""
 
     unit: str
     symbol: str
@@ -52,12 +52,12 @@ class Unit(Value):
 class Definition(Value):
     """One measurement. ``better`` is the good direction, "middle" between two limits; None where there is none.
 
-    ``perfect`` is the number of an artifact that equals its reference, None where it is no constant. ``unit`` is what
-    report.json says, ``symbol`` what is written behind a number where that differs, and ``beside`` both of arm "both"
-    where it has others. ``digits`` are decimals in a table. ``needs_base``: the adapted arm's number compares with the
-    quantized base too, as those of the other arms always do. ``column`` heads it where many cases are shown side by
-    side; ``context`` shows it among the gated though nothing is held to it. ``faults`` are those of
-    tests/faults.py that it must see.
+    ``perfect`` is the number of an artifact that equals its reference, None where it is no constant. ``unit`` is the
+    name in report.json, ``symbol`` the text behind a number where it differs, and ``beside`` is the unit of arm "both"
+    where it has another. ``digits`` are decimals in a table. ``needs_base``: the adapted arm's number needs the
+    quantized base too, as the numbers of the other arms always do. ``column`` is its heading in tables of many cases;
+    ``context`` lists it among the gated measurements although it has no limit. ``faults`` are the faults of
+    tests/faults.py that it must detect.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Catalogue(Value):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        names = [defined.name for defined in self.measurements]
+        names = [definition.name for definition in self.measurements]
         if len(set(names)) != len(names):
             raise ValueError("a measurement is defined twice")
         return self
@@ -103,7 +103,7 @@ class Catalogue(Value):
 @functools.cache
 def every() -> Mapping[str, Definition]:
     """All measurements of this version by name, in the file's order."""
-    return {defined.name: defined for defined in read_toml(Catalogue, FILE).measurements}
+    return {definition.name: definition for definition in read_toml(Catalogue, FILE).measurements}
 
 
 def find(name: str) -> Definition:

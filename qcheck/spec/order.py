@@ -1,4 +1,4 @@
-"""Orders: when the adapter is merged into the base's weights, and whose input ranges its artifact has.
+"""Orders: when the adapter is merged into the base's weights, and which arm's input ranges its artifact has.
 
 With W a weight of the base, D the adapter's change of it and Q the scheme: "before" quantization stores Q(W + D);
 "after" it stores Q(Q(W) + D), as loaders do that merge into a quantized base; "beside" it stores Q(W) and keeps D as a
@@ -17,10 +17,10 @@ Merged = Literal["before", "after", "beside"]
 
 @dataclass(frozen=True)
 class Merge:
-    """What an order does: where D joins the weights, and whether input ranges are the adapter's own or shared.
+    """The steps of an order: when D is merged, and whether input ranges are the adapter's own or shared.
 
-    Shared ranges (and smoothing factors) are the base's on its own runs, which know no adapter: one engine serves many
-    adapters, of which only codes and scales of weights are swapped.
+    Shared ranges (and smoothing factors) come from runs of the base without an adapter: one engine then serves many
+    adapters, and only codes and scales of weights are swapped.
     """
 
     merged: Merged
@@ -28,7 +28,7 @@ class Merge:
 
     @property
     def rounds_change_alone(self) -> bool:
-        """Whether D meets weights that lie on the grid already, so that what is below half a step is lost."""
+        """Whether D is added to weights that lie on the grid already, so that changes below half a step are lost."""
         return self.merged == "after"
 
 
@@ -38,7 +38,7 @@ _MERGES: dict[Order, Merge] = {
     "unmerged": Merge("beside"),
     "refit": Merge("before", "shared"),
 }
-# what `--scheme all` runs: the others store one of these orders' weights
+# the orders of `--scheme all`: the others store the weights of one of these
 MERGES: tuple[Order, ...] = tuple(name for name, merge in _MERGES.items() if merge.ranges == "own")
 
 
@@ -55,5 +55,5 @@ def find(name: str) -> Order:
 
 
 def merge(name: Order) -> Merge:
-    """What the order of that name does."""
+    """The steps of the order of that name."""
     return _MERGES[name]

@@ -11,11 +11,11 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import DATA, Names, Value, named
 
 FOLDER = DATA / "probes"
-SAMPLING = ("steps", "guidance", "seed", "width", "height")  # what options replace of a set
+SAMPLING = ("steps", "guidance", "seed", "width", "height")  # fields that command-line options replace
 
 
 class ProbeSet(Value):
-    """Prompts to judge on, one probe each; sizes in pixels, None for the pipeline's own."""
+    """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own."""
 
     name: str
     prompts: Annotated[Names, Field(min_length=1)]
@@ -28,7 +28,7 @@ class ProbeSet(Value):
 
 
 class Probe(Value):
-    """One matched run. Its digest is what proves that two traces belong together."""
+    """One matched run: all arms share its prompt, noise and sampling. Equal digests prove that two traces match."""
 
     prompt: str
     negative: str
@@ -74,34 +74,34 @@ def from_prompts(prompts: Sequence[str], like: ProbeSet) -> ProbeSet:
     return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts)})
 
 
-def repeated(chosen: ProbeSet, count: int) -> ProbeSet:
-    """``chosen`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
-    prompts = chosen.prompts * (count // len(chosen.prompts) + 1)
-    return chosen.model_copy(update={"prompts": prompts[:count]})
+def repeated(probe_set: ProbeSet, count: int) -> ProbeSet:
+    """``probe_set`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
+    prompts = probe_set.prompts * (count // len(probe_set.prompts) + 1)
+    return probe_set.model_copy(update={"prompts": prompts[:count]})
 
 
-def triggered(chosen: ProbeSet, trigger: str | None) -> ProbeSet:
-    """``chosen`` with the trigger words before every prompt that lacks them."""
+def triggered(probe_set: ProbeSet, trigger: str | None) -> ProbeSet:
+    """``probe_set`` with the trigger words before every prompt that lacks them."""
     if not trigger:
-        return chosen
+        return probe_set
     prompts = tuple(
-        p if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", p) else f"{trigger}, {p}" for p in chosen.prompts
+        p if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", p) else f"{trigger}, {p}" for p in probe_set.prompts
     )
-    return chosen.model_copy(update={"prompts": prompts})
+    return probe_set.model_copy(update={"prompts": prompts})
 
 
-def probes(chosen: ProbeSet, weights: tuple[float, ...]) -> tuple[Probe, ...]:
+def probes(probe_set: ProbeSet, weights: tuple[float, ...]) -> tuple[Probe, ...]:
     """One probe for each prompt; seeds count up, so no two probes share their noise."""
     return tuple(
         Probe(
             prompt=prompt,
-            negative=chosen.negative,
-            seed=chosen.seed + index,
-            steps=chosen.steps,
-            guidance=chosen.guidance,
+            negative=probe_set.negative,
+            seed=probe_set.seed + index,
+            steps=probe_set.steps,
+            guidance=probe_set.guidance,
             weights=weights,
-            width=chosen.width,
-            height=chosen.height,
+            width=probe_set.width,
+            height=probe_set.height,
         )
-        for index, prompt in enumerate(chosen.prompts)
+        for index, prompt in enumerate(probe_set.prompts)
     )

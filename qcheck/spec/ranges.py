@@ -1,4 +1,4 @@
-"""A ranges file: where the inputs of every layer are cut, and what that was found on. `qcheck calibrate` writes it."""
+"""A ranges file: the input range of every layer, and the runs it was calibrated on. `qcheck calibrate` writes it."""
 
 import json
 from collections.abc import Mapping
@@ -16,14 +16,13 @@ Cuts = dict[Method, Number]
 
 
 class Ranges(Value):
-    """Cuts by origin (whose inputs), layer and method; ``method`` is the one in use, the others are there to compare.
+    """Input ranges, ``cuts``, by origin (the arm whose inputs were observed), layer and method.
 
-    All were merged over timesteps as ``merge`` says.
-
-    ``contents`` are the digests of both arms' weights, ``formats`` the number format of each layer's input, and
-    ``settings`` the sampling of the runs; a file whose own do not fit is refused. ``pictures`` are digests by name of
-    those whose latents were met, if not the model's own. ``left_out`` are prompts and pictures that could not be used,
-    with the reason.
+    ``method`` is the method in use; the cuts of the others are stored for comparison. ``merge`` says how the cuts of
+    the timesteps were merged. ``contents`` are the digests of both arms' weights, ``formats`` the number format of each
+    layer's input, and ``settings`` the sampling of the runs: a file that does not fit a check is refused. ``pictures``
+    are the digests, by name, of pictures whose noised latents were observed instead of the model's own. ``left_out``
+    are prompts and pictures that could not be used, with the reason.
     """
 
     schema_: Literal["qcheck-ranges/1"] = Field(default="qcheck-ranges/1", alias="schema")
@@ -59,30 +58,30 @@ def read(path: Path) -> Ranges:
 
 
 def settings(sampling: ProbeSet) -> dict[str, float | int | str | None]:
-    """What the states depend on beside prompts and seeds."""
+    """The sampling that latents depend on beside prompts and seeds."""
     return {name: getattr(sampling, name) for name in ("steps", "guidance", "negative", "width", "height")}
 
 
 def require_fit(
-    found: Ranges, contents: Mapping[str, str], scheme: str, formats: Mapping[str, str], judged: ProbeSet
+    ranges: Ranges, contents: Mapping[str, str], scheme: str, formats: Mapping[str, str], judged: ProbeSet
 ) -> None:
-    """Refuse ranges that were made for something else, or on what judges.
+    """Refuse ranges of another base, adapter or scheme, and ranges that were calibrated on a probe's prompt.
 
     Raises:
         UserError: another base, adapter or weight; inputs of other formats; other sampling; a probe's prompt.
     """
-    again = "Run `qcheck calibrate` with this base, --lora, --weight, --scheme and sampling."
+    fix = "Run `qcheck calibrate` with this base, --lora, --weight, --scheme and sampling."
     for arm, digest in contents.items():
-        if found.contents.get(arm) != digest:
-            what = "base" if arm == "base" else "adapter, or its weight,"
-            raise UserError(f"the ranges were found on another {what}: {found.contents.get(arm)}, not {digest}", again)
-    if found.formats != dict(formats):
-        raise UserError(f"the ranges are for scheme {found.scheme!r}; inputs of {scheme!r} have other formats", again)
+        if ranges.contents.get(arm) != digest:
+            part = "base" if arm == "base" else "adapter, or its weight,"
+            raise UserError(f"the ranges were found on another {part}: {ranges.contents.get(arm)}, not {digest}", fix)
+    if ranges.formats != dict(formats):
+        raise UserError(f"the ranges are for scheme {ranges.scheme!r}; inputs of {scheme!r} have other formats", fix)
     for name, value in settings(judged).items():
-        if found.settings.get(name) != value:
-            raise UserError(f"the ranges were found at {name} {found.settings.get(name)}, not {value}", again)
-    if both := {plain(prompt) for prompt in found.prompts} & {plain(prompt) for prompt in judged.prompts}:
+        if ranges.settings.get(name) != value:
+            raise UserError(f"the ranges were found at {name} {ranges.settings.get(name)}, not {value}", fix)
+    if shared := {plain(prompt) for prompt in ranges.prompts} & {plain(prompt) for prompt in judged.prompts}:
         raise UserError(
-            f"prompts are both in the ranges and in the probe set {judged.name!r}: {', '.join(sorted(both))}",
+            f"prompts are both in the ranges and in the probe set {judged.name!r}: {', '.join(sorted(shared))}",
             "Judge on other --prompts or --probes, or calibrate on others.",
         )

@@ -1,4 +1,4 @@
-"""A recipe: how activation ranges are found, and which layers stay in the compute type."""
+"""A recipe: how activation ranges are calibrated, and which layers stay in the compute type."""
 
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, get_args
@@ -20,22 +20,22 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 class PromptSet(Value):
-    """Prompts for calibration; never the ones that judge."""
+    """Prompts for calibration, which are never the probes' prompts."""
 
     name: str
     prompts: Names
 
 
-def _prompts(given: object, info: ValidationInfo) -> object:
-    """The set itself for its name, or for a file that is named as seen from the recipe's."""
-    if not isinstance(given, str):
-        return given
-    beside = (info.context or {}).get("folder")
-    return named(PromptSet, PROMPTS, str(beside / given) if beside and given.endswith(".toml") else given)
+def _prompts(prompts: object, info: ValidationInfo) -> object:
+    """The prompt set of a name, or of a file whose path is relative to the recipe's."""
+    if not isinstance(prompts, str):
+        return prompts
+    folder = (info.context or {}).get("folder")
+    return named(PromptSet, PROMPTS, str(folder / prompts) if folder and prompts.endswith(".toml") else prompts)
 
 
 class Recipe(Value):
-    """Ranges come from ``samples`` of ``prompts`` at ``strata`` timesteps each; ``keep`` names layers left unquantized.
+    """Calibration runs ``samples`` of ``prompts`` at ``strata`` timesteps; layers in ``keep`` are not quantized.
 
     In a file ``prompts`` is the name of a prompt set, a file of one beside the recipe, or a table that holds one.
     ``method`` says where an input's range is cut (``calibrate.histogram``); ``percentile`` is for the method of that
@@ -72,50 +72,50 @@ def plain(prompt: str) -> str:
 def calibration(
     recipe: Recipe, judged: ProbeSet, trigger: str | None = None, given: PromptSet | None = None
 ) -> ProbeSet:
-    """The recipe's prompts, or those ``given``, trigger words added, as a probe set sampled as ``judged`` is.
+    """The recipe's prompts, or the set ``given``, trigger words added, as a probe set with the sampling of ``judged``.
 
     Raises:
-        UserError: a calibration prompt or seed is also a probe's: what was fitted would be judged.
+        UserError: a calibration prompt or seed is also a probe's: probes have to be held out.
     """
-    chosen = given or recipe.prompts
-    used = {"name": chosen.name, "prompts": chosen.prompts[: recipe.samples], "seed": recipe.seed}
-    calibrating = triggered(judged.model_copy(update=used), trigger)
-    both = {plain(p) for p in calibrating.prompts} & {plain(p) for p in judged.prompts}
-    if both:
+    source = given or recipe.prompts
+    update = {"name": source.name, "prompts": source.prompts[: recipe.samples], "seed": recipe.seed}
+    calibrating = triggered(judged.model_copy(update=update), trigger)
+    shared = {plain(p) for p in calibrating.prompts} & {plain(p) for p in judged.prompts}
+    if shared:
         raise UserError(
-            f"prompts are both in the calibration set {chosen.name!r} and in the probe set {judged.name!r}: "
-            f"{', '.join(sorted(both))}",
+            f"prompts are both in the calibration set {source.name!r} and in the probe set {judged.name!r}: "
+            f"{', '.join(sorted(shared))}",
             "Take them out of one of the two, or pass another --probes or --recipe.",
         )
-    ours = set(range(recipe.seed, recipe.seed + recipe.samples))
-    if ours & set(range(judged.seed, judged.seed + len(judged.prompts))):
+    seeds = set(range(recipe.seed, recipe.seed + recipe.samples))
+    if seeds & set(range(judged.seed, judged.seed + len(judged.prompts))):
         raise UserError(
             f"calibration seeds from {recipe.seed} overlap the probes' from {judged.seed}",
             "Change `seed` in one of the two files.",
         )
-    if len(chosen.prompts) < recipe.samples:
+    if len(source.prompts) < recipe.samples:
         raise UserError(
-            f"recipe {recipe.name!r} asks for {recipe.samples} samples; {chosen.name!r} has {len(chosen.prompts)}",
+            f"recipe {recipe.name!r} asks for {recipe.samples} samples; {source.name!r} has {len(source.prompts)}",
             "Lower `samples` or add prompts.",
         )
     return calibrating
 
 
-def screened(chosen: PromptSet, judged: ProbeSet) -> tuple[PromptSet, dict[str, str]]:
-    """``chosen`` without what is also a probe's prompt, and what was left out with the reason.
+def screened(source: PromptSet, judged: ProbeSet) -> tuple[PromptSet, dict[str, str]]:
+    """``source`` without the prompts of ``judged``, and the prompts left out with the reason.
 
     Raises:
-        UserError: nothing is left.
+        UserError: no prompt is left.
     """
     probes = {plain(prompt) for prompt in judged.prompts}
-    left = {
+    left_out = {
         prompt: f"it is a prompt of the probe set {judged.name!r}"
-        for prompt in chosen.prompts
+        for prompt in source.prompts
         if plain(prompt) in probes
     }
-    kept = tuple(prompt for prompt in chosen.prompts if prompt not in left)
-    if not kept:
+    prompts = tuple(prompt for prompt in source.prompts if prompt not in left_out)
+    if not prompts:
         raise UserError(
-            f"every prompt of {chosen.name!r} is also in the probe set {judged.name!r}", "Give other prompts."
+            f"every prompt of {source.name!r} is also in the probe set {judged.name!r}", "Give other prompts."
         )
-    return chosen.model_copy(update={"prompts": kept}), left
+    return source.model_copy(update={"prompts": prompts}), left_out

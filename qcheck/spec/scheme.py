@@ -1,4 +1,4 @@
-"""A scheme: which operators hold which number format, at which granularity, in which compute type and order."""
+"""A scheme: number formats and granularities by kind of layer, and the compute type of everything else."""
 
 from typing import Annotated, Literal, Self
 
@@ -15,9 +15,9 @@ RanAs = Literal["artifact", "decoded twin", "bitsandbytes"]
 class Numbers(Value):
     """How one kind of tensor is quantized: a format of ``quantize.formats`` and which values share a scale.
 
-    At "block" ``block`` values along the input axis share one (the most, see ``block_of``), at "run" as many of the
-    flattened weight; "none" is a bare cast. ``scales`` is the format that holds the scales of blocks, themselves in
-    units of one scale a tensor; without it they are stored in the compute type.
+    At "block", ``block`` values along the input axis share a scale (at most so many, see ``block_of``); at "run",
+    ``block`` values of the flattened weight do; "none" is a bare cast. ``scales`` is the format that stores the scales
+    of blocks, in units of one scale a tensor; without it they are stored in the compute type.
     """
 
     format: str
@@ -31,8 +31,8 @@ class Numbers(Value):
         TensorRT needs blocks that divide the input axis, so a narrow or odd layer gets the largest multiple of 16 that
         divides it and is at most ``block``.
         """
-        most = self.block or inputs
-        return next((size for size in range(most - most % 16, 0, -16) if inputs % size == 0), None)
+        largest = self.block or inputs
+        return next((size for size in range(largest - largest % 16, 0, -16) if inputs % size == 0), None)
 
 
 class Rule(Value):
@@ -50,15 +50,15 @@ class Rule(Value):
         if "block" in {n.granularity for n in (self.weights, self.activations) if n} and self.operators != ("Linear",):
             raise ValueError("blocks are for Linear layers: TensorRT refuses them on convolutions")
         if self.activations is not None:
-            found = (self.activations.granularity, self.activations.scales is not None)
-            if found not in {("tensor", False), ("block", True)}:
+            layout = (self.activations.granularity, self.activations.scales is not None)
+            if layout not in {("tensor", False), ("block", True)}:
                 raise ValueError("activations are quantized per tensor, or dynamically per block with `scales`")
         return self
 
 
 def _check_blocks(numbers: Numbers) -> None:
-    grouped = numbers.granularity in {"block", "run"}
-    if grouped != (numbers.block is not None):
+    has_blocks = numbers.granularity in {"block", "run"}
+    if has_blocks != (numbers.block is not None):
         raise ValueError("`block` goes with granularity 'block' or 'run', and only with them")
     if numbers.block is not None and (numbers.block < 16 or numbers.block % 16):
         raise ValueError("`block` must be a multiple of 16")
@@ -67,7 +67,7 @@ def _check_blocks(numbers: Numbers) -> None:
 
 
 class Smoothing(Value):
-    """An algorithm that shifts difficulty between a Linear layer's input and its weight, by a factor a feature.
+    """An algorithm that scales each feature of a Linear layer's input and divides the weight by the same factor.
 
     It is computed by NVIDIA ModelOpt; ``alpha`` is SmoothQuant's migration strength, AWQ searches its own.
     """
@@ -77,10 +77,10 @@ class Smoothing(Value):
 
 
 class Scheme(Value):
-    """Rules by kind of layer, the first that names the kind holds; the rest stays in ``compute``.
+    """Rules by kind of layer: the first rule that names the kind applies, and other layers stay in ``compute``.
 
-    ``runs`` names what executes the scheme's files as they are. Where ONNX Runtime is not among them, numbers come from
-    a decoded twin: dequantized weights as float32 constants.
+    ``runs`` names the runtimes that execute the scheme's files as they are. Where ONNX Runtime is not among them, the
+    numbers come from a decoded twin: dequantized weights as float32 constants.
     """
 
     name: str
@@ -93,13 +93,13 @@ class Scheme(Value):
 
     @property
     def formats(self) -> frozenset[str]:
-        """Every number format that the scheme's layers hold or compute in."""
+        """Every number format of the scheme's weights and inputs, and its compute type."""
         numbers = [n for rule in self.rules for n in (rule.weights, rule.activations) if n is not None]
         return frozenset({n.format for n in numbers} | {self.compute})
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Modules beyond the usual ones without which the scheme cannot be made or run here."""
+        """Optional Python modules that are needed to make or run the scheme here."""
         return (*(("modelopt",) if self.smoothing else ()), *(() if self.exported else ("bitsandbytes",)))
 
     @property
@@ -109,7 +109,7 @@ class Scheme(Value):
 
     @property
     def ran_as(self) -> RanAs:
-        """What gives the numbers on this machine."""
+        """The file or library that the numbers on this machine come from."""
         return "bitsandbytes" if not self.exported else "decoded twin" if self.decoded else "artifact"
 
     @property

@@ -1,4 +1,4 @@
-"""A target: what a device offers, every number with its source."""
+"""A target: the profile of a device, every number with its source."""
 
 from typing import Annotated, Generic, TypeVar
 
@@ -20,7 +20,7 @@ class Sourced(Value, Generic[T]):
 
 
 class NumberFormat(Value):
-    """What is known of a number format apart from its arithmetic, which is ``quantize.formats``.
+    """The properties of a number format apart from its arithmetic, which is in ``quantize.formats``.
 
     ``capability`` is the oldest compute capability whose tensor cores have it, where that is a limit.
     """
@@ -58,7 +58,7 @@ class Release(Value):
 class Target(Value):
     """A device profile; memory and bandwidth are absent where they depend on the card, ``proxy`` where there is none.
 
-    ``proxy`` is the compute capability that is compiled for here; it is the device's own where the builder knows that.
+    ``proxy`` is the compute capability that engines are compiled for here: the device's own where the builder has it.
     """
 
     name: str
@@ -76,8 +76,8 @@ class Target(Value):
         """Why this device cannot run ``scheme``, or None if it can."""
         if "tensorrt" not in scheme.runs:
             return None  # PyTorch or ONNX Runtime decodes the format in software
-        typed = [release for release in self.releases if release.strongly_typed]
-        if not typed:
+        supported = [release for release in self.releases if release.strongly_typed]
+        if not supported:
             newest = self.releases[-1]
             return (
                 f"{newest.name} has TensorRT {newest.tensorrt}, without strongly typed networks: there the builder, "
@@ -85,7 +85,7 @@ class Target(Value):
             )
         if missing := sorted(scheme.formats - set(self.formats.value)):
             return f"{' and '.join(map(self._lacks, missing))}; {self.title} is SM {self.capability.value}"
-        if all(release.opset < scheme.opset for release in typed):
+        if all(release.opset < scheme.opset for release in supported):
             return f"{self.title}: no TensorRT release there parses opset {scheme.opset}"
         return None
 
@@ -101,11 +101,11 @@ class Target(Value):
 
     @property
     def is_proxied(self) -> bool:
-        """Whether what is compiled here is for another compute capability than the device's."""
+        """Whether engines compiled here are for another compute capability than the device's."""
         return self.proxy is not None and self.proxy.value != self.capability.value
 
     def warns(self, scheme: Scheme) -> list[str]:
-        """What to know before ``scheme`` goes to this device: releases whose parser is not documented to take it."""
+        """Warnings about ``scheme`` on this device: releases whose parser is not documented to take its opset."""
         if "tensorrt" not in scheme.runs:
             return []
         return [
@@ -116,11 +116,11 @@ class Target(Value):
         ]
 
     def runnable(self) -> list[Scheme]:
-        """The shipped schemes that this device can run, whatever runs them."""
+        """The shipped schemes that this device can run, with any runtime."""
         return [scheme for scheme in every() if self.refuses(scheme) is None]
 
     def deployable(self) -> list[Scheme]:
-        """Those of them that quantize and that TensorRT runs: what a check takes where none is named."""
+        """The runnable schemes that quantize and that TensorRT runs: the default schemes of a check."""
         return [scheme for scheme in self.runnable() if "tensorrt" in scheme.runs and not scheme.control]
 
 
@@ -135,7 +135,7 @@ def every_target() -> list[Target]:
 
 
 def number_format(name: str) -> NumberFormat:
-    """What is known of the number format of that name."""
+    """The number format of that name."""
     return named(NumberFormat, FORMATS, name)
 
 

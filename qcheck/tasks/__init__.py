@@ -1,1 +1,1 @@
-"""One story a command."""
+"""One module for each command: the task that it carries out."""

@@ -1,4 +1,4 @@
-"""From a report to the cheapest cure of each case that does not pass, every one of them run and judged again."""
+"""Remedies for the cases of a report that do not pass: each is run and judged again, the cheapest first."""
 
 import functools
 import math
@@ -36,10 +36,10 @@ _ADAPTER = "calibrated.safetensors"
 
 
 def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
-    """The cases that do not pass, each with the request that judged it, unless a file of someone else's was judged.
+    """The cases that do not pass, each with the request that judged it; files from elsewhere are left out.
 
     Raises:
-        UserError: what the report was made from has changed since.
+        UserError: the base, an adapter or the ranges of the report have changed since.
     """
     require_unchanged(report)
     known = {scheme.name: scheme for scheme in report.spec.schemes}
@@ -49,17 +49,17 @@ def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
 
 
 def require_unchanged(report: Report) -> None:
-    """Refuse a report whose base, adapters or ranges are other files by now.
+    """Refuse a report whose base, adapters or ranges are different files by now.
 
     Raises:
-        UserError: one is gone, or has another digest.
+        UserError: one of these files is gone, or has another digest.
     """
     if digest_of_folder(load.locate(report.spec.base)) != report.base.digest:
         raise UserError(f"base {report.spec.base!r} is not the one of the report", "Run qcheck check again.")
     uses = (*report.spec.adapters, *report.spec.references, *report.spec.common)
-    for used, told in zip(uses, report.adapters, strict=True):
-        if lora.read(used).digest != told.digest:
-            raise UserError(f"adapter {used.source!r} is not the one of the report", "Run qcheck check again.")
+    for use, adapter in zip(uses, report.adapters, strict=True):
+        if lora.read(use).digest != adapter.digest:
+            raise UserError(f"adapter {use.source!r} is not the one of the report", "Run qcheck check again.")
     if report.ranges is not None:
         path = Path(report.ranges.source)
         if not path.is_file() or digest_of(path) != report.ranges.digest:
@@ -78,59 +78,59 @@ def advise(
 ) -> Advice:
     """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
 
-    ``name`` is what the report is called in the advice. What a command needs is written to ``folder``. Results are
-    found again by the digest of what they depend on.
+    ``name`` is what the report is called in the advice. Files that a command needs are written to ``folder``. Results
+    are cached under the digest of their inputs.
 
     Raises:
-        UserError: what the report was made from is no longer there.
+        UserError: the base, an adapter or the ranges of the report have changed since.
     """
     cases = []
-    for case, asked in requests(report):
-        spec = asked.changed(execution=asked.execution.model_copy(update={"threads": threads}))
-        ill = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
-        tried: list[Tried] = []
+    for case, request in requests(report):
+        spec = request.changed(execution=request.execution.model_copy(update={"threads": threads}))
+        failing = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
+        attempts: list[Tried] = []
         cure = None
-        for found in remedies.remedies(ill):
-            listed = _listed(found)
-            if run and found.spec is not None and (cure is None or every):
-                listed = _run(found, found.spec, listed, folder, cache, progress)
-                if listed.verdict == "PASS" and cure is None:
-                    cure = len(tried)
-            tried.append(listed)
-        cases.append(CaseAdvice(scheme=case.scheme, order=case.order, verdict=case.verdict, tried=tried, cure=cure))
+        for remedy in remedies.remedies(failing):
+            attempt = _prediction(remedy)
+            if run and remedy.spec is not None and (cure is None or every):
+                attempt = _run(remedy, remedy.spec, attempt, folder, cache, progress)
+                if attempt.verdict == "PASS" and cure is None:
+                    cure = len(attempts)
+            attempts.append(attempt)
+        cases.append(CaseAdvice(scheme=case.scheme, order=case.order, verdict=case.verdict, tried=attempts, cure=cure))
     advice = Advice(report=name, ran=run, cases=cases)
     (folder / "advice.json").write_text(advice.to_json(), "utf-8")
     return advice
 
 
-def _installed(found: Scheme) -> bool:
-    return all(find_spec(module) is not None for module in found.needs)
+def _installed(scheme: Scheme) -> bool:
+    return all(find_spec(module) is not None for module in scheme.needs)
 
 
-def _listed(found: Remedy) -> Tried:
-    """The remedy with what weights alone say of it."""
-    spec = found.spec
+def _prediction(remedy: Remedy) -> Tried:
+    """The remedy, not run: its predicted bytes and survival, which are computed from the weights alone."""
+    spec = remedy.spec
     return Tried(
-        kind=found.kind,
-        title=found.title,
-        why=found.why,
+        kind=remedy.kind,
+        title=remedy.title,
+        why=remedy.why,
         predicted_bytes=None if spec is None else predicted_bytes(spec.base, spec.schemes[0], spec.recipe),
-        predicted_survival=None if spec is None or found.train else _survival(spec),
+        predicted_survival=None if spec is None or remedy.train else _survival(spec),
     )
 
 
 def _survival(spec: CheckSpec) -> float | None:
-    """Of one plain LoRA, by ``qcheck inspect``'s forecast; None where it has none."""
+    """The survival that ``qcheck inspect`` forecasts for one plain LoRA; None where it has no forecast."""
     if len(spec.adapters) != 1 or spec.common or lora.is_dora(lora.read(spec.adapters[0])):
         return None
-    used = spec.adapters[0]
-    found = inspect.inspect(used.source, spec.base, used.weight, [spec.schemes[0]], spec.recipe).forecasts
-    return next((one.survival for one in found if one.order == spec.orders[0]), None)
+    use = spec.adapters[0]
+    forecasts = inspect.inspect(use.source, spec.base, use.weight, [spec.schemes[0]], spec.recipe).forecasts
+    return next((forecast.survival for forecast in forecasts if forecast.order == spec.orders[0]), None)
 
 
-def predicted_bytes(base: str, chosen: Scheme, held: Recipe) -> int:
-    """Of the denoiser's file, from the shapes of its tensors."""
-    return sum(found.stored for found in tensors(base, chosen, held).values())
+def predicted_bytes(base: str, scheme: Scheme, recipe: Recipe) -> int:
+    """The size of the denoiser's file, from the shapes of its tensors."""
+    return sum(size.stored for size in tensors(base, scheme, recipe).values())
 
 
 class Size(NamedTuple):
@@ -141,114 +141,123 @@ class Size(NamedTuple):
     quantized: bool
 
 
-def tensors(base: str, chosen: Scheme, held: Recipe) -> dict[str, Size]:
+def tensors(base: str, scheme: Scheme, recipe: Recipe) -> dict[str, Size]:
     """The size of every tensor of the denoiser, by its name."""
-    found = {}
-    compute = target.number_format(chosen.compute).bits
+    sizes = {}
+    compute_bits = target.number_format(scheme.compute).bits
     for name, path in inspect.stored_layers(base)[1].items():
         with safe_open(path, "pt") as stream:
             weight = torch.empty(stream.get_slice(name).get_shape(), device="meta")
-        wide = weight.numel() * compute // 8
-        layered = name.endswith(".weight") and weight.dim() in (2, 4)
-        quantized = layered and plan.quantizes(name.removesuffix(".weight"), weight, chosen, held)
-        rule = chosen.rule("Linear" if weight.dim() == 2 else "Conv2d") if quantized else None
-        found[name] = Size(wide if rule is None else _quantized(weight, rule.weights, compute), wide, quantized)
-    return found
+        compute_bytes = weight.numel() * compute_bits // 8
+        is_layer = name.endswith(".weight") and weight.dim() in (2, 4)
+        quantized = is_layer and plan.quantizes(name.removesuffix(".weight"), weight, scheme, recipe)
+        rule = scheme.rule("Linear" if weight.dim() == 2 else "Conv2d") if quantized else None
+        sizes[name] = Size(
+            compute_bytes if rule is None else _quantized_bytes(weight, rule.weights, compute_bits),
+            compute_bytes,
+            quantized,
+        )
+    return sizes
 
 
-def _quantized(weight: torch.Tensor, numbers: Numbers, compute: int) -> int:
-    steps = compute if numbers.scales is None else target.number_format(numbers.scales).bits
-    return (weight.numel() * _bits(numbers, compute) + _steps(numbers, weight) * steps) // 8
+def _quantized_bytes(weight: torch.Tensor, numbers: Numbers, compute_bits: int) -> int:
+    step_bits = compute_bits if numbers.scales is None else target.number_format(numbers.scales).bits
+    return (weight.numel() * _weight_bits(numbers, compute_bits) + _step_count(numbers, weight) * step_bits) // 8
 
 
 def choices_to_keep(case: Case, spec: CheckSpec) -> Iterator[tuple[str, ...]]:
-    """Layers to keep in the compute type that leave the least of the gap: 8, 24 and any number, for some more bytes.
+    """Layers to keep in the compute type so that the least error is left: at most 8, at most 24, then any number.
 
-    By the integer program of ``mixed`` over the report's layers, and never beyond the target's memory.
+    Each choice may add some bytes (``_GROWTH``), within the target's memory. The integer program of ``mixed`` chooses
+    among the report's layers.
     """
     sizes = tensors(spec.base, spec.schemes[0], spec.recipe)
     options = {
-        one.name: [mixed.Option("as it is", one.share, size.stored), mixed.Option(mixed.KEEP, 0.0, size.wide)]
-        for one in case.layers
-        if (size := sizes.get(f"{one.name}.weight")) is not None and math.isfinite(one.share)
+        layer.name: [mixed.Option("as it is", layer.share, size.stored), mixed.Option(mixed.KEEP, 0.0, size.wide)]
+        for layer in case.layers
+        if (size := sizes.get(f"{layer.name}.weight")) is not None and math.isfinite(layer.share)
     }
-    now, before = sum(stored.bytes for stored, _ in options.values()), set[str]()
+    quantized_bytes, previous = sum(quantized.bytes for quantized, _ in options.values()), set[str]()
     for growth, most in _GROWTH if options else ():
-        chosen = mixed.kept(mixed.choose(options, int(now + min(growth * now, _room(case))), most))
-        if chosen and set(chosen) != before:
-            yield tuple(chosen)
-        before = set(chosen)
+        layers = mixed.kept(
+            mixed.choose(options, int(quantized_bytes + min(growth * quantized_bytes, _room(case))), most)
+        )
+        if layers and set(layers) != previous:
+            yield tuple(layers)
+        previous = set(layers)
 
 
-_GROWTH = ((0.05, 8), (0.15, 24), (0.4, None))  # of the quantized layers' bytes, with so many layers at most
+_GROWTH = ((0.05, 8), (0.15, 24), (0.4, None))  # bytes added, as a share of the quantized layers' bytes; most layers
 
 
 def _room(case: Case) -> float:
-    """Bytes that the target has left beside everything that runs; infinite where that is not known."""
-    known = case.estimate
-    if known is None or known.memory_gb is None:
+    """Bytes of the target's memory that are free when the pipeline runs; infinite where that is not known."""
+    estimate = case.estimate
+    if estimate is None or estimate.memory_gb is None:
         return math.inf
-    return max(0.0, 1e9 * known.memory_gb - 1e6 * known.total_mb)
+    return max(0.0, 1e9 * estimate.memory_gb - 1e6 * estimate.total_mb)
 
 
-def _bits(numbers: Numbers, compute: int) -> int:
-    return compute if numbers.granularity == "none" else target.number_format(numbers.format).bits
+def _weight_bits(numbers: Numbers, compute_bits: int) -> int:
+    return compute_bits if numbers.granularity == "none" else target.number_format(numbers.format).bits
 
 
-def _steps(numbers: Numbers, weight: torch.Tensor) -> int:
+def _step_count(numbers: Numbers, weight: torch.Tensor) -> int:
     if numbers.granularity == "none":
         return 0
     block = numbers.block_of(weight.shape[1]) if numbers.granularity == "block" else numbers.block
     return {"tensor": 1, "channel": len(weight)}.get(numbers.granularity, weight.numel() // (block or 1))
 
 
-def _run(found: Remedy, spec: CheckSpec, listed: Tried, folder: Path, cache: Cache, progress: Progress) -> Tried:
-    """Run it, or find what an earlier run gave."""
+def _run(remedy: Remedy, spec: CheckSpec, attempt: Tried, folder: Path, cache: Cache, progress: Progress) -> Tried:
+    """Run and judge the remedy, or read the result of an earlier run from the cache."""
     start = time.monotonic()
 
     def make(place: Path) -> None:
-        inner = folder / f"trying {found.title}"
-        inner.mkdir()
+        workspace = folder / f"trying {remedy.title}"
+        workspace.mkdir()
         try:
-            report = _report(found, spec, place, inner, cache, progress)
+            report = _report(remedy, spec, place, workspace, cache, progress)
         finally:
-            shutil.rmtree(inner)
+            shutil.rmtree(workspace)
         (place / REPORT).write_text(report.to_json(), "utf-8")
 
-    entry = cache.obtain("advice", _key(found, spec), found.title, make)
+    entry = cache.obtain("advice", _key(remedy, spec), remedy.title, make)
     (case,) = store.read(entry).cases
     values = {m.name: m.value for m in case.measurements if m.arm == "adapted"}
-    return listed.model_copy(
+    return attempt.model_copy(
         update={
             "verdict": case.verdict,
             "bytes": case.artifact[0].bytes if case.artifact else None,
             "survival": values.get("effect_survival"),
             "excess_error": values.get("excess_error"),
             "seconds": round(time.monotonic() - start, 1),
-            **_commands(found, spec, entry, folder),
+            **_commands(remedy, spec, entry, folder),
         }
     )
 
 
-def _report(found: Remedy, spec: CheckSpec, place: Path, inner: Path, cache: Cache, progress: Progress) -> Report:
-    if not found.train:
-        return check.check(spec, inner, cache, progress)
+def _report(remedy: Remedy, spec: CheckSpec, place: Path, workspace: Path, cache: Cache, progress: Progress) -> Report:
+    if not remedy.train:
+        return check.check(spec, workspace, cache, progress)
     qat.learn(spec, Settings(), place / _ADAPTER, cache, progress)
-    return check.check(qat.calibrated(spec, place / _ADAPTER), inner, cache, progress)
+    return check.check(qat.calibrated(spec, place / _ADAPTER), workspace, cache, progress)
 
 
-def _key(found: Remedy, spec: CheckSpec) -> str:
-    adapters = [lora.read(used).digest for used in (*spec.adapters, *spec.references, *spec.common)]
-    settings = digest_of_value(Settings()) if found.train else ""
+def _key(remedy: Remedy, spec: CheckSpec) -> str:
+    adapters = [lora.read(use).digest for use in (*spec.adapters, *spec.references, *spec.common)]
+    settings = digest_of_value(Settings()) if remedy.train else ""
     return caches.key(__name__, "advice", digest_of_value(spec), *adapters, settings)
 
 
-def _commands(found: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dict[str, str]:
-    """Commands that check and export the same; the files they need are written to ``folder``, named as seen there."""
-    if found.train:
-        new = folder / f"{Path(spec.adapters[0].source).stem}-{spec.schemes[0].name}-{spec.orders[0]}.safetensors"
-        shutil.copyfile(entry / _ADAPTER, new)
-        spec = qat.calibrated(spec, new).changed(adapters=(Use(source=new.name, weight=spec.adapters[0].weight),))
+def _commands(remedy: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dict[str, str]:
+    """Commands that check and export this request, to run in ``folder``, to which their files are written."""
+    if remedy.train:
+        adapter = folder / f"{Path(spec.adapters[0].source).stem}-{spec.schemes[0].name}-{spec.orders[0]}.safetensors"
+        shutil.copyfile(entry / _ADAPTER, adapter)
+        spec = qat.calibrated(spec, adapter).changed(
+            adapters=(Use(source=adapter.name, weight=spec.adapters[0].weight),)
+        )
     command.save(spec, folder)
     export = [*command.export_words(spec), "--out", "board"] if spec.schemes[0].exported else []
     return {"command": command.line(command.words(spec)), "export": command.line(export) if export else ""}

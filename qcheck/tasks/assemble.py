@@ -1,4 +1,4 @@
-"""From a finished check to the values that the report is made of."""
+"""The values of the report, from a finished check."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from qcheck.tasks.session import Session
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What was found out of one case: its verdict, builds, energies of the look that decided, values at every step.
+    """The outcome of one case: its verdict, builds, energies of the look that decided, and values at every step.
 
     ``energies`` is None where nothing was run.
     """
@@ -47,7 +47,7 @@ class CaseOutcome:
     seconds: float = 0.0
 
     def probes(self, spec: CheckSpec) -> int:
-        """How many probes were used; those of the first look where the reference itself is broken."""
+        """The number of probes that were used; that of the first look where the reference itself is broken."""
         return spec.bounds.looks[0] if self.energies is None else len(self.energies.f1)
 
 
@@ -55,47 +55,49 @@ def case(
     session: Session,
     scheme: Scheme,
     order: Order,
-    judged: CaseOutcome,
-    made: Artifact | None = None,
+    outcome: CaseOutcome,
+    artifact: Artifact | None = None,
     folder: Path = Path(),
     scores: Scores | None = None,
 ) -> Case:
-    """One scheme in one order as the report shows it; nothing was made where the reference itself is broken."""
-    verdict, energies = judged.verdict, judged.energies
-    layers = {layer.name for layer in made.manifest.layers} if made is not None else set()
+    """One scheme in one order as the report shows it; ``artifact`` is None where the reference itself is broken."""
+    verdict, energies = outcome.verdict, outcome.energies
+    layers = {layer.name for layer in artifact.manifest.layers} if artifact is not None else set()
     profiles = {} if energies is None else _profiles(energies)
-    artifact = _files(folder, scheme, made) if made is not None else []
-    full = session.exporter.full("adapted", scheme.compute) if made is not None and scheme.exported else None
-    deployed = artifact[0].path if artifact and "tensorrt" in scheme.runs else None
+    files = _files(folder, scheme, artifact) if artifact is not None else []
+    full = session.exporter.full("adapted", scheme.compute) if artifact is not None and scheme.exported else None
+    deployed = files[0].path if files and "tensorrt" in scheme.runs else None
     return Case(
         scheme=scheme.name,
         order=order,
         verdict=verdict.outcome,
         deciding=verdict.deciding,
         reasons=list(verdict.reasons),
-        next=next_step(verdict.outcome, order, deployed, judged.builds),
+        next=next_step(verdict.outcome, order, deployed, outcome.builds),
         warnings=[*session.spec.target.warns(scheme), *verdict.warnings],
-        probes_used=judged.probes(session.spec),
+        probes_used=outcome.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
-        steps=judged.steps,
+        steps=outcome.steps,
         quantized_layers=len(layers),
-        kept_layers=[name for name, _ in plan.linear_layers(session.arms.base.denoiser) if made and name not in layers],
+        kept_layers=[
+            name for name, _ in plan.linear_layers(session.arms.base.denoiser) if artifact and name not in layers
+        ],
         layers=[] if scores is None else _shares(scores),
-        artifact=artifact,
+        artifact=files,
         ran_as=scheme.ran_as,
         control=scheme.control,
         compute=scheme.compute,
         full_precision_bytes=_bytes(full) if full is not None else None,
-        estimate=_estimate(session, scheme, made),
-        builds=judged.builds,
-        seconds=round(judged.seconds, 1),
+        estimate=_estimate(session, scheme, artifact),
+        builds=outcome.builds,
+        seconds=round(outcome.seconds, 1),
     )
 
 
 def _shares(scores: Scores) -> list[LayerShare]:
     parts = (scores.weight_costs / scores.total, scores.activation_costs / scores.total)
-    found = [
+    shares = [
         LayerShare(
             name=layer,
             block=block(layer),
@@ -109,45 +111,45 @@ def _shares(scores: Scores) -> list[LayerShare]:
             scores.layers, np.stack((scores.shares, scores.standard_errors(), *parts), 1).tolist(), strict=True
         )
     ]
-    return sorted(found, key=lambda layer: -layer.share)
+    return sorted(shares, key=lambda layer: -layer.share)
 
 
-def given_case(session: Session, given: Given, judged: CaseOutcome) -> Case:
-    """A file of someone else's as the report shows it: what is not known of it is left out."""
-    verdict, energies = judged.verdict, judged.energies
-    file = ArtifactFile(
-        path=str(given.path), arm="adapted", compute=given.compute, digest=given.digest, bytes=given.bytes()
+def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
+    """A file that qcheck did not write, as the report shows it: properties that are not known are left out."""
+    verdict, energies = outcome.verdict, outcome.energies
+    artifact_file = ArtifactFile(
+        path=str(file.path), arm="adapted", compute=file.compute, digest=file.digest, bytes=file.bytes()
     )
     return Case(
-        scheme=given.name,
+        scheme=file.name,
         order=ORDER,
         verdict=verdict.outcome,
         deciding=verdict.deciding,
         reasons=list(verdict.reasons),
-        next=next_step(verdict.outcome, ORDER, str(given.path), judged.builds),
+        next=next_step(verdict.outcome, ORDER, str(file.path), outcome.builds),
         warnings=["no base artifact: whether the scheme or the adapter causes the error cannot be told"],
-        probes_used=judged.probes(session.spec),
+        probes_used=outcome.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr={} if energies is None else {"adapted": effect.stratum_profile(energies.f1, energies.error1)},
-        steps=judged.steps,
+        steps=outcome.steps,
         quantized_layers=None,
         kept_layers=[],
-        artifact=[file],
+        artifact=[artifact_file],
         ran_as="artifact",
         control=False,
-        compute=given.compute,
+        compute=file.compute,
         full_precision_bytes=None,
         estimate=None,
-        builds=judged.builds,
-        seconds=round(judged.seconds, 1),
+        builds=outcome.builds,
+        seconds=round(outcome.seconds, 1),
     )
 
 
-def _estimate(session: Session, scheme: Scheme, made: Artifact | None) -> Estimate | None:
-    if made is None or made.deployed is None or "tensorrt" not in scheme.runs:
+def _estimate(session: Session, scheme: Scheme, artifact: Artifact | None) -> Estimate | None:
+    if artifact is None or artifact.deployed is None or "tensorrt" not in scheme.runs:
         return None
     return profile.estimated(
-        session.needs, session.spec.target, _bytes(made.deployed), made.manifest.layers, scheme.compute
+        session.needs, session.spec.target, _bytes(artifact.deployed), artifact.manifest.layers, scheme.compute
     )
 
 
@@ -158,15 +160,15 @@ def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
     }
 
 
-def _files(folder: Path, scheme: Scheme, made: Artifact) -> list[ArtifactFile]:
-    found = ((made.deployed, scheme.compute), (made.runs.path, TWIN))
-    return [_file(folder, path, compute) for path, compute in found if path is not None]
+def _files(folder: Path, scheme: Scheme, artifact: Artifact) -> list[ArtifactFile]:
+    paths = ((artifact.deployed, scheme.compute), (artifact.runs.path, TWIN))
+    return [_file(folder, path, compute) for path, compute in paths if path is not None]
 
 
 def _file(folder: Path, path: Path, compute: str) -> ArtifactFile:
-    where = path.relative_to(folder).as_posix()
+    name = path.relative_to(folder).as_posix()
     content = digest_of(*model_files(path))
-    return ArtifactFile(path=where, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
+    return ArtifactFile(path=name, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
 
 
 def _bytes(path: Path) -> int:
@@ -187,32 +189,34 @@ def sheet(
 
 
 def _caption(title: str, verdict: Verdict) -> str:
-    kept = [m.value for m in verdict.measurements if m.name == "effect_survival" and m.value is not None]
-    return f"{title} {verdict.outcome}" + (f" survival {kept[0]:.2f}" if kept else "")
+    survivals = [m.value for m in verdict.measurements if m.name == "effect_survival" and m.value is not None]
+    return f"{title} {verdict.outcome}" + (f" survival {survivals[0]:.2f}" if survivals else "")
 
 
-def _inputs(uses: Sequence[Use], read: Sequence[Adapter], of: Literal["adapted", "both", "reference"]) -> list[Input]:
+def _inputs(
+    uses: Sequence[Use], adapters: Sequence[Adapter], arms: Literal["adapted", "both", "reference"]
+) -> list[Input]:
     return [
-        Input(source=used.source, digest=adapter.digest, weight=used.weight, arms=of)
-        for used, adapter in zip(uses, read, strict=True)
+        Input(source=use.source, digest=adapter.digest, weight=use.weight, arms=arms)
+        for use, adapter in zip(uses, adapters, strict=True)
     ]
 
 
 def assemble(session: Session, cases: list[Case], size: float) -> Report:
     """The report of a finished check."""
-    spec, both = session.spec, session.arms
+    spec, arms = session.spec, session.arms
     most = max(case.probes_used for case in cases)
     return Report(
         spec=spec,
-        base=Input(source=spec.base, digest=both.base.digest),
+        base=Input(source=spec.base, digest=arms.base.digest),
         adapters=[
             *_inputs(spec.adapters, session.shipped.adapters, "adapted"),
-            *_inputs(spec.references, both.adapters if spec.references else (), "reference"),
-            *_inputs(spec.common, both.common, "both"),
+            *_inputs(spec.references, arms.adapters if spec.references else (), "reference"),
+            *_inputs(spec.common, arms.common, "both"),
         ],
         ranges=None if spec.ranges is None else Input(source=spec.ranges, digest=digest_of(Path(spec.ranges))),
-        changed_layers=len(both.layers),
-        unmatched=list(both.unmatched),
+        changed_layers=len(arms.layers),
+        unmatched=list(arms.unmatched),
         target=spec.target.name,
         probes=Probing(
             name=spec.probes.name,
@@ -233,27 +237,27 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
 
 def _not_measured(spec: CheckSpec, cases: list[Case]) -> list[NotMeasured]:
     title = spec.target.title
-    found = [
+    entries = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
         NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
     ]
     absent = {m.name: m.where for case in cases for m in case.measurements if not m.measured and m.limit is None}
-    found += [NotMeasured(name=name, reason=reason) for name, reason in absent.items()]
-    found += [
+    entries += [NotMeasured(name=name, reason=reason) for name, reason in absent.items()]
+    entries += [
         NotMeasured(
             name=f"{name} in its own arithmetic",
             reason="ONNX Runtime has no CPU kernels for it; numbers come from its decoded values in float32",
         )
         for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "decoded twin")
     ]
-    found += [
+    entries += [
         NotMeasured(name=f"{names} of {case.scheme}", reason=reason)
         for case in cases
         if case.quantized_layers is None
-        for names, reason in _ALONE
+        for names, reason in _FOREIGN_FILE
     ]
-    found += [
+    entries += [
         NotMeasured(
             name=f"refitting {case.scheme}",
             reason="a refittable engine needs a GPU to be compiled; the same file was compiled without that, if at all",
@@ -261,23 +265,23 @@ def _not_measured(spec: CheckSpec, cases: list[Case]) -> list[NotMeasured]:
         for case in cases
         if case.order in ORDERS and orders.merge(orders.find(case.order)).ranges == "shared"
     ]
-    return found + [_unbuilt(case, made) for case in cases for made in case.builds if not _read(made)]
+    return entries + [_unbuilt(case, build) for case in cases for build in case.builds if not _read(build)]
 
 
-_ALONE = (
+_FOREIGN_FILE = (
     ("what compares with the quantized base", "no base artifact was given: excess_error, worst_stratum and `both`"),
     ("order, recipe, realised precision", "the file does not say how it was made, so there is nothing to hold it to"),
 )
 
 
-def _read(made: Build) -> bool:
-    return made.status in ("refused", "fell back") or (made.realised is not None and made.realised.complete)
+def _read(build: Build) -> bool:
+    return build.status in ("refused", "fell back") or (build.realised is not None and build.realised.complete)
 
 
-def _unbuilt(case: Case, made: Build) -> NotMeasured:
-    if made.realised is None:
-        return NotMeasured(name=f"build of {case.scheme} {case.order}", reason=made.detail)
-    first = f", first {made.realised.unread[0]}" if made.realised.unread else ""
+def _unbuilt(case: Case, build: Build) -> NotMeasured:
+    if build.realised is None:
+        return NotMeasured(name=f"build of {case.scheme} {case.order}", reason=build.detail)
+    first = f", first {build.realised.unread[0]}" if build.realised.unread else ""
     return NotMeasured(
-        name=f"realised precision of {case.scheme} {case.order}", reason=f"{made.realised.text()}{first}"
+        name=f"realised precision of {case.scheme} {case.order}", reason=f"{build.realised.text()}{first}"
     )

@@ -1,4 +1,4 @@
-"""Ranges of a scheme as a file, on the recipe's prompts, the user's, the adapter's own, or the user's pictures."""
+"""Ranges of a scheme as a file, from the recipe's prompts, the user's, the adapter's own, or the user's pictures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,39 +22,39 @@ def calibrate(
     progress: Progress,
     prompts: PromptSet | None = None,
     own: bool = False,
-    shown: Path | None = None,
+    folder: Path | None = None,
 ) -> Ranges:
     """Ranges of ``spec``'s first scheme.
 
-    They are found on ``prompts``, on the adapters' ``own`` trigger words and tags, on the pictures in the folder
-    ``shown``, or without any of these on the recipe's prompts.
+    They come from ``prompts``, from the adapters' ``own`` trigger words and tags, from the pictures in ``folder``, or
+    without any of these from the recipe's prompts.
 
     Raises:
         UserError: bad input, a scheme without ranges, or nothing left to calibrate on.
     """
     left_out: dict[str, str] = {}
-    found: Sequence[Picture] = ()
+    usable: Sequence[Picture] = ()
     if own:
         prompts = _own(spec)
-    if shown is not None:
-        found, left_out = screen.screened(pictures.find(shown))
-        prompts = PromptSet(name=shown.name, prompts=tuple(one.caption for one in found))
+    if folder is not None:
+        usable, left_out = screen.screened(pictures.find(folder))
+        prompts = PromptSet(name=folder.name, prompts=tuple(picture.caption for picture in usable))
     if prompts is not None:
-        if own or found:
-            prompts, more = recipe.screened(prompts, spec.probes)
-            found = [one for one in found if one.caption not in more]
-            left_out = left_out | more
+        if own or usable:
+            prompts, overlapping = recipe.screened(prompts, spec.probes)
+            usable = [picture for picture in usable if picture.caption not in overlapping]
+            left_out = left_out | overlapping
         samples = min(spec.recipe.samples, len(prompts.prompts))
         spec = spec.changed(recipe=spec.recipe.model_copy(update={"samples": samples}))
         recipe.calibration(spec.recipe, spec.probes, spec.trigger, prompts)
     with sessions.opened(spec, cache, progress) as session:
-        by = replace(session.calibrator, prompts=prompts, pictures=tuple(one.path for one in found))
-        return inputs.ranges_file(by, spec.schemes[0], left_out)
+        calibrator = replace(session.calibrator, prompts=prompts, pictures=tuple(picture.path for picture in usable))
+        return inputs.ranges_file(calibrator, spec.schemes[0], left_out)
 
 
 def _own(spec: CheckSpec) -> PromptSet:
-    words = [word for used in spec.adapters for word in inputs.own_prompts(used.source)]
-    names = [Path(used.source).name for used in spec.adapters]
+    words = [word for use in spec.adapters for word in inputs.own_prompts(use.source)]
+    names = [Path(use.source).name for use in spec.adapters]
     if not words:
         raise UserError(
             f"{', '.join(names)}: no trigger words or tags in the metadata to calibrate on",

@@ -1,6 +1,7 @@
-"""The story on one page: reference -> ranges -> artifacts -> build -> traces -> measurements -> verdict -> report.
+"""The whole check: reference -> ranges -> artifacts -> build -> traces -> measurements -> verdict -> report.
 
-Probes are added look by look until each case has a verdict; the cache makes every step cost what is new in it.
+Probes are added look by look until each case has a verdict. Results are cached: a step that is repeated costs only the
+probes that are new.
 """
 
 import time
@@ -55,37 +56,39 @@ def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Re
     """
     files = [given.read(Path(path), spec.execution.threads) for path in spec.artifacts]
     with sessions.opened(spec, cache, progress) as session:
-        others = [_fitted(session, file) for file in files]
+        given_files = [_given_file(session, file) for file in files]
         workload.announce(session)
         reference = session.reference.take(spec.bounds.looks[0])
         size = require_effect(session, reference)
-        aligned: dict[str, float] = {}
+        alignments: dict[str, float] = {}
         if np.isfinite(size):
-            aligned = alignment.find(session.arms, session.sampler, reference["adapted"], session.watch)
-            found = [result for scheme in spec.schemes for result in run_scheme(session, scheme, folder)]
-            found += [run_given(session, file) for file in others]
+            alignments = alignment.find(session.arms, session.sampler, reference["adapted"], session.watch)
+            results = [result for scheme in spec.schemes for result in run_scheme(session, scheme, folder)]
+            results += [run_given(session, file) for file in given_files]
         else:
-            found = [broken_case(session, scheme, order, reference) for scheme in spec.schemes for order in spec.orders]
-            found += [broken_given(session, file, reference) for file in others]
-        report = assemble.assemble(session, [result.case for result in found], size)
+            results = [
+                broken_case(session, scheme, order, reference) for scheme in spec.schemes for order in spec.orders
+            ]
+            results += [broken_given(session, file, reference) for file in given_files]
+        report = assemble.assemble(session, [result.case for result in results], size)
         steps = [index + 1 for index in session.sampler.setup.strata]
-        shown = SharedEvidence(steps, (session.shape[2], session.shape[3]), aligned)
+        evidence = SharedEvidence(steps, (session.shape[2], session.shape[3]), alignments)
         with session.watch.stage("report", 1) as advance:
-            write.write(report, [(result.case, result.seen, result.sheet) for result in found], shown, folder)
+            write.write(report, [(result.case, result.seen, result.sheet) for result in results], evidence, folder)
             advance(1)
     return report
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case with what is shown of it; ``seen`` None where nothing was run."""
+    """One case with its contact sheet and its evidence ``seen``, which is None where nothing was run."""
 
     case: Case
     sheet: Sheet
     seen: CaseEvidence | None = None
 
 
-def _fitted(session: Session, file: given.File) -> Given:
+def _given_file(session: Session, file: given.File) -> Given:
     setup = session.sampler.setup
     return given.fitted(
         file, session.example, setup.family.latent, setup.all_timesteps(), session.spec.execution.threads
@@ -93,31 +96,31 @@ def _fitted(session: Session, file: given.File) -> Given:
 
 
 def require_effect(session: Session, reference: Traces) -> float:
-    """Mean |Df| / |f1| over the probes; not finite where the reference is not.
+    """Mean |Df| / |f1| over the probes, Df = f1 - f0; not finite where the reference is not.
 
     Raises:
-        UserError: it is negligible, so there is nothing whose survival could be judged.
+        UserError: the effect is negligible, so its survival cannot be judged.
     """
     f0, f1 = reference["base"], reference["adapted"]
     size = float(effect.effect_size(f0.outputs(), f1.outputs(), session.sampler.setup.weights).mean())
     limit = session.spec.bounds.negligible_effect
     if size < limit:
-        used = ", ".join(f"{adapter.weight:g}" for adapter in session.spec.adapters)
+        weights = ", ".join(f"{adapter.weight:g}" for adapter in session.spec.adapters)
         words = [word for adapter in session.arms.adapters for word in lora.trigger_words(adapter)]
-        named = f"its file names {', '.join(map(repr, words[:5]))}, by --trigger" if words else "by --trigger"
+        hint = f"its file names {', '.join(map(repr, words[:5]))}, by --trigger" if words else "by --trigger"
         raise UserError(
             f"the adapter changes the denoiser's output by only {size:.2g} of its size on these probes "
-            f"(weight {used}; at least {limit:g} is needed to judge)",
-            f"Use a larger --weight, prompts that wake it (its trigger word: {named}), or the base it was made for.",
+            f"(weight {weights}; at least {limit:g} is needed to judge)",
+            f"Use a larger --weight, prompts that wake it (its trigger word: {hint}), or the base it was made for.",
         )
     return size
 
 
 @dataclass(frozen=True)
 class QuantizedBase:
-    """What every order of a scheme is made from and compared with.
+    """The quantized base of one scheme, from which the artifacts of all its orders are made.
 
-    ``floor`` is the compute type's own error, [T]; ``scores`` are what each order's layers cost.
+    ``floor`` [T] is the relative error power of the compute type alone; ``scores`` are the layers' costs in each order.
     """
 
     sources: ArtifactSources
@@ -128,14 +131,14 @@ class QuantizedBase:
 
 
 def run_scheme(session: Session, scheme: Scheme, folder: Path) -> list[Result]:
-    """q0 once, then q1 in every order; artifacts go below ``folder``."""
-    ground = prepare_scheme(session, scheme)
-    return [run_case(make(session, order, ground, folder)) for order in session.spec.orders]
+    """Quantize and judge a scheme: q0 once, then q1 in every order; artifacts go below ``folder``."""
+    quantized_base = prepare_scheme(session, scheme)
+    return [run_case(make(session, order, quantized_base, folder)) for order in session.spec.orders]
 
 
 def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
-    """Ranges, the quantized base, controls and the sensitivity of layers."""
-    spec, first = session.spec, session.spec.bounds.looks[0]
+    """Prepare a scheme: its ranges, the quantized base, controls and the sensitivity of layers."""
+    spec, first_look = session.spec, session.spec.bounds.looks[0]
     ranges = session.calibrator.inputs(scheme)
     sources = ArtifactSources(session.shipped, session.exporter, session.store, scheme, spec.recipe, ranges)
     with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
@@ -143,14 +146,14 @@ def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
         advance(1)
     floor, controls = run_controls(session, scheme)
     q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base)
-    f1 = session.reference.take(first)["adapted"]
+    f1 = session.reference.take(first_look)["adapted"]
     scores = sensitivity.find(session.arms, sources, session.sampler, f1, spec.orders, session.watch)
     return QuantizedBase(sources, q0, floor, controls, scores)
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """One scheme in one order, made: what it stands on, its artifact below ``folder``, its build, and q1 as it runs."""
+    """One scheme in one order: its quantized base, its artifact below ``folder``, its builds, and q1 ready to run."""
 
     session: Session
     order: Order
@@ -172,25 +175,25 @@ class Quantization:
 
 
 def quantize(session: Session, folder: Path) -> Quantization:
-    """The session's first scheme in its first order, below a folder of its own in ``folder``."""
+    """Quantize by the session's first scheme in its first order, below a new folder in ``folder``."""
     place = folder / f"{len(list(folder.iterdir()))}"
     return make(session, session.spec.orders[0], prepare_scheme(session, session.spec.schemes[0]), place)
 
 
-def make(session: Session, order: Order, ground: QuantizedBase, folder: Path) -> Quantization:
+def make(session: Session, order: Order, quantized_base: QuantizedBase, folder: Path) -> Quantization:
     """Write the artifact and build it."""
-    title = f"{ground.sources.scheme.name} {order}"
+    title = f"{quantized_base.sources.scheme.name} {order}"
     with session.watch.stage(f"{title}: artifact", 1) as advance:
-        made = artifact.write(ground.sources, order, folder / "artifacts")
+        case_artifact = artifact.write(quantized_base.sources, order, folder / "artifacts")
         advance(1)
-    builds = [session.gate.build(title, ground.sources.scheme, made)]
-    q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", made.runs)
-    return Quantization(session, order, ground, folder, made, builds, q1)
+    builds = [session.gate.build(title, quantized_base.sources.scheme, case_artifact)]
+    q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", case_artifact.runs)
+    return Quantization(session, order, quantized_base, folder, case_artifact, builds, q1)
 
 
 @dataclass(frozen=True)
 class Look:
-    """All four arms on some probes, and every sample of them."""
+    """All four arms on some probes, and the samples of every measurement."""
 
     reference: Traces
     quantized: Traces
@@ -198,55 +201,64 @@ class Look:
     energies: effect.Energies
 
 
-def look(made: Quantization, count: int) -> Look:
+def look(quantization: Quantization, count: int) -> Look:
     """Run and measure the first ``count`` probes."""
-    session = made.session
+    session = quantization.session
     reference = session.reference.take(count)
-    arms: dict[Side, Subject] = {"base": made.ground.q0, "adapted": made.q1}
+    arms: dict[Side, Subject] = {"base": quantization.ground.q0, "adapted": quantization.q1}
     quantized = {side: trace_artifact(session, arm, reference["adapted"]) for side, arm in arms.items()}
     calibrated = bool(session.spec.references)
-    samples, energies = measure(session.sampler.setup, reference, quantized, made.ground.floor, calibrated)
+    samples, energies = measure(session.sampler.setup, reference, quantized, quantization.ground.floor, calibrated)
     return Look(reference, quantized, samples, energies)
 
 
-def measured(made: Quantization, count: int) -> list[Measurement]:
-    """Every sampled measurement over ``count`` probes."""
-    limits = made.session.spec.bounds.computing(made.scheme.compute)
-    return measure_all(look(made, count).samples, limits.ranges, limits.alpha)
+def measured(quantization: Quantization, count: int) -> list[Measurement]:
+    """All measurements that are sampled, over the first ``count`` probes."""
+    limits = quantization.session.spec.bounds.computing(quantization.scheme.compute)
+    return measure_all(look(quantization, count).samples, limits.ranges, limits.alpha)
 
 
-def judged(made: Quantization) -> Case:
+def judged(quantization: Quantization) -> Case:
     """The case as the report shows it."""
-    return run_case(made).case
+    return run_case(quantization).case
 
 
-def run_case(made: Quantization) -> Result:
-    """One scheme in one order: looks at more and more probes until there is a verdict."""
-    start, session, scheme = time.monotonic(), made.session, made.scheme
+def run_case(quantization: Quantization) -> Result:
+    """Measure one scheme in one order on more and more probes until there is a verdict."""
+    start, session, scheme = time.monotonic(), quantization.session, quantization.scheme
     limits, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
-        seen = look(made, count)
-        verdict = decide(limits, weights, made.ground.controls, seen.samples, seen.energies, made.builds)
-        return verdict.outcome, (verdict, seen)
+        current = look(quantization, count)
+        verdict = decide(
+            limits, weights, quantization.ground.controls, current.samples, current.energies, quantization.builds
+        )
+        return verdict.outcome, (verdict, current)
 
-    _, _, (verdict, seen) = until_decided(limits.looks, judge_at)
-    sheet = assemble.sheet(session, made.title, verdict, seen.reference, seen.quantized)
-    prompts = [asked.prompt for asked in session.sampler.probes[: len(seen.energies.f1)]]
-    worst = ungated.worst_prompt(seen.energies, weights, made.ground.floor, prompts)
-    also = ungated.measure(seen.reference, seen.quantized, sheet, SIDES, limits.alpha)
-    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *also))
-    steps = along(seen.reference, seen.quantized, SIDES)
-    told = CaseOutcome(verdict, made.builds, seen.energies, steps, time.monotonic() - start)
-    scores = made.ground.scores.get(made.order)
-    case = assemble.case(session, scheme, made.order, told, made.artifact, made.folder, scores)
-    shown = curves.gather(seen.reference, seen.quantized, seen.energies, weights, SIDES, (scheme.name, made.order))
-    arrived, why = arrival.arrivals(session.arms, scheme, made.order, made.artifact)
-    return Result(case, sheet, shown.model_copy(update={"arrivals": arrived, "no_arrivals": why}))
+    _, _, (verdict, final) = until_decided(limits.looks, judge_at)
+    sheet = assemble.sheet(session, quantization.title, verdict, final.reference, final.quantized)
+    prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
+    worst = ungated.worst_prompt(final.energies, weights, quantization.ground.floor, prompts)
+    extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
+    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra))
+    steps = along(final.reference, final.quantized, SIDES)
+    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start)
+    scores = quantization.ground.scores.get(quantization.order)
+    case = assemble.case(
+        session, scheme, quantization.order, outcome, quantization.artifact, quantization.folder, scores
+    )
+    evidence = curves.gather(
+        final.reference, final.quantized, final.energies, weights, SIDES, (scheme.name, quantization.order)
+    )
+    arrivals, reason = arrival.arrivals(session.arms, scheme, quantization.order, quantization.artifact)
+    return Result(case, sheet, evidence.model_copy(update={"arrivals": arrivals, "no_arrivals": reason}))
 
 
 def run_given(session: Session, file: Given) -> Result:
-    """A file of someone else's: q1 on the same probes. With no q0, Dq is q1 - f0, and nothing is laid to the base."""
+    """Measure a file that qcheck did not write, as q1.
+
+    There is no q0: Dq is q1 - f0, and no error is attributed to the base.
+    """
     start, limits, setup = time.monotonic(), session.spec.bounds.alone(), session.sampler.setup
     builds = [session.gate.build_given(file, session.example, setup.family.latent)]
     q1 = session.stored(f"{file.name}: LoRA (q1)", "adapted", file.path, file.digest)
@@ -259,15 +271,15 @@ def run_given(session: Session, file: Given) -> Result:
         verdict = decide(limits, setup.weights, [], alone, energies, builds)
         return verdict.outcome, (verdict, Look(reference, quantized, alone, energies))
 
-    _, _, (verdict, seen) = until_decided(limits.looks, judge_at)
-    reference, quantized, energies = seen.reference, seen.quantized, seen.energies
+    _, _, (verdict, final) = until_decided(limits.looks, judge_at)
+    reference, quantized, energies = final.reference, final.quantized, final.energies
     steps = along(reference, quantized, ["adapted"])
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
-    also = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
-    verdict = replace(verdict, measurements=(*verdict.measurements, *also))
+    extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
+    verdict = replace(verdict, measurements=(*verdict.measurements, *extra))
     case = assemble.given_case(session, file, CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start))
-    shown = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
-    return Result(case, sheet, shown.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
+    evidence = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
+    return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
 
 
 def decide(
@@ -278,34 +290,34 @@ def decide(
     energies: effect.Energies,
     builds: list[Build],
 ) -> Verdict:
-    """The verdict on the probes so far; ``weights`` [T] are those of the strata."""
-    measured = measure_all(samples, limits.ranges, limits.alpha)
-    noop = [seen for seen in control.noop(energies) if (seen.name, seen.arm) in limits.ranges]
-    bad = effect.bad_probes(energies, weights, *limits.tail)
-    return judge([*controls, *noop, *measured], bad, limits, builds)
+    """The verdict on the probes so far; ``weights`` [T] are the strata's squared solver coefficients."""
+    measurements = measure_all(samples, limits.ranges, limits.alpha)
+    noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
+    bad_probes = effect.bad_probes(energies, weights, *limits.tail)
+    return judge([*controls, *noop, *measurements], bad_probes, limits, builds)
 
 
 def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:
-    """A scheme that need not be built: f1 itself is not finite, and that is the verdict."""
-    verdict = _broken(session.spec.bounds.computing(scheme.compute), reference)
+    """A scheme that is not built: f1 itself is not finite, and that decides the verdict."""
+    verdict = _broken_verdict(session.spec.bounds.computing(scheme.compute), reference)
     sheet = assemble.sheet(session, f"{scheme.name} {order}", verdict, reference, reference)
     return Result(assemble.case(session, scheme, order, CaseOutcome(verdict)), sheet)
 
 
 def broken_given(session: Session, file: Given, reference: Traces) -> Result:
-    """As ``broken_case``, for a file of someone else's."""
-    verdict = _broken(session.spec.bounds.alone(), reference)
+    """As ``broken_case``, for a file that qcheck did not write."""
+    verdict = _broken_verdict(session.spec.bounds.alone(), reference)
     sheet = assemble.sheet(session, file.name, verdict, reference, reference)
     return Result(assemble.given_case(session, file, CaseOutcome(verdict)), sheet)
 
 
-def _broken(limits: Limits, reference: Traces) -> Verdict:
-    seen = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
-    return judge(measure_all(seen, limits.ranges, limits.alpha), [], limits)
+def _broken_verdict(limits: Limits, reference: Traces) -> Verdict:
+    samples = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
+    return judge(measure_all(samples, limits.ranges, limits.alpha), [], limits)
 
 
 def run_controls(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
-    """f1 against itself: through the exporter, and in the compute type. The latter is the floor [T] of all errors."""
+    """The error of f1 after export, and of f1 in the compute type. The latter is the floor [T] of all errors."""
     timesteps = session.sampler.setup.timesteps()
     noise = {compute: _control(session, compute) for compute in (TWIN, scheme.compute)}
     floor = np.nan_to_num(noise[scheme.compute], nan=0.0, posinf=0.0)
@@ -318,28 +330,28 @@ def run_controls(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Mea
 def _control(session: Session, compute: str) -> np.ndarray:
     """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
     sampler = session.sampler.take(session.spec.bounds.looks[0])
-    reached = session.reference.take(len(sampler.probes))["adapted"]
+    f1 = session.reference.take(len(sampler.probes))["adapted"]
     calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
     with session.watch.stage(f"control: reference in {compute}", calls) as advance:
-        traced = sampler.forced(session.computing("adapted", compute), reached, advance)
-    return control.noise(traced.outputs(), reached.outputs())
+        trace = sampler.forced(session.computing("adapted", compute), f1, advance)
+    return control.noise(trace.outputs(), f1.outputs())
 
 
-def trace_artifact(session: Session, subject: Subject, reached: Trace) -> Trace:
-    """A quantized arm in ONNX Runtime: at f1's states, then free."""
-    sampler = session.sampler.take(len(reached.paths))
+def trace_artifact(session: Session, subject: Subject, f1: Trace) -> Trace:
+    """Evaluate a quantized arm at the latents f1 visited, then sample it from the same noise."""
+    sampler = session.sampler.take(len(f1.paths))
     calls = forwards(sampler.setup, 1, 1, len(sampler.probes))
     with session.watch.stage(f"{subject.name}, {len(sampler.probes)} probes", calls) as advance:
-        return sampler.arm(subject, reached, advance)
+        return sampler.arm(subject, f1, advance)
 
 
 def measure(
     setup: Setup, reference: Traces, quantized: Traces, floor: np.ndarray, calibrated: bool = False
 ) -> tuple[list[Sample], effect.Energies]:
-    """Every sampled measurement of the four arms, which must be matched; ``calibrated``: q1 holds an adapter that was.
+    """The samples of every measurement of the four arms; ``calibrated`` says that q1 holds a calibrated adapter.
 
     Raises:
-        MismatchError: they are not.
+        MismatchError: the arms were traced on different probes or states.
     """
     f0, f1, q0, q1 = reference["base"], reference["adapted"], quantized["base"], quantized["adapted"]
     require_matched(f1, f0, q0, q1)
@@ -349,16 +361,16 @@ def measure(
 
 
 def _run(trace: Trace) -> Run:
-    """What measurements read of a trace."""
+    """The parts of a trace that measurements read."""
     scalars = {name: trace.scalars(name) for name in ("turns", "lengths", "chord", "moments", "apart")}
     return Run(outputs=trace.outputs(), finals=trace.finals(), **scalars)
 
 
 def along(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[str, list[float]]:
     """step_jitter [calls - 1] and latent_kl_excess [calls + 1] of an arm at every step of its free runs."""
-    found = {}
+    profiles = {}
     for side in sides:
         q, f = quantized[side], reference[side]
-        found[f"step_jitter {side}"] = trajectory.profile(q.scalars("turns"), f.scalars("turns"))
-        found[f"latent_kl_excess {side}"] = distribution.profile(q.scalars("moments"), f.scalars("moments"))
-    return found
+        profiles[f"step_jitter {side}"] = trajectory.profile(q.scalars("turns"), f.scalars("turns"))
+        profiles[f"latent_kl_excess {side}"] = distribution.profile(q.scalars("moments"), f.scalars("moments"))
+    return profiles

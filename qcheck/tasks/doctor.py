@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing and the command that adds it, and what was never run anywhere."""
+"""The capabilities of this machine, the missing ones with the command that adds them, and those never run anywhere."""
 
 import importlib.util
 import os
@@ -22,14 +22,14 @@ class Finding(Value):
     fix: str = ""
 
 
-# import name -> distribution names that provide it, what it is for, the extra that brings it
+# import name -> distributions that provide it, its purpose, the extra that installs it
 _PARTS = {
     "torch": (("torch",), "full-precision reference, export", "host"),
     "diffusers": (("diffusers",), "pipelines", "host"),
     "peft": (("peft",), "reading adapters", "host"),
     "onnx_ir": (("onnx-ir",), "writing artifacts", "host"),
     "onnxruntime": (("onnxruntime-gpu", "onnxruntime"), "running artifacts", "host"),
-    "bitsandbytes": (("bitsandbytes",), "running the bnb-* schemes", "host"),
+    "bitsandbytes": (("bitsandbytes",), "running the bnb-* schemes", "bitsandbytes"),
     "modelopt": (("nvidia-modelopt",), "SmoothQuant and AWQ", "modelopt"),
     "tensorrt_rtx": (("tensorrt-rtx", "tensorrt_rtx"), "building engines without a GPU", "rtx"),
     "tensorrt": (("tensorrt",), "building and running engines on a device", "tensorrt"),
@@ -73,9 +73,11 @@ def _providers() -> list[Finding]:
         return []
     import onnxruntime
 
-    found = ", ".join(onnxruntime.get_available_providers())
+    providers = ", ".join(onnxruntime.get_available_providers())
     return [
-        Finding(name="ONNX Runtime providers", status="ready", detail=f"{found}; qcheck measures on the CPU provider")
+        Finding(
+            name="ONNX Runtime providers", status="ready", detail=f"{providers}; qcheck measures on the CPU provider"
+        )
     ]
 
 
@@ -84,10 +86,12 @@ def _capabilities() -> list[Finding]:
         return []
     import tensorrt_rtx
 
-    known = sorted(name for name in vars(tensorrt_rtx.ComputeCapability) if name.startswith("SM"))
+    capabilities = sorted(name for name in vars(tensorrt_rtx.ComputeCapability) if name.startswith("SM"))
     proxies = ", ".join(f"{t.name} as SM {t.proxy.value}" for t in every_target() if t.proxy and t.is_proxied)
     return [
-        Finding(name="TensorRT-RTX compiles for", status="ready", detail=f"{', '.join(known)}; {proxies} (proxies)")
+        Finding(
+            name="TensorRT-RTX compiles for", status="ready", detail=f"{', '.join(capabilities)}; {proxies} (proxies)"
+        )
     ]
 
 
@@ -106,7 +110,7 @@ def _gpu() -> Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything that decides what a check can do here."""
+    """All capabilities that a check on this machine depends on."""
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {_memory()}"
     return [
         Finding(name="qcheck", status="ready", detail=f"{__version__} on {machine}"),

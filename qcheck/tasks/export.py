@@ -2,7 +2,7 @@
 
 model_index.json, scheduler/, tokenizers          as in the base
 text encoders, denoiser, vae_decoder/             model.onnx with the adapter in it, and the config.json of each
-engines/                                          what was compiled here, and its timing cache
+engines/                                          the engines that were compiled here, and their timing cache
 build.sh                                          builds the engines on the device, where TensorRT runs the scheme
 manifest.json
 """
@@ -39,16 +39,16 @@ from qcheck.tasks import session as sessions
 from qcheck.tasks.session import Session
 
 _MODEL = "model.onnx"
-_MOST = 65504.0 / 2  # half of float16's largest number: real latents are no noise
+_MOST = 65504.0 / 2  # half of float16's largest number: a margin, since real latents are not noise
 
 
 def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, progress: Progress) -> Exported:
-    """Write everything of ``spec``'s first scheme and order below ``folder``.
+    """Export the pipeline of ``spec``'s first scheme and order to ``folder``.
 
-    ``sizes`` are (width, height) in pixels that the engines have to take; the probes' own size without them.
+    ``sizes`` are the (width, height) in pixels that the engines have to accept; without any, the probes' size.
 
     Raises:
-        UserError: bad input, or a scheme that is no file.
+        UserError: bad input, or a scheme that cannot be written as a file.
     """
     (scheme, *_), (order, *_) = spec.schemes, spec.orders
     if not scheme.exported:
@@ -58,7 +58,7 @@ def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, p
         )
     with sessions.opened(spec, cache, progress) as session:
         _require_sizes(session, sizes, _vary(sizes))
-        page, path = _denoiser(session, sizes, folder)
+        manifest, path = _denoiser(session, sizes, folder)
         family = session.sampler.setup.family
         copy_rest(load.locate(spec.base), folder, type(family), list(session.shape[2:]))
         computes = {family.denoiser: scheme.compute} | _others(session, scheme.compute, _vary(sizes), folder)
@@ -69,32 +69,32 @@ def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, p
                 script.script(spec.target, shapes, [path.parent.name] * shared), "utf-8"
             )
             (folder / script.SCRIPT).chmod(0o755)
-        layers = {family.denoiser: page.layers}
+        layers = {family.denoiser: manifest.layers}
         parts = [
             _part(session, folder, name, compute, layers.get(name, []), shapes[name])
             for name, compute in computes.items()
         ]
         needs = _needs(session, sizes)
-    found = Exported(
+    exported = Exported(
         target=spec.target.name,
         sizes=list(sizes),
-        denoiser=page,
+        denoiser=manifest,
         parts=parts,
-        estimate=profile.estimated(needs, spec.target, parts[0].bytes, page.layers, scheme.compute),
-        warnings=[*spec.target.warns(scheme), *(_unread(part) for part in parts if _is_unread(part))],
-        files={path.relative_to(folder).as_posix(): digest_of(path) for path in _written(folder)},
+        estimate=profile.estimated(needs, spec.target, parts[0].bytes, manifest.layers, scheme.compute),
+        warnings=[*spec.target.warns(scheme), *(_unread_warning(part) for part in parts if _is_unread(part))],
+        files={path.relative_to(folder).as_posix(): digest_of(path) for path in _files(folder)},
     )
-    (folder / NAME).write_text(found.to_json(), "utf-8")
-    return found
+    (folder / NAME).write_text(exported.to_json(), "utf-8")
+    return exported
 
 
 def _vary(sizes: Sequence[Size]) -> bool:
-    """Whether engines have to take more than one size."""
+    """Whether engines have to accept more than one size."""
     return len(set(sizes)) > 1
 
 
 def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Manifest, Path]:
-    """Write the quantized denoiser with its adapter; its manifest and its file."""
+    """Write the quantized denoiser with its adapter; returns its manifest and its file."""
     spec, denoiser = session.spec, session.sampler.setup.family.denoiser
     (scheme, *_), (order, *_) = spec.schemes, spec.orders
     exporter = Exporter(session.arms, session.store, session.example, _vary(sizes))
@@ -103,13 +103,13 @@ def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Ma
     with session.watch.stage(f"{denoiser}: {scheme.name} {order}", 1) as advance:
         content = artifact.adapted_content(session.shipped, scheme, spec.recipe, order, ranges)
         path = exporter.deployed(content, scheme, folder / denoiser / _MODEL, sources.facts(order))
-        page = artifact.describe(sources, order, content, folder, [path])
+        manifest = artifact.describe(sources, order, content, folder, [path])
         advance(1)
-    return page, path
+    return manifest, path
 
 
-def _written(folder: Path) -> list[Path]:
-    inner = folder / "cache"  # of a run that keeps none
+def _files(folder: Path) -> list[Path]:
+    inner = folder / "cache"  # the temporary cache of a run without a cache
     return sorted(path for path in folder.rglob("*") if path.is_file() and inner not in path.parents)
 
 
@@ -126,19 +126,19 @@ def _require_sizes(session: Session, sizes: Sequence[Size], dynamic: bool) -> No
 
 
 def _needs(session: Session, sizes: Sequence[Size]) -> Needs:
-    """At the largest size."""
-    shape = max(_latents(session, sizes), key=lambda shape: shape[2] * shape[3])
-    given = _fed(session, shape)
+    """Memory and operations of one call of each component, at the largest size."""
+    shape = max(_latent_shapes(session, sizes), key=lambda shape: shape[2] * shape[3])
+    inputs = _denoiser_inputs(session, shape)
     with session.arms.held("adapted") as family:
-        return profile.needs(family.component(given), family.others(shape), len(given[family.latent]))
+        return profile.needs(family.component(inputs), family.others(shape), len(inputs[family.latent]))
 
 
-def _latents(session: Session, sizes: Sequence[Size]) -> list[Shape]:
+def _latent_shapes(session: Session, sizes: Sequence[Size]) -> list[Shape]:
     return [session.sampler.setup.family.shape(width, height) for width, height in sizes] or [session.shape]
 
 
-def _fed(session: Session, shape: Shape) -> dict[str, np.ndarray]:
-    """What the denoiser is fed at that size."""
+def _denoiser_inputs(session: Session, shape: Shape) -> dict[str, np.ndarray]:
+    """The denoiser's inputs for latents of ``shape``."""
     first = session.sampler.setup.inputs("base", session.sampler.probes[:1])
     solver = session.sampler.setup.solver()
     return fed(session.sampler.setup.family, solver, torch.zeros(shape), solver.timesteps[0], first.conditions)[0]
@@ -148,15 +148,15 @@ def _is_unread(part: Part) -> bool:
     return part.build.status == "built" and not (part.build.realised and part.build.realised.complete)
 
 
-def _unread(part: Part) -> str:
-    said = part.build.realised.text() if part.build.realised else "no engine"
-    return f"{part.name}: the precision that was built could not be read in full ({said})"
+def _unread_warning(part: Part) -> str:
+    precision = part.build.realised.text() if part.build.realised else "no engine"
+    return f"{part.name}: the precision that was built could not be read in full ({precision})"
 
 
 def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]) -> None:
-    """What a pipeline needs beside its models, as in the base; tokenizers also as older loaders read them.
+    """Copy the files of the base other than its models; tokenizers also in the format of older loaders.
 
-    The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the one to take by default.
+    The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the default.
     """
     index = json.loads((source / load.INDEX).read_text("utf-8"))
     (folder / load.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
@@ -169,16 +169,16 @@ def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]
             target = folder / ("vae_decoder" if name == "vae" else name)
             target.mkdir(exist_ok=True)
             shutil.copy(source / name / "config.json", target / "config.json")
-    own = folder / family.denoiser / "config.json"
-    config = json.loads(own.read_text("utf-8"))
+    config_file = folder / family.denoiser / "config.json"
+    config = json.loads(config_file.read_text("utf-8"))
     config["sample_size"] = sides[0] if sides[0] == sides[1] else sides
-    own.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    config_file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for name in tokenizers:
         _write_vocabulary(folder / name)
 
 
 def _write_vocabulary(folder: Path) -> None:
-    """A tokenizer's words and merges, which older loaders read, out of its one file."""
+    """Write vocab.json and merges.txt, which older loaders read, from a tokenizer.json."""
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if whole.is_file() and not vocabulary.exists():
         model = json.loads(whole.read_text("utf-8"))["model"]
@@ -190,30 +190,30 @@ def _write_vocabulary(folder: Path) -> None:
 
 
 def _others(session: Session, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
-    """Export the components beside the denoiser; their compute types."""
-    found = {}
+    """Export all components but the denoiser; returns their compute types by name."""
+    computes = {}
     with session.arms.held("adapted") as family:
         for part in family.others(session.shape):
             with session.watch.stage(part.name, 1) as advance:
-                found[part.name] = _safe(part, compute)
-                qdq.save(to_onnx(part, found[part.name], sizes), folder / part.name / _MODEL)
+                computes[part.name] = _safe(part, compute)
+                qdq.save(to_onnx(part, computes[part.name], sizes), folder / part.name / _MODEL)
                 advance(1)
-    return found
+    return computes
 
 
 def _safe(part: Component, compute: str) -> str:
-    """``compute``, or bfloat16 where on noise a module's output comes near the end of float16's range, or is NaN."""
+    """``compute``, or bfloat16 where a module's output on noise comes near the end of float16's range, or is NaN."""
     if compute != "float16":
         return compute
     fits = True
 
-    def see(_module: nn.Module, _inputs: object, output: object) -> None:
+    def check_range(_module: nn.Module, _inputs: object, output: object) -> None:
         nonlocal fits
         for value in output if isinstance(output, tuple) else (output,):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 fits = fits and bool(value.abs().max() < _MOST)
 
-    hooks = [module.register_forward_hook(see) for module in part.module.modules()]
+    hooks = [module.register_forward_hook(check_range) for module in part.module.modules()]
     generator = torch.Generator().manual_seed(0)
     noise = {
         name: torch.randn(v[:1].shape, generator=generator) * part.spread if v.is_floating_point() else v[:1]
@@ -229,32 +229,32 @@ def _safe(part: Component, compute: str) -> str:
 
 
 def _shapes(session: Session, sizes: Sequence[Size]) -> dict[str, Shapes]:
-    """Min, optimal and max of every component's inputs: one row to those of guidance, and every size asked for."""
-    latents, family = _latents(session, sizes), session.sampler.setup.family
+    """Minimal, optimal and maximal input shapes of every component: from one row to all of guidance, at all sizes."""
+    latents, family = _latent_shapes(session, sizes), session.sampler.setup.family
     rows = len(session.example[family.latent])
-    found = {family.denoiser: _spans([_fed(session, shape) for shape in latents], family.fixed, rows)}
+    shapes = {family.denoiser: _spans([_denoiser_inputs(session, shape) for shape in latents], family.fixed, rows)}
     for parts in zip(*(family.others(shape) for shape in latents), strict=True):
         part = parts[0]
-        found[part.name] = _spans([each.inputs for each in parts], part.fixed, 1 if part.growing else rows)
-    return found
+        shapes[part.name] = _spans([component.inputs for component in parts], part.fixed, 1 if part.growing else rows)
+    return shapes
 
 
-def _spans(asked: Sequence[Mapping[str, Any]], fixed: Collection[str], rows: int) -> Shapes:
-    """Of every input that varies, from what it is given at each size, the optimal one first."""
-    found = {}
-    for name in asked[0]:
-        shapes = [list(given[name].shape) for given in asked]
-        low, high = ([pick(axis) for axis in zip(*shapes, strict=True)] for pick in (min, max))
+def _spans(feeds: Sequence[Mapping[str, Any]], fixed: Collection[str], rows: int) -> Shapes:
+    """Shapes of every input that varies, from the ``feeds`` of each size; the first size is the optimal one."""
+    spans = {}
+    for name in feeds[0]:
+        shapes = [list(feed[name].shape) for feed in feeds]
+        low, high = ([limit(axis) for axis in zip(*shapes, strict=True)] for limit in (min, max))
         best = shapes[0]
         if name not in fixed:
             low[0], best[0], high[0] = 1, rows, rows
         if low != high or name not in fixed:
-            found[name] = (low, best, high)
-    return found
+            spans[name] = (low, best, high)
+    return spans
 
 
 def _part(session: Session, folder: Path, name: str, compute: str, layers: Sequence[Layer], shapes: Shapes) -> Part:
-    """Compile one component, where something here can, and keep the engine."""
+    """Compile one component, where a builder is installed, and keep the engine."""
     target, model = session.spec.target, folder / name / _MODEL
     size = sum(path.stat().st_size for path in model_files(model))
     builder = session.gate.builder(session.spec.schemes[0])
@@ -263,7 +263,7 @@ def _part(session: Session, folder: Path, name: str, compute: str, layers: Seque
     place = folder / "engines" / f"sm{builder.capability.replace('.', '')}"
     place.mkdir(parents=True, exist_ok=True)
     with session.watch.stage(f"{name}: build for SM {builder.capability}", 1) as advance:
-        engine, kept = place / f"{name}.engine", place / "timing.cache"
-        build = gate.run(builder, target, model, layers, compute, shapes, engine, kept)
+        engine, timing_cache = place / f"{name}.engine", place / "timing.cache"
+        build = gate.run(builder, target, model, layers, compute, shapes, engine, timing_cache)
         advance(1)
     return Part(name=name, compute=compute, bytes=size, build=build)

@@ -1,4 +1,4 @@
-"""An adapter without inference: what it is, what it does to the base's weights, and which order would lose it.
+"""An adapter inspected without inference: its contents, its change of the base's weights, and the order that loses it.
 
 Weights are streamed, one layer at a time. With D the adapter's change of a weight and s the quantizer's step there:
 
@@ -31,50 +31,50 @@ from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 
 _WORDS = 20
-_TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions looked at, and the cosine below which one is new
+_TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions compared, and the cosine below which one is new
 _HOT = 5.0  # a column of D this many times as long as the median column
 
 
 @dataclass(frozen=True)
-class _Arrived:
-    """Inner products of one layer in one order, <arrived, D>, |D|^2 and noise energy, and the share of same codes."""
+class _LayerForecast:
+    """Forecast of one layer in one order: <arrived, D>, |D|^2, the noise energy, and the share of unchanged codes."""
 
     order: Order
-    kept: float
-    whole: float
+    projection: float
+    energy: float
     noise: float
     same_codes: float
 
     @property
     def survival(self) -> float:
         """The share of D that arrives; 1 where there is no D."""
-        return self.kept / self.whole if self.whole else 1.0
+        return self.projection / self.energy if self.energy else 1.0
 
 
 @dataclass
 class _Sums:
     """Running inner products of one forecast: <arrived, D>, |D|^2 and noise energy."""
 
-    kept: float = 0.0
-    whole: float = 0.0
+    projection: float = 0.0
+    energy: float = 0.0
     noise: float = 0.0
     layers: int = 0
 
 
 def arrival(change: torch.Tensor, step: torch.Tensor, merged: Merged) -> tuple[float, float]:
-    """Expected <arrived, D> and noise energy of a change of weights, of any shape, with the step at each."""
-    step = step.clamp(min=1e-30)  # where nothing rounds, or all is zero
+    """Expected <arrived, D> and noise energy of a change of weights; ``step`` is the quantizer's, at each weight."""
+    step = step.clamp(min=1e-30)  # the step is 0 where nothing is rounded, or where all weights are 0
     ratio = change / step
     if merged == "beside":
         return float(change.square().sum()), 0.0
     if merged == "after":
-        arrived = torch.round(ratio) * step
-        return float((arrived * change).sum()), float((arrived - change).square().sum())
+        rounded = torch.round(ratio) * step
+        return float((rounded * change).sum()), float((rounded - change).square().sum())
     fraction = ratio.abs() % 1
     return float(change.square().sum()), float((fraction * (1 - fraction) * step.square()).sum())
 
 
-def _watched(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[str, Factors]]:
+def _with_progress(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[str, Factors]]:
     with progress.stage("layers", len(factors)) as advance:
         for item in factors.items():
             yield item
@@ -82,15 +82,15 @@ def _watched(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[
 
 
 def _weights(folder: Path) -> dict[str, Path]:
-    """Which file below ``folder`` holds which tensor."""
-    found = {}
+    """The file of every tensor below ``folder``, by its name."""
+    paths = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as stream:
-            found.update(dict.fromkeys(stream.keys(), path))
-    return found
+            paths.update(dict.fromkeys(stream.keys(), path))
+    return paths
 
 
-def _left(weight: torch.Tensor) -> torch.Tensor:
+def _left_vectors(weight: torch.Tensor) -> torch.Tensor:
     """Left singular vectors [out, k] of a weight [out, n], the strongest first, k = min(out, n)."""
     wide = weight.shape[0] <= weight.shape[1]
     vectors = torch.linalg.eigh(weight @ weight.t() if wide else weight.t() @ weight).eigenvectors.flip(1)
@@ -98,12 +98,12 @@ def _left(weight: torch.Tensor) -> torch.Tensor:
 
 
 def intruders(before: torch.Tensor, merged: torch.Tensor) -> int:
-    """Intruder dimensions: how many of the ten strongest left singular vectors of W + D are near none of W's.
+    """Intruder dimensions: the number of the ten strongest left singular vectors of W + D that are near none of W's.
 
-    Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many mean that the adapter does not
-    adjust what the base does but adds strong directions of its own, as a wild alpha / rank does.
+    Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many intruders mean that the adapter
+    adds strong directions of its own instead of adjusting the base's, as an excessive alpha / rank does.
     """
-    cosines = (_left(before).t() @ _left(merged)[:, :_TOP]).abs().amax(0)
+    cosines = (_left_vectors(before).t() @ _left_vectors(merged)[:, :_TOP]).abs().amax(0)
     return int((cosines < _SAME).sum())
 
 
@@ -111,11 +111,11 @@ def inspect(
     source: str,
     base: str | None,
     weight: float,
-    chosen: list[Scheme],
+    schemes: list[Scheme],
     recipe: Recipe,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Look at the adapter ``source``, against the weights of ``base`` where one is given.
+    """Inspect the adapter ``source``, and its change of the weights of ``base`` where there is one.
 
     Raises:
         UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
@@ -124,25 +124,25 @@ def inspect(
     lora.require_plain(adapter)
     names, stored = (Names(), {}) if base is None else stored_layers(base)
     factors = lora.factors_of(names, adapter)
-    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in chosen for order in MERGES}
+    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in schemes for order in MERGES}
     layers, unmatched = [], []
-    for name, factor in _watched(factors, progress or Silent()):
+    for name, factor in _with_progress(factors, progress or Silent()):
         layer = name.removeprefix(f"{names.denoiser}.")
         path = stored.get(f"{layer}.weight")
         if path is None:
             if not name.startswith("text_encoder"):
                 unmatched.append(name)
-            layers.append(_bare(name, factor))
+            layers.append(_unmatched_layer(name, factor))
             continue
         with safe_open(path, "pt") as stream:
             before = stream.get_tensor(f"{layer}.weight").float()
         lora.require_shape(name, before, factor)
         change = weight * factor.change().view(before.shape)
-        quantizing = [found for found in chosen if plan.quantizes(layer, before, found, recipe)]
-        arrived = [(found.name, seen) for found in quantizing for seen in arrivals(found, before, change)]
-        for key, seen in arrived:
-            _add(sums[key, seen.order], seen)
-        layers.append(_layer(name, factor, before, change, [_told(key, seen) for key, seen in arrived]))
+        quantizing = [scheme for scheme in schemes if plan.quantizes(layer, before, scheme, recipe)]
+        forecasts = [(scheme.name, forecast) for scheme in quantizing for forecast in arrivals(scheme, before, change)]
+        for key, forecast in forecasts:
+            _add(sums[key, forecast.order], forecast)
+        layers.append(_layer(name, factor, before, change, [_as_arrival(key, forecast) for key, forecast in forecasts]))
     if base is not None and len(unmatched) == len(layers):
         raise UserError(
             f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
@@ -160,11 +160,11 @@ def inspect(
 
 
 def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
-    """What the base calls its layers, and which file holds which tensor of its denoiser."""
+    """The base's layer names, and the file of every tensor of its denoiser."""
     folder = bases.locate(base)
     denoiser = next((name for name in lora.DENOISERS if (folder / name).is_dir()), lora.DENOISERS[0])
-    found = _weights(folder / denoiser)
-    if not found:
+    paths = _weights(folder / denoiser)
+    if not paths:
         raise UserError(
             f"base {base!r} has no denoiser in safetensors",
             f"Give a pipeline with a {' or a '.join(lora.DENOISERS)} saved as safetensors.",
@@ -173,10 +173,10 @@ def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
     keys = [f"{part}.{key}" for part in parts for key in _weights(folder / part)]
     layers = frozenset(key.removesuffix(".weight") for key in keys if key.endswith(".weight"))
     config = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
-    return Names(denoiser, layers, lora.layers_per_block(config)), found
+    return Names(denoiser, layers, lora.layers_per_block(config)), paths
 
 
-def _bare(name: str, factors: Factors) -> LayerReport:
+def _unmatched_layer(name: str, factors: Factors) -> LayerReport:
     return LayerReport(
         name=name,
         rank=len(factors.down),
@@ -190,7 +190,7 @@ def _bare(name: str, factors: Factors) -> LayerReport:
 
 
 def _layer(
-    name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor, arrived: list[Arrival]
+    name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor, arrivals: list[Arrival]
 ) -> LayerReport:
     columns = change.flatten(1).norm(dim=0)
     rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
@@ -202,48 +202,48 @@ def _layer(
         step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
         hot_columns=int((columns > _HOT * columns.median()).sum()),
         intruders=intruders(before.flatten(1), (before + change).flatten(1)),
-        arrivals=arrived,
+        arrivals=arrivals,
     )
 
 
-def _grid(weight: torch.Tensor, found: Scheme) -> plan.Grid:
-    return plan.make_layer(weight, found, plan.Input(1.0)).weight
+def _grid(weight: torch.Tensor, scheme: Scheme) -> plan.Grid:
+    return plan.make_layer(weight, scheme, plan.Input(1.0)).weight
 
 
-def arrivals(found: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iterator[_Arrived]:
+def arrivals(scheme: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iterator[_LayerForecast]:
     """The forecast of one layer in every order, of a weight [out, in, ...] and its change."""
-    base = _grid(before, found)
+    base = _grid(before, scheme)
     codes, rounded = base.codes(before), base.fake(before)
     adapted = before + change
     for order in MERGES:
-        where = orders.merge(order).merged
-        merged = adapted if where == "before" else before
-        on_grid = where == "before" and torch.equal(rounded, before)
-        kept, noise = arrival(change, _grid(merged, found).spacing(merged), "after" if on_grid else where)
+        merging = orders.merge(order).merged
+        merged = adapted if merging == "before" else before
+        on_grid = merging == "before" and torch.equal(rounded, before)
+        projection, noise = arrival(change, _grid(merged, scheme).spacing(merged), "after" if on_grid else merging)
         stored = merge.stored(order, before, adapted, change, rounded)
-        same = (_grid(stored, found).codes(stored) == codes).float().mean()
-        yield _Arrived(order, kept, float(change.square().sum()), noise, float(same))
+        same_codes = (_grid(stored, scheme).codes(stored) == codes).float().mean()
+        yield _LayerForecast(order, projection, float(change.square().sum()), noise, float(same_codes))
 
 
-def _add(total: _Sums, seen: _Arrived) -> None:
-    total.kept += seen.kept
-    total.noise += seen.noise
-    total.whole += seen.whole
+def _add(total: _Sums, forecast: _LayerForecast) -> None:
+    total.projection += forecast.projection
+    total.noise += forecast.noise
+    total.energy += forecast.energy
     total.layers += 1
 
 
-def _told(name: str, seen: _Arrived) -> Arrival:
+def _as_arrival(scheme: str, forecast: _LayerForecast) -> Arrival:
     return Arrival(
-        scheme=name,
-        order=seen.order,
-        survival=seen.survival,
-        delta_snr=_decibels(seen.whole, seen.noise),
-        same_codes=seen.same_codes,
+        scheme=scheme,
+        order=forecast.order,
+        survival=forecast.survival,
+        delta_snr=_decibels(forecast.energy, forecast.noise),
+        same_codes=forecast.same_codes,
     )
 
 
 def _decibels(power: float, against: float) -> float:
-    """Infinite where there is nothing to stand against."""
+    """10 log10(power / against); infinite where ``against`` is 0."""
     if not against:
         return float("inf")
     return float(10 * torch.log10(torch.tensor(power, dtype=torch.float64) / against))
@@ -253,7 +253,7 @@ def _forecast(key: tuple[str, Order], total: _Sums) -> Forecast:
     return Forecast(
         scheme=key[0],
         order=key[1],
-        survival=total.kept / max(total.whole, 1e-300),
-        snr=_decibels(total.whole, total.noise),
+        survival=total.projection / max(total.energy, 1e-300),
+        snr=_decibels(total.energy, total.noise),
         layers=total.layers,
     )

@@ -1,4 +1,4 @@
-"""What a result file says about its own sources."""
+"""The provenance that a result file records: versions, machine, commit and digests."""
 
 import datetime
 import platform

@@ -1,4 +1,4 @@
-"""A calibrated adapter: judged as it came, trained in the order it is deployed in, written, and judged again."""
+"""Calibrate an adapter by QAT: judge the original, train it in the order of deployment, write and judge the new one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from qcheck.training.trainer import Training, train
 
 @dataclass(frozen=True)
 class Calibration:
-    """The check before, how training went, and the check of the new adapter against the old one's reference."""
+    """The check before training, the training, and the check of the new adapter against the old one's reference."""
 
     before: Report
     training: Training
@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def cases(self) -> tuple[Case, Case]:
-        """Before and after."""
+        """The case before training and the case after it."""
         return self.before.cases[0], self.after.cases[0]
 
 
@@ -47,7 +47,7 @@ def calibrate(
     """
     require_one(spec)
     require_own(new, spec)
-    before = _checked(spec, folder / "before", cache, progress)
+    before = _run_check(spec, folder / "before", cache, progress)
     if before.cases[0].verdict == "FAIL-ADAPTER" and not force:
         raise UserError(
             f"the adapter is broken at full precision: {'; '.join(before.cases[0].reasons)}",
@@ -55,48 +55,48 @@ def calibrate(
             "--force does it all the same.",
         )
     training = learn(spec, settings, new, cache, progress)
-    return Calibration(before, training, _checked(calibrated(spec, new), folder / "after", cache, progress))
+    return Calibration(before, training, _run_check(calibrated(spec, new), folder / "after", cache, progress))
 
 
 def calibrated(spec: CheckSpec, new: Path) -> CheckSpec:
-    """The request of the calibrated adapter ``new``, held to the one that it came from."""
-    used = Use(source=str(new.absolute()), weight=spec.adapters[0].weight)
-    return spec.changed(adapters=(used,), references=spec.adapters)
+    """The request that checks the calibrated adapter ``new`` against the original as its reference."""
+    use = Use(source=str(new.absolute()), weight=spec.adapters[0].weight)
+    return spec.changed(adapters=(use,), references=spec.adapters)
 
 
-def _checked(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
+def _run_check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
     folder.mkdir(parents=True)
     return check.check(spec, folder, cache, progress)
 
 
 def learn(spec: CheckSpec, settings: Settings, new: Path, cache: Cache, progress: Progress) -> Training:
-    """Train and write, without a check."""
+    """Train the adapter and write it to ``new``, without a check."""
     with sessions.opened(spec, cache, progress) as session:
         (adapter,), scheme = session.arms.adapters, spec.schemes[0]
         ranges = session.calibrator.inputs(scheme)
         sources = ArtifactSources(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
         q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources))
         objective = QatObjective(spec, sources, q0, session.watch, settings)
-        kept, training = train(objective)
+        factors, training = train(objective)
         note = _note(session, adapter, training, settings).model_dump_json()
-        trainable.write(adapter, kept, {KEY: note}, new)
+        trainable.write(adapter, factors, {KEY: note}, new)
     return training
 
 
 def require_own(new: Path, spec: CheckSpec) -> None:
-    """Refuse to write over anything but an earlier calibration of the same adapter."""
+    """Refuse to overwrite a file that is not an earlier calibration of the same adapter."""
     if new.exists() and not is_calibrated(new, spec):
         raise UserError(f"output {str(new)!r} exists and is no calibration of this adapter", "Give another --out.")
 
 
 def is_calibrated(path: Path, spec: CheckSpec) -> bool:
     """Whether the file at ``path`` is a calibration of the one adapter of ``spec``."""
-    found = note(lora.read(Use(source=str(path), weight=1.0)))
-    return found is not None and found.source == lora.read(spec.adapters[0]).digest
+    calibration = note(lora.read(Use(source=str(path), weight=1.0)))
+    return calibration is not None and calibration.source == lora.read(spec.adapters[0]).digest
 
 
 def require_one(spec: CheckSpec) -> None:
-    """Refuse what QAT does not train: several adapters at once, or one that it has trained before."""
+    """Refuse requests that QAT does not train: several adapters at once, or one that is calibrated already."""
     if len(spec.adapters) != 1 or spec.references:
         raise UserError("QAT calibrates one adapter", "Give one --lora; adapters of both arms as --with-lora.")
 
@@ -118,5 +118,9 @@ def _note(session: Session, adapter: Adapter, training: Training, settings: Sett
     )
 
 
-def _gap(seen: HeldOut) -> Gap:
-    return Gap(survival=seen.survival, effect_to_error=seen.effect_to_error, excess_error=seen.excess_error)
+def _gap(measurement: HeldOut) -> Gap:
+    return Gap(
+        survival=measurement.survival,
+        effect_to_error=measurement.effect_to_error,
+        excess_error=measurement.excess_error,
+    )

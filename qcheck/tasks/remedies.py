@@ -1,6 +1,6 @@
-"""What may cure a case that does not pass, the cheapest first; nothing here is run.
+"""Remedies for a case that does not pass, the cheapest first; nothing here is run.
 
-A remedy is a changed request. Each kind of them is a generator below; ``KINDS`` is their order of cost.
+A remedy is a changed request. Each kind of remedy is a generator below; ``KINDS`` lists them in order of cost.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +22,9 @@ Keeps = Callable[
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to change, in words, and the request that tries it. ``train`` calibrates the adapter first.
+    """A change in words, and the request that tries it. ``train`` calibrates the adapter first.
 
-    A request of None cannot be tried here; ``why`` says why, or what the remedy does.
+    ``spec`` is None where the remedy cannot be tried here; ``why`` gives the reason, or what the remedy does.
     """
 
     kind: str
@@ -48,13 +48,13 @@ class FailingCase(NamedTuple):
         return self.spec.schemes[0]
 
 
-def remedies(ill: FailingCase) -> Iterator[Remedy]:
-    """All that fit the verdict, in order of cost."""
-    if ill.verdict == "FAIL-ADAPTER":
+def remedies(failing: FailingCase) -> Iterator[Remedy]:
+    """All remedies that fit the verdict, in order of cost."""
+    if failing.verdict == "FAIL-ADAPTER":
         yield Remedy("retrain", "retrain the adapter", _RETRAIN, None)
         return
     for kind in KINDS:
-        yield from kind(ill)
+        yield from kind(failing)
 
 
 _RETRAIN = (
@@ -63,22 +63,22 @@ _RETRAIN = (
 )
 
 
-def more_probes(ill: FailingCase) -> Iterator[Remedy]:
-    """Where the verdict is open, all looks that the limits have."""
-    most = ill.spec.limits.looks[-1]
-    if ill.verdict == "INCONCLUSIVE" and most > ill.spec.bounds.looks[-1]:
-        changed = ill.spec.changed(max_probes=None)
+def more_probes(failing: FailingCase) -> Iterator[Remedy]:
+    """All looks of the limits, where the verdict is inconclusive."""
+    most = failing.spec.limits.looks[-1]
+    if failing.verdict == "INCONCLUSIVE" and most > failing.spec.bounds.looks[-1]:
+        changed = failing.spec.changed(max_probes=None)
         yield Remedy("probes", f"up to {most} probes", "the verdict is open for want of them", changed)
 
 
-def other_orders(ill: FailingCase) -> Iterator[Remedy]:
-    """The adapter merged at full precision, or beside the weights; the base's own failure is the same in any order."""
-    if ill.verdict == "FAIL-RECIPE":
+def other_orders(failing: FailingCase) -> Iterator[Remedy]:
+    """The adapter merged at full precision, or unmerged. No order changes a failure of the quantized base itself."""
+    if failing.verdict == "FAIL-RECIPE":
         return
     for order in MERGES:
         merge = orders.merge(order)
-        if order not in ill.spec.orders and not merge.rounds_change_alone:
-            yield Remedy("order", f"order {order}", _WHY[merge.merged], ill.spec.changed(orders=(order,)))
+        if order not in failing.spec.orders and not merge.rounds_change_alone:
+            yield Remedy("order", f"order {order}", _WHY[merge.merged], failing.spec.changed(orders=(order,)))
 
 
 _WHY = {
@@ -87,67 +87,75 @@ _WHY = {
 }
 
 
-def better_ranges(ill: FailingCase) -> Iterator[Remedy]:
-    """Input ranges cut by another method, where inputs have fixed ranges."""
-    static = [rule.activations for rule in ill.scheme.rules if rule.activations and rule.activations.scales is None]
-    if not static or ill.scheme.smoothing:
+def better_ranges(failing: FailingCase) -> Iterator[Remedy]:
+    """Input ranges by another method, where inputs have fixed ranges."""
+    static = [rule.activations for rule in failing.scheme.rules if rule.activations and rule.activations.scales is None]
+    if not static or failing.scheme.smoothing:
         return
     for method in _METHODS:
-        if method == ill.spec.recipe.method or (method == "entropy" and any("int" not in n.format for n in static)):
+        if method == failing.spec.recipe.method or (method == "entropy" and any("int" not in n.format for n in static)):
             continue
-        changed = ill.spec.recipe.model_copy(update={"name": f"{ill.spec.recipe.name}-{method}", "method": method})
+        changed = failing.spec.recipe.model_copy(
+            update={"name": f"{failing.spec.recipe.name}-{method}", "method": method}
+        )
         yield Remedy(
-            "ranges", f"ranges by {method}", "other input ranges cost nothing", ill.spec.changed(recipe=changed)
+            "ranges", f"ranges by {method}", "other input ranges cost nothing", failing.spec.changed(recipe=changed)
         )
 
 
 _METHODS = tuple(sorted(METHODS, key=("mse", "percentile", "entropy", "max").index))
 
 
-def _others(ill: FailingCase) -> list[Scheme]:
+def _other_schemes(failing: FailingCase) -> list[Scheme]:
     return [
-        found
-        for found in ill.spec.target.deployable()
-        if found.name != ill.scheme.name and ill.installed(found) and ill.spec.target.refuses(found) is None
+        scheme
+        for scheme in failing.spec.target.deployable()
+        if scheme.name != failing.scheme.name
+        and failing.installed(scheme)
+        and failing.spec.target.refuses(scheme) is None
     ]
 
 
-def finer_steps(ill: FailingCase) -> Iterator[Remedy]:
+def finer_steps(failing: FailingCase) -> Iterator[Remedy]:
     """Schemes of the same formats whose steps are shared by fewer weights."""
-    alike = [s for s in _others(ill) if _formats(s) == _formats(ill.scheme) and s.smoothing is None]
-    finer = [s for s in alike if _sharing(s) < _sharing(ill.scheme)]
-    for found in sorted(finer, key=_sharing, reverse=True):
-        yield _scheme("group", ill, found, "a step for fewer weights: more scales, smaller errors")
+    alike = [s for s in _other_schemes(failing) if _formats(s) == _formats(failing.scheme) and s.smoothing is None]
+    finer = [s for s in alike if _sharing(s) < _sharing(failing.scheme)]
+    for scheme in sorted(finer, key=_sharing, reverse=True):
+        yield _scheme_remedy("group", failing, scheme, "a step for fewer weights: more scales, smaller errors")
 
 
-def smoothing(ill: FailingCase) -> Iterator[Remedy]:
+def smoothing(failing: FailingCase) -> Iterator[Remedy]:
     """SmoothQuant or AWQ, by ModelOpt."""
-    for found in _others(ill):
-        if found.smoothing and ill.scheme.smoothing is None and _formats(found) == _formats(ill.scheme):
-            yield _scheme("smoothing", ill, found, "what is hard to quantize moves between weights and inputs")
+    for scheme in _other_schemes(failing):
+        if scheme.smoothing and failing.scheme.smoothing is None and _formats(scheme) == _formats(failing.scheme):
+            yield _scheme_remedy(
+                "smoothing", failing, scheme, "what is hard to quantize moves between weights and inputs"
+            )
 
 
-def kept_layers(ill: FailingCase) -> Iterator[Remedy]:
-    """The layers that hurt most stay in the compute type."""
-    for layers in ill.keeps(ill.spec):
-        held = ill.spec.recipe
-        changed = held.model_copy(update={"name": f"{held.name}-keep{len(layers)}", "keep": (*held.keep, *layers)})
-        title = f"{len(layers)} layers in {ill.scheme.compute}"
-        yield Remedy("mixed precision", title, ", ".join(layers[:3]), ill.spec.changed(recipe=changed))
+def kept_layers(failing: FailingCase) -> Iterator[Remedy]:
+    """Mixed precision: the layers with the largest errors stay in the compute type."""
+    for layers in failing.keeps(failing.spec):
+        recipe = failing.spec.recipe
+        changed = recipe.model_copy(
+            update={"name": f"{recipe.name}-keep{len(layers)}", "keep": (*recipe.keep, *layers)}
+        )
+        title = f"{len(layers)} layers in {failing.scheme.compute}"
+        yield Remedy("mixed precision", title, ", ".join(layers[:3]), failing.spec.changed(recipe=changed))
 
 
-def wider_schemes(ill: FailingCase) -> Iterator[Remedy]:
+def wider_schemes(failing: FailingCase) -> Iterator[Remedy]:
     """Schemes of more bits that the target runs, the smallest first."""
-    wider = [s for s in _others(ill) if bits(s) > bits(ill.scheme) and s.smoothing is None]
-    for found in sorted(wider, key=bits):
-        yield _scheme("scheme", ill, found, "more bits: larger, and it may be slower")
+    wider = [s for s in _other_schemes(failing) if bits(s) > bits(failing.scheme) and s.smoothing is None]
+    for scheme in sorted(wider, key=bits):
+        yield _scheme_remedy("scheme", failing, scheme, "more bits: larger, and it may be slower")
 
 
-def training(ill: FailingCase) -> Iterator[Remedy]:
-    """QAT of the adapter; it cannot change the base's own failure."""
-    if ill.verdict != "FAIL-RECIPE" and len(ill.spec.adapters) == 1 and not ill.spec.references:
+def training(failing: FailingCase) -> Iterator[Remedy]:
+    """QAT of the adapter. It cannot change a failure of the quantized base itself."""
+    if failing.verdict != "FAIL-RECIPE" and len(failing.spec.adapters) == 1 and not failing.spec.references:
         why = "the adapter learns through the rounding: minutes on a small model, hours on a large one"
-        yield Remedy("qat", "QAT of the adapter", why, ill.spec, train=True)
+        yield Remedy("qat", "QAT of the adapter", why, failing.spec, train=True)
 
 
 KINDS: tuple[Callable[[FailingCase], Iterator[Remedy]], ...] = (
@@ -162,33 +170,33 @@ KINDS: tuple[Callable[[FailingCase], Iterator[Remedy]], ...] = (
 )
 
 
-def _scheme(kind: str, ill: FailingCase, found: Scheme, why: str) -> Remedy:
-    return Remedy(kind, f"scheme {found.name}", why, ill.spec.changed(schemes=(found,)))
+def _scheme_remedy(kind: str, failing: FailingCase, scheme: Scheme, why: str) -> Remedy:
+    return Remedy(kind, f"scheme {scheme.name}", why, failing.spec.changed(schemes=(scheme,)))
 
 
-def _formats(found: Scheme) -> tuple[tuple[tuple[str, ...], str, str | None], ...]:
-    """Of weights and inputs, by kind of layer."""
-    return tuple((r.operators, r.weights.format, r.activations.format if r.activations else None) for r in found.rules)
+def _formats(scheme: Scheme) -> tuple[tuple[tuple[str, ...], str, str | None], ...]:
+    """Number formats of weights and inputs, by kind of layer."""
+    return tuple((r.operators, r.weights.format, r.activations.format if r.activations else None) for r in scheme.rules)
 
 
-_EVERY = {"none": 0.0, "tensor": 1e9, "channel": 1e6}
+_WEIGHTS_OF_STEP = {"none": 0.0, "tensor": 1e9, "channel": 1e6}
 
 
-def _sharing(found: Scheme) -> float:
-    """How many weights share a step at most, in the order of magnitude."""
-    return max(float(n.block or _EVERY[n.granularity]) for n in (rule.weights for rule in found.rules))
+def _sharing(scheme: Scheme) -> float:
+    """The most weights that share a step; an order of magnitude where the number varies by layer."""
+    return max(float(n.block or _WEIGHTS_OF_STEP[n.granularity]) for n in (rule.weights for rule in scheme.rules))
 
 
-def bits(found: Scheme) -> float:
-    """Bits of the narrowest quantized weights and, as hundredths, of their inputs: a rank."""
-    return min(_bits(rule, found.compute) for rule in found.rules)
+def bits(scheme: Scheme) -> float:
+    """Bits of the narrowest quantized weights plus a hundredth of their inputs' bits, to rank schemes."""
+    return min(_bits(rule, scheme.compute) for rule in scheme.rules)
 
 
 def _bits(rule: Rule, compute: str) -> float:
     def of(numbers: Numbers | None) -> int:
         return targets.number_format(numbers.format if numbers else compute).bits
 
-    return of(rule.weights) + of(rule.activations) / 100  # inputs decide between equal weights
+    return of(rule.weights) + of(rule.activations) / 100  # inputs decide between schemes of equal weights
 
 
 def no_keeps(_: CheckSpec) -> Iterator[tuple[str, ...]]:

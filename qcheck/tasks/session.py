@@ -1,4 +1,4 @@
-"""A request's models, loaded once, and what every stage of a task takes from them."""
+"""A request's models, loaded once and shared by every stage of a task."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ from qcheck.build import gate
 from qcheck.build.gate import Gate
 from qcheck.build.profile import Needs, needs
 from qcheck.calibration.inputs import Calibrator
+from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
@@ -24,6 +25,7 @@ from qcheck.model.family import Shape
 from qcheck.model.lora import note
 from qcheck.quantize.artifact import Exporter, QuantizedArm
 from qcheck.result.manifest import model_files
+from qcheck.runtime import torch_runner
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import setup as setups
@@ -39,9 +41,9 @@ Traces = Mapping[Side, Trace]
 
 @dataclass(frozen=True)
 class Session:
-    """What stages share. ``sampler`` has all probes that may be needed; a look takes the first of them.
+    """Everything that stages share. ``sampler`` has all probes that may be needed; a look takes the first of them.
 
-    ``shipped`` is what artifacts are made from: other than ``arms``, the reference, where adapters were calibrated.
+    Artifacts are made from ``shipped``. It differs from ``arms``, the reference, where adapters were calibrated.
     """
 
     spec: CheckSpec
@@ -54,17 +56,17 @@ class Session:
 
     @property
     def store(self) -> Cache:
-        """Where results are kept."""
+        """The cache of results."""
         return self.sampler.store
 
     @functools.cached_property
     def reference(self) -> "Reference":
-        """f0 and f1."""
+        """The traces of f0 and f1."""
         return Reference(self.arms, self.sampler, self.watch)
 
     @functools.cached_property
     def example(self) -> dict[str, np.ndarray]:
-        """What the denoiser is fed for the first probe at its first step: a row for each branch of guidance."""
+        """The denoiser's inputs for the first probe at its first step: a row for each branch of guidance."""
         return setups.example(self.sampler.setup, self.sampler.probes[0])
 
     @property
@@ -75,19 +77,19 @@ class Session:
 
     @functools.cached_property
     def needs(self) -> Needs:
-        """What one call of each component costs, at the probes' size and guidance."""
+        """Memory and operations of one call of each component, at the probes' size and guidance."""
         with self.arms.held("adapted") as family:
             rows = len(self.example[family.latent])
             return needs(family.component(self.example), family.others(self.shape), rows)
 
     @functools.cached_property
     def decoder(self) -> Decoder:
-        """Final latents to pictures."""
+        """The decoder of final latents to pictures."""
         return Decoder(self.arms.base.family)
 
     @functools.cached_property
     def gate(self) -> Gate:
-        """What builds for the target."""
+        """The gate that builds artifacts for the target."""
         shapes = gate.shapes_of(self.sampler.setup.family, self.example)
         return Gate(self.spec.target, self.spec.execution.build, shapes, self.store, self.watch)
 
@@ -103,24 +105,25 @@ class Session:
         path = self.exporter.full(side, compute)
         return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)))
 
-    def quantized(self, name: str, side: Side, made: QuantizedArm) -> Subject:
+    def quantized(self, name: str, side: Side, arm: QuantizedArm) -> Subject:
         """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
-        if made.path is not None:
-            return self.stored(name, side, made.path, made.digest)
-        return Subject(name, side, made.digest, lambda: self._loaded(made))
+        if arm.path is not None:
+            return self.stored(name, side, arm.path, arm.digest)
+        content = digest_of(arm.digest, cache.code("qcheck.quantize.bnb", torch_runner.__name__), subject.DEVICE)
+        return Subject(name, side, content, lambda: self._bnb_runner(arm))
 
     @contextmanager
-    def _loaded(self, made: QuantizedArm) -> Iterator[TorchRunner]:
+    def _bnb_runner(self, arm: QuantizedArm) -> Iterator[TorchRunner]:
         from qcheck.quantize import bnb  # an extra that only its schemes need
 
-        content = made.content()
+        content = arm.content()
         with self.arms.held("base") as family:
-            owned = bnb.converted(family.module, *content)
-        yield TorchRunner(family.entry(owned), bnb.NAME)
+            module = bnb.converted(family.module, *content)
+        yield TorchRunner(family.entry(module), bnb.NAME)
 
 
 class Reference:
-    """The full-precision arms on growing numbers of probes; those known already cost nothing."""
+    """Traces of the full-precision arms f0 and f1 by number of probes; each number is traced once."""
 
     def __init__(self, both: Arms, sampler: Sampler, watch: Stopwatch) -> None:
         self._both, self._sampler, self._watch = both, sampler, watch
@@ -149,7 +152,7 @@ class Reference:
 
 @contextmanager
 def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Session]:
-    """Load the base and the adapters of ``spec``; torch has as many threads as it asks for until the block ends.
+    """Load the base and the adapters of ``spec``, and set torch's threads to those of ``spec`` until the block ends.
 
     Raises:
         UserError: bad input.
@@ -164,8 +167,8 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
 
 def _load(spec: CheckSpec, store: Cache, watch: Stopwatch) -> Session:
     load.locate(spec.base)
-    chosen = (spec.common, spec.adapters, spec.references)
-    common, adapters, references = ([lora.read(used) for used in some] for some in chosen)
+    uses = (spec.common, spec.adapters, spec.references)
+    common, adapters, references = ([lora.read(use) for use in group] for group in uses)
     note.require_references(adapters, references)
     with watch.stage("load base and adapter", 1) as advance:
         both = arms.apply(load.load(spec.base), references or adapters, common, spec.allow_unmatched)

@@ -1,1 +1,1 @@
-"""Calibration of an adapter by training: the student, what it learns from, the loop."""
+"""Calibration of an adapter by QAT: the student, its objective, and the training loop."""

@@ -1,7 +1,7 @@
-"""What QAT learns from, and who learns: q1 as it is deployed is to answer as f1 did at full precision.
+"""The objective of QAT: the student, q1 as it is deployed, is trained to give the outputs of the teacher, f1.
 
-The loss is the squared difference of guided outputs, at states of the teacher's runs and, for a share, of the
-student's own, on calibration prompts; other prompts are held out of it.
+The loss is the squared difference of guided outputs on calibration prompts. Most states come from the teacher's runs,
+a share from the student's own. Some prompts are held out, to measure progress.
 """
 
 import math
@@ -38,7 +38,7 @@ from qcheck.training import student
 from qcheck.training.student import StudentSetup
 
 _HELD_OUT = 8
-_LOOP = "qcheck.training.trainer"  # it and what it imports decide what a run gives
+_LOOP = "qcheck.training.trainer"  # this module and its imports decide the result of a run
 _RATE = 1e-3
 _STEP = 1 / 16  # of the mean step of a layer
 
@@ -46,11 +46,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Settings(Value):
-    """How long and how hard.
+    """The settings of a QAT run.
 
-    A step sees ``rows`` probes at each of ``strata`` timesteps; a ``share`` of them at the student's own states. Every
-    ``every`` steps the held-out probes are asked and a checkpoint is written; ``patience`` times in a row without
-    progress end the run. ``rate`` is AdamW's at the start, falling to 0; None is that of the order.
+    A step takes ``rows`` probes at each of ``strata`` timesteps; a ``share`` of them at the student's own states. Every
+    ``every`` steps the held-out probes are evaluated and a checkpoint is written; after ``patience`` evaluations in a
+    row without progress the run ends. ``rate`` is AdamW's at the start, falling to 0; None takes that of the order.
+    ``probes`` is the number of training probes, ``times`` the number of timesteps they are trained at.
     """
 
     steps: Annotated[int, Field(ge=1)] = 120
@@ -80,14 +81,14 @@ class HeldOut(Value):
 
     @property
     def score(self) -> float:
-        """How near to the teacher, dB: effect_to_error, less what survival is off in either direction."""
+        """Nearness to the teacher in dB: effect_to_error minus the distance |20 log10 survival| from full survival."""
         off = 20 * abs(math.log10(self.survival)) if self.survival > 0 else math.inf
         return self.effect_to_error - off
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Probes with the states [T, C, h, w] of each, the teacher's answers there, and conditions [n, ...] by name."""
+    """Probes with the states [T, C, h, w] of each, the teacher's outputs there, and conditions [n, ...] by name."""
 
     probes: Sequence[Probe]
     conditions: Mapping[str, np.ndarray]
@@ -96,9 +97,9 @@ class Pool:
 
 
 def prompts(spec: CheckSpec, count: int) -> tuple[ProbeSet, ProbeSet]:
-    """``count`` probes to learn from, of the recipe's prompts, and some of the last quarter of them, held out.
+    """``count`` training probes from the recipe's prompts, and held-out probes from the last quarter of the prompts.
 
-    Each probe has a seed of its own, beyond those that ranges are found with; none is a probe of the check.
+    Each probe has a seed of its own, beyond the seeds of range calibration; none is a probe of the check.
 
     Raises:
         UserError: fewer than two prompts, or as ``recipe.calibration``.
@@ -109,16 +110,16 @@ def prompts(spec: CheckSpec, count: int) -> tuple[ProbeSet, ProbeSet]:
         raise UserError(f"prompt set {name!r} has one prompt", "Give two or more: some are held out.")
     seeded = spec.recipe.model_copy(update={"samples": total, "seed": spec.recipe.seed + spec.recipe.samples})
     every = recipe.calibration(seeded, spec.probes, spec.trigger)
-    held = max(1, total // 4)
-    learned = every.model_copy(update={"prompts": every.prompts[:-held]})
-    later = every.model_copy(update={"prompts": every.prompts[-held:], "seed": every.seed + count})
+    held_out = max(1, total // 4)
+    learned = every.model_copy(update={"prompts": every.prompts[:-held_out]})
+    later = every.model_copy(update={"prompts": every.prompts[-held_out:], "seed": every.seed + count})
     return probe.repeated(learned, count), probe.repeated(later, _HELD_OUT)
 
 
 class QatObjective:
-    """One adapter, scheme and order: what the student learns from, what it is held to, and the student itself.
+    """The student of one adapter, scheme and order, its training probes and its held-out probes.
 
-    ``making`` is what artifacts are made from, ``q0`` the quantized base.
+    ``sources`` are those that artifacts are made from, ``q0`` is the quantized base.
     """
 
     def __init__(
@@ -126,13 +127,13 @@ class QatObjective:
     ) -> None:
         self.sources, self.watch, self.settings, self._q0 = sources, watch, settings, q0
         self.arms, self.store = sources.arms, sources.store
-        scheme, chosen, (adapter,) = sources.scheme, spec.orders[0], self.arms.adapters
+        scheme, deployed_order, (adapter,) = sources.scheme, spec.orders[0], self.arms.adapters
         self.ground = StudentSetup(
             scheme,
-            chosen,
+            deployed_order,
             frozenset(plan.chosen_layers(self.arms.base.denoiser, scheme, spec.recipe)),
             sources.ranges["base"],
-            sources.ranges[calibrated_on(chosen)],
+            sources.ranges[calibrated_on(deployed_order)],
             adapter.weight,
         )
         self.learned, self.held = prompts(spec, settings.probes)
@@ -148,13 +149,13 @@ class QatObjective:
 
     @property
     def key(self) -> str:
-        """Of everything that a run depends on."""
+        """The cache key: a digest of everything that a run depends on."""
         values = map(digest_of_value, (self.learned, self.held, self.settings))
         return cache.key(_LOOP, "qat", self.sources.key(self.ground.order), *values)
 
     @cached_property
     def student(self) -> nn.Module:
-        """The denoiser as it is deployed, ready for ``Family.feed``'s inputs."""
+        """The denoiser as it is deployed, which takes the inputs of ``Family.feed``."""
         with self.arms.held("base") as base:
             return base.entry(student.make(base.module, self.ground, self.parts, self._read))
 
@@ -165,14 +166,14 @@ class QatObjective:
         )
 
     def rates(self) -> dict[str, float]:
-        """AdamW's rate at the start, by key.
+        """AdamW's initial learning rate of each factor, by key.
 
         Where the adapter is merged into a quantized base it has to cross half a step of the layer, so the rate is in
         proportion to it (EfficientDM, arXiv 2310.03270, with a smaller factor for runs of thousands of steps).
         """
-        given = self.settings.rate
-        if given is not None or not order.merge(self.ground.order).rounds_change_alone:
-            return dict.fromkeys(self.factors, _RATE if given is None else given)
+        rate = self.settings.rate
+        if rate is not None or not order.merge(self.ground.order).rounds_change_alone:
+            return dict.fromkeys(self.factors, _RATE if rate is None else rate)
         steps: dict[str, list[float]] = defaultdict(list)
         state = self.arms.state("base")
         for layer, part in self.parts.items():
@@ -190,13 +191,13 @@ class QatObjective:
 
     @cached_property
     def taught(self) -> Pool:
-        """The teacher's runs on the prompts to learn from."""
-        reached = self._teacher(self.sampler, "teacher")
+        """The teacher's runs on the training probes."""
+        trace = self._teacher(self.sampler, "teacher")
         conditions = self.setup.inputs("adapted", self.probes).conditions
-        return Pool(self.probes, conditions, reached.states(), reached.outputs())
+        return Pool(self.probes, conditions, trace.states(), trace.outputs())
 
     def own(self, rows: np.ndarray) -> Pool:
-        """The student's runs on some of those prompts, and what the teacher answers there."""
+        """The student's own runs on the training probes ``rows``, with the teacher's outputs at their states."""
         sampler = replace(self.sampler, probes=tuple(self.probes[row] for row in rows))
         states = sampler.states(TorchRunner(self.student, "student"), "adapted")
         with subject.full(self.arms, "adapted").open() as teacher:
@@ -206,7 +207,7 @@ class QatObjective:
 
     @cached_property
     def exam(self) -> tuple[Rows, ...]:
-        """Of the held-out probes f1's states, and the answers of f0, f1 and q0 there."""
+        """On the held-out probes: f1's states, and the outputs of f0, f1 and q0 there."""
         sampler = self._held_out
         f1 = self._teacher(sampler, "teacher, held out")
         arms = (subject.full(self.arms, "base"), self._q0)
@@ -215,39 +216,39 @@ class QatObjective:
         return f1.states(), f0, f1.outputs(), q0
 
     def look(self, step: int) -> HeldOut:
-        """Examine the student on the held-out probes."""
+        """Evaluate the student on the held-out probes after ``step`` steps."""
         states, f0, f1, q0 = self.exam
         q1 = self._held_out.outputs(TorchRunner(self.student, "student"), "adapted", states)
         weights = self._held_out.setup.weights
-        found = effect.energies(f0, f1, q0, q1, calibrated=True)
+        energies = effect.energies(f0, f1, q0, q1, calibrated=True)
         return HeldOut(
             step=step,
-            survival=float(effect.survival(found, weights).mean()),
-            effect_to_error=float(effect.effect_to_error(found, weights).mean()),
-            excess_error=float(effect.excess_error(found, weights, np.zeros(len(weights))).mean()),
+            survival=float(effect.survival(energies, weights).mean()),
+            effect_to_error=float(effect.effect_to_error(energies, weights).mean()),
+            excess_error=float(effect.excess_error(energies, weights, np.zeros(len(weights))).mean()),
         )
 
     def losses(self, pool: Pool, rows: np.ndarray, place: int) -> torch.Tensor:
         """Squared difference of guided outputs from the teacher's at one stratum, [b]."""
         setup, family, solver = self.setup, self.setup.family, self.setup.solver()
         index = setup.strata[place]
-        x, wanted = (
-            torch.from_numpy(np.stack([held[row][place] for row in rows])) for held in (pool.states, pool.answers)
+        x, targets = (
+            torch.from_numpy(np.stack([arrays[row][place] for row in rows])) for arrays in (pool.states, pool.answers)
         )
-        told = {name: value[rows] for name, value in pool.conditions.items()}
-        given, branches = fed(family, solvers.at(solver, index), x, solver.timesteps[index], told)
-        raw = self.student(**{name: torch.from_numpy(value) for name, value in given.items()})
+        conditions = {name: value[rows] for name, value in pool.conditions.items()}
+        inputs, branches = fed(family, solvers.at(solver, index), x, solver.timesteps[index], conditions)
+        raw = self.student(**{name: torch.from_numpy(value) for name, value in inputs.items()})
         shape = (branches * len(x), *x.shape[1:])
-        places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # where each latent is in the output
+        places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # of each latent in the raw output
         output = combined(raw.flatten()[torch.from_numpy(places)], branches, setup.guidance)
-        return (output - wanted).square().flatten(1).mean(1)
+        return (output - targets).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def scales(self) -> np.ndarray:
-        """What the student loses now at each stratum, [T]: the units of its loss, so that no timestep drowns another.
+        """The student's present loss at each stratum, [T]. Losses are divided by it, so that all timesteps count alike.
 
-        Outputs of early and late timesteps err by powers that are far apart, and so do the solver's coefficients.
+        Early and late timesteps differ widely in the power of their errors and in the solver's coefficients.
         """
         rows = np.arange(min(len(self.probes), self.setup.batch))
-        found = [float(self.losses(self.taught, rows, place).mean()) for place in range(len(self.setup.strata))]
-        return np.maximum(found, np.finfo(np.float32).tiny)
+        losses = [float(self.losses(self.taught, rows, place).mean()) for place in range(len(self.setup.strata))]
+        return np.maximum(losses, np.finfo(np.float32).tiny)

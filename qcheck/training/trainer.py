@@ -1,4 +1,4 @@
-"""The loop of quantization-aware calibration: checkpoints, an end in time, the same result whenever it is resumed."""
+"""The training loop of QAT, with checkpoints and early stopping; a resumed run gives the same result."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from qcheck.core.values import Value
 from qcheck.training.objective import HeldOut, Pool, QatObjective, Tensors
 
 _CLIP = 1.0
-_WALKS = 4  # of the student's own an interval
+_FREE_RUNS = 4  # free runs of the student an interval
 _KIND, _FILE = "qat", "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
 class Training(Value):
-    """Every look at the held-out probes, the step whose factors are kept, the checkpoint that the run went on from."""
+    """Every evaluation of the held-out probes, the step whose factors are kept, and the checkpoint that was resumed."""
 
     history: list[HeldOut]
     kept: int
@@ -28,17 +28,17 @@ class Training(Value):
 
     @property
     def before(self) -> HeldOut:
-        """The adapter as it came."""
+        """The held-out probes with the original adapter."""
         return self.history[0]
 
     @property
     def after(self) -> HeldOut:
-        """The state that is kept."""
-        return next(seen for seen in self.history if seen.step == self.kept)
+        """The held-out probes with the factors that are kept."""
+        return next(held_out for held_out in self.history if held_out.step == self.kept)
 
 
 def train(objective: QatObjective) -> tuple[Tensors, Training]:
-    """Train, or go on from the last checkpoint: the factors to keep, by the file's keys, and how it went.
+    """Train, from the last checkpoint where there is one; returns the best factors by the file's keys, and the history.
 
     Raises:
         UserError: the loss is not finite.
@@ -52,7 +52,7 @@ def train(objective: QatObjective) -> tuple[Tensors, Training]:
 
 
 class _Run:
-    """Factors on their way. A checkpoint holds all that the next step depends on beside the objective."""
+    """A run in progress. A checkpoint holds everything that the next step depends on except the objective."""
 
     def __init__(self, objective: QatObjective) -> None:
         self.objective, self.settings = objective, objective.settings
@@ -71,36 +71,36 @@ class _Run:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps are done, or too many looks in a row saw no progress."""
-        idle = sum(seen.step > self.kept for seen in self.history)
+        """Whether all steps are done, or too many evaluations in a row were no better than the best."""
+        idle = sum(held_out.step > self.kept for held_out in self.history)
         return self.step >= self.settings.steps or idle >= self.settings.patience
 
     def advance(self) -> None:
-        """One interval, a look, and a checkpoint in the last one's place."""
-        before, until = self.step, min(self.step + self.settings.every, self.settings.steps)
+        """Train for one interval, evaluate the held-out probes, and replace the last checkpoint."""
+        first, last = self.step, min(self.step + self.settings.every, self.settings.steps)
         title = f"QAT, excess error {self.history[-1].excess_error:+.1f} dB"
-        with self.objective.watch.stage(title, until - before) as advanced:
-            own = self.objective.own(self._draw(1, self.step, len(self.objective.probes), _WALKS))
-            while self.step < until:
+        with self.objective.watch.stage(title, last - first) as advance:
+            own = self.objective.own(self._draw(1, self.step, len(self.objective.probes), _FREE_RUNS))
+            while self.step < last:
                 self._learn(own)
-                advanced(1)
-        seen = self.objective.look(self.step).model_copy(update={"gradient_norm": self.norm})
-        nearest = next(known for known in self.history if known.step == self.kept)
-        if seen.score > nearest.score:
+                advance(1)
+        held_out = self.objective.look(self.step).model_copy(update={"gradient_norm": self.norm})
+        best = next(earlier for earlier in self.history if earlier.step == self.kept)
+        if held_out.score > best.score:
             self.best, self.kept = self._now(), self.step
-        self.history.append(seen)
-        self._write(before)
+        self.history.append(held_out)
+        self._write(first)
 
     def _draw(self, domain: int, number: int, most: int, count: int) -> np.ndarray:
-        """``count`` different indices below ``most``: the same for the same number, whenever it is asked."""
-        found: np.ndarray = np.random.default_rng([self.settings.seed, domain, number]).permutation(most)[:count]
-        return found
+        """``count`` different indices below ``most``, determined by the seed, ``domain`` and ``number``."""
+        indices: np.ndarray = np.random.default_rng([self.settings.seed, domain, number]).permutation(most)[:count]
+        return indices
 
     def _learn(self, own: Pool) -> None:
         settings, objective = self.settings, self.objective
-        left = 1 - self.step / settings.steps
+        remaining = 1 - self.step / settings.steps
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * left
+            group["lr"] = rate * remaining
         self.optimizer.zero_grad()
         for part in range(settings.strata):
             number = self.step * settings.strata + part
@@ -121,19 +121,19 @@ class _Run:
     def _key(self, step: int) -> str:
         return cache.key(__name__, self.objective.key, str(step))
 
-    def _write(self, before: int) -> None:
+    def _write(self, previous: int) -> None:
         tensors = {f"best {key}": value for key, value in self.best.items()}
         for key, value in self.objective.factors.items():
             tensors[f"now {key}"] = value.detach()
             tensors |= {f"{moment} {key}": self.optimizer.state[value][moment] for moment in _MOMENTS}
-        notes = {"kept": str(self.kept), "history": json.dumps([seen.model_dump() for seen in self.history])}
+        notes = {"kept": str(self.kept), "history": json.dumps([held_out.model_dump() for held_out in self.history])}
         store, about = self.objective.store, f"checkpoint at step {self.step}"
         with store.put(_KIND, self._key(self.step), about) as folder:
             save_file(tensors, folder / _FILE, metadata=notes)
-        store.drop(_KIND, self._key(before))
+        store.drop(_KIND, self._key(previous))
 
     def restore(self) -> int | None:
-        """Go on from the last checkpoint, where there is one; its step."""
+        """Resume the last checkpoint, where there is one; returns its step."""
         settings = self.settings
         steps: set[int] = {settings.steps, *range(settings.every, settings.steps, settings.every)}
         for step in sorted(steps, reverse=True):
@@ -154,4 +154,4 @@ class _Run:
             moments = {moment: tensors[f"{moment} {key}"] for moment in _MOMENTS}
             self.optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
         self.step, self.kept = step, int(notes["kept"])
-        self.history = [HeldOut.model_validate(seen) for seen in json.loads(notes["history"])]
+        self.history = [HeldOut.model_validate(held_out) for held_out in json.loads(notes["history"])]

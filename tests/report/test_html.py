@@ -193,12 +193,13 @@ def hostile(folder: Path) -> None:
     report["probes"]["prompts"][:2] = seen["prompts"][:2] = [HOSTILE, LONG]
     report["adapters"][0]["source"] = f"./{HOSTILE.replace('/', '')}.safetensors"
     report["base"]["source"] = report["target"] = report["provenance"]["machine"] = HOSTILE
-    report["provenance"]["arguments"] |= {"base": HOSTILE, "lora": [HOSTILE], "trigger": HOSTILE}
+    report["spec"] |= {"base": HOSTILE, "trigger": HOSTILE}
+    report["spec"]["adapters"][0]["source"] = HOSTILE
     report["provenance"]["versions"] |= {HOSTILE: HOSTILE}
     report["not_measured"].append({"name": HOSTILE, "reason": LONG})
     report["unmatched"] = [HOSTILE]
-    for case, shown in zip(report["cases"], seen["cases"], strict=True):
-        case["scheme"] = shown["scheme"] = f"{case['scheme']} {HOSTILE}"
+    for scheme, case, shown in zip(report["spec"]["schemes"], report["cases"], seen["cases"], strict=True):
+        scheme["name"] = case["scheme"] = shown["scheme"] = f"{case['scheme']} {HOSTILE}"
         case |= {"reasons": [HOSTILE, LONG], "next": HOSTILE, "warnings": [HOSTILE]}
         case["measurements"][0]["where"] = HOSTILE
         case["artifact"][0]["path"] = HOSTILE

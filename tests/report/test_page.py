@@ -7,18 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcheck.cli.app import app
+from qcheck.cli.check import parse
 from qcheck.core.errors import UserError
 from qcheck.report import html
 from qcheck.report.html import view
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
 from qcheck.result.verdict import Deciding, Outcome
-from qcheck.spec import measurement
+from qcheck.spec import measurement, probe
 from qcheck.spec.measurement import Limit
 from tests.report import FOLDER
 
@@ -91,18 +90,13 @@ def test_a_measurement_says_in_the_page_what_it_is(folder: Path) -> None:
     assert f'title="survival of the effect: {measurement.find("effect_survival").sentence}"' in text
 
 
-def test_the_command_is_one_that_the_command_line_takes(report: Report) -> None:
-    made = report.provenance.model_copy(
-        update={"arguments": report.provenance.arguments | {"base": "my base", "trigger": "a 'b'", "build": False}}
-    )
-    words = shlex.split(view.command(made))
-    parsed = typer.main.get_command(app).commands["check"].make_context("check", words[2:])  # type: ignore[attr-defined]
+def test_the_command_asks_for_the_same_check(report: Report) -> None:
+    execution = report.spec.execution.model_copy(update={"build": False, "threads": 3})
+    asked = report.spec.changed(base="my base", trigger="a 'b'", execution=execution)
+    asked = asked.changed(probes=probe.triggered(asked.probes, asked.trigger))
+    words = shlex.split(view.again(report.model_copy(update={"spec": asked})))
     assert words[:2] == ["qcheck", "check"]
-    assert parsed.params["base"] == "my base"
-    assert parsed.params["trigger"] == "a 'b'"
-    assert parsed.params["build"] is False
-    assert parsed.params["schemes"] == report.provenance.arguments["scheme"]
-    assert parsed.params["most"] == report.provenance.arguments["max_probes"]
+    assert parse(words[2:]) == asked
 
 
 def test_not_measured_never_looks_like_passed(report: Report) -> None:
@@ -194,7 +188,8 @@ def test_the_page_opens_on_the_case_to_ship(report: Report) -> None:
         return report.cases[0].model_copy(update={"scheme": scheme, "verdict": verdict, "artifact": [file]})
 
     cases = [like("large", "PASS", 9), like("lost", "NEEDS-QAT", 2), like("small", "PASS", 5)]
-    made = report.model_copy(update={"cases": cases})
+    schemes = [report.spec.schemes[0].model_copy(update={"name": case.scheme}) for case in cases]
+    made = report.model_copy(update={"cases": cases, "spec": report.spec.changed(schemes=schemes)})
     assert [case.scheme for case in view.shown(made)] == ["small", "large", "lost"]
     assert view.best(made) == cases[2]
     text = html.render(html.Source(made, None, [], {}))

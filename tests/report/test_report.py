@@ -32,9 +32,10 @@ def _text(report: Report) -> str:
 
 
 def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished: Finished) -> None:
-    assert finished.report["schema"] == "qcheck-report/1"
+    assert finished.report["schema"] == "qcheck-report/2"
     contract = {
         "schema",
+        "spec",
         "base",
         "adapters",
         "changed_layers",
@@ -73,9 +74,9 @@ def test_a_number_that_is_not_finite_survives_json(report: Report) -> None:
     assert np.isnan(back.cases[0].measurements[0].value)  # type: ignore[arg-type]
 
 
-def test_provenance_names_versions_arguments_and_digests(finished: Finished) -> None:
-    found = finished.report["provenance"]
-    assert found["arguments"]["lora"] == [str(library.ADAPTERS / "flat.safetensors")]
+def test_a_report_names_the_request_versions_and_digests(finished: Finished) -> None:
+    found, asked = finished.report["provenance"], finished.report["spec"]
+    assert [used["source"] for used in asked["adapters"]] == [str(library.ADAPTERS / "flat.safetensors")]
     assert found["versions"]["torch"]
     assert len(finished.report["base"]["digest"]) == 16
     assert set(found["seconds"]) >= {"reference, 8 probes", "int8: base artifact", "int8: base (q0), 8 probes"}

@@ -17,7 +17,7 @@ VALIDATOR = Draft202012Validator(json.loads(FILE.read_text("utf-8")))
 
 
 def test_the_file_is_the_generated_one() -> None:
-    assert FILE.read_text("utf-8") == schema.text(), "python -m qcheck.report.schema > docs/report.schema.json"
+    assert FILE.read_text("utf-8") == schema.text(), "python -m qcheck.result.schema > docs/report.schema.json"
     Draft202012Validator.check_schema(VALIDATOR.schema)
 
 

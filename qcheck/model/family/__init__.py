@@ -1,4 +1,4 @@
-"""Kinds of pipelines: what a denoiser is fed, how noise starts and how a solver is set; one module a kind."""
+"""Families of pipelines: the denoiser's inputs, the initial noise and the solver's settings; one module each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +14,6 @@ FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, Stable
 
 
 def find(index: Mapping[str, Any]) -> type[Family] | None:
-    """The family of a pipeline from its ``model_index.json``, None where it is of none."""
-    present = {name: held[1] for name, held in index.items() if isinstance(held, list | tuple) and held[1] is not None}
+    """The family of a pipeline from its ``model_index.json``, None where no family fits."""
+    present = {name: pair[1] for name, pair in index.items() if isinstance(pair, list | tuple) and pair[1] is not None}
     return next((family for family in FAMILIES if family.fits(present)), None)

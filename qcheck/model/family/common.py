@@ -1,4 +1,4 @@
-"""What every family has to say, and what most of them say alike."""
+"""The interface of a family of pipelines, with the implementation that most families share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -20,10 +20,11 @@ _OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 class Family(ABC):
     """One pipeline of a kind. ``pipe`` is diffusers' own object, with either arm's weights in place.
 
-    ``pipeline`` and ``kind`` are diffusers' classes of it and its denoiser; ``denoiser`` is its attribute, ``latent``
-    and ``output`` the denoiser's input and output of latents. ``fixed`` are inputs whose first axis is not the batch,
-    ``kept`` those that are always float32; ``encoders`` text encoders by the tokens' limit of each, None where its
-    tokenizer has one, of which a pipeline may lack those in ``spare``. Names are those of optimum's files.
+    ``pipeline`` and ``kind`` are diffusers' classes of the pipeline and of its denoiser; ``denoiser`` is the denoiser's
+    attribute, ``latent`` and ``output`` its input and output of latents. ``fixed`` are inputs whose first axis is not
+    the batch, ``kept`` are inputs that are always float32. ``encoders`` are the text encoders with the maximum number
+    of tokens of each, None where its tokenizer defines it; a pipeline may lack the encoders in ``spare``. The names are
+    those of optimum's files.
     """
 
     pipeline: ClassVar[str]
@@ -59,29 +60,29 @@ class Family(ABC):
 
     @property
     def module(self) -> nn.Module:
-        """The denoiser, which is what is quantized."""
-        found: nn.Module = getattr(self.pipe, self.denoiser)
-        return found
+        """The denoiser, which is the module that is quantized."""
+        denoiser: nn.Module = getattr(self.pipe, self.denoiser)
+        return denoiser
 
     @property
     def config(self) -> Any:
-        """The denoiser's."""
+        """The denoiser's configuration."""
         return self.module.config
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
-        found: int = self.config.in_channels
-        return found
+        """The channels of the latents."""
+        channels: int = self.config.in_channels
+        return channels
 
     @property
     def multiple(self) -> int:
-        """What a side of the picture in pixels has to be a multiple of."""
-        found: int = self.pipe.vae_scale_factor
-        return found
+        """The number that a side of the picture in pixels has to be a multiple of."""
+        factor: int = self.pipe.vae_scale_factor
+        return factor
 
     def unsupported(self) -> str | None:
-        """What this pipeline has that is not supported, in words; None if nothing."""
+        """The unsupported property of this pipeline, in words; None if there is none."""
         inward, outward = self.config.in_channels, self.config.out_channels
         return None if outward in {None, inward} else f"a denoiser of {inward} -> {outward} channels"
 
@@ -94,7 +95,7 @@ class Family(ABC):
         """Latents [1, C, h, w] of a picture; the pipeline's own sides where None.
 
         Raises:
-            UserError: a side that is no such multiple.
+            UserError: a side is no multiple of ``multiple``.
         """
         for name, side in (("width", width), ("height", height)):
             if side and side % self.multiple:
@@ -102,8 +103,8 @@ class Family(ABC):
                     f"--{name} {side} is no multiple of {self.multiple}, the pipeline's factor",
                     f"Take {side - side % self.multiple or self.multiple}.",
                 )
-        factor, own = self.pipe.vae_scale_factor, self.sides()
-        return 1, self.channels, height // factor if height else own[0], width // factor if width else own[1]
+        factor, default = self.pipe.vae_scale_factor, self.sides()
+        return 1, self.channels, height // factor if height else default[0], width // factor if width else default[1]
 
     def start(self, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
         """The probe's first latents [1, C, h, w] in unit variance, drawn as diffusers draws them, and their generator.
@@ -116,18 +117,18 @@ class Family(ABC):
 
     @abstractmethod
     def conditions(self, probe: Probe) -> Conditions:
-        """What the denoiser is fed beside latents and time, each [1 or 2, ...]: the negative branch of two first."""
+        """The denoiser's inputs beside latents and time, each [1 or 2, ...]: of two branches the negative is first."""
 
     def schedule(self, shape: Shape) -> dict[str, Any]:
-        """What the solver has to know of the latents' size."""
+        """The solver's settings that depend on the latents' size."""
         return {}
 
     def spaced(self, steps: int) -> dict[str, Any]:
-        """How the solver's steps are given."""
+        """The solver's settings of its steps."""
         return {"num_inference_steps": steps}
 
     def solver(self, steps: int, shape: Shape) -> Any:
-        """A new solver, set; solvers keep state, so no two runs share one."""
+        """A new solver with its timesteps set; solvers keep state, so no two runs share one."""
         solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
         if hasattr(solver, "set_begin_index"):
@@ -148,12 +149,12 @@ class Family(ABC):
         """``denoiser`` (under that name) as a module from ``feed``'s inputs, by keyword, to one tensor."""
 
     def growing(self) -> Mapping[str, Mapping[int, str]]:
-        """Axes that grow with the picture, by input, each with the name that equal ones share."""
+        """The axes that grow with the picture, by input; axes of equal length have the same name."""
         return {self.latent: {2: "height", 3: "width"}}
 
     @property
     def step(self) -> int:
-        """What those axes are multiples of where the size is not fixed."""
+        """The number that those axes are multiples of where the size is not fixed."""
         return 1
 
     def component(self, inputs: Mapping[str, np.ndarray]) -> Component:
@@ -176,11 +177,11 @@ class Family(ABC):
         )
 
     def others(self, shape: Shape) -> list[Component]:
-        """What a picture takes beside the denoiser: text encoders, and the decoder of latents ``shape``.
+        """The other components of a picture: text encoders, and the decoder of latents ``shape``.
 
-        The decoder's input is what the pipeline hands over: scaled back.
+        The decoder's input are unscaled latents, as the pipeline passes them.
         """
-        found = []
+        components = []
         for name, limit in self.encoders.items():
             encoder = getattr(self.pipe, name)
             if encoder is None:
@@ -188,22 +189,22 @@ class Family(ABC):
             tokens = limit or getattr(self.pipe, self.tokenizer_of(name)).model_max_length
             module = TextEncoder(encoder, self.inner_states)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
-            found.append(Component(name, module, {"input_ids": ids}, module.outputs()))
+            components.append(Component(name, module, {"input_ids": ids}, module.outputs()))
         latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
         sides = {"latent_sample": {2: "height", 3: "width"}}
         spread = 1 / self.pipe.vae.config.scaling_factor
         decoder = Component("vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread)
-        return [*found, decoder]
+        return [*components, decoder]
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
         vae = self.pipe.vae
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        found = [vae.encode(x[None] * 2 - 1) for x in pictures]
-        latents = [one.latent_dist.mode() if hasattr(one, "latent_dist") else one.latents for one in found]
-        spread: torch.Tensor = (torch.cat(latents) - shift) * scale
-        return spread
+        encoded = [vae.encode(x[None] * 2 - 1) for x in pictures]
+        latents = [coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents for coded in encoded]
+        scaled: torch.Tensor = (torch.cat(latents) - shift) * scale
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -215,10 +216,10 @@ class Family(ABC):
 
 
 def guided(probe: Probe) -> bool:
-    """Whether classifier-free guidance has its second branch."""
+    """Whether classifier-free guidance needs the negative branch."""
     return probe.guidance > 1
 
 
 def joined(negative: torch.Tensor | None, positive: torch.Tensor) -> torch.Tensor:
-    """Both branches of guidance, the negative first, or one."""
+    """Both branches of guidance, the negative first, or the positive alone."""
     return positive if negative is None else torch.cat([negative, positive])

@@ -38,7 +38,7 @@ class _Entry(Entry):
 
 
 class Flux(Family):
-    """Two text encoders; guidance is an input or nothing, never a second branch.
+    """Two text encoders; guidance is an input or absent, never a second branch.
 
     Conditions are encoder_hidden_states [1, L, D], pooled_projections [1, D] and, for the guidance-distilled kind,
     guidance [1].
@@ -53,53 +53,53 @@ class Flux(Family):
 
     @property
     def channels(self) -> int:
-        """Of the latents before they are packed."""
+        """The channels of the latents before they are packed."""
         return super().channels // 4
 
     @property
     def multiple(self) -> int:
-        """A token in pixels."""
+        """The side of a token in pixels."""
         return 2 * super().multiple
 
     def sides(self) -> tuple[int, int]:
-        """The pipeline's own."""
+        """Height and width of the pipeline's own pictures, in latents."""
         size: int = self.pipe.default_sample_size
         return size, size
 
     @torch.no_grad()
     def conditions(self, probe: Probe) -> Conditions:
-        """As the class says."""
+        """The conditions that the class lists."""
         embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device="cpu")
-        found = {"encoder_hidden_states": embedded, "pooled_projections": pooled}
-        return found | ({"guidance": torch.tensor([probe.guidance])} if self.config.guidance_embeds else {})
+        conditions = {"encoder_hidden_states": embedded, "pooled_projections": pooled}
+        return conditions | ({"guidance": torch.tensor([probe.guidance])} if self.config.guidance_embeds else {})
 
     def spaced(self, steps: int) -> dict[str, Any]:
-        """Sigmas in equal steps from 1, unless the solver has its own for flows."""
+        """Sigmas in equal steps from 1, unless the solver computes its own."""
         if self.pipe.scheduler.config.get("use_flow_sigmas"):
             return super().spaced(steps)
         return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
 
     def schedule(self, shape: Shape) -> dict[str, Any]:
-        """The shift by size."""
+        """The shift for that number of tokens."""
         return {"mu": shift(self.pipe.scheduler.config, (shape[2] // 2) * (shape[3] // 2))}
 
     def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Tokens hidden_states [n, hw/4, 4C], time in [0, 1], and places: txt_ids [L, 3] and img_ids [hw/4, 3]."""
+        """Tokens hidden_states [n, hw/4, 4C], time in [0, 1], and positions: txt_ids [L, 3], img_ids [hw/4, 3]."""
         rows, channels, height, width = latents.shape
         high, wide = height // 2, width // 2
         packed = latents.reshape(rows, channels, high, 2, wide, 2).transpose(0, 2, 4, 1, 3, 5)
         places = np.zeros((high, wide, 3), np.float32)
         places[..., 1], places[..., 2] = np.arange(high)[:, None], np.arange(wide)
-        words = conditions["encoder_hidden_states"].shape[1]
-        found = {
+        length = conditions["encoder_hidden_states"].shape[1]
+        inputs = {
             "hidden_states": np.ascontiguousarray(packed.reshape(rows, high * wide, 4 * channels)),
             "timestep": np.full(rows, timestep / 1000, np.float32),
             "encoder_hidden_states": conditions["encoder_hidden_states"],
             "pooled_projections": conditions["pooled_projections"],
-            "txt_ids": np.zeros((words, 3), np.float32),
+            "txt_ids": np.zeros((length, 3), np.float32),
             "img_ids": places.reshape(-1, 3),
         }
-        return found | {name: value for name, value in conditions.items() if name not in found}
+        return inputs | {name: value for name, value in conditions.items() if name not in inputs}
 
     def read(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Tokens [n, hw/4, 4C] as latents [n, C, h, w]."""
@@ -108,9 +108,9 @@ class Flux(Family):
         return np.ascontiguousarray(tokens.reshape(shape))
 
     def entry(self, denoiser: nn.Module) -> nn.Module:
-        """Inputs as ``feed`` gives them."""
+        """A module with the inputs of ``feed``."""
         return _Entry(denoiser)
 
     def growing(self) -> Mapping[str, Mapping[int, str]]:
-        """Tokens."""
+        """The axes of tokens."""
         return {"hidden_states": {1: "tokens"}, "img_ids": {0: "tokens"}}

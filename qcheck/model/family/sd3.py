@@ -36,15 +36,15 @@ class StableDiffusion3(Family):
 
     @property
     def multiple(self) -> int:
-        """A patch in pixels."""
-        found: int = self.pipe.vae_scale_factor * self.config.patch_size
-        return found
+        """The side of a patch in pixels."""
+        factor: int = self.pipe.vae_scale_factor * self.config.patch_size
+        return factor
 
     @property
     def step(self) -> int:
-        """A patch in latents."""
-        found: int = self.config.patch_size
-        return found
+        """The side of a patch in latents."""
+        patch: int = self.config.patch_size
+        return patch
 
     @torch.no_grad()
     def conditions(self, probe: Probe) -> Conditions:
@@ -63,11 +63,11 @@ class StableDiffusion3(Family):
         }
 
     def schedule(self, shape: Shape) -> dict[str, Any]:
-        """The shift of a solver that has one by size."""
+        """The shift for that number of tokens, where the solver shifts by size."""
         config, patch = self.pipe.scheduler.config, self.config.patch_size
         shifted = config.get("use_dynamic_shifting")
         return {"mu": shift(config, (shape[2] // patch) * (shape[3] // patch))} if shifted else {}
 
     def entry(self, denoiser: nn.Module) -> nn.Module:
-        """Inputs hidden_states [n, C, h, w], timestep [n], encoder_hidden_states [n, L, D], pooled_projections."""
+        """A module of hidden_states [n, C, h, w], timestep [n], encoder_hidden_states [n, L, D], pooled_projections."""
         return _Entry(denoiser)

@@ -1,4 +1,4 @@
-"""How far a flow-matching solver shifts its times for a picture of that many tokens."""
+"""The shift of a flow-matching solver's times, by the number of tokens of the picture."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL: a UNet; its output may be eps or v, which is the solver's business."""
+"""Stable Diffusion 1.x, 2.x and XL: a UNet; its output may be eps or v, which the solver handles."""
 
 from typing import Any, ClassVar
 
@@ -36,15 +36,15 @@ class StableDiffusion(Family):
     output = "out_sample"
 
     def unsupported(self) -> str | None:
-        """As ``Family``; or a UNet that is told the guidance."""
-        asked = [name for name in self.strange if self.config.get(name) is not None]
-        return super().unsupported() or (f"a UNet with {', '.join(asked)}" if asked else None)
+        """As ``Family``, or a UNet with further conditions, such as the guidance."""
+        conditioned = [name for name in self.strange if self.config.get(name) is not None]
+        return super().unsupported() or (f"a UNet with {', '.join(conditioned)}" if conditioned else None)
 
     @property
     def step(self) -> int:
-        """Every level of the UNet halves the sides."""
-        found: int = 2 ** (len(self.config.block_out_channels) - 1)
-        return found
+        """2 to the number of levels that halve the sides."""
+        factor: int = 2 ** (len(self.config.block_out_channels) - 1)
+        return factor
 
     @torch.no_grad()
     def conditions(self, probe: Probe) -> Conditions:
@@ -53,7 +53,7 @@ class StableDiffusion(Family):
         return {"encoder_hidden_states": joined(negative if guided(probe) else None, positive)}
 
     def entry(self, denoiser: nn.Module) -> nn.Module:
-        """Inputs sample [n, C, h, w], timestep [1] and encoder_hidden_states [n, L, D]."""
+        """A module of sample [n, C, h, w], timestep [1] and encoder_hidden_states [n, L, D]."""
         return _Entry(denoiser)
 
 

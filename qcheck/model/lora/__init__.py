@@ -1,4 +1,4 @@
-"""Adapters: read a file, find the layers that its factors are for, merge it, and put trained factors back."""
+"""Adapters: read a file, match its factors to layers of the base, merge it, and write trained factors back."""
 
 from qcheck.model.lora.file import (
     Adapter,

@@ -1,4 +1,4 @@
-"""Read an adapter, prove that it fits the base, and merge it."""
+"""Read and check the file of an adapter: its digest, its metadata and the kind of adapter."""
 
 import json
 import math
@@ -19,12 +19,12 @@ from qcheck.spec.check import Use
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # what PEFT and diffusers save
 _CONFIG = "adapter_config.json"
-_STORED = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in the file
+_METADATA_CONFIG = "lora_adapter_metadata"  # the metadata key under which diffusers stores PEFT's config
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked file: nothing of it is applied yet."""
+    """A checked adapter file, before it is merged."""
 
     path: Path
     weight: float
@@ -32,15 +32,15 @@ class Adapter:
     metadata: dict[str, str]
 
 
-def read(used: Use) -> Adapter:
-    """Check the file; its tensors are looked at one by one and not kept.
+def read(use: Use) -> Adapter:
+    """Check the file; its tensors are read one by one and not kept in memory.
 
     Raises:
         UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
     """
-    source, path = used.source, _file(Path(used.source))
-    if not math.isfinite(used.weight):
-        raise UserError(f"adapter weight {used.weight} is not finite", "Give a number such as 1.0.")
+    source, path = use.source, _file_in(Path(use.source))
+    if not math.isfinite(use.weight):
+        raise UserError(f"adapter weight {use.weight} is not finite", "Give a number such as 1.0.")
     if not path.is_file():
         raise UserError(
             f"adapter {source!r} does not exist",
@@ -67,32 +67,32 @@ def read(used: Use) -> Adapter:
         )
     config = config_beside(path)
     if config is None:
-        return Adapter(path, used.weight, digest_of(path), metadata)
-    return Adapter(path, used.weight, digest_of(path, config), metadata | {_STORED: config.read_text("utf-8")})
+        return Adapter(path, use.weight, digest_of(path), metadata)
+    return Adapter(path, use.weight, digest_of(path, config), metadata | {_METADATA_CONFIG: config.read_text("utf-8")})
 
 
 def config_beside(path: Path) -> Path | None:
-    """PEFT's config of the file, where it keeps one in the same folder."""
+    """PEFT's config in the same folder, where the file is one that PEFT saved."""
     config = path.with_name(_CONFIG)
     return config if path.name == _FOLDER[0] and config.is_file() else None
 
 
-def _file(path: Path) -> Path:
+def _file_in(path: Path) -> Path:
     """The file itself, or the one that PEFT or diffusers saved in a folder."""
     return next((path / name for name in _FOLDER if (path / name).is_file()), path)
 
 
 def trigger_words(adapter: Adapter) -> list[str]:
-    """Words that may wake the adapter, from what kohya's trainer and model sites write into the file.
+    """Candidate trigger words, from the metadata that kohya's trainer and model sites write into the file.
 
-    A trigger phrase first, then the tags of the training captions, the most frequent first.
+    The trigger phrase is first, then the tags of the training captions, the most frequent first.
     """
     phrase = adapter.metadata.get("modelspec.trigger_phrase", "").strip()
     return ([phrase] if phrase else []) + list(tag_counts(adapter))
 
 
 def tag_counts(adapter: Adapter) -> dict[str, int]:
-    """How often each tag stood in the captions that the adapter was trained on (kohya's ``ss_tag_frequency``)."""
+    """The number of training captions with each tag (kohya's ``ss_tag_frequency``)."""
     try:
         folders = json.loads(adapter.metadata.get("ss_tag_frequency", "{}"))
     except ValueError:
@@ -113,15 +113,24 @@ _OTHER_KINDS = {
     r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
     r"modules_to_save": "a LoRA with whole layers besides",
 }
-_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")  # PEFT's that leave the base as it is
+# PEFT's initialisations that leave the base unchanged
+_PLAIN_STARTS = (
+    "true",
+    "false",
+    "none",
+    "gaussian",
+    "eva",
+    "orthogonal",
+    "mica",
+)
 _MAGNITUDE = "lora_magnitude_vector"  # DoRA in PEFT's layout
 
 
 def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Refuse files that hold something else than LoRA factors.
+    """Refuse files that hold anything other than LoRA factors.
 
     Raises:
-        UserError: another kind of adapter, or one whose training began by changing the base.
+        UserError: another kind of adapter, or one whose initialisation changes the base.
     """
     for key in keys:
         for mark, kind in _OTHER_KINDS.items():
@@ -131,7 +140,7 @@ def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any
                     "Merge it into the base and check that, or train a LoRA.",
                 )
     for key, value in config.items():
-        if key.endswith("init_lora_weights") and not str(value).lower().startswith(_STARTS):
+        if key.endswith("init_lora_weights") and not str(value).lower().startswith(_PLAIN_STARTS):
             raise UserError(
                 f"adapter {str(adapter.path)!r} began as {value}, which changes the base too",
                 "Save it with PEFT's path_initial_model_for_weight_conversion: that makes a LoRA of it.",
@@ -139,13 +148,13 @@ def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any
 
 
 def is_dora(adapter: Adapter) -> bool:
-    """Whether it also rescales whole weights."""
+    """Whether the adapter is a DoRA in PEFT's layout, which also rescales whole weights."""
     with safe_open(adapter.path, "pt") as stream:
         return any(_MAGNITUDE in key for key in stream.keys())  # noqa: SIM118
 
 
 def require_plain(adapter: Adapter) -> None:
-    """Refuse DoRA where a change of weights has to be the product of two factors."""
+    """Refuse DoRA where the change of a weight has to be the product of two factors."""
     if is_dora(adapter):
         raise UserError(
             f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
@@ -154,7 +163,7 @@ def require_plain(adapter: Adapter) -> None:
 
 
 def require_stackable(adapters: Sequence[Adapter]) -> None:
-    """Refuse DoRA beside other adapters: it is made for the base's weights, which they change."""
+    """Refuse DoRA beside other adapters: it rescales the base's weights, which the others change."""
     for adapter in adapters:
         if len(adapters) > 1 and is_dora(adapter):
             raise UserError(
@@ -164,10 +173,10 @@ def require_stackable(adapters: Sequence[Adapter]) -> None:
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
-    """PEFT's config of the adapter: by component as diffusers stores it in the file, or of the folder as PEFT does."""
-    written = adapter.metadata.get(_STORED, "{}")
+    """PEFT's config: by component, from the file's metadata (diffusers), or from its folder (PEFT). {} without one."""
+    text = adapter.metadata.get(_METADATA_CONFIG, "{}")
     try:
-        found = json.loads(written)
+        config = json.loads(text)
     except ValueError as error:
         raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}

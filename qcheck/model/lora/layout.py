@@ -1,7 +1,7 @@
-"""The layouts of adapter files: which tensors belong together, and which layer of the base a name means.
+"""The layouts of adapter files: which tensors belong together, and which layer of the base a name stands for.
 
-A layer is ``component.module`` in diffusers' names. Trainers write those names, or flat ones (kohya, OneTrainer,
-LyCORIS), or the names of the original code, where one layer stands for several of diffusers'.
+A layer is ``component.module`` in diffusers' names. Trainers write those names, or flat names (kohya, OneTrainer,
+LyCORIS), or the names of the original code, where one layer stands for several layers of diffusers.
 """
 
 import math
@@ -23,7 +23,7 @@ from qcheck.model.quiet import quiet
 
 @dataclass(frozen=True)
 class Factors:
-    """What an adapter holds for one layer: ``down`` [r, in, ...], ``up`` [out, r, ...], alpha / rank, DoRA's sizes."""
+    """An adapter's tensors of one layer: ``down`` [r, in, ...], ``up`` [out, r, ...]; alpha / rank; DoRA's sizes."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -35,15 +35,15 @@ class Factors:
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return (self.scale * product).view(len(self.up), *self.down.shape[1:])
 
-    def rows(self, chosen: torch.Tensor) -> "Factors":
-        """Of the outputs only ``chosen``, in that order."""
-        magnitude = None if self.magnitude is None else self.magnitude.flatten()[chosen]
-        return replace(self, up=self.up[chosen], magnitude=magnitude)
+    def rows(self, indices: torch.Tensor) -> "Factors":
+        """The factors of the outputs ``indices`` alone, in that order."""
+        magnitude = None if self.magnitude is None else self.magnitude.flatten()[indices]
+        return replace(self, up=self.up[indices], magnitude=magnitude)
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a base calls its layers; empty where no base is known."""
+    """The names of a base's layers; empty where no base is known."""
 
     denoiser: str = ""
     layers: frozenset[str] = frozenset()
@@ -51,18 +51,18 @@ class Names:
 
     @cached_property
     def flat(self) -> dict[str, str]:
-        """The layers by their names with underscores for dots."""
+        """The layers by their flat names, with underscores for dots."""
         return {layer.replace(".", "_"): layer for layer in self.layers}
 
     @cached_property
     def components(self) -> tuple[str, ...]:
-        """The denoiser first."""
-        every = {layer.split(".")[0] for layer in self.layers}
-        return tuple(sorted(every, key=lambda name: (name != self.denoiser, name)))
+        """The components that have layers, the denoiser first."""
+        names = {layer.split(".")[0] for layer in self.layers}
+        return tuple(sorted(names, key=lambda name: (name != self.denoiser, name)))
 
 
 class LayoutError(ValueError):
-    """A file's names or shapes make no sense."""
+    """The names or shapes in a file fit no known layout."""
 
 
 _PARTS = {"lora_A": "down", "lora_down": "down", "down": "down", "lora_B": "up", "lora_up": "up", "up": "up"}
@@ -78,45 +78,45 @@ _KEYS = tuple(
 
 
 def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The file's keys of each part (down, up, alpha, magnitude) by its own names of layers, and keys that are no part.
+    """The keys of each part (down, up, alpha, magnitude) by the file's names of layers, and all other keys.
 
     Raises:
-        LayoutError: one part twice.
+        LayoutError: a layer has a part twice.
     """
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    strange = []
+    part_keys: dict[str, dict[str, str]] = defaultdict(dict)
+    other_keys = []
     for key, value in tensors.items():
-        matched = next((match for match in (pattern.match(key) for pattern in _KEYS) if match), None)
-        part = matched["part"] if matched else ""
-        if matched is None or (part == "alpha" and value.numel() != 1) or (part in _PARTS and value.ndim < 2):
-            strange.append(key)
-        elif _PARTS.get(part, part) in found[matched["name"]]:
+        match = next((candidate for candidate in (pattern.match(key) for pattern in _KEYS) if candidate), None)
+        part = match["part"] if match else ""
+        if match is None or (part == "alpha" and value.numel() != 1) or (part in _PARTS and value.ndim < 2):
+            other_keys.append(key)
+        elif _PARTS.get(part, part) in part_keys[match["name"]]:
             raise LayoutError(f"it holds the same as {key} under another name")
         else:
-            found[matched["name"]][_PARTS.get(part, part)] = key
-    return dict(found), strange
+            part_keys[match["name"]][_PARTS.get(part, part)] = key
+    return dict(part_keys), other_keys
 
 
 def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Factors], list[str]]:
-    """What the file holds by the file's own names, and the keys that are no part of an adapter.
+    """The factors by the file's names of layers, and the keys that belong to no factors.
 
-    ``config`` is PEFT's, by component where the names begin with one: it gives alpha where the file has no such key.
+    ``config`` is PEFT's, by component where the names begin with one: it gives alpha where the file has no alpha key.
 
     Raises:
         LayoutError: a name with only one of its factors, or a part twice.
     """
-    found, strange = keys(tensors)
-    whole = {}
-    for name, named in found.items():
-        parts = {part: tensors[key] for part, key in named.items()}
+    part_keys, other_keys = keys(tensors)
+    complete = {}
+    for name, key_of in part_keys.items():
+        parts = {part: tensors[key] for part, key in key_of.items()}
         if not {"down", "up"} & set(parts):
-            strange += [f"{name}.{part}" for part in parts]
+            other_keys += [f"{name}.{part}" for part in parts]
             continue
         if not {"down", "up"} <= set(parts):
             raise LayoutError(f"{name} has only the factor {'down' if 'down' in parts else 'up'}")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
-        whole[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
-    return whole, strange
+        complete[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
+    return complete, other_keys
 
 
 def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str, Any]) -> float:
@@ -129,17 +129,17 @@ def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str
     else:
         layer = name.removeprefix("base_model.model.")
     patterns = config.get("alpha_pattern") or {}
-    stored = patterns.get(get_pattern_key(list(patterns), layer), config.get("lora_alpha"))
-    if stored is None:
+    lora_alpha = patterns.get(get_pattern_key(list(patterns), layer), config.get("lora_alpha"))
+    if lora_alpha is None:
         return 1.0
-    return float(stored) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return float(lora_alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 _T5 = ("text_encoder_3", "text_encoder_2")  # Stable Diffusion 3's third, Flux's second
 _CLIP, _CLIP_2 = ("text_encoder",), ("text_encoder_2",)
 _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
-# how a name begins, and the components that it may then mean; () is the denoiser
-_BEGINNINGS: dict[str, tuple[str, ...]] = {
+# prefixes of names, and the components that each may stand for; () is the denoiser
+_PREFIXES: dict[str, tuple[str, ...]] = {
     "lora_unet_": (),
     "lora_transformer_": ("transformer",),
     "lora_te_": _CLIP,
@@ -155,7 +155,7 @@ _BEGINNINGS: dict[str, tuple[str, ...]] = {
     "text_encoder_2.": _CLIP_2,
     "text_encoder_3.": ("text_encoder_3",),
 }
-# without a base, what a name without a component belongs to
+# without a base: the component of a name that has no prefix
 _GUESSES = {
     r"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding": "unet",
     r"text_model|encoder": "text_encoder",
@@ -163,34 +163,34 @@ _GUESSES = {
 
 
 def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
-    """The layers that a file's ``name`` means in this base, each with its part of the factors.
+    """The layers of this base that a file's ``name`` stands for, each with its part of the factors.
 
-    A name that the base does not have is given back as far as it could be read.
+    A name that the base does not have is returned with the likeliest component.
 
     Raises:
         LayoutError: factors of a fused layer that cannot be split.
     """
-    components, body = _begun(name, names)
+    components, body = _split_component(name, names)
     parts = () if components[0].startswith("text_encoder") else original.layers(body)
     if parts:
         denoiser = names.denoiser or "transformer"
-        return {f"{denoiser}.{layer}": part for layer, part in _split(name, parts, factors)}
-    return {_layer(name, components, body, names): factors}
+        return {f"{denoiser}.{layer}": part for layer, part in _split_fused(name, parts, factors)}
+    return {_single_layer(name, components, body, names): factors}
 
 
-def _begun(name: str, names: Names) -> tuple[tuple[str, ...], str]:
-    """The components that a name may mean, the likeliest first, and the rest of it."""
+def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
+    """The components that a name may stand for, the likeliest first, and the name without its prefix."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
-    for beginning, components in _BEGINNINGS.items():
-        if name.startswith(beginning):
-            return components or (names.denoiser or "unet",), name.removeprefix(beginning)
+    for prefix, components in _PREFIXES.items():
+        if name.startswith(prefix):
+            return components or (names.denoiser or "unet",), name.removeprefix(prefix)
     guess = next((component for pattern, component in _GUESSES.items() if re.match(pattern, name)), "transformer")
     return names.components or (guess,), name
 
 
-def _split(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tuple[str, Factors]]:
-    """The outputs of a fused layer: as many as it has inputs for each part, and the last one has the rest."""
+def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tuple[str, Factors]]:
+    """The factors of each part of a fused layer: every part has as many outputs as inputs, the last has the rest."""
     total, width = factors.up.shape[0], factors.down.shape[1]
     starts = [width * place for place in range(len(parts))]
     if total <= starts[-1]:
@@ -201,42 +201,42 @@ def _split(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tupl
         yield layer, factors.rows(rows.roll(width) if swapped else rows)
 
 
-def _layer(name: str, components: tuple[str, ...], body: str, names: Names) -> str:
-    """The one layer of a base that a name without parts means."""
-    body = _renamed(body, components[0])
-    found = _found(components, body, names)
-    if found is None and name.startswith("lora_"):
-        body = _renamed(_converted(name, names) or body, components[0])
-        found = _found(components, body, names)
-    return found or f"{components[0]}.{body}"
+def _single_layer(name: str, components: tuple[str, ...], body: str, names: Names) -> str:
+    """The layer of the base that the name of an unfused layer stands for."""
+    body = _without_processor(body, components[0])
+    layer = _base_layer(components, body, names)
+    if layer is None and name.startswith("lora_"):
+        body = _without_processor(_diffusers_name(name, names) or body, components[0])
+        layer = _base_layer(components, body, names)
+    return layer or f"{components[0]}.{body}"
 
 
-def _found(components: tuple[str, ...], body: str, names: Names) -> str | None:
-    """The base's layer, whether ``body`` is flat or dotted; text encoders have a ``text_model`` level or have not."""
+def _base_layer(components: tuple[str, ...], body: str, names: Names) -> str | None:
+    """The base's layer of a flat or dotted name, with or without the ``text_model`` level of text encoders."""
     flat = body.replace(".", "_")
     variants = (flat, flat.removeprefix("text_model_"), f"text_model_{flat}")
-    known = (names.flat.get(f"{component}_{variant}") for component in components for variant in variants)
-    found = list(dict.fromkeys(layer for layer in known if layer is not None))
-    if len(found) > 1 and components == names.components:
-        raise LayoutError(f"{body} may be {' or '.join(found)}: write the component before its names")
-    return found[0] if found else None
+    candidates = (names.flat.get(f"{component}_{variant}") for component in components for variant in variants)
+    matches = list(dict.fromkeys(layer for layer in candidates if layer is not None))
+    if len(matches) > 1 and components == names.components:
+        raise LayoutError(f"{body} may be {' or '.join(matches)}: write the component before its names")
+    return matches[0] if matches else None
 
 
-def _renamed(body: str, component: str) -> str:
-    """``body`` without the attention processor that held the factors in older releases of diffusers."""
+def _without_processor(body: str, component: str) -> str:
+    """``body`` without the attention processor, under which older releases of diffusers store the factors."""
     body = body.replace(".processor.", ".")
-    matched = re.match(r"(?P<block>.*\.)to_(?P<part>q|k|v|out)_lora$", body)
-    if matched is None:
+    match = re.match(r"(?P<block>.*\.)to_(?P<part>q|k|v|out)_lora$", body)
+    if match is None:
         return body
     if component.startswith("text_encoder"):
-        return f"{matched['block']}{matched['part']}_proj"
-    return f"{matched['block']}to_{matched['part']}" + (".0" if matched["part"] == "out" else "")
+        return f"{match['block']}{match['part']}_proj"
+    return f"{match['block']}to_{match['part']}" + (".0" if match["part"] == "out" else "")
 
 
-def _converted(name: str, names: Names) -> str | None:
-    """A flat name of a UNet or of CLIP, without its component, by diffusers, which knows SDXL's original blocks."""
+def _diffusers_name(name: str, names: Names) -> str | None:
+    """The name, without component, that diffusers converts a flat UNet or CLIP name to, SDXL's original blocks too."""
     if "add_embedding" in name:
-        return None  # it would lose which of the two layers
+        return None  # the conversion would drop the number of the layer
     pair = {f"{name}.lora_{side}.weight": torch.zeros(1, 1) for side in ("down", "up")}
     try:
         with quiet():
@@ -244,5 +244,5 @@ def _converted(name: str, names: Names) -> str | None:
             state = StableDiffusionXLLoraLoaderMixin.lora_state_dict(pair, unet_config=config)[0]
     except (ValueError, LookupError):
         return None
-    matched = _KEYS[0].match(next(iter(state), ""))
-    return matched["name"].partition(".")[2] if matched else None
+    match = _KEYS[0].match(next(iter(state), ""))
+    return match["name"].partition(".")[2] if match else None

@@ -1,4 +1,4 @@
-"""What an adapter that QAT calibrated says of itself in its file."""
+"""The note that QAT writes into the metadata of an adapter that it calibrated."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ class Gap(Value):
 
 
 class Note(Value):
-    """What the adapter was calibrated for, from which file (``source`` its digest), and what it reached.
+    """The settings that the adapter was calibrated for, the digest of its ``source`` file, and the result.
 
-    ``steps`` are those after which its factors were kept.
+    ``steps`` is the number of training steps after which its factors were kept.
     """
 
     qcheck: str
@@ -39,10 +39,10 @@ class Note(Value):
 
 
 def note(adapter: Adapter) -> Note | None:
-    """The note in the file's metadata, None where QAT did not make it.
+    """The note in the file's metadata, None where there is none.
 
     Raises:
-        UserError: there is one that cannot be read.
+        UserError: the note cannot be read.
     """
     if KEY not in adapter.metadata:
         return None
@@ -55,23 +55,23 @@ def note(adapter: Adapter) -> Note | None:
 
 
 def require_references(adapters: Sequence[Adapter], references: Sequence[Adapter]) -> None:
-    """Refuse a calibrated adapter without the file that it came from, or with another one.
+    """Refuse a calibrated adapter without the file that it was calibrated from, or with another file.
 
-    It is made to lose what rounding adds: at full precision it is no reference, not even its own.
+    It compensates the error of quantization, so at full precision it cannot be the reference, not even its own.
     """
-    for place, adapter in enumerate(adapters):
-        found = note(adapter)
-        if found is None:
+    for index, adapter in enumerate(adapters):
+        origin = note(adapter)
+        if origin is None:
             continue
         if not references:
             raise UserError(
-                f"adapter {str(adapter.path)!r} was calibrated by QAT for {found.scheme} {found.order}, so it is no "
+                f"adapter {str(adapter.path)!r} was calibrated by QAT for {origin.scheme} {origin.order}, so it is no "
                 "reference of its own",
-                f"Give the file that it was calibrated from (digest {found.source}): --reference-lora FILE.",
+                f"Give the file that it was calibrated from (digest {origin.source}): --reference-lora FILE.",
             )
-        if references[place].digest != found.source:
+        if references[index].digest != origin.source:
             raise UserError(
-                f"adapter {str(adapter.path)!r} was calibrated from a file of digest {found.source}; "
-                f"{str(references[place].path)!r} is {references[place].digest}",
+                f"adapter {str(adapter.path)!r} was calibrated from a file of digest {origin.source}; "
+                f"{str(references[index].path)!r} is {references[index].digest}",
                 "Give the file that it was calibrated from as --reference-lora.",
             )

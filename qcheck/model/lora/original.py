@@ -1,7 +1,7 @@
-"""Layers by the original code's names, as trainers write them, and what diffusers made of them.
+"""Names of layers in the original code, as trainers write them, and the layers of diffusers that they stand for.
 
-``#`` is the block's number, dots are written as underscores. Where one layer stands for several, its outputs are theirs
-one after the other.
+``#`` is the block's number, dots are written as underscores. Where one layer stands for several, its outputs are the
+outputs of those layers, concatenated.
 """
 
 import re
@@ -64,13 +64,13 @@ _SD3 = {
 }
 _BOTH = {"final_layer_linear": ("proj_out",), "final_layer_adaLN_modulation_1": ("norm_out.linear",)}
 _TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH
-# modulations of two parts: the original gives shift first, diffusers scale
+# modulations of two parts: in the original shift is first, in diffusers scale
 SWAPPED = ("norm_out.linear", "norm1_context.linear")
 
 
 def layers(name: str) -> tuple[str, ...]:
-    """The denoiser's layers in diffusers that ``name`` stands for, none where it is no original name."""
+    """The denoiser's layers in diffusers that ``name`` stands for; empty where it is no original name."""
     flat = name.replace(".", "_")
     number = re.search(r"(?<=_blocks_)\d+", flat)
-    found = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
-    return tuple(layer.replace("#", number[0] if number else "#") for layer in found)
+    templates = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
+    return tuple(layer.replace("#", number[0] if number else "#") for layer in templates)

@@ -1,4 +1,4 @@
-"""Where the factors of an adapter go in a base, the proof that they fit, and the merge."""
+"""Match an adapter's factors to the layers of a base, check that they fit, and merge them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from qcheck.model.lora.file import Adapter, peft_config, require_lora
 from qcheck.model.lora.layout import Factors, LayoutError, Names
 
 DENOISERS = ("unet", "transformer")
-_LAYOUTS = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
+_FIX = "Export it again as LoRA in the layout of PEFT, diffusers, kohya, OneTrainer, ComfyUI or xlabs."
 
 
 def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
-    """The adapter's factors by layer, by the names of this base where it has them.
+    """The adapter's factors by layer, under the names of this base where it has the layer.
 
     Raises:
         UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
@@ -25,30 +25,30 @@ def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
     tensors, config = load_file(adapter.path), peft_config(adapter)
     require_lora(adapter, tensors, config)
     try:
-        entries, strange = layout.entries(tensors, config)
-        if strange or not entries:
-            raise LayoutError(f"it holds {len(strange)} tensors that are no LoRA factors: {_some(strange)}")
-        found: dict[str, Factors] = {}
+        entries, others = layout.entries(tensors, config)
+        if others or not entries:
+            raise LayoutError(f"it holds {len(others)} tensors that are no LoRA factors: {_first_three(others)}")
+        by_layer: dict[str, Factors] = {}
         for name, factors in entries.items():
             for layer, part in layout.placed(name, factors, names).items():
-                if layer in found:
+                if layer in by_layer:
                     raise LayoutError(f"it holds {layer} twice, the second time as {name}")
-                found[layer] = part
+                by_layer[layer] = part
     except LayoutError as error:
-        raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _LAYOUTS) from error
-    return dict(sorted(found.items()))
+        raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _FIX) from error
+    return dict(sorted(by_layer.items()))
 
 
-def _some(names: list[str]) -> str:
+def _first_three(names: list[str]) -> str:
     """The first three names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    """What an adapter may change in a pipeline: its denoiser first, and its text encoders."""
-    found = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    denoisers = [name for name in found if name in DENOISERS]
-    return {name: found[name] for name in (*denoisers, *(name for name in found if name.startswith("text_encoder")))}
+    """The modules that an adapter may change in a pipeline: the denoiser first, then the text encoders."""
+    parts = {name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    denoisers = [name for name in parts if name in DENOISERS]
+    return {name: parts[name] for name in (*denoisers, *(name for name in parts if name.startswith("text_encoder")))}
 
 
 def _weights(pipe: Any) -> dict[str, torch.Tensor]:
@@ -61,7 +61,7 @@ def _weights(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def names_of(pipe: Any) -> Names:
-    """What the pipeline calls its layers."""
+    """The names of the pipeline's layers."""
     return _names(pipe, _weights(pipe))
 
 
@@ -72,25 +72,25 @@ def _names(pipe: Any, layers: Iterable[str]) -> Names:
 
 
 def layers_per_block(config: Mapping[str, Any]) -> int:
-    """Of a UNet; other denoisers have no such number, and need none."""
-    found = config.get("layers_per_block")
-    return found if isinstance(found, int) else 2
+    """The layers in a block of a UNet; 2 for other denoisers, where it is not used."""
+    count = config.get("layers_per_block")
+    return count if isinstance(count, int) else 2
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Down factors [r, in, ...] by the layers ``component.module`` that an adapter changes, and what it has besides."""
+    """Down factors [r, in, ...] by layer ``component.module`` that an adapter changes, and layers without a match."""
 
     down: dict[str, torch.Tensor]
     unmatched: tuple[str, ...]
 
 
 def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
-    """Where the adapter's factors go in this base.
+    """Match the adapter's factors to the layers of this base.
 
     Raises:
-        UserError: keys that match no layer of this base (all of them, where some are allowed not to), or factors that
-            do not fit the layer's weight.
+        UserError: layers that this base does not have (with ``allow_unmatched``: only if it has none of them), or
+            factors that do not fit the layer's weight.
     """
     weights = _weights(pipe)
     factors = factors_of(_names(pipe, weights), adapter)
@@ -100,8 +100,8 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         advice = "" if none == "none" else " --allow-unmatched checks what does match, and lists the rest."
         raise UserError(
             f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
-            f"missing: {_some(unmatched)}",
-            f"It was trained for another base; this one has layers such as {_some(sorted(weights))}.{advice}",
+            f"missing: {_first_three(unmatched)}",
+            f"It was trained for another base; this one has layers such as {_first_three(sorted(weights))}.{advice}",
         )
     matching = [name for name in factors if name in weights]
     for name in matching:
@@ -124,7 +124,7 @@ def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
 def merge(pipe: Any, adapter: Adapter) -> None:
     """Add ``weight * alpha / rank * up @ down`` to the pipeline's own weights, in float32.
 
-    It is done here: diffusers' loaders drop keys of some layouts without a word and know no factors of a T5.
+    diffusers' loaders are not used: they silently drop keys of some layouts and do not support factors of a T5.
     """
     weights = _weights(pipe)
     for name, factors in factors_of(_names(pipe, weights), adapter).items():
@@ -136,7 +136,6 @@ def _merged(before: torch.Tensor, factors: Factors, weight: float) -> torch.Tens
     merged: torch.Tensor = before + weight * factors.change().view(before.shape)
     if factors.magnitude is None:
         return merged
-    sizes: torch.Tensor = factors.magnitude.float().flatten() / merged.flatten(1).norm(
-        dim=1
-    )  # DoRA: arXiv 2402.09353, eq. 5
+    # DoRA: arXiv 2402.09353, eq. 5
+    sizes: torch.Tensor = factors.magnitude.float().flatten() / merged.flatten(1).norm(dim=1)
     return merged * sizes.view(-1, *[1] * (merged.ndim - 1))

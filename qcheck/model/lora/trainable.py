@@ -1,4 +1,4 @@
-"""An adapter's file as numbers that can be trained, and put back as it was, key by key."""
+"""The trainable factors in an adapter's file, and a file with trained factors under the same keys."""
 
 import shutil
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from qcheck.model.lora.layout import Factors
 
 @dataclass(frozen=True)
 class Part:
-    """What a layer of the denoiser takes from the file: the keys of its factors, the rows of ``up``, alpha / rank."""
+    """The factors of a denoiser layer in the file: their keys, the layer's rows of ``up``, and alpha / rank."""
 
     down: str
     up: str
@@ -25,12 +25,12 @@ class Part:
     scale: float
 
     def factors(self, tensors: Mapping[str, torch.Tensor]) -> Factors:
-        """The layer's own."""
+        """The factors of this layer."""
         return Factors(tensors[self.down], tensors[self.up][self.rows], self.scale)
 
 
 def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
-    """The parts of a LoRA by the denoiser's layers that it changes; what is of no such layer has none.
+    """The parts of a LoRA by denoiser layer; factors of other components and unknown layers are left out.
 
     Raises:
         UserError: a DoRA, or as ``lora.factors_of``.
@@ -41,30 +41,30 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
             "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
         )
     names = lora.names_of(pipe)
-    lora.factors_of(names, adapter)  # refuses what is no LoRA of a known layout
+    lora.factors_of(names, adapter)  # raises for files in no known LoRA layout
     tensors = load_file(adapter.path)
-    keyed, prefix = layout.keys(tensors)[0], f"{names.denoiser}."
-    found = {}
+    keys, prefix = layout.keys(tensors)[0], f"{names.denoiser}."
+    parts = {}
     for name, factors in layout.entries(tensors, lora.peft_config(adapter))[0].items():
-        numbered = Factors(factors.down, torch.arange(len(factors.up)).unsqueeze(1), factors.scale)
-        for layer, part in layout.placed(name, numbered, names).items():
+        row_numbers = Factors(factors.down, torch.arange(len(factors.up)).unsqueeze(1), factors.scale)
+        for layer, part in layout.placed(name, row_numbers, names).items():
             if layer in names.layers and layer.startswith(prefix):
-                down, up = keyed[name]["down"], keyed[name]["up"]
-                found[layer.removeprefix(prefix)] = Part(down, up, part.up.flatten(), part.scale)
-    return dict(sorted(found.items()))
+                down, up = keys[name]["down"], keys[name]["up"]
+                parts[layer.removeprefix(prefix)] = Part(down, up, part.up.flatten(), part.scale)
+    return dict(sorted(parts.items()))
 
 
 def trained(parts: Mapping[str, Part], adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The file's factors of those layers, by its keys, as it stores them."""
+    """The file's factors of those layers by their keys, in the file's types."""
     keys = {key for part in parts.values() for key in (part.down, part.up)}
     return {key: value for key, value in load_file(adapter.path).items() if key in keys}
 
 
 def write(adapter: Adapter, changed: Mapping[str, torch.Tensor], notes: Mapping[str, str], path: Path) -> None:
-    """Write the adapter with other values under some keys, in their own types; all else stays as it was.
+    """Write the adapter with the values ``changed``, cast to the file's types; all other tensors are copied.
 
-    ``notes`` join the file's metadata; PEFT's config stays in the file, and beside it where PEFT would look for it. The
-    file is whole or absent.
+    ``notes`` are added to the file's metadata, which keeps PEFT's config. A config beside the file is copied where PEFT
+    would read it. The file is written atomically.
     """
     config = lora.config_beside(adapter.path)
     if config is not None and path.name == adapter.path.name:

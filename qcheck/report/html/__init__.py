@@ -57,7 +57,7 @@ def write(folder: Path) -> Path:
 
 
 def read(folder: Path) -> Source:
-    """The report of an output folder and what it has to show.
+    """The report of an output folder, with its evidence, pictures and tried cures.
 
     Raises:
         UserError: no report, or a file that this version does not read.
@@ -65,8 +65,13 @@ def read(folder: Path) -> Source:
     report = _value(Report, folder / "report.json")
     if report is None:
         raise UserError(f"no report.json in {str(folder)!r}", "Give the --out folder of a finished check.")
-    found = _value(Evidence, folder / evidence.NAME)
-    return Source(report, found, _cures(folder / "advice.json"), {} if found is None else _pictures(found, folder))
+    stored_evidence = _value(Evidence, folder / evidence.NAME)
+    return Source(
+        report,
+        stored_evidence,
+        _cures(folder / "advice.json"),
+        {} if stored_evidence is None else _pictures(stored_evidence, folder),
+    )
 
 
 def _value(kind: type[V], path: Path) -> V | None:
@@ -82,35 +87,35 @@ def _value(kind: type[V], path: Path) -> V | None:
 
 
 def _cures(path: Path) -> list[Record]:
-    """The rows of a table of tried cures: those of ``qcheck advise``, each with the case that it is for."""
+    """The rows of the table of tried cures: the cures of ``qcheck advise``, each with its case."""
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else {"cases": []}
+        advice = json.loads(path.read_bytes()) if path.exists() else {"cases": []}
         return [
-            {"for": f"{case['scheme']}, {case['order']}", "cure": case["cure"] == place} | tried
-            for case in found["cases"]
-            for place, tried in enumerate(case["tried"])
+            {"for": f"{case['scheme']}, {case['order']}", "cure": case["cure"] == place} | remedy
+            for case in advice["cases"]
+            for place, remedy in enumerate(case["tried"])
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no advice: {error}", "Remove it, or run qcheck advise again.") from error
 
 
-def _pictures(found: Evidence, folder: Path) -> dict[str, str]:
+def _pictures(stored_evidence: Evidence, folder: Path) -> dict[str, str]:
     """Pictures as data URIs, probe by probe of all cases until the budget is spent."""
-    shown: dict[str, str] = {}
-    spent = 0
-    for probe in range(len(found.prompts)):
+    uris: dict[str, str] = {}
+    size = 0
+    for probe in range(len(stored_evidence.prompts)):
         names = [
             n
-            for case in found.cases
+            for case in stored_evidence.cases
             for p in case.pictures
             for n in (*_at(p.reference, probe), *_at(p.quantized, probe), *_at(p.difference, probe))
         ]
-        fresh = {name: _uri(folder, name) for name in dict.fromkeys(names) if name not in shown}
-        spent += sum(map(len, fresh.values()))
-        if spent > BUDGET and shown:
+        new = {name: _uri(folder, name) for name in dict.fromkeys(names) if name not in uris}
+        size += sum(map(len, new.values()))
+        if size > BUDGET and uris:
             break
-        shown |= fresh
-    return shown
+        uris |= new
+    return uris
 
 
 def _at(names: Sequence[str], probe: int) -> Sequence[str]:
@@ -129,7 +134,7 @@ def _uri(folder: Path, name: str) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """Everything of one case that the page shows beyond the overview; ``layers`` are the rows of its table."""
+    """What the page shows of one case beyond the overview: ``seen`` is its evidence, ``layers`` its table of layers."""
 
     case: Case
     seen: CaseEvidence | None
@@ -141,61 +146,65 @@ class Panel:
 
 def panel(source: Source, case: Case) -> Panel:
     """One case's part of the page."""
-    seen = None
+    case_evidence = None
     if source.evidence is not None:
-        seen = next((s for s in source.evidence.cases if (s.scheme, s.order) == (case.scheme, case.order)), None)
+        case_evidence = next(
+            (s for s in source.evidence.cases if (s.scheme, s.order) == (case.scheme, case.order)), None
+        )
     rows = [view.row(m) for m in case.measurements]
-    gated = [shown(m) for m in case.measurements]
-    layers = _layers(case, seen, source.evidence.alignment if source.evidence is not None else {})
+    decisive = [shown(m) for m in case.measurements]
+    layers = _layers(case, case_evidence, source.evidence.alignment if source.evidence is not None else {})
     return Panel(
         case=case,
-        seen=seen,
-        rows=[r for r, kept in zip(rows, gated, strict=True) if kept],
-        reported=[r for r, kept in zip(rows, gated, strict=True) if not kept],
-        plots=_plots(source, case, seen, layers),
+        seen=case_evidence,
+        rows=[r for r, decides in zip(rows, decisive, strict=True) if decides],
+        reported=[r for r, decides in zip(rows, decisive, strict=True) if not decides],
+        plots=_plots(source, case, case_evidence, layers),
         layers=layers,
     )
 
 
-def _layers(case: Case, seen: CaseEvidence | None, alignment: Mapping[str, float]) -> list[Record]:
-    """Rows by layer: delta survival where there is evidence of it, sensitivity where the report has it, alignment."""
+def _layers(case: Case, case_evidence: CaseEvidence | None, alignment: Mapping[str, float]) -> list[Record]:
+    """Rows by layer: delta survival and alignment from the evidence, sensitivity from the report."""
     rows: dict[str, dict[str, Any]] = {
-        found.name: found.model_dump(include={"kind", "share", "weight", "activation"}) for found in case.layers
+        layer.name: layer.model_dump(include={"kind", "share", "weight", "activation"}) for layer in case.layers
     }
-    for one in seen.arrivals if seen is not None else ():
-        numbers = {"survival": charts.finite(one.survival), "snr": charts.finite(one.snr)}
-        rows[one.layer] = rows.get(one.layer, {}) | numbers
+    for arrival in case_evidence.arrivals if case_evidence is not None else ():
+        numbers = {"survival": charts.finite(arrival.survival), "snr": charts.finite(arrival.snr)}
+        rows[arrival.layer] = rows.get(arrival.layer, {}) | numbers
     for name, decibels in alignment.items():
         if name in rows:
             rows[name]["alignment"] = charts.finite(decibels)
     return [{"layer": name} | row for name, row in rows.items()]
 
 
-def _plots(source: Source, case: Case, seen: CaseEvidence | None, layers: Sequence[Record]) -> dict[str, list[Chart]]:
+def _plots(
+    source: Source, case: Case, case_evidence: CaseEvidence | None, layers: Sequence[Record]
+) -> dict[str, list[Chart]]:
     sensitive = [row for row in layers if row.get("share") is not None]
-    found = {"layers": [charts.shares(sensitive)] if sensitive else []}
-    if seen is None or source.evidence is None:
-        return found
-    found["layers"] += [charts.arrivals(seen.arrivals)] if seen.arrivals else []
-    return found | {
-        "steps": charts.steps(source.report, source.evidence, case, seen, view.limits_of(case)),
-        "spectra": charts.spectra(source.evidence, seen),
-        "latents": charts.latents(seen),
+    plots = {"layers": [charts.shares(sensitive)] if sensitive else []}
+    if case_evidence is None or source.evidence is None:
+        return plots
+    plots["layers"] += [charts.arrivals(case_evidence.arrivals)] if case_evidence.arrivals else []
+    return plots | {
+        "steps": charts.steps(source.report, source.evidence, case, case_evidence, view.limits_of(case)),
+        "spectra": charts.spectra(source.evidence, case_evidence),
+        "latents": charts.latents(case_evidence),
     }
 
 
 def missing(source: Source, panels: Sequence[Panel]) -> list[NotMeasured]:
-    """What was not measured: the report's own list, and what the page has nothing to show of."""
-    found = [*source.report.not_measured]
+    """What was not measured: the report's own list, and the sections for which the folder holds no data."""
+    items = [*source.report.not_measured]
     if source.evidence is None:
-        found.append(NotMeasured(name="pictures and curves", reason=f"the folder has no {evidence.NAME}"))
+        items.append(NotMeasured(name="pictures and curves", reason=f"the folder has no {evidence.NAME}"))
     if not any(row.get("share") is not None for p in panels for row in p.layers):
-        found.append(NotMeasured(name="sensitivity by layer", reason="this report holds none"))
-    why = {p.seen.no_arrivals: p for p in panels if p.seen is not None and p.seen.no_arrivals}
-    found += [NotMeasured(name="delta survival by layer", reason=reason) for reason in why]
+        items.append(NotMeasured(name="sensitivity by layer", reason="this report holds none"))
+    reasons = {p.seen.no_arrivals: p for p in panels if p.seen is not None and p.seen.no_arrivals}
+    items += [NotMeasured(name="delta survival by layer", reason=reason) for reason in reasons]
     if not source.cures:
-        found.append(NotMeasured(name="cures", reason="none was tried: the folder has no advice.json"))
-    return found
+        items.append(NotMeasured(name="cures", reason="none was tried: the folder has no advice.json"))
+    return items
 
 
 def render(source: Source) -> str:
@@ -240,11 +249,11 @@ def _asset(name: str) -> str:
 
 
 def _template() -> Any:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("qcheck.report.html", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return made.get_template("page.html.jinja")
+    return environment.get_template("page.html.jinja")

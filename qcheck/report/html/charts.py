@@ -28,12 +28,12 @@ _LINES = {
 }
 _KINDS = ("full precision", "quantized", "their difference")
 _COLOURS = ("var(--base)", "var(--lora)")
-_GONE = 0.9  # below this survival a layer counts as one whose change did not arrive
+_ARRIVES = 0.9  # from this survival on, a layer counts as one whose change arrives
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot with what a reader gets from it in words."""
+    """A plot with its title and a caption in words."""
 
     title: str
     caption: str
@@ -97,12 +97,12 @@ def _rules(limit: Limit | None) -> list[Spec]:
     ]
 
 
-def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records, limit: Limit | None) -> Spec:
-    """Mean over probes with a band from the lowest to the highest, an arm a line, over ``where``."""
+def _banded(title: str, unit: str, spreads: Mapping[str, Spread], axis: Records, limit: Limit | None) -> Spec:
+    """A line for each arm over ``axis``: the mean over probes, with a band from the lowest to the highest."""
     records = [
         place | {"arm": TITLES[arm], "mean": finite(mean), "low": finite(low), "high": finite(high)}
-        for arm, found in spreads.items()
-        for place, mean, low, high in zip(where, found.mean, found.low, found.high, strict=True)
+        for arm, spread in spreads.items()
+        for place, mean, low, high in zip(axis, spread.mean, spread.low, spread.high, strict=True)
     ]
     x = _x("step", "denoising step")
     tips = [
@@ -137,40 +137,40 @@ def _banded(title: str, unit: str, spreads: Mapping[str, Spread], where: Records
 
 
 def steps(
-    report: Report, evidence: Evidence, case: Case, seen: CaseEvidence, limits: Mapping[tuple[str, str], Limit]
+    report: Report, evidence: Evidence, case: Case, case_evidence: CaseEvidence, limits: Mapping[tuple[str, str], Limit]
 ) -> list[Chart]:
     """The gap along the denoising steps."""
-    where: Records = [
+    axis: Records = [
         {"step": step, "timestep": t} for step, t in zip(evidence.strata, report.probes.timesteps, strict=True)
     ]
-    sqnr: dict[str, Spread] = {along.arm: along.sqnr for along in seen.along}
-    apart: dict[str, Spread] = {along.arm: along.apart for along in seen.along if along.apart is not None}
-    asked = "Signal to noise along the steps"
-    found = [
+    sqnr: dict[str, Spread] = {along.arm: along.sqnr for along in case_evidence.along}
+    apart: dict[str, Spread] = {along.arm: along.apart for along in case_evidence.along if along.apart is not None}
+    sqnr_title = "Signal to noise along the steps"
+    charts = [
         Chart(
-            asked,
+            sqnr_title,
             f"Both asked at the states full precision walks through; higher is better. {_lowest(sqnr, evidence, 'dB')}",
-            _banded(asked, "SQNR, dB", sqnr, where, limits.get(("stratum_sqnr", "adapted"))),
+            _banded(sqnr_title, "SQNR, dB", sqnr, axis, limits.get(("stratum_sqnr", "adapted"))),
         )
     ]
-    if seen.survival is not None:
-        kept: dict[str, Spread] = {"adapted": seen.survival}
+    if case_evidence.survival is not None:
+        spread: dict[str, Spread] = {"adapted": case_evidence.survival}
         title = "Survival of the adapter's effect along the steps"
         limit = limits.get(("effect_survival", "adapted"))
         words = (
-            f"1: all of it is there, 0: erased. {_lowest(kept, evidence, '')} The limits hold for the sum over steps."
+            f"1: all of it is there, 0: erased. {_lowest(spread, evidence, '')} The limits hold for the sum over steps."
         )
-        found.append(Chart(title, words, _banded(title, "effect survival", kept, where, limit)))
+        charts.append(Chart(title, words, _banded(title, "effect survival", spread, axis, limit)))
     title = "Free runs part from full precision"
     words = "Distance of the latents of runs left to themselves before each step, relative to their size."
-    found.append(Chart(title, words, _banded(title, "relative distance", apart, where, None)))
-    return [*found, *_profiles(case)]
+    charts.append(Chart(title, words, _banded(title, "relative distance", apart, axis, None)))
+    return [*charts, *_profiles(case)]
 
 
 def _lowest(spreads: Mapping[str, Spread], evidence: Evidence, unit: str) -> str:
     parts = []
-    for arm, found in spreads.items():
-        known = [(mean, step) for mean, step in zip(found.mean, evidence.strata, strict=True) if math.isfinite(mean)]
+    for arm, spread in spreads.items():
+        known = [(mean, step) for mean, step in zip(spread.mean, evidence.strata, strict=True) if math.isfinite(mean)]
         if known:
             mean, step = min(known)
             parts.append(f"{mean:.3g} {unit}".strip() + f" at step {step} ({TITLES[arm]})")
@@ -192,7 +192,7 @@ _PROFILES = {
 
 
 def _profiles(case: Case) -> list[Chart]:
-    found = []
+    charts = []
     for name, (title, words, first) in _PROFILES.items():
         records: Records = [
             {"step": first + place, "arm": TITLES[arm], "value": finite(value)}
@@ -209,16 +209,16 @@ def _profiles(case: Case) -> list[Chart]:
                     "encoding": {"x": x, "y": y, "color": _arm(), "shape": _arm("shape"), "tooltip": tips},
                 },
             ]
-            found.append(Chart(title, words, _spec(title, records, layers)))
-    return found
+            charts.append(Chart(title, words, _spec(title, records, layers)))
+    return charts
 
 
-def spectra(evidence: Evidence, seen: CaseEvidence) -> list[Chart]:
-    """Radial spectra of reference and artifact, an arm a plot."""
-    found = []
+def spectra(evidence: Evidence, case_evidence: CaseEvidence) -> list[Chart]:
+    """Radial spectra of reference and artifact, one plot for each arm."""
+    charts = []
     for number, arm in (("0", "base"), ("1", "with LoRA")):
-        if f"q{number}" in seen.spectra:
-            records = _rings(evidence, {name: seen.spectra[f"{name}{number}"] for name in "fqe"}, number)
+        if f"q{number}" in case_evidence.spectra:
+            records = _rings(evidence, {name: case_evidence.spectra[f"{name}{number}"] for name in "fqe"}, number)
             title = f"Radial spectrum, {arm}"
             words = (
                 "Power of the final latents by spatial frequency, mean over probes and channels. Lines on each other: "
@@ -235,8 +235,8 @@ def spectra(evidence: Evidence, seen: CaseEvidence) -> list[Chart]:
                 ],
             }
             layers = [{"mark": {"type": "line", "strokeWidth": 2, "point": {"size": 30}}, "encoding": encoding}]
-            found.append(Chart(title, words, _spec(title, records, layers)))
-    return found
+            charts.append(Chart(title, words, _spec(title, records, layers)))
+    return charts
 
 
 def _kind(channel: str, colour: str) -> Spec:
@@ -260,20 +260,20 @@ def _rings(evidence: Evidence, levels: Mapping[str, Sequence[float]], number: st
     ]
 
 
-def latents(seen: CaseEvidence) -> list[Chart]:
-    """Distributions of the final latents, a channel a plot."""
+def latents(case_evidence: CaseEvidence) -> list[Chart]:
+    """Distributions of the final latents, one plot for each channel."""
     return [
         Chart(
-            f"Channel {found.channel}",
+            f"Channel {histogram.channel}",
             "",
             _spec(
-                f"Distribution of the final latents of channel {found.channel}",
-                _bins(found.low, found.high, found.shares),
+                f"Distribution of the final latents of channel {histogram.channel}",
+                _bins(histogram.low, histogram.high, histogram.shares),
                 [{"mark": {"type": "line", "interpolate": "step", "strokeWidth": 1.8}, "encoding": _distribution()}],
                 180,
             ),
         )
-        for found in seen.histograms
+        for histogram in case_evidence.histograms
     ]
 
 
@@ -309,25 +309,25 @@ def _distribution() -> Spec:
 _MATCHES = {"test": "query === '' || indexof(lower(datum.layer), query) >= 0", "value": 1}
 
 
-def arrivals(found: Sequence[Arrival]) -> Chart:
-    """How much of each layer's change arrives, in the network's order; ``query`` dims what does not match."""
+def arrivals(layers: Sequence[Arrival]) -> Chart:
+    """How much of each layer's change arrives, in the network's order; ``query`` dims the layers it does not match."""
     records: Records = [
         {
             "order": place + 1,
-            "layer": one.layer,
-            "snr": finite(one.snr),
-            "survival": finite(one.survival),
-            "what": "arrives" if one.survival >= _GONE else f"less than {_GONE:g} of it arrives",
+            "layer": arrival.layer,
+            "snr": finite(arrival.snr),
+            "survival": finite(arrival.survival),
+            "what": "arrives" if arrival.survival >= _ARRIVES else f"less than {_ARRIVES:g} of it arrives",
         }
-        for place, one in enumerate(found)
+        for place, arrival in enumerate(layers)
     ]
-    lost = sum(not one.survival >= _GONE for one in found)
+    lost_layers = sum(not arrival.survival >= _ARRIVES for arrival in layers)
     title = "Delta survival by layer"
     words = (
         f"The adapter's change of each layer's weight over the noise that rounding it adds, in the network's order. In "
-        f"{len(found) - lost} of {len(found)} layers at least {_GONE:g} of the change arrives on average."
+        f"{len(layers) - lost_layers} of {len(layers)} layers at least {_ARRIVES:g} of the change arrives on average."
     )
-    domain = ["arrives", f"less than {_GONE:g} of it arrives"]
+    domain = ["arrives", f"less than {_ARRIVES:g} of it arrives"]
     shared = {"field": "what", "type": "nominal", "legend": {"title": None, "orient": "top", "symbolSize": 80}}
     encoding = {
         "x": _x("order", "layer, in the network's order"),
@@ -340,15 +340,15 @@ def arrivals(found: Sequence[Arrival]) -> Chart:
             *({"field": f, "type": "quantitative", "format": ".3~g"} for f in ("snr", "survival")),
         ],
     }
-    layers = [{"mark": {"type": "point", "filled": True, "size": 45}, "encoding": encoding}]
-    return Chart(title, words, _spec(title, records, layers) | _QUERY)
+    marks = [{"mark": {"type": "point", "filled": True, "size": 45}, "encoding": encoding}]
+    return Chart(title, words, _spec(title, records, marks) | _QUERY)
 
 
 _QUERY: Spec = {"params": [{"name": "query", "value": ""}]}
 
 
 def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
-    """Each layer's share of the gap by what causes it, most of it first; ``query`` dims what does not match."""
+    """Each layer's share of the gap, from its weight and its input; ``query`` dims the layers it does not match."""
     records: Records = [
         {"order": place + 1, "layer": row["layer"], "part": part, "share": 100 * row[part]}
         for place, row in enumerate(rows)

@@ -35,7 +35,7 @@ _ALONE: dict[Outcome, str] = {
     "INCONCLUSIVE": "Whether {adapter} survives {scheme} on {target} is too close to call.",
     "INVALID": "There is no answer for {adapter} under {scheme}: a control failed.",
 }
-_LOST = "{adapter} is lost to its order, not to {scheme} on {target}: merge it before quantizing, not after."
+_LOST_TO_ORDER = "{adapter} is lost to its order, not to {scheme} on {target}: merge it before quantizing, not after."
 _STATUS = {
     "pass": ("good", "✓", "inside"),
     "fail": ("bad", "✕", "outside"),
@@ -58,8 +58,8 @@ def name(source: str) -> str:
 
 def adapters(report: Report) -> str:
     """The judged adapters' names without endings."""
-    judged = [used for used in report.adapters if used.arms == "adapted"]
-    return " + ".join(isolated(name(used.source).removesuffix(".safetensors")) for used in judged)
+    judged = [adapter for adapter in report.adapters if adapter.arms == "adapted"]
+    return " + ".join(isolated(name(adapter.source).removesuffix(".safetensors")) for adapter in judged)
 
 
 def headline(report: Report) -> str:
@@ -68,60 +68,64 @@ def headline(report: Report) -> str:
     judged = [case for case in report.cases if not case.control] or report.cases
     if len(judged) == 1:
         case = judged[0]
-        said = _LOST if order_loses(case) else _ALONE[case.verdict]
-        return said.format(scheme=isolated(case.scheme), **words)
+        sentence = _LOST_TO_ORDER if order_loses(case) else _ALONE[case.verdict]
+        return sentence.format(scheme=isolated(case.scheme), **words)
     passed = sum(case.verdict == "PASS" for case in judged)
-    left = sum(KINDS[case.verdict][0] == "open" for case in judged)
-    whole = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
-    counted = whole if passed == len(judged) else f"{passed or 'none'} of the {len(judged)} ways"
-    rest = f"; {left} {'is' if left == 1 else 'are'} open" if left else ""
-    return "{adapter} survives {counted} to quantize it for {target}{rest}.".format(counted=counted, rest=rest, **words)
+    open_cases = sum(KINDS[case.verdict][0] == "open" for case in judged)
+    all_words = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
+    passed_words = all_words if passed == len(judged) else f"{passed or 'none'} of the {len(judged)} ways"
+    open_words = f"; {open_cases} {'is' if open_cases == 1 else 'are'} open" if open_cases else ""
+    return "{adapter} survives {counted} to quantize it for {target}{rest}.".format(
+        counted=passed_words, rest=open_words, **words
+    )
 
 
 def best(report: Report) -> Case | None:
     """The case to ship."""
-    found = recommended(report.cases)
-    return None if found is None else report.cases[found]
+    place = recommended(report.cases)
+    return None if place is None else report.cases[place]
 
 
 def shown(report: Report) -> list[Case]:
-    """The cases as the page shows them: it opens on the first, which is the one to ship."""
+    """The cases in the page's order: the one to ship is first, and the page opens on it."""
     first = recommended(report.cases)
     return sorted(report.cases, key=lambda case: first is None or case is not report.cases[first])
 
 
 def kind(report: Report) -> tuple[Kind, str]:
-    """How the page as a whole looks: the only case's verdict, or whether any way passes."""
+    """The page's kind and sign: those of the only case, or of the best verdict among several cases."""
     if len(report.cases) == 1:
         return KINDS[report.cases[0].verdict]
-    every = [KINDS[case.verdict] for case in report.cases if not case.control] or [("open", "?")]
-    return next((found for wanted in ("good", "open", "bad") for found in every if found[0] == wanted), ("open", "?"))
+    looks = [KINDS[case.verdict] for case in report.cases if not case.control] or [("open", "?")]
+    return next(
+        (look for preferred in ("good", "open", "bad") for look in looks if look[0] == preferred), ("open", "?")
+    )
 
 
 @dataclass(frozen=True)
 class Glyph:
-    """A measurement on a line of its own scale, all in percent: the allowed range, the bounds and the value."""
+    """A measurement drawn on a line of its own scale: allowed range, bounds and value in percent of the line."""
 
     allowed: tuple[float, float]
     interval: tuple[float, float]
     value: float
 
 
-def glyph(seen: Judged) -> Glyph | None:
+def glyph(judged: Judged) -> Glyph | None:
     """None where there is no limit, or no finite number to draw."""
-    if seen.limit is None or seen.value is None or not math.isfinite(seen.value):
+    if judged.limit is None or judged.value is None or not math.isfinite(judged.value):
         return None
-    low, high = seen.limit.low, seen.limit.high
-    ends = [end if end is not None and math.isfinite(end) else seen.value for end in (seen.low, seen.high)]
-    drawn = [x for x in (*ends, seen.value, low, high) if x is not None]
-    width = (max(drawn) - min(drawn)) or 1.0
-    first, span = min(drawn) - 0.25 * width, 1.5 * width
+    low, high = judged.limit.low, judged.limit.high
+    ends = [end if end is not None and math.isfinite(end) else judged.value for end in (judged.low, judged.high)]
+    points = [x for x in (*ends, judged.value, low, high) if x is not None]
+    width = (max(points) - min(points)) or 1.0
+    first, span = min(points) - 0.25 * width, 1.5 * width
 
     def place(x: float) -> float:
         return round(100 * (x - first) / span, 2)
 
     allowed = (0.0 if low is None else place(low), 100.0 if high is None else place(high))
-    return Glyph(allowed, (place(ends[0]), place(ends[1])), place(seen.value))
+    return Glyph(allowed, (place(ends[0]), place(ends[1])), place(judged.value))
 
 
 @dataclass(frozen=True)
@@ -141,17 +145,18 @@ class Row:
     glyph: Glyph | None
 
 
-def row(seen: Judged) -> Row:
-    """Numbers as a reader wants them."""
-    kind, mark, word = _STATUS[seen.status]
-    known, defined = seen.value is not None, measurement.find(seen.name)
+def row(judged: Judged) -> Row:
+    """A measurement with its numbers as text."""
+    kind, mark, word = _STATUS[judged.status]
+    known, definition = judged.value is not None, measurement.find(judged.name)
+    sampled = known and judged.low not in {None, judged.high}
     return Row(
-        name=seen.name,
-        about=f"{defined.title}: {defined.sentence}",
-        arm=_ARMS[seen.arm],
-        value=f"{number(seen.value)} {defined.of(seen.arm).symbol}".strip() if known else NONE,
-        bounds=f"{number(seen.low)} to {number(seen.high)}" if known and seen.low not in {None, seen.high} else "",
-        limit=numbers.limit(seen)
+        name=judged.name,
+        about=f"{definition.title}: {definition.sentence}",
+        arm=_ARMS[judged.arm],
+        value=f"{number(judged.value)} {definition.of(judged.arm).symbol}".strip() if known else NONE,
+        bounds=f"{number(judged.low)} to {number(judged.high)}" if sampled else "",
+        limit=numbers.limit(judged)
         .replace(">=", "≥")
         .replace("<=", "≤")
         .replace("..", "to")
@@ -160,8 +165,8 @@ def row(seen: Judged) -> Row:
         kind=kind,
         mark=mark,
         word=word,
-        where=seen.where,
-        glyph=glyph(seen),
+        where=judged.where,
+        glyph=glyph(judged),
     )
 
 
@@ -192,7 +197,7 @@ class Overview:
 def overview(case: Case) -> Overview:
     """A case in one row."""
     kind, mark = KINDS[case.verdict]
-    seen, estimate = case.decided, case.estimate
+    decided, estimate = case.decided, case.estimate
     sizes = [megabytes(size) for size in (case.full_precision_bytes, *(f.bytes for f in case.artifact[:1])) if size]
     memory = latency = "not estimated"
     if estimate is not None:
@@ -212,9 +217,9 @@ def overview(case: Case) -> Overview:
         sizes=" → ".join(sizes) or NONE,
         memory=memory,
         latency=latency,
-        builds=[build_line(made) for made in case.builds],
-        decided=row(seen) if seen is not None else None,
-        why="closest to its limit" if case.verdict == "PASS" else "decided" if seen is not None else case.reasons[0],
+        builds=[build_line(build) for build in case.builds],
+        decided=row(decided) if decided is not None else None,
+        why="closest to its limit" if case.verdict == "PASS" else "decided" if decided is not None else case.reasons[0],
     )
 
 
@@ -234,22 +239,22 @@ def request(report: Report) -> str:
 
 
 def digests(report: Report) -> Sequence[tuple[str, str, str]]:
-    """What was checked and made: what it is, where it came from, its digest."""
-    made = report.provenance
+    """Inputs and artifacts of the check: what each is, its source and its digest."""
+    provenance = report.provenance
     return [
         ("base", report.base.source, report.base.digest),
-        *((_used(u.weight, u.arms), u.source, u.digest) for u in report.adapters),
+        *((_adapter_line(u.weight, u.arms), u.source, u.digest) for u in report.adapters),
         ("probes", report.probes.name, report.probes.digest),
-        ("recipe", made.recipe, made.recipe_digest),
-        ("limits", made.limits, made.limits_digest),
+        ("recipe", provenance.recipe, provenance.recipe_digest),
+        ("limits", provenance.limits, provenance.limits_digest),
         *((f"artifact, {c.scheme} {c.order}, {f.compute}", f.path, f.digest) for c in report.cases for f in c.artifact),
     ]
 
 
-def _used(weight: float | None, arms: str | None) -> str:
+def _adapter_line(weight: float | None, arms: str | None) -> str:
     return f"adapter at weight {1.0 if weight is None else weight:g}" + (", in both arms" if arms == "both" else "")
 
 
 def limits_of(case: Case) -> Mapping[tuple[str, str], Limit]:
     """The limit of every gated measurement of a case."""
-    return {(seen.name, seen.arm): seen.limit for seen in case.measurements if seen.limit is not None}
+    return {(judged.name, judged.arm): judged.limit for judged in case.measurements if judged.limit is not None}
