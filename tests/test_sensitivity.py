@@ -250,7 +250,8 @@ def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared:
     setup: Any = SimpleNamespace(family=SimpleNamespace(module=model), guidance=3.0, weights=np.ones(1))
     spot = EvaluationPoint(given, 2, 0, "demo")
     found = sensitivity.score(demo_arms, setup, {"case": held}, [spot])["case"]
-    entry = demo_arms.entry("adapted").double()
+    with demo_arms.held("adapted") as family:
+        entry = family.entry(model).double()
     try:
         feed = {name: torch.from_numpy(value).double() for name, value in given.items()}
         with torch.no_grad():
@@ -263,7 +264,6 @@ def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared:
                 assert found.parts[0, place, 1] == 0
     finally:
         entry.float()
-    demo_arms.use("adapted")
 
 
 def test_places_cover_the_strata_and_go_where_noise_counts_most() -> None:

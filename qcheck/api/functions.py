@@ -229,7 +229,7 @@ def calibrate(
         UserError: bad input, a scheme without ranges, or a file that is there already.
     """
     spec = asked(base, lora, **made(base, request))
-    prompt_sources = {f"prompts {prompts}": prompts, "own prompts": own_prompts, f"pictures {pictures}": pictures}
+    prompt_sources = {f"--prompts {prompts}": prompts, "--own-prompts": own_prompts, f"--pictures {pictures}": pictures}
     if len(sources := [name for name, value in prompt_sources.items() if value]) > 1:
         raise UserError(f"{' and '.join(sources)} are given", "Give one of them.")
     probe_set: ProbeSet | None = None
