@@ -88,6 +88,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             assert ranges.exit_code == 0, ranges.output
         asked = ("check", "demo", *OPTIONS[request.param], "--recipe", "how.toml", "--limits", "strict.toml")
         result = run(*asked, *SMALL, "--max-probes", "2", "--out", str(folder))
+    assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1, result.output
     for file in files:
         file.unlink()
@@ -103,6 +104,7 @@ def repeated(made: Made) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.folder)
         result = run(*made.words[1:])
+    assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1, result.output
     (folder,) = (made.folder / "qcheck-out").iterdir()
     return folder

@@ -84,6 +84,7 @@ def _pinned() -> dict[str, Version]:
 
 def test_the_lowest_versions_are_those_that_the_project_declares() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    light, host = project["dependencies"], project["optional-dependencies"]["host"]
-    declared = [requirement for text in (*light, *host) if (requirement := Requirement(text)).name != "torch"]
+    extras = project["optional-dependencies"]
+    texts = (*project["dependencies"], *extras["host"], *extras["bitsandbytes"])
+    declared = [requirement for text in texts if (requirement := Requirement(text)).name != "torch"]
     assert {one.name: Version(bound.version) for one in declared for bound in one.specifier} == _pinned()

@@ -34,7 +34,7 @@ def test_targets_and_calibration_are_found_in_an_installed_wheel(wheel: Path, tm
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     count = len(list((ROOT / "targets").glob("*.toml")))
     assert done.stdout.split() == [
-        str(tmp_path / "qcheck" / "targets"),
+        str(tmp_path / "qcheck" / "spec" / "data" / "targets"),
         str(count),
         "emoji",
         str(len(library.adapters())),
