@@ -18,6 +18,10 @@ class Value(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
 
+    def to_json(self) -> str:
+        """Indented JSON, as it is stored; non-finite numbers become the strings NaN, Infinity and -Infinity."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
 
 V = TypeVar("V", bound=Value)
 

@@ -49,10 +49,6 @@ class Advice(Value):
     ran: bool
     cases: list[CaseAdvice]
 
-    def to_json(self) -> str:
-        """Indented JSON with the key ``schema``."""
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"
-
     @property
     def cured(self) -> bool:
         """Whether every case that did not pass has a cure that did."""

@@ -32,7 +32,3 @@ class Exported(Value):
     estimate: Estimate
     warnings: list[str]
     files: dict[str, str]
-
-    def to_json(self) -> str:
-        """Indented JSON with the key ``schema``."""
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"

@@ -54,10 +54,6 @@ class Manifest(Value):
     layers: list[Layer]
     files: dict[str, str]
 
-    def to_json(self) -> str:
-        """Indented JSON with the key ``schema``."""
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"
-
 
 def model_files(path: Path) -> list[Path]:
     """An ONNX file and, where its tensors are stored outside, the file beside it that holds them."""

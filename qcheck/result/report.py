@@ -196,10 +196,6 @@ class Report(Value):
         (path / REPORT).write_text(self.to_json(), "utf-8")
         return path / REPORT
 
-    def to_json(self) -> str:
-        """Indented JSON with the contract's key ``schema``; non-finite numbers become the strings NaN, Infinity."""
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"
-
 
 def exit_code(report: Report) -> int:
     """0 if every case passes (any where the request asks for any), 3 if none failed but some is open, else 1.

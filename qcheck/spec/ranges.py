@@ -39,10 +39,6 @@ class Ranges(Value):
     left_out: dict[str, str]
     cuts: dict[str, dict[str, Cuts]]
 
-    def to_json(self) -> str:
-        """Indented JSON."""
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"
-
 
 def read(path: Path) -> Ranges:
     """The file at ``path``.
