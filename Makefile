@@ -21,6 +21,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/api/typed_script.py
 	$(BIN)/lint-imports
 
 browser:  ## the Chromium that the tests of the HTML report look with; without it they are skipped
@@ -29,7 +30,7 @@ browser:  ## the Chromium that the tests of the HTML report look with; without i
 	echo "no chromium: the tests of report.html in a browser will be skipped (Debian: apt-get install chromium)"
 
 test: lint browser  ## lint, types, layer rules, tests: a process a core, each with one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Tests that need nothing but the light dependencies, and so no tests/conftest.py, which imports torch.
 LIGHT := tests/test_light.py tests/test_docs.py tests/test_verdict.py tests/report/test_junit.py tests/report/test_markdown.py \

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir(exist_ok=True)
     os.environ[cache.VARIABLE] = str(root)
     os.environ["QCHECK_THREADS"] = "1"  # there is a process a core
+    return root
+
+
+# The longest files first, so that no process is left alone with one of them (of `--no-loadscope-reorder`).
+_FIRST = ("cli/test_cli.py", "test_families.py", "test_export.py", "api/test_examples.py", "test_workload.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files; tests of one file stay together in their order."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(folder).as_posix(), len(places)))
+
+
+@pytest.fixture
+def graphs_alone(cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of a test's own that holds the exported graphs that there are already, and nothing else."""
+    root = tmp_path / "cache"
+    with suppress(FileNotFoundError):
+        shutil.copytree(cache_root / "qcheck" / "graph", root / "qcheck" / "graph", ignore=shutil.ignore_patterns(".*"))
+    monkeypatch.setenv(cache.VARIABLE, str(root))
     return root
 
 

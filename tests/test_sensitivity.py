@@ -1,6 +1,8 @@
 """The one-backward score against its definition, and what a check makes of it."""
 
+import functools
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, disturbed
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
+from qcheck.model.device import CPU
 from qcheck.quantize import artifact, formats, plan
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.plan import LayerPlan, Static
@@ -52,7 +55,7 @@ def chain() -> Chain:
 def _errors(model: nn.Module) -> dict[str, LayerError]:
     return {
         name: LayerError(
-            0.1 * torch.randn_like(module.weight),
+            functools.partial(torch.clone, 0.1 * torch.randn_like(module.weight)),
             LayerPlan(
                 plan.make_layer(module.weight, INT8, plan.Input(3.0)).weight,
                 Static(formats.find("int8"), torch.tensor(0.3)),
@@ -65,7 +68,8 @@ def _errors(model: nn.Module) -> dict[str, LayerError]:
 def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[Any, Any]:
     family = SimpleNamespace(module=model, entry=lambda module: module)
     setup = SimpleNamespace(family=family, guidance=3.0, weights=np.array(weights))
-    return SimpleNamespace(held=lambda _: nullcontext(family)), setup
+    computing = SimpleNamespace(denoiser=model)
+    return SimpleNamespace(running=lambda _: nullcontext(family), computing=computing, device=CPU), setup
 
 
 def _spot(rows: int, stratum: int = 0) -> EvaluationPoint:
@@ -86,9 +90,9 @@ def test_parts_are_what_each_error_alone_adds_to_the_guided_output_along_z(chain
         for place, layer in enumerate(found.layers):
             error = held[layer]
             exact = LayerPlan(error.numbers.weight)
-            with disturbed(chain, {layer: LayerError(error.weight, exact)}):
+            with disturbed(chain, {layer: replace(error, numbers=exact)}):
                 weight = float((z * (chain(sample))).sum())
-            with disturbed(chain, {layer: LayerError(torch.zeros_like(error.weight), error.numbers)}):
+            with disturbed(chain, {layer: replace(error, weight=lambda: torch.zeros(()))}):
                 inputs = float((z * chain(sample)).sum())
             whole = float((z * chain(sample)).sum())
             expected = (weight - whole, inputs - whole)
@@ -192,7 +196,7 @@ def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order
     for layer in [*content.plan][:3] + demo_arms.denoiser_layers()[:3]:
         if layer in held:
             whole = _whole(content, layer)
-            torch.testing.assert_close(adapted[f"{layer}.weight"] + held[layer].weight, whole, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(adapted[f"{layer}.weight"] + held[layer].weight(), whole, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["merge-quantize", "unmerged"])
@@ -245,7 +249,10 @@ def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared:
     for name in names[:1] + names[1:3] + names[-2:]:
         weight = model.get_submodule(name).weight
         change = 1e-3 * weight.std() * torch.randn(weight.shape, generator=draws)
-        held = {**held, name: LayerError(change, LayerPlan(prepared.plan[name].weight, None))}
+        held = {
+            **held,
+            name: LayerError(functools.partial(torch.clone, change), LayerPlan(prepared.plan[name].weight, None)),
+        }
     given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
     setup: Any = SimpleNamespace(family=SimpleNamespace(module=model), guidance=3.0, weights=np.ones(1))
     spot = EvaluationPoint(given, 2, 0, "demo")

@@ -24,9 +24,10 @@ def test_the_words(seconds: float | None, text: str) -> None:
     assert Workload(1, (8, 8), (10, 10)).text(None).startswith("1 case, 8 probes each, 10 denoiser calls")
 
 
+@pytest.mark.usefixtures("graphs_alone")
 def test_the_calls_are_those_of_the_stages(tmp_path: Path) -> None:
     """Of the two calibration stages the second finds the walk of the first."""
-    few = ("--steps", "2", "--max-probes", "3", "--no-build", "--no-cache")
+    few = ("--steps", "2", "--max-probes", "3", "--no-build")
     made = run("check", "demo", "--lora", "flat", "--scheme", "int8", *few, "--out", str(tmp_path / "out"))
     said = re.search(r"1 case, 3 probes each, ([\d,]+) denoiser calls", made.stderr)
     assert said is not None

@@ -257,6 +257,7 @@ def advise(
     every: bool = False,
     overwrite: bool = False,
     cache: bool = True,
+    device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Advice:
@@ -269,6 +270,7 @@ def advise(
         every: Try everything, also after one has passed.
         overwrite: Replace earlier advice in ``out``.
         cache: Use and keep results of earlier runs.
+        device: The device that computes: "cpu", "cuda" or "cuda:1"; by default the first CUDA device, if there is one.
         threads: Processor threads; by default all.
         progress: Receives every stage.
 
@@ -277,8 +279,9 @@ def advise(
     """
     report_value, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
     with writing(out, overwrite) as folder, caching(cache) as entries:
+        running = {"device": device, "threads": threads or CORES}
         advice: Advice = host("qcheck.tasks.advise").advise(
-            report_value, name, folder, entries, progress or Silent(), threads or CORES, not dry_run, every
+            report_value, name, folder, entries, progress or Silent(), running, not dry_run, every
         )
     return advice
 

@@ -65,11 +65,13 @@ class Sampling(TypedDict, total=False):
 class Running(TypedDict, total=False):
     """Keywords of the machine.
 
-    ``build``: compile with TensorRT-RTX where it is installed. ``threads``: processor threads, by default all.
-    ``batch``: probes that run together.
+    ``build``: compile with TensorRT-RTX where it is installed. ``device``: "cpu", "cuda" or "cuda:1", by default
+    "auto", the first CUDA device where there is one. ``threads``: processor threads, by default all. ``batch``: probes
+    that run together.
     """
 
     build: bool
+    device: str
     threads: int | None
     batch: int
 

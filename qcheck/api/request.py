@@ -72,6 +72,7 @@ def check_spec(
     max_probes: int | None = None,
     require: Require | None = None,
     build: bool = True,
+    device: str = "auto",
     threads: int | None = None,
     batch: int = 8,
 ) -> CheckSpec:
@@ -81,7 +82,7 @@ def check_spec(
         UserError: something is not known, does not fit together, or cannot run on the target.
     """
     demo = str(base) == library.NAME
-    limits_value, device = _value(limits, limits_files.find), _value(target, targets.find)
+    limits_value, board = _value(limits, limits_files.find), _value(target, targets.find)
     named_schemes, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
     all_schemes = named_schemes == [ALL]
@@ -93,10 +94,10 @@ def check_spec(
             references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
             common=_common(demo, _many(with_lora)),
             allow_unmatched=allow_unmatched,
-            schemes=() if artifacts and not named_schemes else _schemes(named_schemes, device),
+            schemes=() if artifacts and not named_schemes else _schemes(named_schemes, board),
             artifacts=artifacts,
             orders=_orders(_many(order) or ([*MERGES] if all_schemes else [])),
-            target=device,
+            target=board,
             probes=probe.repeated(probe_set, limits_value.looks[-1]),
             trigger=trigger,
             recipe=_value(recipe or (library.RECIPE if demo else "general"), recipes.find),
@@ -104,7 +105,7 @@ def check_spec(
             limits=limits_value,
             max_probes=max_probes,
             require=requirement(require) or ("all" if artifacts or (named_schemes and not all_schemes) else "any"),
-            execution=Execution(threads=threads or CORES, batch=batch, build=build),
+            execution=Execution(device=device, threads=threads or CORES, batch=batch, build=build),
         )
 
 

@@ -157,7 +157,7 @@ class Histogram:
             while math.gcd(stride, len(values)) > 1:  # else some channels would never be sampled
                 stride += 1
             self._samples += 1
-            sample = values[self._samples % stride :: stride].abs()
+            sample = values[self._samples % stride :: stride].abs().cpu()
             self._last = (inputs, torch.maximum(-low, high).item(), sample)
         return self._last[1], self._last[2]
 

@@ -20,7 +20,6 @@ from qcheck.quantize import plan
 from qcheck.quantize.artifact import Origin, Ranges, calibrated_on
 from qcheck.quantize.formats import Format, Integer
 from qcheck.quantize.plan import Input
-from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import forwards
@@ -180,7 +179,8 @@ def find_ranges(calibrator: Calibrator, origin: Origin) -> Mapping[str, LayerInp
     """
     prompts = calibrator.prompts_of(origin)
     values = (repr(calibrator.spec.recipe.strata), digest_of_value(prompts))
-    key = cache.key(__name__, "ranges", origin, *calibrator.contents(origin), *values, *calibrator.pictures)
+    contents = (*calibrator.contents(origin), calibrator.arms.device.title)
+    key = cache.key(__name__, "ranges", origin, *contents, *values, *calibrator.pictures)
     about = f"{calibrator.arms.base.source}, prompts {prompts.name}, {origin}"
 
     def make(place: Path) -> None:
@@ -192,14 +192,15 @@ def find_ranges(calibrator: Calibrator, origin: Origin) -> Mapping[str, LayerInp
 def _observe(calibrator: Calibrator, origin: Origin, prompts: ProbeSet) -> dict[str, LayerInputs]:
     run_side, observed_side = _RUNS[origin]
     sampler = calibrator.sampler(prompts)
-    layers = dict(plan.linear_layers(calibrator.arms.base.denoiser))
+    layers = dict(plan.linear_layers(calibrator.arms.computing.denoiser))
     observer = Histogram(len(sampler.setup.strata))
     free_runs = 0 if calibrator.pictures else 1
     calls = forwards(sampler.setup, free_runs, 1, len(sampler.probes))
     with calibrator.watch.stage(f"calibration, {origin}", calls) as advance:
         states: Arrays
         if calibrator.pictures:
-            states = pictures.states(sampler.setup, sampler.probes, calibrator.pictures)
+            encoder = calibrator.arms.computing.family
+            states = pictures.states(sampler.setup, encoder, sampler.probes, calibrator.pictures)
         else:
             states = sampler.reference(subject.full(calibrator.arms, run_side), advance).states()
         with subject.full(calibrator.arms, observed_side).open() as runner, observed(layers, [observer]):
@@ -220,7 +221,7 @@ def find_factors(calibrator: Calibrator, scheme: Scheme, origin: Origin) -> dict
         return {}
     prompts = calibrator.prompts_of(origin)
     values = (digest_of_value(scheme), digest_of_value(calibrator.spec.recipe), digest_of_value(prompts))
-    key = cache.key(__name__, "factors", origin, *calibrator.contents(origin), *values)
+    key = cache.key(__name__, "factors", origin, *calibrator.contents(origin), calibrator.arms.device.title, *values)
     about = f"{calibrator.arms.base.source}, {scheme.name}, {origin}"
     folder = calibrator.store.obtain(
         "factors",
@@ -247,11 +248,11 @@ def _smooth(
     calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
     with (
         calibrator.watch.stage(f"{scheme.name}: {smoothing.method} of {origin}", calls) as advance,
-        calibrator.arms.held(side) as family,
+        calibrator.arms.running(side) as family,
     ):
 
         def run(model: nn.Module) -> None:
-            sampler.run(TorchRunner(family.entry(model)), side, reference.states(), advance)
+            sampler.run(subject.runner(calibrator.arms, model), side, reference.states(), advance)
 
         layers = plan.chosen_layers(family.module, scheme, calibrator.spec.recipe)
         return factors.smoothed(family.module, layers, smoothing, run)

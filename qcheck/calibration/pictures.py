@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qcheck.core.errors import UserError
+from qcheck.model.family import Family
 from qcheck.sampling import solvers
 from qcheck.sampling.setup import Setup
 from qcheck.spec.probe import Probe
@@ -64,9 +65,11 @@ def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
 
 
-def states(setup: Setup, probes: Sequence[Probe], paths: Sequence[Path]) -> np.ndarray:
-    """Latents [n, T, C, h, w] of one picture a probe, noised with the probe's own noise for every stratum."""
-    family = setup.family
+def states(setup: Setup, family: Family, probes: Sequence[Probe], paths: Sequence[Path]) -> np.ndarray:
+    """Latents [n, T, C, h, w] of one picture a probe, noised with the probe's own noise for every stratum.
+
+    ``family`` encodes the pictures.
+    """
     _, _, height, width = family.shape(probes[0].width, probes[0].height)
     factor = family.pipe.vae_scale_factor
     picture_states = []

@@ -39,7 +39,7 @@ def smoothed(
         module: Any = quantized.get_submodule(name)
         quantizer: Any = module.input_quantizer
         if isinstance(module, nn.Linear) and quantizer.pre_quant_scale is not None:
-            factor = quantizer.pre_quant_scale.detach().float().clone()
+            factor = quantizer.pre_quant_scale.detach().float().cpu().clone()
             maximum = quantizer.amax if quantizer.is_enabled else None
             inputs[name] = Input(0.0 if maximum is None else float(maximum), factor)
     return inputs

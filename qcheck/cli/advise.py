@@ -24,6 +24,7 @@ def advise(
     overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
     no_cache: options.NoCache = False,
+    device: options.Device = "auto",
     threads: options.Threads = CORES,
 ) -> None:
     """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
@@ -41,6 +42,7 @@ def advise(
             every=every,
             overwrite=overwrite,
             cache=not no_cache,
+            device=device,
             threads=threads,
             progress=progress,
         )

@@ -52,7 +52,7 @@ def demo(
         str,
         typer.Argument(help="One of the shipped adapters.", metavar="ADAPTER", autocompletion=options.adapters),
     ] = "flat",
-    device: options.Device = Adapters.device,
+    target: options.Board = Adapters.target,
     schemes: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,7 +69,7 @@ def demo(
 
     `qcheck demo` shows one that passes, `qcheck demo faint --scheme int4-g128 --order quantize-merge` one that is lost.
     """
-    adapters = Adapters(lora=[lora], device=device)
+    adapters = Adapters(lora=[lora], target=target)
     artifacts = Artifacts(schemes=schemes or [library.SCHEME], orders=orders)
     _run(_spec(library.NAME, adapters, artifacts, Probes(max_probes=most), machine), output, machine)
 

@@ -64,14 +64,14 @@ def _options(kind: Any) -> list[inspect.Parameter]:
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters and the device."""
+    """The adapters and the board."""
 
     lora: options.Loras
     weight: options.Weights = None
     reference: options.References = None
     with_lora: options.Common = None
     allow_unmatched: options.Unmatched = False
-    device: options.Device = TARGET
+    target: options.Board = TARGET
 
     def keywords(self) -> Adapting:
         """Keywords of the Python API."""
@@ -80,7 +80,7 @@ class Adapters:
             "reference_lora": self.reference,
             "with_lora": self.with_lora,
             "allow_unmatched": self.allow_unmatched,
-            "target": self.device,
+            "target": self.target,
         }
 
 
@@ -160,13 +160,14 @@ class Machine:
     """The machine and how it is used."""
 
     build: options.Build = True
+    device: options.Device = "auto"
     threads: options.Threads = CORES
     batch: options.Batch = 8
     no_cache: options.NoCache = False
 
     def keywords(self) -> Running:
         """Keywords of the Python API."""
-        return {"build": self.build, "threads": self.threads, "batch": self.batch}
+        return {"build": self.build, "device": self.device, "threads": self.threads, "batch": self.batch}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from qcheck.demo import library
 from qcheck.spec import limits, probe, recipe, scheme, target
 from qcheck.spec.order import MERGES, ORDERS
 
-_ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and device", "Probes", "Quantization", "Output and machine"
+_ADAPTING, _PROBING, _QUANTIZING, _RUNNING = "Adapter and board", "Probes", "Quantization", "Output and machine"
 
 
 def named(folder: Path, *more: str) -> Callable[[str], list[str]]:
@@ -77,12 +77,12 @@ Unmatched = Annotated[
         rich_help_panel=_ADAPTING,
     ),
 ]
-Device = Annotated[
+Board = Annotated[
     str,
     typer.Option(
         "--target",
         "-t",
-        help="The device: a name in targets/, or a TOML file.",
+        help="The board: a name in targets/, or a TOML file.",
         autocompletion=named(target.FOLDER),
         rich_help_panel=_ADAPTING,
     ),
@@ -236,6 +236,15 @@ Most = Annotated[
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Neither use nor keep anything of earlier runs.", rich_help_panel=_RUNNING),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="QCHECK_DEVICE",
+        metavar="auto|cpu|cuda[:N]",
+        help="Computes everything but files and engines; auto: the first CUDA device, if there is one.",
+        rich_help_panel=_RUNNING,
+    ),
 ]
 Threads = Annotated[
     int, typer.Option(min=1, envvar="QCHECK_THREADS", help="Processor threads.", rich_help_panel=_RUNNING)

@@ -70,12 +70,15 @@ def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> di
     """
     sampler = sampler.take(min(PROBES, len(reference.paths)))
     trace = Trace(reference.name, reference.paths[: len(sampler.probes)])
-    key = cache.key(__name__, arms.content("base"), arms.content("adapted"), *trace.matched())
+    key = cache.key(__name__, arms.content("base"), arms.content("adapted"), arms.device.title, *trace.matched())
 
     def make(folder: Path) -> None:
         before, after = arms.state("base"), arms.state("adapted")
-        changes = {name: after[f"{name}.weight"] - before[f"{name}.weight"] for name in arms.denoiser_layers()}
-        layers = dict(arms.base.denoiser.named_modules())
+        changes = {
+            name: (after[f"{name}.weight"] - before[f"{name}.weight"]).to(arms.device.torch)
+            for name in arms.denoiser_layers()
+        }
+        layers = dict(arms.computing.denoiser.named_modules())
         calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
         with (
             subject.full(arms, "adapted").open() as runner,

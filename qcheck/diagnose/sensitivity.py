@@ -6,6 +6,7 @@ With y the guided output, J a layer's Jacobian and e the error of that layer's o
 all schemes and both kinds of error.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from qcheck.diagnose.scores import Scores
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, plan
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
+from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import LayerPlan
-from qcheck.runtime.torch_runner import TorchRunner
-from qcheck.sampling import solvers
+from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler, evaluate
 from qcheck.sampling.setup import Setup, fed
 from qcheck.sampling.store import Trace
@@ -42,9 +43,9 @@ _DOMAIN = "sensitivity"  # z must not repeat the noise of the latents, which hav
 
 @dataclass(frozen=True)
 class LayerError:
-    """The error of one layer in a case: dW [out, in, ...], and ``numbers``, by which the input is rounded."""
+    """The error of one layer in a case: ``numbers`` round its input, and ``weight`` computes dW [out, in, ...]."""
 
-    weight: torch.Tensor
+    weight: Callable[[], torch.Tensor]
     numbers: LayerPlan
 
     @property
@@ -68,15 +69,25 @@ def errors(arms: Arms, content: QuantizedWeights) -> dict[str, LayerError]:
     branch of an unmerged adapter is added to the weight without rounding. In the artifact it reads the input without
     rounding, while the activation part counts rounding on W + D: it is off by about |D| / |W|.
     """
-    f1_weights = arms.state("adapted")
+    f1_weights, device = arms.state("adapted"), arms.device.torch
     layer_errors = {}
     for layer, numbers in content.plan.items():
-        weight = numbers.fake(content.state[f"{layer}.weight"])
-        if layer in content.branches:
-            down, up = content.branches[layer]
-            weight = weight + (up @ down.flatten(1)).view(weight.shape)
-        layer_errors[layer] = LayerError(weight - f1_weights[f"{layer}.weight"], numbers)
+        weights = (content.state[f"{layer}.weight"], f1_weights[f"{layer}.weight"], content.branches.get(layer))
+        there = numbers.to(device)
+        layer_errors[layer] = LayerError(functools.partial(_weight_error, there, *weights), there)
     return layer_errors
+
+
+def _weight_error(
+    numbers: LayerPlan, rounded: torch.Tensor, full: torch.Tensor, branch: Factors | None
+) -> torch.Tensor:
+    """The weight of q1, ``rounded`` by ``numbers`` with its ``branch`` beside it, less ``full``, that of f1."""
+    device = numbers.weight.step.device
+    weight = numbers.fake(rounded.to(device))
+    if branch is not None:
+        down, up = (factor.to(device) for factor in branch)
+        weight = weight + (up @ down.flatten(1)).view(weight.shape)
+    return weight - full.to(device)
 
 
 @dataclass(frozen=True)
@@ -127,22 +138,24 @@ def score(
 ) -> dict[str, Scores]:
     """Scores of every case, by a forward pass of f1 at each point and a backward pass for each of ``draws`` z."""
     names = {name for case_errors in cases.values() for name in case_errors}
-    layers = {name: module for name, module in plan.linear_layers(setup.family.module) if name in names}
+    device = arms.device.torch
+    layers = {name: module for name, module in plan.linear_layers(arms.computing.denoiser) if name in names}
     rounded_inputs = {
         name for case_errors in cases.values() for name, error in case_errors.items() if error.rounds_input
     }
-    products = _InnerProducts(cases, list(layers))
+    products = _InnerProducts(cases, int(_SHARE * arms.device.free()))
     with (
-        arms.held("adapted") as family,
+        arms.running("adapted") as family,
         tapped(layers, rounded_inputs, products.weight, products.input),
         torch.enable_grad(),
     ):
         entry = family.entry(family.module)
         for point in points:
-            output = entry(**{name: torch.from_numpy(value) for name, value in point.given.items()})
+            output = entry(**{name: torch.from_numpy(value).to(device) for name, value in point.given.items()})
             for draw in range(draws):
                 products.next()
-                output.backward(cotangent(point, output.shape, setup.guidance, draw), retain_graph=draw < draws - 1)
+                direction = cotangent(point, output.shape, setup.guidance, draw).to(device)
+                output.backward(direction, retain_graph=draw < draws - 1)
             advance(1)
     states = np.repeat(np.arange(len(points)), draws)
     strata = np.array([point.stratum for point in points])[states]
@@ -161,13 +174,20 @@ def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, dra
     return torch.stack([z] if point.branches == 1 else [(1 - guidance) * z, guidance * z])
 
 
-class _InnerProducts:
-    """Inner products of the gradients of each backward pass with the errors of every case."""
+_SHARE = 1 / 8  # of the free memory may hold dW between backward passes
 
-    def __init__(self, cases: Mapping[str, Errors], layers: Sequence[str]) -> None:
+
+class _InnerProducts:
+    """Inner products of the gradients of each backward pass with the errors of every case.
+
+    dW of as many layers as take ``budget`` bytes is kept from pass to pass; that of the others is computed again, so
+    that memory does not grow with the model.
+    """
+
+    def __init__(self, cases: Mapping[str, Errors], budget: int) -> None:
         self.samples: list[dict[tuple[str, str, int], torch.Tensor]] = []
-        self._cases = cases
-        self._weights = {name: _weight_errors(cases, name) for name in layers}
+        self._cases, self._budget = cases, budget
+        self._kept: dict[str, torch.Tensor] = {}
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
     def next(self) -> None:
@@ -177,9 +197,23 @@ class _InnerProducts:
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
         """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
-        names, weights = self._weights[layer]
-        for name, product in zip(names, weights @ gradient.flatten(), strict=True):
+        for name, product in zip(self._naming(layer), self._weights(layer) @ gradient.flatten(), strict=True):
             self.samples[-1][name, layer, 0] = product
+
+    def _naming(self, layer: str) -> list[str]:
+        """The cases that quantize the layer."""
+        return [case for case, case_errors in self._cases.items() if layer in case_errors]
+
+    def _weights(self, layer: str) -> torch.Tensor:
+        """DW of those cases, [cases, out * in ...]."""
+        if layer in self._kept:
+            return self._kept[layer]
+        errors_of_cases = [self._cases[case][layer].weight().flatten() for case in self._naming(layer)]
+        stacked = torch.stack(errors_of_cases) if len(errors_of_cases) > 1 else errors_of_cases[0][None]
+        if stacked.nbytes <= self._budget:
+            self._budget -= stacked.nbytes
+            self._kept[layer] = stacked
+        return stacked
 
     def input(self, layer: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
         """The callback ``hooks.OfInput``: adds <W^T g, dx> of every case."""
@@ -202,18 +236,12 @@ class _InnerProducts:
     def parts(self, case: str) -> np.ndarray:
         """The ``parts`` [n, L, 2] of ``Scores`` of a case, over its own layers."""
         layers = list(self._cases[case])
-        return np.array(
-            [
-                [[float(sample.get((case, layer, kind), 0.0)) for kind in (0, 1)] for layer in layers]
-                for sample in self.samples
-            ]
-        )
-
-
-def _weight_errors(cases: Mapping[str, Errors], layer: str) -> tuple[list[str], torch.Tensor]:
-    """The names of the cases that quantize the layer, and their dW, [cases, out * in ...]."""
-    names = [case for case, case_errors in cases.items() if layer in case_errors]
-    return names, torch.stack([cases[case][layer].weight.flatten() for case in names])
+        nothing = torch.zeros((), device=next(iter(self._cases[case].values())).numbers.weight.step.device)
+        rows = [
+            torch.stack([sample.get((case, layer, kind), nothing) for layer in layers for kind in (0, 1)])
+            for sample in self.samples
+        ]
+        return torch.stack(rows).double().cpu().numpy().reshape(len(rows), len(layers), 2)
 
 
 def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -238,7 +266,7 @@ def find(
     pairs = places(sampler.setup.weights, len(reference.paths), STATES)
     digests = reference.matched()
     state_digests = [f"{digests[row]} {stratum}" for row, stratum in pairs]
-    identity = (arms.content("adapted"), *state_digests, str(DRAWS))
+    identity = (arms.content("adapted"), arms.device.title, *state_digests, str(DRAWS))
     keys = {o: cache.key(__name__, sources.key(o), *identity) for o in orders}
     with sampler.store.locked(_KIND, *keys.values()):
         missing = [order for order in keys if sampler.store.find(_KIND, keys[order]) is None]
@@ -273,11 +301,10 @@ def exact(
     It takes a forward for each layer and state. The last row is the cost of all layers at once.
     """
     conditions, states = setup.inputs("adapted", probes).conditions, np.stack(reference.states()[: len(probes)])
-    model = setup.family.module
 
     def output(subset: Errors) -> np.ndarray:
-        with arms.held("adapted") as family, disturbed(model, subset):
-            runner = TorchRunner(family.entry(model))
+        with arms.running("adapted") as family, disturbed(family.module, subset):
+            runner = subject.runner(arms, family.module)
             outputs = evaluate(setup, runner, conditions, states, lambda _: None).astype(np.float64)
         advance(1)
         return outputs
@@ -296,7 +323,7 @@ def disturbed(model: nn.Module, layer_errors: Errors) -> Iterator[None]:
         for layer, error in layer_errors.items():
             module = model.get_submodule(layer)
             weights[layer] = module.get_parameter("weight").data
-            module.get_parameter("weight").data = weights[layer] + error.weight
+            module.get_parameter("weight").data = weights[layer] + error.weight()
             if error.rounds_input:
                 handles.append(module.register_forward_pre_hook(_input_error_hook(error)))
         yield

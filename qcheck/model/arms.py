@@ -11,6 +11,7 @@ import torch
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.model import lora
+from qcheck.model.device import Device
 from qcheck.model.family import Family
 from qcheck.model.load import Base
 from qcheck.model.lora import Adapter, Fit
@@ -23,11 +24,13 @@ _EXACT = 1e-3
 class Arms:
     """The weights of both arms for one pipeline, which holds one arm at a time. Only changed layers are stored twice.
 
-    ``adapters`` are merged into the adapted arm alone, ``common`` into both; ``unmatched`` names layers of the adapters
-    that the base does not have.
+    ``base`` is in the memory of the processor, where artifacts are made; ``computing`` is the same pipeline on the
+    device that computes, and the same object where that is the processor. ``adapters`` are merged into the adapted arm
+    alone, ``common`` into both; ``unmatched`` names layers of the adapters that the base does not have.
     """
 
     base: Base
+    computing: Base
     adapters: tuple[Adapter, ...]
     common: tuple[Adapter, ...]
     layers: tuple[str, ...]
@@ -47,11 +50,35 @@ class Arms:
         Raises:
             RuntimeError: a block of the other arm is open: its runner would compute with these weights.
         """
-        with self.base.lease.of(self.content(side)) as outermost:
+        with self._held(self.base, side) as family:
+            yield family
+
+    @contextmanager
+    def running(self, side: Side) -> Iterator[Family]:
+        """As ``held``, the pipeline on the device that computes."""
+        with self._held(self.computing, side) as family:
+            yield family
+
+    @contextmanager
+    def _held(self, pipeline: Base, side: Side) -> Iterator[Family]:
+        with pipeline.lease.of(self.content(side)) as outermost:
             if outermost:
                 for layer, weight in self.weights[side].items():
-                    _weight(self.base.pipe, layer).data = weight
-            yield self.base.family
+                    _weight(pipeline.pipe, layer).data = weight.to(pipeline.device.torch)
+            yield pipeline.family
+
+    @property
+    def device(self) -> Device:
+        """The device that computes."""
+        return self.computing.device
+
+    def on(self, device: Device) -> "Arms":
+        """The same arms, computed on ``device``.
+
+        Raises:
+            UserError: the device's memory is too small.
+        """
+        return replace(self, computing=self.base.on(device))
 
     def state(self, side: Side) -> dict[str, torch.Tensor]:
         """The denoiser's parameters and buffers in that arm, whichever arm the pipeline holds."""
@@ -112,7 +139,7 @@ def apply(
         "adapted": {layer: _weight(base.pipe, layer).detach().clone() for layer in layers},
     }
     joined = {layer: torch.cat(down[layer]) for layer in layers}
-    return Arms(base, tuple(adapters), tuple(common), layers, weights, joined, tuple(unmatched))
+    return Arms(base, base, tuple(adapters), tuple(common), layers, weights, joined, tuple(unmatched))
 
 
 def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
@@ -129,7 +156,7 @@ def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
             f"the adapter and its reference change other layers of the base: {len(odd)} differ, first {odd[0]}",
             "Give the adapter that it was calibrated from as --reference-lora.",
         )
-    return replace(arms, common=reference.common)
+    return replace(arms, common=reference.common, computing=reference.computing)
 
 
 def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dict[str, torch.Tensor]]:

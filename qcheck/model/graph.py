@@ -78,8 +78,13 @@ def _promote(model: ir.Model) -> None:
 
 
 def _axes(component: Component, sizes: bool) -> dict[str, dict[int, Any] | None]:
-    """The dynamic axes of each input; sides of pictures are multiples of the component's ``step``."""
-    batch, sides = torch.export.Dim("batch", min=1, max=_MOST), dict[str, Any]()
+    """The dynamic axes of each input; sides of pictures are multiples of the component's ``step``.
+
+    The batch is named without limits, as torch finds those itself: limits that it narrows cost a second export. Where
+    sides vary it may not mix such a name with the sides' dimensions.
+    """
+    batch: Any = torch.export.Dim("batch", min=1, max=_MOST) if sizes else "batch"
+    sides = dict[str, Any]()
     axes_of: dict[str, dict[int, Any] | None] = {}
     for name in component.inputs:
         axes: dict[int, Any] = {} if name in component.fixed else {0: batch}

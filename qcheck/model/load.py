@@ -14,6 +14,7 @@ from torch import nn
 from qcheck.core.digest import digest_of_folder
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
+from qcheck.model.device import CPU, Device
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 
@@ -45,11 +46,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded pipeline in float32, the source and digest of its files, and the lease on its weights."""
+    """A pipeline in float32 on ``device``, the source and digest of its files, and the lease on its weights."""
 
     source: str
     digest: str
     family: Family
+    device: Device = CPU
     lease: Lease = field(default_factory=Lease, compare=False)
 
     @property
@@ -61,6 +63,23 @@ class Base:
     def denoiser(self) -> nn.Module:
         """The denoiser, which is the module that is quantized."""
         return self.family.module
+
+    def on(self, device: Device) -> "Base":
+        """This pipeline on ``device``: itself where it is there already, else a copy of it.
+
+        Raises:
+            UserError: the device's memory is too small.
+        """
+        if device == self.device:
+            return self
+        try:
+            return Base(self.source, self.digest, self.family.on(device.torch), device)
+        except torch.OutOfMemoryError as error:
+            size = sum(value.nbytes for part in self.family.parts() for value in part.state_dict().values())
+            raise UserError(
+                f"the pipeline's {size / 1e9:.1f} GB of float32 weights do not fit into the memory of {device.name}",
+                "Close other programs that use it, or give --device cpu.",
+            ) from error
 
 
 def locate(source: str) -> Path:

@@ -60,18 +60,32 @@ def _forward(module: Any, layer: LayerPlan | None, factors: Factors | None) -> C
 
 
 @contextmanager
-def simulated(model: nn.Module, plan: Plan, branches: Mapping[str, Factors] | None = None) -> Iterator[nn.Module]:
-    """``model`` with dequantized codes as weights and unmerged low-rank ``branches``, restored when the block ends."""
+def simulated(
+    model: nn.Module,
+    plan: Plan,
+    branches: Mapping[str, Factors] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[nn.Module]:
+    """``model`` with dequantized codes as weights and unmerged low-rank ``branches``, restored when the block ends.
+
+    ``state`` holds the weights that are quantized (``<layer>.weight``); without it they are the model's own. Everything
+    is moved to the device of the model.
+    """
     weights: dict[str, torch.Tensor] = {}
     branches = branches or {}
     names = [*plan, *(name for name in branches if name not in plan)]
     try:
         for name in names:
             module: Any = model.get_submodule(name)
-            if name in plan:
+            device: torch.device = module.weight.device
+            numbers = plan[name].to(device) if name in plan else None
+            if numbers is not None:
                 weights[name] = module.weight.data
-                module.weight.data = plan[name].fake_stored(module.weight.data)
-            module.forward = _forward(module, plan.get(name), branches.get(name))
+                weight = module.weight.data if state is None else state[f"{name}.weight"].to(device)
+                module.weight.data = numbers.fake_stored(weight)
+            factors = branches.get(name)
+            down_up = None if factors is None else (factors[0].to(device), factors[1].to(device))
+            module.forward = _forward(module, numbers, down_up)
         yield model
     finally:
         for name in names:

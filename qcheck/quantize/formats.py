@@ -95,16 +95,19 @@ class Table:
 
     def indices(self, ratio: torch.Tensor) -> torch.Tensor:
         """The index in ``levels`` of the value nearest to each ratio, int64; of two equally near, the lower."""
-        levels = torch.tensor(self.levels, dtype=ratio.dtype)
+        levels = self._levels(ratio)
         return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
     def nearest(self, ratio: torch.Tensor) -> torch.Tensor:
         """Codes as the values that they stand for."""
-        return torch.tensor(self.levels, dtype=ratio.dtype)[self.indices(ratio)]
+        return self._levels(ratio)[self.indices(ratio)]
+
+    def _levels(self, ratio: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.levels, dtype=ratio.dtype, device=ratio.device)
 
     def spacing(self, ratio: torch.Tensor) -> torch.Tensor:
         """Distance of the two neighbouring values that enclose each ratio."""
-        levels = torch.tensor(self.levels, dtype=ratio.dtype)
+        levels = self._levels(ratio)
         below = torch.bucketize(ratio.contiguous(), levels[1:-1], right=True)
         return (levels[1:] - levels[:-1])[below]
 

@@ -1,8 +1,8 @@
 """The plan of a scheme: which layer gets which scales. Simulation and artifact both follow it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -24,6 +24,10 @@ class Held:
     codes: torch.Tensor
     factor: torch.Tensor
 
+    def to(self, device: torch.device) -> Self:
+        """The same steps on ``device``."""
+        return replace(self, codes=self.codes.to(device), factor=self.factor.to(device))
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -38,6 +42,11 @@ class Grid:
     step: torch.Tensor
     block: int | None = None
     held: Held | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The same grid on ``device``."""
+        held = None if self.held is None else self.held.to(device)
+        return replace(self, step=self.step.to(device), held=held)
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """Codes [out, in, ...] of a weight of the same shape."""
@@ -77,6 +86,10 @@ class Static:
     number: Format
     step: torch.Tensor
 
+    def to(self, device: torch.device) -> Self:
+        """The same step on ``device``."""
+        return replace(self, step=self.step.to(device))
+
     def fake(self, values: torch.Tensor) -> torch.Tensor:
         """What the artifact's input of this layer dequantizes to."""
         return formats.dequantize(formats.quantize(values, self.step, self.number), self.step)
@@ -90,6 +103,10 @@ class Dynamic:
     holder: Float
     factor: torch.Tensor
     block: int
+
+    def to(self, device: torch.device) -> Self:
+        """The same factor on ``device``."""
+        return replace(self, factor=self.factor.to(device))
 
     def fake(self, values: torch.Tensor) -> torch.Tensor:
         """What the artifact's input of this layer dequantizes to."""
@@ -116,6 +133,12 @@ class LayerPlan:
     weight: Grid
     input: Static | Dynamic | None = None
     smooth: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The same numbers on ``device``."""
+        number = None if self.input is None else self.input.to(device)
+        smooth = None if self.smooth is None else self.smooth.to(device)
+        return replace(self, weight=self.weight.to(device), input=number, smooth=smooth)
 
     def stored(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight whose codes are stored, same shape."""
@@ -213,7 +236,7 @@ def make(
 
 
 def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> LayerPlan:
-    """Scales of one layer from its weight [out, in, ...] and the calibration of its input.
+    """Scales of one layer from its weight [out, in, ...] and the calibration of its input, on the weight's device.
 
     Raises:
         ValueError: as ``make``.
@@ -221,10 +244,10 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> Layer
     rule = _rule(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
-    smooth = calibrated.smooth
+    smooth = None if calibrated.smooth is None else calibrated.smooth.to(weight.device)
     values = weight if smooth is None else weight / smooth
     number = _input(rule.activations, calibrated.cut, scheme)
-    return LayerPlan(_grid(values, rule.weights, scheme.compute), number, smooth)
+    return LayerPlan(_grid(values, rule.weights, scheme.compute), number, smooth).to(weight.device)
 
 
 def absmax(weight: torch.Tensor, numbers: Numbers) -> torch.Tensor:

@@ -133,13 +133,19 @@ class Case(Value):
 
 
 class Provenance(Value):
-    """The versions, machine, recipe and limits that made this file, and the seconds of each stage."""
+    """The versions, machine, recipe and limits that made this file, and the seconds of each stage.
+
+    ``device`` is the product that computed ("cpu", or a GPU and its platform), ``device_memory`` the most bytes that
+    torch's tensors took on it, None for the processor.
+    """
 
     qcheck: str
     commit: str | None
     created: str
     versions: dict[str, str]
     machine: str
+    device: str
+    device_memory: int | None
     recipe: str
     recipe_digest: str
     limits: str

@@ -1,4 +1,4 @@
-"""A runner of ONNX files by ONNX Runtime on the CPU."""
+"""A runner of ONNX files by ONNX Runtime, on the processor or on a CUDA device."""
 
 import functools
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 
 from qcheck.core.errors import UserError
+from qcheck.model.device import CPU, Device
+from qcheck.runtime.rows import Rows
 
 COMPUTES = ("float32", "float16")  # compute types for which the CPU provider has all operators of a denoiser
 _TYPES = {
@@ -22,14 +24,35 @@ _TYPES = {
 }
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session with the exact Q/DQ arithmetic (no integer fusions)."""
+_CUDA = "CUDAExecutionProvider"
+# TF32 products are on by default, and the search for a convolution's algorithm differs from run to run. With cuDNN's
+# default algorithm and no more workspace than it needs, calls of equal shapes give equal outputs.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT", "arena_extend_strategy": "kSameAsRequested"}
+
+
+def runs_on(device: Device) -> bool:
+    """Whether the installed ONNX Runtime has kernels for the device."""
+    return device.is_host or _CUDA in onnxruntime.get_available_providers()
+
+
+def session(path: Path, threads: int, device: Device = CPU) -> onnxruntime.InferenceSession:
+    """A session with the exact Q/DQ arithmetic (no integer fusions).
+
+    Raises:
+        RuntimeError: ONNX Runtime fell back from a CUDA device to the processor.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if not device.is_host:
+        providers.insert(0, (_CUDA, _CUDA_OPTIONS | {"device_id": str(device.torch.index)}))
+    loaded = onnxruntime.InferenceSession(path, options, providers=providers)
+    if not device.is_host and _CUDA not in loaded.get_providers():
+        raise RuntimeError(f"ONNX Runtime runs {path} on the processor, not on {device.name}")
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -113,13 +136,16 @@ class OnnxRunner:
     """One ONNX file. Threads share the rows of a batch; only a batch of fewer rows shares its operators.
 
     Rows do not depend on each other, so a batch split over threads takes less time than operators on all threads.
-    Inputs in ``fixed`` have no rows.
+    On another device than the processor a batch is split only where memory needs it. Inputs in ``fixed`` have no rows.
     """
 
-    def __init__(self, path: Path, threads: int, fixed: frozenset[str] = frozenset({"timestep"})) -> None:
-        self.path, self._threads, self._fixed = path, threads, fixed
+    def __init__(
+        self, path: Path, threads: int, fixed: frozenset[str] = frozenset({"timestep"}), device: Device = CPU
+    ) -> None:
+        self.path, self._threads, self._fixed, self._device = path, threads, fixed, device
         self._pool = ThreadPoolExecutor(threads)
-        self._session = functools.cache(lambda count: session(path, count))
+        self._session = functools.cache(lambda count: session(path, count, device))
+        self._rows = Rows(device, fixed, measures=False)
         self._feeds: list[Feed] = []
         self.name = f"ONNX Runtime {onnxruntime.__version__} on {path.name}"
 
@@ -134,12 +160,17 @@ class OnnxRunner:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run as ``Runner`` does; a float16 artifact takes and returns float16."""
         if not self._feeds:
+            self._device.release()
             self._feeds = feeds(self._session(self._threads), self.path, inputs)
+        return self._rows.run(self._all, inputs)
+
+    def _all(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """All rows of ``inputs``, which fit the memory."""
         count = next(len(value) for name, value in inputs.items() if name not in self._fixed)
         batch = max(feed.rows or 0 for feed in self._feeds if feed.role not in self._fixed)
         if batch:
             return self._in_batches_of(batch, count, inputs)
-        if count < self._threads:
+        if count < self._threads or not self._device.is_host:
             return self._run(self._threads, inputs, np.arange(count))
         self._session(1)  # made before the threads need it at the same time
         parts = np.array_split(np.arange(count), self._threads)

@@ -143,7 +143,7 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
 
     @functools.lru_cache(maxsize=len(SIDES) * batch)
     def conditions(side: Side, probe: Probe) -> Mapping[str, torch.Tensor]:
-        with quiet(), arms.held(side) as arm:
+        with quiet(), arms.running(side) as arm:
             return arm.conditions(probe)
 
     def inputs(side: Side, probes: Sequence[Probe]) -> Inputs:

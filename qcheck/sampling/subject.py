@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
@@ -21,7 +22,6 @@ from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling.setup import Subject
 from qcheck.spec.arm import Side
 
-DEVICE = "cpu"
 _MERGING = "qcheck.model.arms"  # the module that merges an adapter's file into weights
 
 
@@ -33,27 +33,34 @@ def name(side: Side) -> str:
 def full(arms: Arms, side: Side, compute: str = "float32") -> Subject:
     """A full-precision arm in torch, or a copy of it in another compute type."""
     identity = cache.code(_MERGING, torch_runner.__name__)
-    content = digest_of(arms.content(side), identity, DEVICE, compute)
+    content = digest_of(arms.content(side), identity, arms.device.title, compute)
     if compute == "float32":
         return Subject(name(side), side, content, lambda: _full_precision(arms, side))
     return Subject(f"{name(side)} in {compute}", side, content, lambda: _in_compute_type(arms, side, compute))
 
 
+def runner(arms: Arms, module: nn.Module, title: str = "torch float32") -> TorchRunner:
+    """A runner of ``module``, a denoiser of the arms' family on the device that computes."""
+    family = arms.base.family
+    return TorchRunner(family.entry(module), title, device=arms.device, fixed=family.fixed)
+
+
 @contextmanager
 def _full_precision(arms: Arms, side: Side) -> Iterator[TorchRunner]:
-    with arms.held(side) as family:
-        yield TorchRunner(family.entry(family.module))
+    with arms.running(side) as family:
+        yield runner(arms, family.module)
 
 
 @contextmanager
 def _in_compute_type(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
     dtype: torch.dtype = getattr(torch, compute)
-    with quiet(), arms.held(side) as family:
+    with quiet(), arms.running(side) as family:
         entry = copy.deepcopy(family.entry(family.module)).to(dtype)
-    yield TorchRunner(entry, f"torch {compute}", dtype, family.kept)
+    yield TorchRunner(entry, f"torch {compute}", dtype, family.kept, arms.device, family.fixed)
 
 
-def stored(title: str, side: Side, path: Path, content: str, threads: int, fixed: frozenset[str]) -> Subject:
-    """An exported arm, run by ONNX Runtime: ``content`` is its file's digest, ``fixed`` are inputs without rows."""
-    identity = digest_of(content, cache.code(ort_runner.__name__), DEVICE)
-    return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed))
+def stored(arms: Arms, title: str, side: Side, path: Path, content: str, threads: int) -> Subject:
+    """An exported arm of the pipeline of ``arms``, run by ONNX Runtime: ``content`` is its file's digest."""
+    device, fixed = arms.device, arms.base.family.fixed
+    identity = digest_of(content, cache.code(ort_runner.__name__), device.title)
+    return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed, device))

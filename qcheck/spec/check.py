@@ -29,8 +29,13 @@ class Use(Value):
 
 
 class Execution(Value):
-    """How the request is carried out on a machine: processor threads, probes in a batch, whether engines are built."""
+    """How the request is carried out on a machine: processor threads, probes in a batch, whether engines are built.
 
+    ``device`` computes everything but artifacts' files and engines: cpu, cuda, cuda:N, or auto, the first CUDA device
+    where there is one.
+    """
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 8
     build: bool = True

@@ -87,7 +87,8 @@ def _ranges(spec: CheckSpec, folder: Path) -> list[str]:
 
 
 def _execution(spec: CheckSpec) -> list[str]:
-    arguments = ["--threads", str(spec.execution.threads), "--batch", str(spec.execution.batch)]
+    execution = spec.execution
+    arguments = ["--device", execution.device, "--threads", str(execution.threads), "--batch", str(execution.batch)]
     return [*arguments, *([] if spec.execution.build else ["--no-build"])]
 
 

@@ -4,7 +4,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -72,21 +72,21 @@ def advise(
     folder: Path,
     cache: Cache,
     progress: Progress,
-    threads: int = 1,
+    running: Mapping[str, object],
     run: bool = True,
     every: bool = False,
 ) -> Advice:
     """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
 
-    ``name`` is what the report is called in the advice. Files that a command needs are written to ``folder``. Results
-    are cached under the digest of their inputs.
+    ``name`` is what the report is called in the advice; ``running`` are values of ``Execution`` for this machine. Files
+    that a command needs are written to ``folder``. Results are cached under the digest of their inputs.
 
     Raises:
         UserError: the base, an adapter or the ranges of the report have changed since.
     """
     cases = []
     for case, request in requests(report):
-        spec = request.changed(execution=request.execution.model_copy(update={"threads": threads}))
+        spec = request.changed(execution=request.execution.model_copy(update=running))
         failing = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
         attempts: list[Tried] = []
         cure = None

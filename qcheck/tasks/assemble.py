@@ -231,7 +231,7 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         limits_grounds=spec.limits.grounds,
         cases=cases,
         not_measured=_not_measured(spec, cases),
-        provenance=provenance.collect(spec, session.watch.seconds),
+        provenance=provenance.collect(spec, session.arms.device, session.watch.seconds),
     )
 
 

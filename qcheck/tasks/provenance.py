@@ -8,6 +8,7 @@ from qcheck import __version__
 from qcheck.core import versions
 from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.core.values import PACKAGE
+from qcheck.model.device import Device
 from qcheck.result.report import Provenance
 from qcheck.spec import recipe
 from qcheck.spec.check import CheckSpec
@@ -26,8 +27,8 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def collect(spec: CheckSpec, seconds: dict[str, float]) -> Provenance:
-    """Provenance of a finished request."""
+def collect(spec: CheckSpec, device: Device, seconds: dict[str, float]) -> Provenance:
+    """Provenance of a finished request that was computed on ``device``."""
     return Provenance(
         qcheck=__version__,
         commit=_commit(),
@@ -35,6 +36,8 @@ def collect(spec: CheckSpec, seconds: dict[str, float]) -> Provenance:
         versions=versions.versions(),
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
         f"{spec.execution.threads} threads",
+        device=device.title,
+        device_memory=device.peak(),
         recipe=spec.recipe.name,
         recipe_digest=digest_of(digest_of_value(spec.recipe), *recipe.calibration(spec.recipe, spec.probes).prompts),
         limits=spec.limits.name,

@@ -20,12 +20,15 @@ from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Stopwatch
 from qcheck.diagnose.sheet import Decoder
 from qcheck.model import arms, load, lora
+from qcheck.model import device as devices
 from qcheck.model.arms import Arms
+from qcheck.model.device import CPU, Device
 from qcheck.model.family import Shape
 from qcheck.model.lora import note
+from qcheck.quantize import fake
 from qcheck.quantize.artifact import Exporter, QuantizedArm
 from qcheck.result.manifest import model_files
-from qcheck.runtime import torch_runner
+from qcheck.runtime import ort_runner, torch_runner
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import setup as setups
@@ -85,7 +88,7 @@ class Session:
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The decoder of final latents to pictures."""
-        return Decoder(self.arms.base.family)
+        return Decoder(self.arms.computing.family)
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -95,22 +98,36 @@ class Session:
 
     def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
         """An exported arm, run by ONNX Runtime."""
-        fixed = self.sampler.setup.family.fixed
-        return subject.stored(name, side, path, content, self.spec.execution.threads, fixed)
+        return subject.stored(self.arms, name, side, path, content, self.spec.execution.threads)
+
+    @property
+    def runs_files(self) -> bool:
+        """Whether ONNX Runtime runs artifacts on the device; where it does not, they are simulated in torch."""
+        return ort_runner.runs_on(self.arms.device)
 
     def computing(self, side: Side, compute: str) -> Subject:
         """An unquantized arm in another compute type: its exported file, or torch where ONNX Runtime has no kernels."""
-        if compute not in COMPUTES:
+        if compute not in COMPUTES or not self.runs_files:
             return subject.full(self.arms, side, compute)
         path = self.exporter.full(side, compute)
         return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)))
 
     def quantized(self, name: str, side: Side, arm: QuantizedArm) -> Subject:
         """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
-        if arm.path is not None:
+        if arm.path is not None and self.runs_files:
             return self.stored(name, side, arm.path, arm.digest)
-        content = digest_of(arm.digest, cache.code("qcheck.quantize.bnb", torch_runner.__name__), subject.DEVICE)
+        if arm.path is not None:
+            identity = cache.code(fake.__name__, torch_runner.__name__)
+            content = digest_of(arm.digest, identity, self.arms.device.title, "simulation")
+            return Subject(name, side, content, lambda: self._simulation(side, arm))
+        content = digest_of(arm.digest, cache.code("qcheck.quantize.bnb", torch_runner.__name__), CPU.title)
         return Subject(name, side, content, lambda: self._bnb_runner(arm))
+
+    @contextmanager
+    def _simulation(self, side: Side, arm: QuantizedArm) -> Iterator[TorchRunner]:
+        state, plan, branches = arm.content()
+        with self.arms.running(side) as family, fake.simulated(family.module, plan, branches, state):
+            yield subject.runner(self.arms, family.module, "torch float32 with quantization simulated")
 
     @contextmanager
     def _bnb_runner(self, arm: QuantizedArm) -> Iterator[TorchRunner]:
@@ -119,7 +136,7 @@ class Session:
         content = arm.content()
         with self.arms.held("base") as family:
             module = bnb.converted(family.module, *content)
-        yield TorchRunner(family.entry(module), bnb.NAME)
+        yield TorchRunner(family.entry(module), bnb.NAME, fixed=family.fixed)
 
 
 class Reference:
@@ -157,21 +174,23 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
     Raises:
         UserError: bad input.
     """
-    threads = torch.get_num_threads()
+    threads, device = torch.get_num_threads(), devices.find(spec.execution.device)
     torch.set_num_threads(spec.execution.threads)
+    device.forget_peak()
     try:
-        yield _load(spec, store, Stopwatch(progress))
+        with devices.exact(device):
+            yield _load(spec, device, store, Stopwatch(progress))
     finally:
         torch.set_num_threads(threads)
 
 
-def _load(spec: CheckSpec, store: Cache, watch: Stopwatch) -> Session:
+def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch) -> Session:
     load.locate(spec.base)
     uses = (spec.common, spec.adapters, spec.references)
     common, adapters, references = ([lora.read(use) for use in group] for group in uses)
     note.require_references(adapters, references)
     with watch.stage("load base and adapter", 1) as advance:
-        both = arms.apply(load.load(spec.base), references or adapters, common, spec.allow_unmatched)
+        both = arms.apply(load.load(spec.base), references or adapters, common, spec.allow_unmatched).on(device)
         shipped = arms.alike(both, adapters) if references else both
         advance(1)
     sampler = Sampler.of(both, spec.probes, STRATA, spec.execution.batch, store)

@@ -145,19 +145,24 @@ class QatObjective:
         self.parts = trainable.find(arms.base.pipe, adapter)
         stored = trainable.trained(self.parts, adapter)
         self.types = {key: value.dtype for key, value in stored.items()}
-        self.factors = {key: value.float().requires_grad_() for key, value in stored.items()}
+        device = arms.device.torch
+        self.factors = {key: value.float().to(device).requires_grad_() for key, value in stored.items()}
 
     @property
     def key(self) -> str:
         """The cache key: a digest of everything that a run depends on."""
         values = map(digest_of_value, (self.learned, self.held, self.settings))
-        return cache.key(_LOOP, "qat", self.sources.key(self.ground.order), *values)
+        return cache.key(_LOOP, "qat", self.sources.key(self.ground.order), self.arms.device.title, *values)
 
     @cached_property
     def student(self) -> nn.Module:
-        """The denoiser as it is deployed, which takes the inputs of ``Family.feed``."""
-        with self.arms.held("base") as base:
-            return base.entry(student.make(base.module, self.ground, self.parts, self._read))
+        """The denoiser as it is deployed."""
+        with self.arms.running("base") as base:
+            return student.make(base.module, self.ground, self.parts, self._read)
+
+    @cached_property
+    def _runner(self) -> TorchRunner:
+        return subject.runner(self.arms, self.student, "student")
 
     def _read(self, layer: str) -> Factors:
         part = self.parts[layer]
@@ -199,7 +204,7 @@ class QatObjective:
     def own(self, rows: np.ndarray) -> Pool:
         """The student's own runs on the training probes ``rows``, with the teacher's outputs at their states."""
         sampler = replace(self.sampler, probes=tuple(self.probes[row] for row in rows))
-        states = sampler.states(TorchRunner(self.student, "student"), "adapted")
+        states = sampler.states(self._runner, "adapted")
         with subject.full(self.arms, "adapted").open() as teacher:
             answers = sampler.outputs(teacher, "adapted", states)
         conditions = {name: value[rows] for name, value in self.taught.conditions.items()}
@@ -218,7 +223,7 @@ class QatObjective:
     def look(self, step: int) -> HeldOut:
         """Evaluate the student on the held-out probes after ``step`` steps."""
         states, f0, f1, q0 = self.exam
-        q1 = self._held_out.outputs(TorchRunner(self.student, "student"), "adapted", states)
+        q1 = self._held_out.outputs(self._runner, "adapted", states)
         weights = self._held_out.setup.weights
         energies = effect.energies(f0, f1, q0, q1, calibrated=True)
         return HeldOut(
@@ -230,18 +235,18 @@ class QatObjective:
 
     def losses(self, pool: Pool, rows: np.ndarray, place: int) -> torch.Tensor:
         """Squared difference of guided outputs from the teacher's at one stratum, [b]."""
-        setup, family, solver = self.setup, self.setup.family, self.setup.solver()
+        setup, family, solver, device = self.setup, self.setup.family, self.setup.solver(), self.arms.device.torch
         index = setup.strata[place]
         x, targets = (
             torch.from_numpy(np.stack([arrays[row][place] for row in rows])) for arrays in (pool.states, pool.answers)
         )
         conditions = {name: value[rows] for name, value in pool.conditions.items()}
         inputs, branches = fed(family, solvers.at(solver, index), x, solver.timesteps[index], conditions)
-        raw = self.student(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        raw = self._runner.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         shape = (branches * len(x), *x.shape[1:])
         places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # of each latent in the raw output
-        output = combined(raw.flatten()[torch.from_numpy(places)], branches, setup.guidance)
-        return (output - targets).square().flatten(1).mean(1)
+        output = combined(raw.flatten()[torch.from_numpy(places).to(device)], branches, setup.guidance)
+        return (output - targets.to(device)).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def scales(self) -> np.ndarray:

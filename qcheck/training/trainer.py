@@ -67,7 +67,7 @@ class _Run:
         self.norm: float | None = None
 
     def _now(self) -> Tensors:
-        return {key: value.detach().clone() for key, value in self.objective.factors.items()}
+        return {key: value.detach().cpu().clone() for key, value in self.objective.factors.items()}
 
     @property
     def ended(self) -> bool:
@@ -151,7 +151,7 @@ class _Run:
         for key, value in self.objective.factors.items():
             value.copy_(tensors[f"now {key}"])
             self.best[key] = tensors[f"best {key}"]
-            moments = {moment: tensors[f"{moment} {key}"] for moment in _MOMENTS}
+            moments = {moment: tensors[f"{moment} {key}"].to(value.device) for moment in _MOMENTS}
             self.optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
         self.step, self.kept = step, int(notes["kept"])
         self.history = [HeldOut.model_validate(held_out) for held_out in json.loads(notes["history"])]

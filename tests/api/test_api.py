@@ -98,23 +98,3 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'chek'"):
         qcheck.chek  # type: ignore[attr-defined]  # noqa: B018
     assert set(dir(qcheck)) >= {"check", "Session", "load_report"}
-
-
-def test_a_user_s_typed_script_passes_mypy(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import qcheck\n\n"
-        "def survival(lora: str) -> float | None:\n"
-        "    report = qcheck.check('demo', lora=lora, scheme=['int8', 'fp16'], build=False, guidance=3.0)\n"
-        "    low: float | None = report['int8']['effect_survival'].low\n"
-        "    return report['int8', 'unmerged']['effect_survival'].value if report.passed else low\n\n"
-        "with qcheck.Session('demo', lora='flat') as session:\n"
-        "    print(session.judge(session.quantize('int8')).why())\n"
-        "print(qcheck.load_report('out').spec.target.name, qcheck.inspect('flat', 'demo').forecasts[0].survival)\n"
-    )
-    call = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
-    told = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert told.returncode == 0, told.stdout
-    script.write_text("import qcheck\nqcheck.check('demo', lora='flat', sceme='int8')\n")
-    wrong = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert 'Unexpected keyword argument "sceme"' in wrong.stdout

@@ -1,6 +1,7 @@
 """The command line: help, errors, exit codes, and a folder that is whole or not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,13 +202,11 @@ def test_help_and_reports_work_without_any_heavy_library() -> None:
 
 
 def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, graphs_alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of q1's probes: nothing of the output stays, everything finished is found again."""
-    from qcheck.core import cache
     from qcheck.diagnose import sensitivity
 
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     calls, last = [0], [10**9]
     original = sampler.call
 
@@ -220,8 +219,11 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
     monkeypatch.setattr(sampler, "call", counted)
     command = ("check", "demo", "--lora", "flat", "--scheme", "int4-g32", "--steps", "3", "--max-probes", "4")
     command = (*command, "--batch", "1", "--no-build", "--threads", "1")
-    whole = run(*command, "--no-cache", "--out", str(tmp_path / "whole"))
+    whole = run(*command, "--out", str(tmp_path / "whole"))
     needed = calls[0]
+    for entries in (graphs_alone / "qcheck").iterdir():
+        if entries.name != "graph":
+            shutil.rmtree(entries)
     assert sensitivity.STATES > 4 * 3
     ahead = needed - 2 + 4 * 3  # two more to time one; sensitivity calls its own, at every state that there is
     assert f"1 case, 4 probes each, {ahead} denoiser calls; at " in whole.stderr

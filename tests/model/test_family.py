@@ -26,7 +26,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _traced(loaded: load.Base, chosen: ProbeSet, folder: Path) -> Trace:
-    both = Arms(loaded, (), (), (), {"base": {}, "adapted": {}}, {})
+    both = Arms(loaded, loaded, (), (), (), {"base": {}, "adapted": {}}, {})
     sampler = Sampler.of(both, chosen, 4, 2, Cache(folder))
     return sampler.reference(subject.full(both, "adapted"), lambda _: None)
 

@@ -87,7 +87,8 @@ def _content(order: Order, layer: Layer) -> QuantizedWeights:
     model = Denoiser(layer.base)
     family: Any = SimpleNamespace(pipe=SimpleNamespace(unet=model), module=model, denoiser="unet")
     weights = {"base": {"unet.layer": layer.base}, "adapted": {"unet.layer": layer.adapted}}
-    arms = Arms(Base("made", "made", family), (), (), ("unet.layer",), weights, {"unet.layer": layer.factors.down})
+    base = Base("made", "made", family)
+    arms = Arms(base, base, (), (), ("unet.layer",), weights, {"unet.layer": layer.factors.down})
     ranges = {origin: {"layer": PLAIN} for origin in ("base", "adapted", "shared")}
     return artifact.adapted_content(arms, INT4, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
 

@@ -1,8 +1,9 @@
 """The interface of a family of pipelines, with the implementation that most families share."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -57,6 +58,23 @@ class Family(ABC):
     def tokenizer_of(encoder: str) -> str:
         """The attribute of a text encoder's tokenizer."""
         return encoder.replace("text_encoder", "tokenizer")
+
+    def parts(self) -> list[nn.Module]:
+        """The pipeline's modules: the denoiser, text encoders and the autoencoder."""
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    def on(self, device: torch.device) -> Self:
+        """A copy of the pipeline whose modules are on ``device``."""
+        pipe = copy.copy(self.pipe)
+        for name, part in self.pipe.components.items():
+            if isinstance(part, nn.Module):
+                vars(pipe)[name] = _moved(part, device)
+        return type(self)(pipe)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the denoiser's weights are on."""
+        return next(self.module.parameters()).device
 
     @property
     def module(self) -> nn.Module:
@@ -115,9 +133,14 @@ class Family(ABC):
         generator = torch.Generator("cpu").manual_seed(probe.seed)
         return torch.randn(self.shape(probe.width, probe.height), generator=generator), generator
 
-    @abstractmethod
+    @torch.no_grad()
     def conditions(self, probe: Probe) -> Conditions:
         """The denoiser's inputs beside latents and time, each [1 or 2, ...]: of two branches the negative is first."""
+        return {name: value.cpu() for name, value in self._conditions(probe).items()}
+
+    @abstractmethod
+    def _conditions(self, probe: Probe) -> Conditions:
+        """As ``conditions``, on the pipeline's device."""
 
     def schedule(self, shape: Shape) -> dict[str, Any]:
         """The solver's settings that depend on the latents' size."""
@@ -201,18 +224,28 @@ class Family(ABC):
         """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
         vae = self.pipe.vae
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        encoded = [vae.encode(x[None] * 2 - 1) for x in pictures]
+        encoded = [vae.encode(x[None].to(self.device) * 2 - 1) for x in pictures]
         latents = [coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents for coded in encoded]
         scaled: torch.Tensor = (torch.cat(latents) - shift) * scale
-        return scaled
+        return scaled.cpu()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
         vae = self.pipe.vae
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        pictures = [vae.decode(x[None] / scale + shift, return_dict=False)[0] for x in latents]
+        pictures = [vae.decode(x[None].to(self.device) / scale + shift, return_dict=False)[0].cpu() for x in latents]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
+
+
+def _moved(part: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a module on ``device``, without a second copy of its weights here."""
+    copies: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to(device), requires_grad=False)
+        for parameter in part.parameters()
+    }
+    copies |= {id(buffer): buffer.to(device) for buffer in part.buffers()}
+    return copy.deepcopy(part, copies)
 
 
 def guided(probe: Probe) -> bool:

@@ -66,10 +66,9 @@ class Flux(Family):
         size: int = self.pipe.default_sample_size
         return size, size
 
-    @torch.no_grad()
-    def conditions(self, probe: Probe) -> Conditions:
+    def _conditions(self, probe: Probe) -> Conditions:
         """The conditions that the class lists."""
-        embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device="cpu")
+        embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device=self.device)
         conditions = {"encoder_hidden_states": embedded, "pooled_projections": pooled}
         return conditions | ({"guidance": torch.tensor([probe.guidance])} if self.config.guidance_embeds else {})
 

@@ -46,14 +46,13 @@ class StableDiffusion3(Family):
         patch: int = self.config.patch_size
         return patch
 
-    @torch.no_grad()
-    def conditions(self, probe: Probe) -> Conditions:
+    def _conditions(self, probe: Probe) -> Conditions:
         """encoder_hidden_states [1 or 2, L, D] and pooled_projections [1 or 2, D]."""
         positive, negative, pooled, negative_pooled = self.pipe.encode_prompt(
             prompt=probe.prompt,
             prompt_2=None,
             prompt_3=None,
-            device="cpu",
+            device=self.device,
             do_classifier_free_guidance=guided(probe),
             negative_prompt=probe.negative or None,
         )

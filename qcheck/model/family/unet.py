@@ -46,10 +46,11 @@ class StableDiffusion(Family):
         factor: int = 2 ** (len(self.config.block_out_channels) - 1)
         return factor
 
-    @torch.no_grad()
-    def conditions(self, probe: Probe) -> Conditions:
+    def _conditions(self, probe: Probe) -> Conditions:
         """encoder_hidden_states [1 or 2, L, D]."""
-        positive, negative = self.pipe.encode_prompt(probe.prompt, "cpu", 1, guided(probe), probe.negative or None)
+        positive, negative = self.pipe.encode_prompt(
+            probe.prompt, self.device, 1, guided(probe), probe.negative or None
+        )
         return {"encoder_hidden_states": joined(negative if guided(probe) else None, positive)}
 
     def entry(self, denoiser: nn.Module) -> nn.Module:
@@ -81,19 +82,19 @@ class StableDiffusionXL(StableDiffusion):
     strange = ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type")
     inner_states = True
 
-    @torch.no_grad()
-    def conditions(self, probe: Probe) -> Conditions:
+    def _conditions(self, probe: Probe) -> Conditions:
         """encoder_hidden_states [1 or 2, L, D], text_embeds [1 or 2, D] and time_ids [1 or 2, 6]."""
         pipe: Any = self.pipe
         positive, negative, pooled, negative_pooled = pipe.encode_prompt(
             prompt=probe.prompt,
-            device="cpu",
+            device=self.device,
             do_classifier_free_guidance=guided(probe),
             negative_prompt=probe.negative or None,
         )
         _, _, height, width = self.shape(probe.width, probe.height)
         size = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
         ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, pipe.text_encoder_2.config.projection_dim)
+        ids = ids.to(self.device)
         return {
             "encoder_hidden_states": joined(negative, positive),
             "text_embeds": joined(negative_pooled, pooled),

@@ -1,0 +1,105 @@
+"""The device that torch and ONNX Runtime compute on, found by the name that torch gives it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from qcheck.core.errors import UserError
+
+AUTO = "auto"
+_PATTERN = re.compile(r"cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device: ``name`` as torch knows it, and ``title``, the product and its driver's platform, for keys and reports.
+
+    Results of one title are never taken for those of another.
+    """
+
+    name: str
+    title: str
+
+    @property
+    def torch(self) -> torch.device:
+        """Torch's own value."""
+        return torch.device(self.name)
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the device is the processor, whose memory holds the models anyway."""
+        return self.name == CPU.name
+
+    def free(self) -> int:
+        """Bytes that can still be allocated, those that torch keeps for reuse included."""
+        if self.is_host:
+            return int(psutil.virtual_memory().available)
+        free, _ = torch.cuda.mem_get_info(self.torch)
+        return int(free + torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch))
+
+    def used(self) -> int:
+        """Bytes of torch's tensors on the device; 0 on the processor."""
+        return 0 if self.is_host else int(torch.cuda.memory_allocated(self.torch))
+
+    def forget_peak(self) -> None:
+        """Begin to measure ``peak`` anew."""
+        if not self.is_host:
+            torch.cuda.reset_peak_memory_stats(self.torch)
+
+    def peak(self) -> int | None:
+        """The most bytes that torch's tensors took on the device; None on the processor."""
+        return None if self.is_host else int(torch.cuda.max_memory_allocated(self.torch))
+
+    def release(self) -> None:
+        """Return memory that torch keeps for reuse to the device, for other libraries."""
+        if not self.is_host:
+            torch.cuda.empty_cache()
+
+
+CPU = Device("cpu", "cpu")
+
+
+def find(name: str) -> Device:
+    """The device of that name: cpu, cuda, cuda:N, or auto, the first CUDA device where there is one.
+
+    Raises:
+        UserError: no such name, or no such device here.
+    """
+    if name == AUTO:
+        return _cuda(0) if torch.cuda.is_available() else CPU
+    if not _PATTERN.fullmatch(name):
+        raise UserError(f"--device {name!r} is no device", "Give auto, cpu, cuda or cuda:1.")
+    if name == CPU.name:
+        return CPU
+    index = int(name.partition(":")[2] or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        built = "" if torch.version.cuda else f"; this torch ({torch.__version__}) is built without CUDA"
+        raise UserError(
+            f"--device {name}: torch sees {count or 'no'} CUDA device{'' if count == 1 else 's'}{built}",
+            "Give --device cpu, or install a torch with CUDA and the driver.",
+        )
+    return _cuda(index)
+
+
+def _cuda(index: int) -> Device:
+    return Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
+
+
+@contextmanager
+def exact(device: Device) -> Iterator[None]:
+    """While open, products on ``device`` are of float32 numbers, and a convolution keeps its algorithm."""
+    if device.is_host:
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, False, True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
