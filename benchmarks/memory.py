@@ -42,7 +42,6 @@ def trace_once(steps: int, *counts: int) -> None:
     from qcheck.core.cache import Cache
     from qcheck.core.progress import Silent
     from qcheck.quantize import artifact
-    from qcheck.quantize.artifact import ArtifactSources
     from qcheck.spec import limits
     from qcheck.tasks import check
     from qcheck.tasks import session as sessions
@@ -55,9 +54,8 @@ def trace_once(steps: int, *counts: int) -> None:
         sessions.opened(spec, Cache(Path(name) / "cache"), Silent()) as session,
     ):
         chosen, strata = spec.schemes[0], session.sampler.setup.strata
-        ranges = session.calibrator.inputs(chosen)
-        sources = ArtifactSources(session.shipped, session.exporter, session.store, chosen, spec.recipe, ranges)
-        q0 = session.quantized("q0", "base", artifact.write_base(sources))
+        sources = session.sources(chosen)
+        q0 = session.quantized("q0", "base", artifact.write_base(sources), chosen)
         made = check.make(
             session, spec.orders[0], QuantizedBase(sources, q0, np.zeros(len(strata)), [], {}), Path(name)
         )

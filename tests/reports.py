@@ -97,6 +97,8 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
             "created": "2026-11-24T08:00:00+00:00",
             "versions": {},
             "machine": "m",
+            "device": "cpu",
+            "device_memory": None,
             "recipe": "emoji",
             "recipe_digest": "3" * 16,
             "limits": "default",

@@ -66,7 +66,7 @@ def _errors(model: nn.Module) -> dict[str, LayerError]:
 
 
 def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[Any, Any]:
-    family = SimpleNamespace(module=model, entry=lambda module: module)
+    family = SimpleNamespace(module=model, entry=lambda module: module, fixed=frozenset())
     setup = SimpleNamespace(family=family, guidance=3.0, weights=np.array(weights))
     computing = SimpleNamespace(denoiser=model)
     return SimpleNamespace(running=lambda _: nullcontext(family), computing=computing, device=CPU), setup
@@ -254,7 +254,8 @@ def test_the_demos_denoiser_answers_as_the_score_says(demo_arms: Arms, prepared:
             name: LayerError(functools.partial(torch.clone, change), LayerPlan(prepared.plan[name].weight, None)),
         }
     given = {name: value[:2] if len(value) > 1 else value for name, value in prepared.inputs.items()}
-    setup: Any = SimpleNamespace(family=SimpleNamespace(module=model), guidance=3.0, weights=np.ones(1))
+    family: Any = SimpleNamespace(module=model, fixed=frozenset({"timestep"}))
+    setup: Any = SimpleNamespace(family=family, guidance=3.0, weights=np.ones(1))
     spot = EvaluationPoint(given, 2, 0, "demo")
     found = sensitivity.score(demo_arms, setup, {"case": held}, [spot])["case"]
     with demo_arms.held("adapted") as family:

@@ -14,7 +14,6 @@ from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import ArtifactSources
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import session as sessions
 from qcheck.training import trainer
@@ -34,9 +33,8 @@ def go(cache: Path) -> tuple[Tensors, Training]:
     spec = request()
     with sessions.opened(spec, Cache(cache), Silent()) as session:
         (scheme,) = spec.schemes
-        ranges = session.calibrator.inputs(scheme)
-        sources = ArtifactSources(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
-        q0 = session.quantized("q0", "base", artifact.write_base(sources))
+        sources = session.sources(scheme)
+        q0 = session.quantized("q0", "base", artifact.write_base(sources), scheme)
         return trainer.train(QatObjective(spec, sources, q0, session.watch, SHORT))
 
 

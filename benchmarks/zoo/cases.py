@@ -32,7 +32,6 @@ from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.demo import library
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import ArtifactSources
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
@@ -41,7 +40,7 @@ from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import check
+from qcheck.tasks import check, controls
 from qcheck.tasks import session as sessions
 from qcheck.tasks.check import QuantizedBase
 from qcheck.tasks.session import Session
@@ -134,10 +133,9 @@ def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
 
 def ground(session: Session, scheme: Scheme) -> QuantizedBase:
     """What the orders of a scheme are made from and compared with, without the sensitivity of layers."""
-    ranges = session.calibrator.inputs(scheme)
-    sources = ArtifactSources(session.shipped, session.exporter, session.store, scheme, session.spec.recipe, ranges)
-    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources))
-    return QuantizedBase(sources, q0, *check.run_controls(session, scheme), {})
+    sources = session.sources(scheme)
+    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources), scheme)
+    return QuantizedBase(sources, q0, *controls.run(session, scheme), {})
 
 
 def cases_of(

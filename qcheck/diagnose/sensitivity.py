@@ -6,7 +6,6 @@ With y the guided output, J a layer's Jacobian and e the error of that layer's o
 all schemes and both kinds of error.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,18 @@ from torch import nn
 
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
+from qcheck.core.errors import UserError
 from qcheck.core.progress import Advance, Stopwatch
 from qcheck.diagnose import scores
 from qcheck.diagnose.hooks import tapped
+from qcheck.diagnose.layer_errors import Errors, LayerError, errors
 from qcheck.diagnose.scores import Scores
 from qcheck.model.arms import Arms
+from qcheck.model.device import Device
 from qcheck.quantize import artifact, plan
-from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
-from qcheck.quantize.fake import Factors
+from qcheck.quantize.artifact import ArtifactSources
 from qcheck.quantize.plan import LayerPlan
+from qcheck.runtime.rows import ran_out
 from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler, evaluate
 from qcheck.sampling.setup import Setup, fed
@@ -39,55 +41,6 @@ STATES, DRAWS = 16, 4  # the states, and draws of z at each, for one case of a c
 _FILE = "scores.npz"
 _KIND = "sensitivity"
 _DOMAIN = "sensitivity"  # z must not repeat the noise of the latents, which have seeds of their own
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """The error of one layer in a case: ``numbers`` round its input, and ``weight`` computes dW [out, in, ...]."""
-
-    weight: Callable[[], torch.Tensor]
-    numbers: LayerPlan
-
-    @property
-    def rounds_input(self) -> bool:
-        """Whether the layer's input is quantized."""
-        return self.numbers.input is not None
-
-    def input(self, values: torch.Tensor) -> torch.Tensor:
-        """The rounding error dx of an input, of the same shape."""
-        rounded = self.numbers.fake_input(values)
-        return (rounded if self.numbers.smooth is None else rounded / self.numbers.smooth) - values
-
-
-Errors = Mapping[str, LayerError]
-
-
-def errors(arms: Arms, content: QuantizedWeights) -> dict[str, LayerError]:
-    """The errors of q1, from ``content``, against f1, from ``arms``, by layer: dW = weight of q1 - weight of f1.
-
-    ``content`` may have other adapters than ``arms``, calibrated ones: dW then contains the change by training too. The
-    branch of an unmerged adapter is added to the weight without rounding. In the artifact it reads the input without
-    rounding, while the activation part counts rounding on W + D: it is off by about |D| / |W|.
-    """
-    f1_weights, device = arms.state("adapted"), arms.device.torch
-    layer_errors = {}
-    for layer, numbers in content.plan.items():
-        weights = (content.state[f"{layer}.weight"], f1_weights[f"{layer}.weight"], content.branches.get(layer))
-        there = numbers.to(device)
-        layer_errors[layer] = LayerError(functools.partial(_weight_error, there, *weights), there)
-    return layer_errors
-
-
-def _weight_error(
-    numbers: LayerPlan, rounded: torch.Tensor, full: torch.Tensor, branch: Factors | None
-) -> torch.Tensor:
-    """The weight of q1, ``rounded`` by ``numbers`` with its ``branch`` beside it, less ``full``, that of f1."""
-    device = numbers.weight.step.device
-    weight = numbers.fake(rounded.to(device))
-    if branch is not None:
-        down, up = (factor.to(device) for factor in branch)
-        weight = weight + (up @ down.flatten(1)).view(weight.shape)
-    return weight - full.to(device)
 
 
 @dataclass(frozen=True)
@@ -138,7 +91,6 @@ def score(
 ) -> dict[str, Scores]:
     """Scores of every case, by a forward pass of f1 at each point and a backward pass for each of ``draws`` z."""
     names = {name for case_errors in cases.values() for name in case_errors}
-    device = arms.device.torch
     layers = {name: module for name, module in plan.linear_layers(arms.computing.denoiser) if name in names}
     rounded_inputs = {
         name for case_errors in cases.values() for name, error in case_errors.items() if error.rounds_input
@@ -149,13 +101,9 @@ def score(
         tapped(layers, rounded_inputs, products.weight, products.input),
         torch.enable_grad(),
     ):
-        entry = family.entry(family.module)
+        entry, size = family.entry(family.module), max((point.branches for point in points), default=1)
         for point in points:
-            output = entry(**{name: torch.from_numpy(value).to(device) for name, value in point.given.items()})
-            for draw in range(draws):
-                products.next()
-                direction = cotangent(point, output.shape, setup.guidance, draw).to(device)
-                output.backward(direction, retain_graph=draw < draws - 1)
+            size = _differentiate(entry, setup, point, draws, products, arms.device, size)
             advance(1)
     states = np.repeat(np.arange(len(points)), draws)
     strata = np.array([point.stratum for point in points])[states]
@@ -165,6 +113,59 @@ def score(
         case: Scores(tuple(case_errors), states, strata, weights, products.parts(case))
         for case, case_errors in cases.items()
     }
+
+
+def _differentiate(
+    entry: nn.Module,
+    setup: Setup,
+    point: EvaluationPoint,
+    draws: int,
+    products: "_InnerProducts",
+    device: Device,
+    size: int,
+) -> int:
+    """All passes of one point, ``size`` rows at a time or, where memory runs out, fewer; returns how many it took.
+
+    Raises:
+        UserError: the gradient of one row does not fit.
+    """
+    while True:
+        products.begin(draws)
+        try:
+            for start in range(0, point.branches, size):
+                _pass(entry, setup, point, draws, products, device, slice(start, start + size))
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            reason = str(error).splitlines()[0]
+        else:
+            return size
+        if size == 1:
+            raise UserError(
+                f"the gradient of one row does not fit into the memory of {device.name}: {reason}",
+                "Give a smaller --width and --height, close other programs, or give --device cpu.",
+            )
+        products.undo(draws)
+        device.release()
+        size //= 2
+
+
+def _pass(
+    entry: nn.Module,
+    setup: Setup,
+    point: EvaluationPoint,
+    draws: int,
+    products: "_InnerProducts",
+    device: Device,
+    rows: slice,
+) -> None:
+    """One forward of some rows of a point, and a backward for each draw."""
+    inputs = {name: value if name in setup.family.fixed else value[rows] for name, value in point.given.items()}
+    output = entry(**{name: torch.from_numpy(value).to(device.torch) for name, value in inputs.items()})
+    for draw in range(draws):
+        products.enter(draw - draws)
+        direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)[rows]
+        output.backward(direction.to(device.torch), retain_graph=draw < draws - 1)
 
 
 def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
@@ -188,17 +189,29 @@ class _InnerProducts:
         self.samples: list[dict[tuple[str, str, int], torch.Tensor]] = []
         self._cases, self._budget = cases, budget
         self._kept: dict[str, torch.Tensor] = {}
+        self._sample: dict[tuple[str, str, int], torch.Tensor] = {}
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
-    def next(self) -> None:
-        """Begin a sample."""
+    def begin(self, draws: int) -> None:
+        """Begin a sample for each draw of a point."""
+        self.samples += [{} for _ in range(draws)]
+
+    def undo(self, draws: int) -> None:
+        """Forget the samples of the last point."""
+        del self.samples[-draws:]
         self._shared = None
-        self.samples.append({})
+
+    def enter(self, place: int) -> None:
+        """What follows is of the sample at that index; samples of several passes are sums."""
+        self._shared, self._sample = None, self.samples[place]
+
+    def _add(self, key: tuple[str, str, int], product: torch.Tensor) -> None:
+        self._sample[key] = self._sample[key] + product if key in self._sample else product
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
         """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
         for name, product in zip(self._naming(layer), self._weights(layer) @ gradient.flatten(), strict=True):
-            self.samples[-1][name, layer, 0] = product
+            self._add((name, layer, 0), product)
 
     def _naming(self, layer: str) -> list[str]:
         """The cases that quantize the layer."""
@@ -220,7 +233,7 @@ class _InnerProducts:
         flat = gradient.flatten()
         for case, case_errors in self._cases.items():
             if layer in case_errors and case_errors[layer].rounds_input:
-                self.samples[-1][case, layer, 1] = torch.dot(flat, self._error(values, case_errors[layer]).flatten())
+                self._add((case, layer, 1), torch.dot(flat, self._error(values, case_errors[layer]).flatten()))
 
     def _error(self, values: torch.Tensor, error: LayerError) -> torch.Tensor:
         """dx, computed once for layers that round the same tensor alike."""

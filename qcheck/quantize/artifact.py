@@ -52,7 +52,10 @@ class QuantizedWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizedArm:
-    """A quantized arm to run here: its ONNX file, or without one its content. Equal digests mean equal outputs."""
+    """A quantized arm to run here: by its ONNX file or, where ``path`` is None, by its content in torch.
+
+    Equal digests mean equal outputs.
+    """
 
     digest: str
     path: Path | None
@@ -163,7 +166,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
 
 @dataclass(frozen=True)
 class ArtifactSources:
-    """The inputs from which the artifacts of one scheme are made."""
+    """The inputs from which the artifacts of one scheme are made; without ``twin`` the file for the device alone."""
 
     arms: Arms
     exporter: Exporter
@@ -171,6 +174,12 @@ class ArtifactSources:
     scheme: Scheme
     recipe: Recipe
     ranges: Ranges
+    twin: bool = True
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether a twin is written, to be run here."""
+        return self.twin and self.scheme.exported
 
     @property
     def deployed(self) -> Path:
@@ -187,7 +196,8 @@ class ArtifactSources:
         ranges = digest_of(*(part for origin in origins for part in _digest_parts(self.ranges[origin])))
         values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
         contents = (self.arms.content("base"), self.arms.content("adapted"))
-        return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes())
+        twin = () if self.twin else ("no twin",)
+        return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes(), *twin)
 
 
 def _digest_parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
@@ -206,7 +216,7 @@ def write_base(sources: ArtifactSources) -> QuantizedArm:
     def make(folder: Path) -> None:
         sources.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})
 
-    if not scheme.exported:
+    if not sources.has_twin:
         return QuantizedArm(key, None, content)
     folder = sources.store.obtain("artifact", key, f"{sources.arms.base.source}, {scheme.name}, base", make)
     return QuantizedArm(key, folder / "q0.twin.onnx", content)
@@ -224,9 +234,9 @@ def write(sources: ArtifactSources, order: Order, root: Path) -> Artifact:
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
     description = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
-    if not scheme.exported:
-        return Artifact(folder, QuantizedArm(key, None, content), None, description)
-    return Artifact(folder, QuantizedArm(key, folder / "q1.twin.onnx", content), folder / sources.deployed, description)
+    twin = folder / "q1.twin.onnx" if sources.has_twin else None
+    deployed = folder / sources.deployed if scheme.exported else None
+    return Artifact(folder, QuantizedArm(key, twin, content), deployed, description)
 
 
 def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, folder: Path) -> None:
@@ -234,6 +244,7 @@ def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, fol
     facts, written = sources.facts(order), list[Path]()
     if scheme.exported:
         written.append(exporter.deployed(content, scheme, folder / sources.deployed, facts))
+    if sources.has_twin:
         written.append(exporter.twin(content, scheme, folder / "q1.twin.onnx", facts))
     description = describe(sources, order, content, folder, written)
     (folder / manifest.NAME).write_text(description.to_json(), "utf-8")
@@ -252,7 +263,7 @@ def describe(
         compute=scheme.compute,
         opset=scheme.opset,
         runs=list(scheme.runs),
-        twin="decoded" if scheme.decoded else "same codes",
+        twin=None if not sources.has_twin else "decoded" if scheme.decoded else "same codes",
         scheme_digest=digest_of_value(scheme),
         recipe_digest=digest_of_value(recipe),
         base=Source(digest=arms.base.digest),

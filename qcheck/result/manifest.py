@@ -45,7 +45,7 @@ class Manifest(Value):
     compute: str
     opset: int
     runs: list[str]
-    twin: Literal["decoded", "same codes"]
+    twin: Literal["decoded", "same codes"] | None
     scheme_digest: str
     recipe_digest: str
     base: Source

@@ -15,6 +15,7 @@ from torch import nn
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
 from qcheck.model.arms import Arms
+from qcheck.model.device import Device
 from qcheck.model.quiet import quiet
 from qcheck.runtime import ort_runner, torch_runner
 from qcheck.runtime.ort_runner import OnnxRunner
@@ -59,8 +60,13 @@ def _in_compute_type(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunn
     yield TorchRunner(entry, f"torch {compute}", dtype, family.kept, arms.device, family.fixed)
 
 
-def stored(arms: Arms, title: str, side: Side, path: Path, content: str, threads: int) -> Subject:
-    """An exported arm of the pipeline of ``arms``, run by ONNX Runtime: ``content`` is its file's digest."""
-    device, fixed = arms.device, arms.base.family.fixed
+def stored(
+    arms: Arms, title: str, side: Side, path: Path, content: str, threads: int, device: Device | None = None
+) -> Subject:
+    """An exported arm of the pipeline of ``arms``, run by ONNX Runtime: ``content`` is its file's digest.
+
+    It runs on ``device``, by default the one that computes the arms.
+    """
+    device, fixed = device or arms.device, arms.base.family.fixed
     identity = digest_of(content, cache.code(ort_runner.__name__), device.title)
     return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed, device))

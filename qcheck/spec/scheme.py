@@ -9,7 +9,7 @@ from qcheck.core.values import DATA, Value, as_tuple, named, names_in
 FOLDER = DATA / "schemes"
 Granularity = Literal["none", "tensor", "channel", "block", "run"]
 Runtime = Literal["tensorrt", "onnxruntime", "bitsandbytes"]
-RanAs = Literal["artifact", "decoded twin", "bitsandbytes"]
+RanAs = Literal["artifact", "decoded twin", "bitsandbytes", "simulation"]
 
 
 class Numbers(Value):

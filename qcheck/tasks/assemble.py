@@ -13,6 +13,7 @@ from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
+from qcheck.model.device import Device
 from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import TWIN, Artifact
@@ -85,7 +86,7 @@ def case(
         ],
         layers=[] if scores is None else _shares(scores),
         artifact=files,
-        ran_as=scheme.ran_as,
+        ran_as=scheme.ran_as if session.runs_files or not scheme.exported else "simulation",
         control=scheme.control,
         compute=scheme.compute,
         full_precision_bytes=_bytes(full) if full is not None else None,
@@ -230,16 +231,17 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         effect_size=size,
         limits_grounds=spec.limits.grounds,
         cases=cases,
-        not_measured=_not_measured(spec, cases),
+        not_measured=_not_measured(spec, session.arms.device, cases),
         provenance=provenance.collect(spec, session.arms.device, session.watch.seconds),
     )
 
 
-def _not_measured(spec: CheckSpec, cases: list[Case]) -> list[NotMeasured]:
+def _not_measured(spec: CheckSpec, device: Device, cases: list[Case]) -> list[NotMeasured]:
     title = spec.target.title
+    place = "this CPU" if device.is_host else device.title
     entries = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
-        NotMeasured(name="device numerics", reason="outputs come from the float32 twin in ONNX Runtime on this CPU"),
+        NotMeasured(name="device numerics", reason=f"outputs come from the float32 twin in ONNX Runtime on {place}"),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
     ]
     absent = {m.name: m.where for case in cases for m in case.measurements if not m.measured and m.limit is None}
@@ -250,6 +252,13 @@ def _not_measured(spec: CheckSpec, cases: list[Case]) -> list[NotMeasured]:
             reason="ONNX Runtime has no CPU kernels for it; numbers come from its decoded values in float32",
         )
         for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "decoded twin")
+    ]
+    entries += [
+        NotMeasured(
+            name=f"{name} by its file",
+            reason=f"no ONNX Runtime for {place} is installed: torch simulated its arithmetic there",
+        )
+        for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "simulation")
     ]
     entries += [
         NotMeasured(name=f"{names} of {case.scheme}", reason=reason)

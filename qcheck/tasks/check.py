@@ -25,7 +25,7 @@ from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
 from qcheck.model import lora
 from qcheck.quantize import artifact, given
-from qcheck.quantize.artifact import TWIN, Artifact, ArtifactSources
+from qcheck.quantize.artifact import Artifact, ArtifactSources
 from qcheck.quantize.given import Given
 from qcheck.report import write
 from qcheck.report.write import SharedEvidence
@@ -42,7 +42,7 @@ from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import assemble, workload
+from qcheck.tasks import assemble, controls, workload
 from qcheck.tasks import session as sessions
 from qcheck.tasks.assemble import CaseOutcome
 from qcheck.tasks.session import Session, Traces
@@ -139,16 +139,15 @@ def run_scheme(session: Session, scheme: Scheme, folder: Path) -> list[Result]:
 def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
     """Prepare a scheme: its ranges, the quantized base, controls and the sensitivity of layers."""
     spec, first_look = session.spec, session.spec.bounds.looks[0]
-    ranges = session.calibrator.inputs(scheme)
-    sources = ArtifactSources(session.shipped, session.exporter, session.store, scheme, spec.recipe, ranges)
+    sources = session.sources(scheme)
     with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(sources)
         advance(1)
-    floor, controls = run_controls(session, scheme)
-    q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base)
+    floor, measured_controls = controls.run(session, scheme)
+    q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base, scheme)
     f1 = session.reference.take(first_look)["adapted"]
     scores = sensitivity.find(session.arms, sources, session.sampler, f1, spec.orders, session.watch)
-    return QuantizedBase(sources, q0, floor, controls, scores)
+    return QuantizedBase(sources, q0, floor, measured_controls, scores)
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def make(session: Session, order: Order, quantized_base: QuantizedBase, folder: 
         case_artifact = artifact.write(quantized_base.sources, order, folder / "artifacts")
         advance(1)
     builds = [session.gate.build(title, quantized_base.sources.scheme, case_artifact)]
-    q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", case_artifact.runs)
+    q1 = session.quantized(f"{title}: LoRA (q1)", "adapted", case_artifact.runs, quantized_base.sources.scheme)
     return Quantization(session, order, quantized_base, folder, case_artifact, builds, q1)
 
 
@@ -240,7 +239,11 @@ def run_case(quantization: Quantization) -> Result:
     prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
     worst = ungated.worst_prompt(final.energies, weights, quantization.ground.floor, prompts)
     extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
-    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra))
+    simulation = controls.require_simulated(
+        session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
+    )
+    warnings = (*verdict.warnings, *simulation)
+    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra), warnings=warnings)
     steps = along(final.reference, final.quantized, SIDES)
     outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start)
     scores = quantization.ground.scores.get(quantization.order)
@@ -314,27 +317,6 @@ def broken_given(session: Session, file: Given, reference: Traces) -> Result:
 def _broken_verdict(limits: Limits, reference: Traces) -> Verdict:
     samples = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
     return judge(measure_all(samples, limits.ranges, limits.alpha), [], limits)
-
-
-def run_controls(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
-    """The error of f1 after export, and of f1 in the compute type. The latter is the floor [T] of all errors."""
-    timesteps = session.sampler.setup.timesteps()
-    noise = {compute: _control(session, compute) for compute in (TWIN, scheme.compute)}
-    floor = np.nan_to_num(noise[scheme.compute], nan=0.0, posinf=0.0)
-    return floor, [
-        control.export_control(noise[TWIN], timesteps),
-        control.compute_control(noise[scheme.compute], timesteps),
-    ]
-
-
-def _control(session: Session, compute: str) -> np.ndarray:
-    """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
-    sampler = session.sampler.take(session.spec.bounds.looks[0])
-    f1 = session.reference.take(len(sampler.probes))["adapted"]
-    calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
-    with session.watch.stage(f"control: reference in {compute}", calls) as advance:
-        trace = sampler.forced(session.computing("adapted", compute), f1, advance)
-    return control.noise(trace.outputs(), f1.outputs())
 
 
 def trace_artifact(session: Session, subject: Subject, f1: Trace) -> Trace:

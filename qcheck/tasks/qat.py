@@ -11,7 +11,6 @@ from qcheck.model import lora
 from qcheck.model.lora import Adapter, trainable
 from qcheck.model.lora.note import KEY, Gap, Note, note
 from qcheck.quantize import artifact
-from qcheck.quantize.artifact import ArtifactSources
 from qcheck.result.report import Case, Report
 from qcheck.spec.check import CheckSpec, Use
 from qcheck.tasks import check
@@ -73,9 +72,8 @@ def learn(spec: CheckSpec, settings: Settings, new: Path, cache: Cache, progress
     """Train the adapter and write it to ``new``, without a check."""
     with sessions.opened(spec, cache, progress) as session:
         (adapter,), scheme = session.arms.adapters, spec.schemes[0]
-        ranges = session.calibrator.inputs(scheme)
-        sources = ArtifactSources(session.arms, session.exporter, session.store, scheme, spec.recipe, ranges)
-        q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources))
+        sources = session.sources(scheme)
+        q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources), scheme)
         objective = QatObjective(spec, sources, q0, session.watch, settings)
         factors, training = train(objective)
         note = _note(session, adapter, training, settings).model_dump_json()

@@ -26,7 +26,7 @@ from qcheck.model.device import CPU, Device
 from qcheck.model.family import Shape
 from qcheck.model.lora import note
 from qcheck.quantize import fake
-from qcheck.quantize.artifact import Exporter, QuantizedArm
+from qcheck.quantize.artifact import ArtifactSources, Exporter, QuantizedArm
 from qcheck.result.manifest import model_files
 from qcheck.runtime import ort_runner, torch_runner
 from qcheck.runtime.ort_runner import COMPUTES
@@ -38,6 +38,7 @@ from qcheck.sampling.setup import STRATA, Subject, forwards
 from qcheck.sampling.store import Trace
 from qcheck.spec.arm import Side
 from qcheck.spec.check import CheckSpec
+from qcheck.spec.scheme import Scheme
 
 Traces = Mapping[Side, Trace]
 
@@ -96,9 +97,14 @@ class Session:
         shapes = gate.shapes_of(self.sampler.setup.family, self.example)
         return Gate(self.spec.target, self.spec.execution.build, shapes, self.store, self.watch)
 
-    def stored(self, name: str, side: Side, path: Path, content: str) -> Subject:
-        """An exported arm, run by ONNX Runtime."""
-        return subject.stored(self.arms, name, side, path, content, self.spec.execution.threads)
+    def stored(self, name: str, side: Side, path: Path, content: str, device: Device | None = None) -> Subject:
+        """An exported arm, run by ONNX Runtime on ``device``, by default the one that computes."""
+        return subject.stored(self.arms, name, side, path, content, self.spec.execution.threads, device)
+
+    def exported(self, side: Side, compute: str, device: Device | None = None) -> Subject:
+        """An unquantized arm's exported file, run by ONNX Runtime as ``stored``."""
+        path = self.exporter.full(side, compute)
+        return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)), device)
 
     @property
     def runs_files(self) -> bool:
@@ -109,14 +115,18 @@ class Session:
         """An unquantized arm in another compute type: its exported file, or torch where ONNX Runtime has no kernels."""
         if compute not in COMPUTES or not self.runs_files:
             return subject.full(self.arms, side, compute)
-        path = self.exporter.full(side, compute)
-        return self.stored(f"{subject.name(side)} in {compute}", side, path, digest_of(*model_files(path)))
+        return self.exported(side, compute)
 
-    def quantized(self, name: str, side: Side, arm: QuantizedArm) -> Subject:
-        """A quantized arm: its file in ONNX Runtime, or bitsandbytes' layers in torch."""
-        if arm.path is not None and self.runs_files:
-            return self.stored(name, side, arm.path, arm.digest)
+    def sources(self, scheme: Scheme) -> ArtifactSources:
+        """The inputs of a scheme's artifacts, with a twin where ONNX Runtime runs it on the device."""
+        ranges, recipe = self.calibrator.inputs(scheme), self.spec.recipe
+        return ArtifactSources(self.shipped, self.exporter, self.store, scheme, recipe, ranges, self.runs_files)
+
+    def quantized(self, name: str, side: Side, arm: QuantizedArm, scheme: Scheme) -> Subject:
+        """A quantized arm: its file in ONNX Runtime, its simulation, or bitsandbytes' layers in torch."""
         if arm.path is not None:
+            return self.stored(name, side, arm.path, arm.digest)
+        if scheme.exported:
             identity = cache.code(fake.__name__, torch_runner.__name__)
             content = digest_of(arm.digest, identity, self.arms.device.title, "simulation")
             return Subject(name, side, content, lambda: self._simulation(side, arm))

@@ -1,0 +1,87 @@
+"""The controls of a scheme: whether export, compute type and simulation leave the reference as it is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from qcheck.core.digest import digest_of
+from qcheck.measure import control
+from qcheck.measure.sample import decibels
+from qcheck.model.device import CPU
+from qcheck.quantize.artifact import TWIN
+from qcheck.result.manifest import model_files
+from qcheck.result.measurement import Measurement
+from qcheck.runtime.ort_runner import COMPUTES
+from qcheck.runtime.runner import MismatchError
+from qcheck.sampling.setup import Subject, forwards
+from qcheck.sampling.store import Trace
+from qcheck.spec.scheme import Scheme
+from qcheck.tasks.session import Session
+
+
+def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
+    """The error of f1 after export, and of f1 in the compute type. The latter is the floor [T] of all errors."""
+    timesteps = session.sampler.setup.timesteps()
+    noise = _control(session, scheme.compute)
+    floor = np.nan_to_num(noise, nan=0.0, posinf=0.0)
+    return floor, [_export_control(session), control.compute_control(noise, timesteps)]
+
+
+def _export_control(session: Session) -> Measurement:
+    """The exported reference against the reference: at all states, or at one where the file runs on the processor."""
+    if session.runs_files:
+        return control.export_control(_control(session, TWIN), session.sampler.setup.timesteps())
+    timestep, error = at_one_state(session, session.exported("adapted", TWIN, CPU))
+    return control.export_control(error, [timestep])
+
+
+def at_one_state(session: Session, arm: Subject, against: Trace | None = None) -> tuple[float, np.ndarray]:
+    """Relative error power [1] of an arm at the first probe's middle stratum, and the timestep of that.
+
+    The error is against f1, or the trace ``against`` of another arm at f1's states.
+    """
+    f1 = session.reference.take(session.spec.bounds.looks[0])["adapted"]
+    setup = session.sampler.setup
+    place = len(setup.strata) // 2
+    one = replace(session.sampler.take(1), setup=replace(setup, strata=(setup.strata[place],)))
+    here = slice(place, place + 1)
+    with session.watch.stage(f"{arm.name} on the CPU, one state", 1) as advance, arm.open() as runner:
+        outputs = one.outputs(runner, arm.side, [f1.states()[0][here]], advance)
+    return setup.timesteps()[place], control.noise(outputs, [(against or f1).outputs()[0][here]])
+
+
+def _control(session: Session, compute: str) -> np.ndarray:
+    """Relative error power [T] of f1 in ``compute`` on the first look's probes."""
+    sampler = session.sampler.take(session.spec.bounds.looks[0])
+    f1 = session.reference.take(len(sampler.probes))["adapted"]
+    calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
+    with session.watch.stage(f"control: reference in {compute}", calls) as advance:
+        trace = sampler.forced(session.computing("adapted", compute), f1, advance)
+    return control.noise(trace.outputs(), f1.outputs())
+
+
+_TIED = 10.0  # dB; one last bit of an input flips a code, which leaves some 30 dB (docs/devices.md)
+
+
+def require_simulated(session: Session, scheme: Scheme, title: str, file: Path | None, trace: Trace) -> Iterator[str]:
+    """The agreement of a simulated q1, whose outputs ``trace`` holds, with its ``file``, in words.
+
+    Nothing for an arm that is not simulated.
+
+    Raises:
+        MismatchError: they differ by more than flips of codes explain.
+    """
+    if session.runs_files or file is None:
+        return
+    place = session.arms.device.title
+    if scheme.decoded or scheme.compute not in COMPUTES:
+        yield f"simulated on {place}; ONNX Runtime cannot run its file here to compare"
+        return
+    arm = session.stored(f"{title}: file of q1", "adapted", file, digest_of(*model_files(file)), CPU)
+    _, error = at_one_state(session, arm, trace)
+    agreement = float(decibels(np.ones(1), error)[0])
+    if not agreement >= _TIED:
+        raise MismatchError(f"the simulation of {title} and its file agree to {agreement:.1f} dB only")
+    yield f"simulated on {place}; its file, run on the CPU, agrees to {agreement:.0f} dB at one state"
