@@ -52,6 +52,7 @@ strata = 4
 seed = 910000
 keep = ["conv_in", "conv_out", "time_embedding.*"]
 """
+_TARGET = "jetson-thor-t5000"  # it has every format
 _BACKWARD = 2  # forwards that a backward pass counts as
 
 
@@ -91,7 +92,15 @@ def agree(schemes: list[str], device: str, threads: int | None, cpu: Path | None
             continue
         start = time.perf_counter()
         reports[name] = qcheck.check(
-            "demo", lora="flat", scheme=schemes, max_probes=8, build=False, cache=False, device=name, threads=threads
+            "demo",
+            lora="flat",
+            scheme=schemes,
+            target=_TARGET,
+            max_probes=8,
+            build=False,
+            cache=False,
+            device=name,
+            threads=threads,
         )
         print(f"{name}: {time.perf_counter() - start:.0f} s {json.dumps(reports[name].provenance.seconds)}", flush=True)
         if stored is not None:
@@ -195,7 +204,7 @@ def cost(name: str, device: str, threads: int | None, scheme: str) -> None:
         try:
             with sessions.opened(spec, Cache(folder / "cache"), stages) as session:
                 stages_of(session)
-                peak = session.arms.device.peak()
+                peak = session.arms.device.highest()
                 rows = min(spec.execution.batch, options["max_probes"]) * 2
                 row = _bare_row(session, rows)
         finally:

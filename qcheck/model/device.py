@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -18,11 +18,12 @@ _PATTERN = re.compile(r"cpu|cuda(:\d+)?")
 class Device:
     """A device: ``name`` as torch knows it, and ``title``, the product and its driver's platform, for keys and reports.
 
-    Results of one title are never taken for those of another.
+    Results of one title are never taken for those of another. ``most`` remembers the highest peak so far.
     """
 
     name: str
     title: str
+    most: list[int] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def torch(self) -> torch.device:
@@ -48,11 +49,17 @@ class Device:
     def forget_peak(self) -> None:
         """Begin to measure ``peak`` anew."""
         if not self.is_host:
+            self.most[:] = [self.highest() or 0]
             torch.cuda.reset_peak_memory_stats(self.torch)
 
     def peak(self) -> int | None:
-        """The most bytes that torch's tensors took on the device; None on the processor."""
+        """The most bytes that torch's tensors took since ``forget_peak``; None on the processor."""
         return None if self.is_host else int(torch.cuda.max_memory_allocated(self.torch))
+
+    def highest(self) -> int | None:
+        """The most bytes that torch's tensors ever took; None on the processor."""
+        peak = self.peak()
+        return None if peak is None else max(peak, *self.most, 0)
 
     def release(self) -> None:
         """Return memory that torch keeps for reuse to the device, for other libraries."""
@@ -87,6 +94,8 @@ def find(name: str) -> Device:
 
 
 def _cuda(index: int) -> Device:
+    """The CUDA device of that index, whose memory is measured from now on."""
+    torch.cuda.reset_peak_memory_stats(index)
     return Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
 
 

@@ -186,7 +186,6 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
     """
     threads, device = torch.get_num_threads(), devices.find(spec.execution.device)
     torch.set_num_threads(spec.execution.threads)
-    device.forget_peak()
     try:
         with devices.exact(device):
             yield _load(spec, device, store, Stopwatch(progress))
