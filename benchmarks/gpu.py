@@ -41,7 +41,7 @@ from qcheck.tasks.session import Session
 _SCHEMES = ("int8", "fp8", "int4-g128", "int4-g32", "nvfp4", "fp16")
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"steps": 4, "max_probes": 2, "width": 64, "height": 64},
-    "sd15": {"steps": 10, "max_probes": 8, "width": 512, "height": 512},
+    "sd15": {"steps": 8, "max_probes": 4, "width": 512, "height": 512},
     "sdxl": {"steps": 4, "max_probes": 4, "width": 1024, "height": 1024},
 }
 _RECIPE = """title = "Four prompts"
@@ -75,7 +75,9 @@ class Stages:
         yield lambda _: None
         if self._device != "cpu":
             torch.cuda.synchronize()
-        self.seconds[title] += time.perf_counter() - start
+        spent = time.perf_counter() - start
+        self.seconds[title] += spent
+        print(f"  {spent:.1f} s {title}", flush=True)
 
     def __call__(self, runner: Runner, inputs: Mapping[str, np.ndarray], latent: str) -> np.ndarray:
         """As ``runtime.runner.call``, counted."""

@@ -1,106 +1,195 @@
-"""The device's build script: what it calls trtexec with, for each release whose options are documented."""
+"""The device that computes: found by its name, fed in parts that fit its memory, and part of every cache key.
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-from qcheck.build import script as device
-from qcheck.build.script import Trtexec
-from qcheck.spec import target
-
-SHAPES = {
-    "unet": {"sample": ([1, 4, 8, 16], [2, 4, 16, 16], [2, 4, 32, 16]), "encoder_hidden_states": ([1, 77, 768],) * 3},
-    "text_encoder": {"input_ids": ([1, 77], [2, 77], [2, 77])},
-}
-ORIN = target.find("jetson-agx-orin-64gb")
-FAKE = """#!/usr/bin/env bash
-if [[ "$1" == --help ]]; then
-    echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{code}] [b9] # trtexec --help"
-    exit 0
-fi
-printf '%s\\n' "$@" >> "{log}"
+No test has a GPU: a second device is the processor under another title, and memory that runs out is raised.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-def _run(folder: Path, code: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The script beside a trtexec that says it is of that version and writes down what it is called with."""
-    script, log, fake = folder / device.SCRIPT, folder / "log", folder / "trtexec"
-    script.write_text(device.script(ORIN, SHAPES), "utf-8")
-    fake.write_text(FAKE.format(code=code, log=log), "utf-8")
-    fake.chmod(0o755)
-    env = {"TRTEXEC": str(fake), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["bash", str(script)], check=False, env=env, capture_output=True, text=True)
-    return done, log.read_text("utf-8").splitlines() if log.exists() else []
+import numpy as np
+import pytest
+import torch
 
+from qcheck.core.errors import UserError
+from qcheck.model import device as devices
+from qcheck.model.arms import Arms
+from qcheck.model.device import CPU, Device
+from qcheck.runtime import ort_runner
+from qcheck.runtime.rows import Rows, ran_out
+from qcheck.sampling import subject
+from qcheck.spec.arm import SIDES
+from tests.conftest import Prepared, run
 
-def _greeting(release: Trtexec) -> str:
-    return str(release.version[0] * 10000 + release.version[1] * 100)
-
-
-@pytest.mark.parametrize("release", device.releases(), ids=lambda release: release.name)
-def test_every_option_is_documented_for_the_release_and_does_something(release: Trtexec, tmp_path: Path) -> None:
-    done, called = _run(tmp_path, _greeting(release))
-    assert done.returncode == 0, done.stderr
-    used = {argument.partition("=")[0] for argument in called}
-    assert used <= set(release.options)
-    assert not used & set(release.removed)
-    assert ("--stronglyTyped" in used) == (release.version < (11,))
-    assert {"--onnx=unet/model.onnx", "--saveEngine=engines/unet.engine"} <= set(called)
-    assert "--minShapes=sample:1x4x8x16,encoder_hidden_states:1x77x768" in called
-    assert "--maxShapes=sample:2x4x32x16,encoder_hidden_states:1x77x768" in called
-    assert called.count("--timingCacheFile=engines/timing.cache") == len(SHAPES)
+OTHER = Device("cpu", "another processor")
 
 
-@pytest.mark.parametrize("code", ["100305", "101602", "110401", "120000"])
-def test_releases_between_and_after_the_documented_ones_are_built_like_the_last_before(
-    code: str, tmp_path: Path
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "mps"])
+def test_a_name_that_is_no_device_is_an_error_before_anything_runs(name: str) -> None:
+    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--device", name)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert "device" in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_cuda_auto_is_the_processor_and_cuda_an_error() -> None:
+    assert devices.find("auto") == devices.find("cpu") == CPU
+    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--device", "cuda:1")
+    assert result.exit_code == 2
+    assert "torch sees no CUDA devices" in " ".join(result.output.split())
+    assert "--device cpu" in " ".join(result.output.split())
+
+
+@pytest.fixture
+def elsewhere(demo_arms: Arms) -> Arms:
+    """The demo's arms, computed on the other device."""
+    return demo_arms.on(OTHER)
+
+
+def test_a_device_has_a_copy_of_the_pipeline_and_the_same_values(
+    demo_arms: Arms, elsewhere: Arms, prepared: Prepared
 ) -> None:
-    done, called = _run(tmp_path, code)
-    assert done.returncode == 0
-    assert ("--stronglyTyped" in called) == (code < "110000")
+    kept = {name: value.clone() for name, value in demo_arms.state("base").items()}
+    for side in SIDES:
+        with subject.full(demo_arms, side).open() as here, subject.full(elsewhere, side).open() as there:
+            assert here.entry.denoiser is not there.entry.denoiser  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(here(prepared.inputs), there(prepared.inputs))
+    assert all(torch.equal(value, demo_arms.state("base")[name]) for name, value in kept.items())
+    assert demo_arms.on(CPU).computing is demo_arms.base
 
 
-def test_the_denoiser_of_a_shared_engine_is_built_to_be_refitted() -> None:
-    text = device.script(ORIN, SHAPES, ["unet"])
-    assert [line for line in text.splitlines() if "--refit" in line] == ["    --refit \\"]
-    assert text.index("build unet") < text.index("--refit") < text.index("build text_encoder")
-    assert "--refit" not in device.script(ORIN, SHAPES)
+def test_while_the_device_runs_one_arm_the_other_is_exported(elsewhere: Arms) -> None:
+    layer = elsewhere.denoiser_layers()[0]
+    with elsewhere.running("adapted") as there, elsewhere.held("base") as here:
+        weights = [family.module.get_submodule(layer).weight for family in (here, there)]
+        assert torch.equal(weights[0], elsewhere.state("base")[f"{layer}.weight"])
+        assert torch.equal(weights[1], elsewhere.state("adapted")[f"{layer}.weight"])
+        with pytest.raises(RuntimeError, match="another arm"), elsewhere.running("base"):
+            pass
 
 
-@pytest.mark.parametrize("code", ["8502", "100001", "x"])
-def test_a_release_without_strongly_typed_networks_or_unknown_is_an_error(code: str, tmp_path: Path) -> None:
-    done, called = _run(tmp_path, code)
-    assert (done.returncode, called) == (2, [])
-    assert "is not 10.3 or newer" in done.stderr
-    assert not (tmp_path / "engines").exists()
+def test_another_device_is_another_key(demo_arms: Arms, elsewhere: Arms, tmp_path: Any) -> None:
+    path = tmp_path / "model.onnx"
+    for make in (
+        lambda arms: subject.full(arms, "adapted"),
+        lambda arms: subject.full(arms, "adapted", "float16"),
+        lambda arms: subject.stored(arms, "q1", "adapted", path, "digest", 1),
+    ):
+        assert make(demo_arms).content != make(elsewhere).content
 
 
-def test_no_trtexec_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
-    script = tmp_path / device.SCRIPT
-    script.write_text(device.script(ORIN, SHAPES), "utf-8")
-    env = {"TRTEXEC": str(tmp_path / "absent"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["bash", str(script)], check=False, env=env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "set TRTEXEC" in done.stderr
+@dataclass
+class Memory:
+    """A device of ``size`` bytes, where a row takes ``row``; asking for more is out of memory."""
+
+    size: int
+    row: int
+    name: str = "a small device"
+    known: bool = True
+    calls: list[int] = field(default_factory=list)
+    top: int = 0
+
+    def free(self) -> int:
+        return self.size
+
+    def used(self) -> int:
+        return 0
+
+    def forget_peak(self) -> None:
+        self.top = 0
+
+    def peak(self) -> int | None:
+        return self.top if self.known else None
+
+    def release(self) -> None:
+        self.calls.append(0)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Twice the rows."""
+        count = len(inputs["x"])
+        self.calls.append(count)
+        if count * self.row > self.size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        self.top = max(self.top, count * self.row)
+        return 2 * inputs["x"] + inputs["t"]
 
 
-def test_the_script_passes_linters(tmp_path: Path) -> None:
-    script = tmp_path / device.SCRIPT
-    script.write_text(device.script(ORIN, SHAPES), "utf-8")
-    linters = [["bash", "-n"], [sys.executable, "-m", "bashate.bashate", "--max-line-length=200"]]
-    if shellcheck := shutil.which("shellcheck"):
-        linters.append([shellcheck, "--enable=all", "--severity=style"])
-    for linter in linters:
-        done = subprocess.run([*linter, str(script)], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+def _through(memory: Memory, count: int, rows: Rows | None = None) -> np.ndarray:
+    rows = rows or Rows(memory, frozenset({"t"}))
+    inputs = {"x": np.arange(count, dtype=np.float32), "t": np.array([1.0], np.float32)}
+    output = rows.run(memory, inputs)
+    np.testing.assert_array_equal(output, 2 * inputs["x"] + 1)
+    return output
 
 
-def test_every_release_of_every_target_that_builds_has_documented_options_before_it() -> None:
-    oldest = device.releases()[0].version
-    for found in target.every_target():
-        for release in found.releases:
-            if release.strongly_typed:
-                assert tuple(map(int, release.tensorrt.split(".")))[:2] >= oldest[:2]
+def test_a_first_row_is_measured_and_the_rest_fills_the_memory() -> None:
+    memory = Memory(size=100, row=20)
+    rows = Rows(memory, frozenset({"t"}))
+    _through(memory, 10, rows)
+    assert memory.calls == [1, 4, 4, 1]  # four fifths of the memory
+    _through(memory, 5, rows)
+    assert memory.calls[4:] == [4, 1]  # measured once
+
+
+def test_where_memory_is_not_measured_rows_are_halved_until_they_fit() -> None:
+    memory = Memory(size=100, row=30, known=False)
+    rows = Rows(memory, frozenset({"t"}))
+    _through(memory, 16, rows)
+    assert memory.calls == [16, 0, 8, 0, 4, 0, *[2] * 8]
+    _through(memory, 4, rows)
+    assert memory.calls[-2:] == [2, 2]
+
+
+def test_one_row_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
+    for known in (True, False):
+        with pytest.raises(
+            UserError, match="one row of the denoiser does not fit into the memory of a small device"
+        ) as e:
+            _through(Memory(size=10, row=20, known=known), 4)
+        assert "--device cpu" in e.value.fix
+
+
+def test_another_error_is_no_lack_of_memory() -> None:
+    def broken(_: Mapping[str, np.ndarray]) -> np.ndarray:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Rows(Memory(1, 1), frozenset()).run(broken, {"x": np.zeros(3)})
+    assert not ran_out(RuntimeError("shapes do not match"))
+    for text in (
+        "CUDA out of memory",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+        "BFCArena::AllocateRawInternal(size_t) Failed to allocate memory for requested buffer of size 9",
+    ):
+        assert ran_out(RuntimeError(text))
+    assert ran_out(MemoryError())
+
+
+@pytest.fixture
+def no_provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Device]:
+    """`--device auto` is another device, for which ONNX Runtime has no provider."""
+    monkeypatch.setattr(devices, "find", lambda name: OTHER if name == "auto" else CPU)
+    monkeypatch.setattr(ort_runner, "runs_on", lambda device: device == CPU)
+    return devices.find
+
+
+@pytest.mark.usefixtures("no_provider")
+def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(tmp_path: Any) -> None:
+    import qcheck
+
+    options: Any = {"lora": "flat", "scheme": ["int8", "int4-g128"], "steps": 4, "max_probes": 4, "build": False}
+    there = qcheck.check("demo", **options, out=tmp_path / "there")
+    here = qcheck.check("demo", **options, device="cpu")
+    assert there.provenance.device == OTHER.title
+    for case in there.cases:
+        known = here[case.scheme]
+        assert case.ran_as == "simulation"
+        assert known.ran_as == "artifact"
+        assert case.verdict == known.verdict
+        assert "its file, run on the CPU, agrees to" in " ".join(case.warnings)
+        for name in ("effect_survival", "excess_error"):
+            ours, theirs = case[name], known[name]
+            assert ours.value == pytest.approx(theirs.value, abs=0.5 * (theirs.high - theirs.low))
+    assert not list((tmp_path / "there").rglob("*twin*"))
+    assert any("by its file" in entry.name for entry in there.not_measured)

@@ -95,6 +95,7 @@ def find(name: str) -> Device:
 
 def _cuda(index: int) -> Device:
     """The CUDA device of that index, whose memory is measured from now on."""
+    torch.cuda.init()  # what follows does not initialize CUDA by itself
     torch.cuda.reset_peak_memory_stats(index)
     return Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
 
