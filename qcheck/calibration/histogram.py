@@ -111,10 +111,21 @@ def _least_divergence(counts: np.ndarray, levels: int) -> int:
     return best
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """An input that is not counted yet: its layers and stratum, and its maximum and sampled values on their device."""
+
+    layers: list[str]
+    stratum: int
+    maximum: torch.Tensor
+    sample: torch.Tensor
+
+
 class Histogram:
     """Running counts of each observed layer's absolute inputs, by stratum of timesteps.
 
     A value beyond the top doubles it, and neighbouring bins are joined: counts stay exact, the bins become wider.
+    Inputs are counted many at a time, since a GPU has to stop for each value that is read from it.
     """
 
     def __init__(self, strata: int = 1) -> None:
@@ -122,16 +133,45 @@ class Histogram:
         self._absmax: dict[str, float] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._top: dict[str, float] = {}
-        self._last: tuple[torch.Tensor, float, torch.Tensor] | None = None
+        self._last: torch.Tensor | None = None
+        self._pending: list[_Pending] = []
         self._samples = 0
 
     def enter(self, stratum: int) -> None:
         """Count the inputs that follow for ``stratum``."""
+        self._count_pending()
         self._stratum = stratum
 
     def see(self, layer: str, inputs: torch.Tensor) -> None:
-        """Count one batch of inputs of ``layer``; the maximum stays NaN or infinite once it is."""
-        maximum, sample = self._maximum_and_sample(inputs)
+        """Count one batch of inputs of ``layer``; neighbours that read one tensor share its sample."""
+        if self._last is not inputs:
+            self._last = inputs
+            self._pending.append(self._sampled(inputs))
+        self._pending[-1].layers.append(layer)
+
+    def _sampled(self, inputs: torch.Tensor) -> _Pending:
+        low, high = torch.aminmax(inputs)
+        values = inputs.flatten()
+        stride = max(1, len(values) // _SAMPLED)
+        while math.gcd(stride, len(values)) > 1:  # else some channels would never be sampled
+            stride += 1
+        self._samples += 1
+        sample = values[self._samples % stride :: stride].abs()
+        return _Pending([], self._stratum, torch.maximum(-low, high), sample)
+
+    def _count_pending(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending, self._last = self._pending, [], None
+        maxima = torch.stack([one.maximum for one in pending]).tolist()
+        together = torch.cat([one.sample for one in pending]).cpu()
+        samples = torch.split(together, [len(one.sample) for one in pending])
+        for one, maximum, sample in zip(pending, maxima, samples, strict=True):
+            for layer in one.layers:
+                self._count(layer, one.stratum, maximum, sample)
+
+    def _count(self, layer: str, stratum: int, maximum: float, sample: torch.Tensor) -> None:
+        """Count an input's sampled values; the maximum stays NaN or infinite once it is."""
         previous = self._absmax.get(layer, 0.0)
         self._absmax[layer] = maximum if maximum > previous or math.isnan(maximum) else previous
         if not math.isfinite(maximum) or maximum == 0:
@@ -143,27 +183,14 @@ class Histogram:
             counts[:, : BINS // 2], counts[:, BINS // 2 :] = counts.view(len(counts), -1, 2).sum(2), 0
         self._top[layer] = top
         places = (sample * (BINS / top)).to(torch.int32).clamp_(max=BINS - 1)
-        counts[self._stratum] += torch.bincount(places, minlength=BINS)
+        counts[stratum] += torch.bincount(places, minlength=BINS)
 
     def _empty(self) -> torch.Tensor:
         return torch.zeros(self._strata, BINS, dtype=torch.float64)
 
-    def _maximum_and_sample(self, inputs: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Maximum and sampled values of |inputs|; computed once for layers that read the same tensor."""
-        if self._last is None or self._last[0] is not inputs:
-            low, high = torch.aminmax(inputs)
-            values = inputs.flatten()
-            stride = max(1, len(values) // _SAMPLED)
-            while math.gcd(stride, len(values)) > 1:  # else some channels would never be sampled
-                stride += 1
-            self._samples += 1
-            sample = values[self._samples % stride :: stride].abs().cpu()
-            self._last = (inputs, torch.maximum(-low, high).item(), sample)
-        return self._last[1], self._last[2]
-
     def seen(self) -> dict[str, LayerInputs]:
         """The statistics of every layer's inputs so far."""
-        self._last = None
+        self._count_pending()
         return {
             layer: LayerInputs(
                 maximum, self._counts.get(layer, self._empty()).numpy().copy(), self._top.get(layer, 0.0)

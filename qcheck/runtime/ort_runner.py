@@ -48,6 +48,7 @@ def session(path: Path, threads: int, device: Device = CPU) -> onnxruntime.Infer
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
     if not device.is_host:
+        onnxruntime.set_default_logger_severity(3)  # it warns of every convolution's algorithm, in a logger of its own
         providers.insert(0, (_CUDA, _CUDA_OPTIONS | {"device_id": str(device.torch.index)}))
     loaded = onnxruntime.InferenceSession(path, options, providers=providers)
     if not device.is_host and _CUDA not in loaded.get_providers():

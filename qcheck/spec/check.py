@@ -6,9 +6,10 @@ looked up a second time. Schemes, target, recipe, limits and probes are stored a
 ONNX files, ranges) are stored as paths, and the report holds their digests.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from qcheck.core.errors import UserError
 from qcheck.core.values import Names, Value, as_tuple
@@ -28,6 +29,12 @@ class Use(Value):
     weight: float
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device {name!r} is no device", "Give auto, cpu, cuda or cuda:1.")
+    return name
+
+
 class Execution(Value):
     """How the request is carried out on a machine: processor threads, probes in a batch, whether engines are built.
 
@@ -35,7 +42,7 @@ class Execution(Value):
     where there is one.
     """
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 8
     build: bool = True
