@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qcheck.core.cache import Cache
+from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent, Stopwatch
 from qcheck.demo import library
 from qcheck.diagnose import scores, sensitivity
@@ -98,6 +100,45 @@ def test_parts_are_what_each_error_alone_adds_to_the_guided_output_along_z(chain
             expected = (weight - whole, inputs - whole)
             np.testing.assert_allclose(found.parts[draw, place], expected, rtol=1e-3, atol=1e-3)
     assert not np.allclose(found.parts[0], found.parts[1])
+
+
+def test_where_memory_runs_out_a_point_is_taken_row_by_row(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums over the rows are those of one pass; half of the samples of the pass that failed are forgotten."""
+    both, setup = _around(chain)
+    held, spots = _errors(chain), [_spot(2), _spot(2, 1)]
+    whole = sensitivity.score(both, setup, {"case": held}, spots, 3)["case"]
+    sizes, original = list[int](), Chain.forward
+
+    def forward(model: Chain, sample: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(sample))
+        if len(sample) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, sample)
+
+    monkeypatch.setattr(Chain, "forward", forward)
+    parts = sensitivity.score(both, setup, {"case": held}, spots, 3)["case"]
+    assert sizes == [2, 1, 1, 1, 1]
+    np.testing.assert_allclose(parts.parts, whole.parts, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(Chain, "forward", Mock(side_effect=MemoryError))
+    with pytest.raises(UserError, match="the gradient of one row does not fit into the memory of cpu"):
+        sensitivity.score(both, setup, {"case": held}, spots, 3)
+
+
+def test_errors_beyond_the_budget_are_computed_again_and_give_the_same(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, setup = _around(chain)
+    held, computed = _errors(chain), list[str]()
+    counted = {
+        name: replace(error, weight=lambda name=name, error=error: (computed.append(name), error.weight())[1])
+        for name, error in held.items()
+    }
+    kept = sensitivity.score(both, setup, {"case": counted}, [_spot(2)], 4)["case"]
+    assert len(computed) == len(held)
+    monkeypatch.setattr(sensitivity, "_SHARE", 0.0)
+    again = sensitivity.score(both, setup, {"case": counted}, [_spot(2)], 4)["case"]
+    assert len(computed) == 5 * len(held)
+    np.testing.assert_array_equal(kept.parts, again.parts)
 
 
 def test_guidance_weighs_its_branches_and_draws_are_not_the_latents(chain: Chain) -> None:

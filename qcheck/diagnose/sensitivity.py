@@ -134,15 +134,15 @@ def _differentiate(
         try:
             for start in range(0, point.branches, size):
                 _pass(entry, setup, point, draws, products, device, slice(start, start + size))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error) or type(error).__name__
         else:
             return size
         if size == 1:
             raise UserError(
-                f"the gradient of one row does not fit into the memory of {device.name}: {reason}",
+                f"the gradient of one row does not fit into the memory of {device.name}: {reason.splitlines()[0]}",
                 "Give a smaller --width and --height, close other programs, or give --device cpu.",
             )
         products.undo(draws)

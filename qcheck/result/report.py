@@ -1,9 +1,9 @@
 """The result of a check: report.json is exactly this value."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qcheck.core.values import Number, Value
 from qcheck.result.build import Build
@@ -12,6 +12,7 @@ from qcheck.result.measurement import Judged, NotMeasured
 from qcheck.result.verdict import Deciding, Outcome
 from qcheck.spec.arm import Arm
 from qcheck.spec.check import CheckSpec
+from qcheck.spec.order import ORDERS
 from qcheck.spec.scheme import RanAs
 
 SCHEMA: Literal["qcheck-report/2"] = "qcheck-report/2"
@@ -173,6 +174,19 @@ class Report(Value):
     cases: list[Case]
     not_measured: list[NotMeasured]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _cases_are_the_requests(self) -> Self:
+        """Commands that work on a report ask again for its cases, so each has to be one of the request's."""
+        schemes = {scheme.name for scheme in self.spec.schemes}
+        for case in self.cases:
+            own = case.quantized_layers is not None  # a file of another tool has neither scheme nor order
+            if own and not (case.scheme in schemes and case.order in ORDERS):
+                raise ValueError(f"the request has no case {case.scheme!r} {case.order!r}")
+        uses = (*self.spec.adapters, *self.spec.references, *self.spec.common)
+        if len(self.adapters) != len(uses):
+            raise ValueError(f"{len(self.adapters)} adapters are listed, and the request has {len(uses)}")
+        return self
 
     @property
     def passed(self) -> bool:

@@ -241,7 +241,7 @@ def _not_measured(spec: CheckSpec, device: Device, cases: list[Case]) -> list[No
     place = "this CPU" if device.is_host else device.title
     entries = [
         NotMeasured(name="latency", reason=f"needs the device ({title}); nothing here ran on it"),
-        NotMeasured(name="device numerics", reason=f"outputs come from the float32 twin in ONNX Runtime on {place}"),
+        NotMeasured(name="device numerics", reason=f"outputs come from float32 arithmetic on {place}, no engine ran"),
         NotMeasured(name="other components", reason="text encoder and VAE stay in full precision in every arm"),
     ]
     absent = {m.name: m.where for case in cases for m in case.measurements if not m.measured and m.limit is None}

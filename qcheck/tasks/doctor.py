@@ -35,11 +35,14 @@ _PARTS = {
     "tensorrt": (("tensorrt",), "building and running engines on a device", "tensorrt"),
 }
 _NEVER = (
-    ("engines on a device", "engines are compiled here and deserialized nowhere: no GPU or Jetson was available"),
+    ("engines on a device", "engines are compiled here and deserialized nowhere: no Jetson was available"),
+    ("CUDA beyond one H100", "checks ran on one H100 80GB alone: no other GPU, no second one, none of a board"),
+    ("bitsandbytes on CUDA", "the bnb-* schemes run on the processor, whatever --device says"),
+    ("qat on CUDA", "training on a GPU is written, never run there"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
-    ("real SDXL, SD3 and Flux", "each family was run with tiny random pipelines only, against diffusers' own pictures"),
+    ("real SDXL, SD3 and Flux", "tiny random pipelines of each family, and one of SDXL's size: no real weights"),
     ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
 )
 
@@ -74,11 +77,7 @@ def _providers() -> list[Finding]:
     import onnxruntime
 
     providers = ", ".join(onnxruntime.get_available_providers())
-    return [
-        Finding(
-            name="ONNX Runtime providers", status="ready", detail=f"{providers}; qcheck measures on the CPU provider"
-        )
-    ]
+    return [Finding(name="ONNX Runtime providers", status="ready", detail=providers)]
 
 
 def _capabilities() -> list[Finding]:
@@ -102,11 +101,23 @@ def _memory() -> str:
 
 
 def _gpu() -> Finding:
-    if shutil.which("nvidia-smi") or Path("/etc/nv_tegra_release").exists():
-        return Finding(name="NVIDIA device", status="ready", detail="found, but this version does not use it")
-    return Finding(
-        name="NVIDIA device", status="missing", detail="none: latency and device numerics cannot be measured"
-    )
+    """The device that `--device auto` takes, and what runs artifacts there."""
+    name, board = "computes (--device auto)", Path("/etc/nv_tegra_release").exists()
+    if not _installed("torch"):
+        return Finding(name=name, status="missing", detail="no torch", fix="pip install 'qcheck-edge[host]'")
+    import torch
+
+    if torch.cuda.is_available():
+        from qcheck.model import device
+        from qcheck.runtime import ort_runner
+
+        found = device.find(device.AUTO)
+        runs = "ONNX Runtime runs artifacts there" if ort_runner.runs_on(found) else "artifacts are simulated there"
+        return Finding(name=name, status="ready", detail=f"{found.name}, {found.title}: {runs}")
+    if board or shutil.which("nvidia-smi"):
+        detail = f"an NVIDIA device, which torch {torch.__version__} does not see"
+        return Finding(name=name, status="missing", detail=detail, fix="install a torch with CUDA, and the driver")
+    return Finding(name=name, status="ready", detail="the processor: torch sees no CUDA device")
 
 
 def examine() -> list[Finding]:
