@@ -1,9 +1,10 @@
-"""A full-size pipeline through ``qcheck export``: time and peak memory of the export and of its builds.
+"""Full-size pipelines on this machine: time and peak memory of a command, and the seconds of its stages.
 
-``python benchmarks/scale.py [SCHEME ...]`` writes a pipeline of Stable Diffusion 1.5's shapes with random weights (UNet
-of 860 M parameters, CLIP ViT-L text encoder, AutoencoderKL; 2.1 GB in float16 in a temporary folder) with a rank-16
-adapter on its attention, and exports it for each scheme (int8 and int4-g128) at 512 x 512 with its TensorRT-RTX builds.
-Calibration is one prompt at one of two steps, without guidance: what is measured is size, not quality.
+``python -m benchmarks.scale inspect|check|export SHAPE [--scheme S ...] [options of the command]`` writes a pipeline of
+that shape (``benchmarks/shapes.py``: sd15, sdxl) with random weights in float16, with a rank-16 adapter on its
+attention, into a temporary folder, or into ``--keep FOLDER``, and runs the command on it once for each scheme, each in
+a process of its own. A check is of 8 probes of 2 steps without guidance at 256 x 256, an export of 512 x 512 with its
+TensorRT-RTX builds; both are calibrated on one prompt. What is measured is size, not quality.
 """
 
 import argparse
@@ -13,64 +14,25 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-from qcheck.demo import library
+from typing import Any
 
 _TARGET = "jetson-agx-orin-64gb"
-_RECIPE = """title = "One state of one prompt"
+_RECIPE = """title = "One prompt"
 method = "max"
 prompts = "general"
 samples = 1
-strata = 1
+strata = 2
 seed = 910000
 keep = ["conv_in", "conv_out", "time_embedding.*"]
 """
-
-
-def write(folder: Path) -> None:
-    """The pipeline, below ``folder``/base, and the adapter beside it."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    blocks = (128, 256, 512, 512)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
-    vae = AutoencoderKL(
-        block_out_channels=blocks,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    ).half()
-    tokenizer = CLIPTokenizer.from_pretrained(library.PIPELINE / "tokenizer", model_max_length=77)
-    text = CLIPTextModel(
-        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    ).half()
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder / "base")
-    lora = {}
-    for key, value in unet.state_dict().items():
-        if ("attn1.to" in key or "attn2.to" in key) and key.endswith("weight"):
-            layer = key.removesuffix(".weight")
-            lora[f"unet.{layer}.lora_A.weight"] = torch.randn(16, value.shape[1]).half() * 0.02
-            lora[f"unet.{layer}.lora_B.weight"] = torch.randn(value.shape[0], 16).half() * 0.02
-    save_file(lora, folder / "lora.safetensors")
-    (folder / "one.toml").write_text(_RECIPE, "utf-8")
-    print(f"{sum(p.numel() for p in unet.parameters()) / 1e6:.0f} M parameters in the UNet", flush=True)
+_LIMITED = ("--steps", "2", "--guidance", "1")
+_OPTIONS = {
+    "check": (*_LIMITED, "--max-probes", "8", "--width", "256", "--height", "256", "--no-build"),
+    "export": (*_LIMITED, "--size", "512x512"),
+    "inspect": (),
+}
 
 
 def _high(process: int) -> float:
@@ -82,25 +44,10 @@ def _high(process: int) -> float:
     return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
-def export(folder: Path, scheme: str) -> None:
-    """One export in a process of its own; prints its peak and that of each build."""
-    out = folder / scheme
-    command = [
-        sys.executable,
-        "-m",
-        "qcheck",
-        "export",
-        str(folder / "base"),
-        "--lora",
-        str(folder / "lora.safetensors"),
-    ]
-    options = ["--scheme", scheme, "--target", _TARGET, "--recipe", str(folder / "one.toml"), "--steps", "2"]
+def run(arguments: Sequence[str]) -> tuple[int, str, float, float]:
+    """Exit code and standard output of ``qcheck`` with these arguments, its seconds and its peak of memory in GB."""
     start = time.monotonic()
-    child = subprocess.Popen(
-        [*command, *options, "--guidance", "1", "--no-cache", "--json", "-o", str(out)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    child = subprocess.Popen([sys.executable, "-m", "qcheck", *arguments], stdout=subprocess.PIPE, text=True)
     peak, done = 0.0, threading.Event()
 
     def watch() -> None:
@@ -114,8 +61,26 @@ def export(folder: Path, scheme: str) -> None:
     printed, _ = child.communicate()
     done.set()
     watcher.join()
-    print(f"{scheme}: exit {child.returncode}, {time.monotonic() - start:.0f} s, peak {peak:.1f} GB", flush=True)
-    for part in json.loads(printed)["parts"]:
+    return child.returncode, printed, time.monotonic() - start, peak
+
+
+def words(what: str, folder: Path, scheme: str | None, extra: Sequence[str]) -> list[str]:
+    """The arguments of the command."""
+    base, lora = str(folder / "base"), str(folder / "lora.safetensors")
+    if what == "inspect":
+        return ["inspect", lora, "--base", base, "--json", *extra]
+    chosen = ["--lora", lora, "--scheme", scheme or "int8", "--target", _TARGET, "--recipe", str(folder / "one.toml")]
+    out = ["--json", "--no-cache", "--out", str(folder / f"{what}-{scheme}")]
+    return [what, base, *chosen, *_OPTIONS[what], *out, *extra]
+
+
+def show(what: str, told: dict[str, Any]) -> None:
+    """The stages of a check, the parts of an export."""
+    for title, seconds in told["provenance"]["seconds"].items() if what == "check" else ():
+        print(f"  {seconds:8.1f} s  {title}", flush=True)
+    for case in told["cases"] if what == "check" else ():
+        print(f"  {case['scheme']} {case['order']}: {case['verdict']}, {'; '.join(case['reasons'])[:200]}", flush=True)
+    for part in told["parts"] if what == "export" else ():
         build, realised = part["build"], (part["build"]["realised"] or {})
         size = f"{part['bytes'] / 1e6:.0f} MB file"
         if build["bytes"]:
@@ -125,13 +90,26 @@ def export(folder: Path, scheme: str) -> None:
 
 
 def main() -> None:
-    """Write once, export each scheme."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("schemes", nargs="*", default=["int8", "int4-g128"])
+    """Write once, run the command for each scheme."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=tuple(_OPTIONS))
+    parser.add_argument("shape")
+    parser.add_argument("--scheme", action="append", help="default: int8 and, for an export, int4-g128")
+    parser.add_argument("--keep", type=Path, help="write the pipeline here, or take the one that is here")
+    given, extra = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
-        write(Path(name))
-        for scheme in parser.parse_args().schemes:
-            export(Path(name), scheme)
+        folder = given.keep or Path(name)
+        if not (folder / "base").is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.shapes", given.shape, str(folder)], check=True)
+        (folder / "one.toml").write_text(_RECIPE, "utf-8")
+        schemes = given.scheme or {"check": ["int8"], "export": ["int8", "int4-g128"]}.get(given.what, [None])
+        for scheme in schemes:
+            code, printed, seconds, peak = run(words(given.what, folder, scheme, extra))
+            title = f"{given.what} {given.shape} {scheme or ''}"
+            print(f"{title}: exit {code}, {seconds:.0f} s, peak {peak:.1f} GB", flush=True)
+            if printed:
+                show(given.what, json.loads(printed))
 
 
 if __name__ == "__main__":

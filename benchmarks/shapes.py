@@ -1,8 +1,10 @@
 """Pipelines of the full-size families' shapes with random weights, and adapters that fit them.
 
-What runs on them shows time and memory; their pictures mean nothing.
+What runs on them shows time and memory; their pictures mean nothing. ``python -m benchmarks.shapes sd15 FOLDER`` writes
+one.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,7 @@ def write(name: str, folder: Path, device: str = "cpu") -> Path:
     pipe.save_pretrained(folder / "base")
     save_file(lora, folder / "lora.safetensors")
     return folder / "base"
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))

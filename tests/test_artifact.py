@@ -130,7 +130,7 @@ def test_another_release_of_bitsandbytes_finds_no_stored_outputs(monkeypatch: py
         monkeypatch.setattr(versions, "versions", lambda release=release: {"bitsandbytes": release})
         cache.code.cache_clear()
         made = QuantizedArm("digest", None, lambda: pytest.fail("nothing is run"))
-        contents.append(Session.quantized(session, "q1", "adapted", made).content)
+        contents.append(Session.quantized(session, "q1", "adapted", made, scheme.find("bnb-nf4")).content)
     cache.code.cache_clear()
     assert contents[0] == contents[2] != contents[1]
 

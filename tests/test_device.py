@@ -177,7 +177,7 @@ def no_provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Device]:
 def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(tmp_path: Any) -> None:
     import qcheck
 
-    options: Any = {"lora": "flat", "scheme": ["int8", "int4-g128"], "steps": 4, "max_probes": 4, "build": False}
+    options: Any = {"lora": "flat", "scheme": "int8", "steps": 3, "max_probes": 3, "build": False}
     there = qcheck.check("demo", **options, out=tmp_path / "there")
     here = qcheck.check("demo", **options, device="cpu")
     assert there.provenance.device == OTHER.title
@@ -185,9 +185,8 @@ def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(tmp_p
         known = here[case.scheme]
         assert case.ran_as == "simulation"
         assert known.ran_as == "artifact"
-        assert case.verdict == known.verdict
         assert "its file, run on the CPU, agrees to" in " ".join(case.warnings)
-        for name in ("effect_survival", "excess_error"):
+        for name in ("effect_survival", "excess_error", "stratum_sqnr"):
             ours, theirs = case[name], known[name]
             assert ours.value == pytest.approx(theirs.value, abs=0.5 * (theirs.high - theirs.low))
     assert not list((tmp_path / "there").rglob("*twin*"))

@@ -72,13 +72,13 @@ def advise(
     folder: Path,
     cache: Cache,
     progress: Progress,
-    running: Mapping[str, object],
+    running: Mapping[str, object] | None = None,
     run: bool = True,
     every: bool = False,
 ) -> Advice:
     """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
 
-    ``name`` is what the report is called in the advice; ``running`` are values of ``Execution`` for this machine. Files
+    ``name`` is what the report is called in the advice; ``running`` are values of ``Execution`` to change. Files
     that a command needs are written to ``folder``. Results are cached under the digest of their inputs.
 
     Raises:
@@ -86,7 +86,7 @@ def advise(
     """
     cases = []
     for case, request in requests(report):
-        spec = request.changed(execution=request.execution.model_copy(update=running))
+        spec = request.changed(execution=request.execution.model_copy(update=running or {}))
         failing = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
         attempts: list[Tried] = []
         cure = None
