@@ -1,7 +1,8 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,10 +132,11 @@ def load(source: str) -> Base:
     absent = dict.fromkeys(
         name for name in ("safety_checker", *spare) if name in index and (name not in spare or index[name][1] is None)
     )
+    variant = _variant(folder, [name for name in index if name not in absent])
     try:
         with quiet():
             pipe = getattr(diffusers, kind.pipeline).from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **absent
+                folder, dtype=torch.float32, variant=variant, local_files_only=True, use_safetensors=True, **absent
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
@@ -153,6 +155,36 @@ def load(source: str) -> Base:
             part.requires_grad_(False).eval()
             _require_finite(source, name, part)
     return Base(source, digest_of_folder(folder), family)
+
+
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+def _variant(folder: Path, components: Iterable[str]) -> str | None:
+    """The variant, such as fp16, of the weights of those components that have no plain files; None where all have.
+
+    Raises:
+        UserError: these components share no variant, so that no one name loads all of them.
+    """
+    variants = {}
+    for name in components:
+        files = sorted((folder / name).glob("*.safetensors"))
+        found = {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file.name))}
+        if found and None not in found:
+            variants[name] = {variant for variant in found if variant is not None}
+    if not variants:
+        return None
+    shared = set.intersection(*variants.values())
+    if not shared:
+        listed = "; ".join(f"{name} {', '.join(sorted(found))}" for name, found in variants.items())
+        raise UserError(
+            f"base {str(folder)!r} has weights in variants that its components do not share: {listed}",
+            "Give a folder where all components have one variant, or plain files.",
+        )
+    return min(shared, key=lambda variant: (_PREFERRED.index(variant) if variant in _PREFERRED else 9, variant))
+
+
+_PREFERRED = ("fp32", "bf16", "fp16")
 
 
 def _index(folder: Path) -> dict[str, Any]:
