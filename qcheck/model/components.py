@@ -6,7 +6,7 @@ Names of folders, inputs and outputs are those of optimum's pipeline layout.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,12 +36,33 @@ class Component:
     spread: float = 1.0
 
     def cast(self, dtype: torch.dtype) -> "Component":
-        """A copy whose weights and inputs are in ``dtype``."""
+        """The component with weights and inputs in ``dtype``: a copy of its module where it is in another."""
         inputs = {
             name: value.to(dtype) if value.is_floating_point() and name not in self.kept else value
             for name, value in self.inputs.items()
         }
-        return replace(self, module=copy.deepcopy(self.module).to(dtype), inputs=inputs)
+        floating = (value for value in self.module.parameters() if value.is_floating_point())
+        module = self.module if all(value.dtype == dtype for value in floating) else copied(self.module, dtype=dtype)
+        return replace(self, module=module, inputs=inputs)
+
+
+Converted = TypeVar("Converted", bound=nn.Module)
+
+
+def copied(module: Converted, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Converted:
+    """A copy of a module on ``device`` with its floating-point tensors in ``dtype``, tensor by tensor.
+
+    ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
+    """
+
+    def converted(value: torch.Tensor) -> torch.Tensor:
+        return value.detach().to(device, dtype if value.is_floating_point() else None, copy=True)
+
+    copies: dict[int, Any] = {
+        id(value): nn.Parameter(converted(value), requires_grad=False) for value in module.parameters()
+    }
+    copies |= {id(value): converted(value) for value in module.buffers()}
+    return copy.deepcopy(module, copies)
 
 
 class Entry(nn.Module):

@@ -82,15 +82,24 @@ def _stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
 def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
     """A copy of ``model`` whose layers hold the weights of ``state`` (``<layer>.weight``); other tensors are shared.
 
+    A weight is turned and cast when it is written, so that a model's memory is not needed twice.
+
     Raises:
         KeyError: ``state`` lacks a layer of the graph.
     """
     copy = model.clone()
     for layer, site in sites(copy.graph).items():
         weight = state[f"{layer}.weight"]
-        array = _stored(weight.t() if site.transposed else weight, _float_type(site.weight))
-        site.weight.const_value = ir.tensor(array, name=site.weight.name)
+        site.weight.const_value = _written(weight, site)
     return copy
+
+
+def _written(weight: torch.Tensor, site: Site) -> ir.LazyTensor:
+    """A layer's weight as its site holds it, computed when it is read."""
+    values, dtype = weight.t() if site.transposed else weight, _float_type(site.weight)
+    return ir.LazyTensor(
+        lambda: ir.tensor(_stored(values, dtype)), dtype=dtype, shape=ir.Shape(values.shape), name=site.weight.name
+    )
 
 
 def _float_type(value: ir.Value) -> ir.DataType:

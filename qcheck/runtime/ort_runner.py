@@ -162,16 +162,23 @@ class OnnxRunner:
         """Run as ``Runner`` does; a float16 artifact takes and returns float16."""
         if not self._feeds:
             self._device.release()
-            self._feeds = feeds(self._session(self._threads), self.path, inputs)
+            self._feeds = feeds(self._session(self._sharing(inputs)), self.path, inputs)
         return self._rows.run(self._all, inputs)
+
+    def _count(self, inputs: Mapping[str, np.ndarray]) -> int:
+        return next(len(value) for name, value in inputs.items() if name not in self._fixed)
+
+    def _sharing(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """The threads that share an operator: one where each has rows of its own. A session holds the weights again."""
+        return 1 if self._count(inputs) >= self._threads and self._device.is_host else self._threads
 
     def _all(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """All rows of ``inputs``, which fit the memory."""
-        count = next(len(value) for name, value in inputs.items() if name not in self._fixed)
+        count = self._count(inputs)
         batch = max(feed.rows or 0 for feed in self._feeds if feed.role not in self._fixed)
         if batch:
             return self._in_batches_of(batch, count, inputs)
-        if count < self._threads or not self._device.is_host:
+        if self._sharing(inputs) > 1 or self._threads == 1:
             return self._run(self._threads, inputs, np.arange(count))
         self._session(1)  # made before the threads need it at the same time
         parts = np.array_split(np.arange(count), self._threads)

@@ -4,7 +4,6 @@ A subject's content is the digest of all that its outputs depend on: weights, an
 and number type.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
 from qcheck.model.arms import Arms
+from qcheck.model.components import copied
 from qcheck.model.device import Device
 from qcheck.model.quiet import quiet
 from qcheck.runtime import ort_runner, torch_runner
@@ -56,7 +56,7 @@ def _full_precision(arms: Arms, side: Side) -> Iterator[TorchRunner]:
 def _in_compute_type(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunner]:
     dtype: torch.dtype = getattr(torch, compute)
     with quiet(), arms.running(side) as family:
-        entry = copy.deepcopy(family.entry(family.module)).to(dtype)
+        entry = copied(family.entry(family.module), dtype=dtype)
     yield TorchRunner(entry, f"torch {compute}", dtype, family.kept, arms.device, family.fixed)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcheck.core.errors import UserError
-from qcheck.model.components import ROWS, Component, Decoder, TextEncoder
+from qcheck.model.components import ROWS, Component, Decoder, TextEncoder, copied
 from qcheck.spec.probe import Probe
 
 Conditions = dict[str, torch.Tensor]
@@ -68,7 +68,7 @@ class Family(ABC):
         pipe = copy.copy(self.pipe)
         for name, part in self.pipe.components.items():
             if isinstance(part, nn.Module):
-                vars(pipe)[name] = _moved(part, device)
+                vars(pipe)[name] = copied(part, device)
         return type(self)(pipe)
 
     @property
@@ -236,16 +236,6 @@ class Family(ABC):
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         pictures = [vae.decode(x[None].to(self.device) / scale + shift, return_dict=False)[0].cpu() for x in latents]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
-
-
-def _moved(part: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a module on ``device``, without a second copy of its weights here."""
-    copies: dict[int, Any] = {
-        id(parameter): nn.Parameter(parameter.detach().to(device), requires_grad=False)
-        for parameter in part.parameters()
-    }
-    copies |= {id(buffer): buffer.to(device) for buffer in part.buffers()}
-    return copy.deepcopy(part, copies)
 
 
 def guided(probe: Probe) -> bool:
