@@ -54,9 +54,21 @@ def writing(out: Named | None, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def caching(use_cache: bool) -> Iterator[Cache]:
-    """The user's cache, or a temporary one that is removed when the block ends."""
+    """The user's cache, or a temporary one that is removed when the block ends.
+
+    Raises:
+        UserError: the user's cache is no folder, or cannot be made.
+    """
     if use_cache:
-        yield Cache(caches.location())
+        root = caches.location()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cache {str(root)!r} cannot be written: {error.strerror}",
+                f"Give another folder in ${caches.VARIABLE}, or --no-cache.",
+            ) from error
+        yield Cache(root)
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Cache(Path(folder))

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, install
 
 
 def host(module: str) -> Any:
@@ -18,5 +18,5 @@ def host(module: str) -> Any:
         if (error.name or "qcheck").split(".")[0] == "qcheck":
             raise
         raise UserError(
-            f"this needs {error.name}, which is not installed", "Install it: pip install 'qcheck-edge[host,rtx]'"
+            f"this needs {error.name}, which is not installed", f"Install it, {install('host,rtx')}"
         ) from error

@@ -22,7 +22,7 @@ from qcheck.api.keywords import (
     Require,
     Schemes,
 )
-from qcheck.core.errors import UserError, unknown
+from qcheck.core.errors import UserError, install, unknown
 from qcheck.core.values import Value
 from qcheck.demo import library
 from qcheck.spec import limits as limits_files
@@ -276,7 +276,7 @@ def _schemes(requested: Sequence[Named | Scheme], device: Target) -> tuple[Schem
         if missing := _missing(candidate):
             raise UserError(
                 f"scheme {candidate.name!r} needs {missing}, which is not installed here",
-                f"pip install 'qcheck-edge[{missing}]'",
+                f"Install it, {install(missing)}",
             )
     return schemes
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qcheck.core.errors import install
+
 RTX, FULL = "tensorrt_rtx", "tensorrt"
 Shapes = Mapping[str, tuple[list[int], list[int], list[int]]]
 _DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
@@ -63,7 +65,7 @@ def choose(capability: str, proxy: str | None) -> Builder | str:
     if proxy is None:
         return f"no compute capability that TensorRT-RTX compiles for has the number formats of SM {capability}"
     if importlib.util.find_spec(RTX) is None:
-        return "tensorrt-rtx is not installed: pip install 'qcheck-edge[rtx]'"
+        return f"tensorrt-rtx is not installed; {install('rtx')}"
     return Builder(RTX, proxy)
 
 

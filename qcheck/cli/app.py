@@ -1,14 +1,16 @@
 """The ``qcheck`` command."""
 
+import io
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from qcheck import __version__
 from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, of_machine
 
 app = typer.Typer(
     name="qcheck",
@@ -49,14 +51,30 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is printed and exits 2, a bug keeps its traceback."""
+    """Run the command line; a mistake, or a file that the machine refuses, is one error; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[bold red]error:[/] {_plain(error.what)}")
-        console.print(f"[bold]fix:[/]   {_plain(error.fix)}")
-        sys.exit(2)
+        _refuse(error)
+    except Exception as error:
+        refused = of_machine(error)
+        if refused is None:
+            raise
+        _refuse(refused)
+
+
+def _terminated(*_: object) -> None:
+    """A termination cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _refuse(error: UserError) -> NoReturn:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {_plain(error.what)}")
+    console.print(f"[bold]fix:[/]   {_plain(error.fix)}")
+    sys.stdout = io.StringIO()  # what could not be written is not tried again at exit
+    sys.exit(2)
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +132,7 @@ def load(source: str) -> Base:
     absent = dict.fromkeys(
         name for name in ("safety_checker", *spare) if name in index and (name not in spare or index[name][1] is None)
     )
+    _require_components(folder, {name: pair for name, pair in index.items() if name not in absent})
     variant = _variant(folder, [name for name in index if name not in absent])
     try:
         with quiet():
@@ -155,6 +156,16 @@ def load(source: str) -> Base:
             part.requires_grad_(False).eval()
             _require_finite(source, name, part)
     return Base(source, digest_of_folder(folder), family)
+
+
+def _require_components(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline without a folder that its index names."""
+    named = [name for name, pair in index.items() if isinstance(pair, list | tuple) and pair[1] is not None]
+    if missing := [name for name in named if not (folder / name).is_dir()]:
+        raise UserError(
+            f"base {str(folder)!r} has no {'/, '.join(missing)}/, which its {INDEX} names",
+            "Copy or download the whole pipeline.",
+        )
 
 
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")

@@ -1,7 +1,7 @@
 """The result of a check: report.json is exactly this value."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -171,7 +171,7 @@ class Report(Value):
     probes: Probing
     effect_size: Number
     limits_grounds: str
-    cases: list[Case]
+    cases: Annotated[list[Case], Field(min_length=1)]
     not_measured: list[NotMeasured]
     provenance: Provenance
 

@@ -131,7 +131,8 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
     """The set-up of a probe set: its solver, its steps, and its probes' initial inputs in each of ``arms``.
 
     Raises:
-        UserError: a negative prompt for a pipeline without a second branch of guidance, or an impossible picture size.
+        UserError: a negative prompt for a pipeline without a second branch of guidance, an impossible picture size, or
+            a number of steps that the solver does not take.
     """
     family = arms.base.family
     if probe_set.negative and family.branches == 1:
@@ -156,7 +157,10 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
         )
 
     shape = family.shape(probe_set.width, probe_set.height)
-    calls = len(family.solver(probe_set.steps, shape).timesteps)
+    try:
+        calls = len(family.solver(probe_set.steps, shape).timesteps)
+    except ValueError as error:
+        raise UserError(f"--steps {probe_set.steps}: the solver refuses it: {error}", "Give fewer --steps.") from error
     return Setup(
         family=family,
         solver=lambda: family.solver(probe_set.steps, shape),

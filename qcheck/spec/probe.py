@@ -20,7 +20,7 @@ class ProbeSet(Value):
     name: str
     prompts: Annotated[Names, Field(min_length=1)]
     negative: str = ""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=2**62)]  # torch's generators take 64 bits, and seeds count up
     steps: Annotated[int, Field(ge=1)]
     guidance: Annotated[float, Field(ge=0)]
     width: int | None = None

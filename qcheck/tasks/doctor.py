@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qcheck import __version__
+from qcheck.core.errors import install
 from qcheck.core.values import Value
 from qcheck.spec.target import every_target
 
@@ -66,8 +67,7 @@ def _version(names: tuple[str, ...]) -> str:
 def _part(module: str) -> Finding:
     names, purpose, extra = _PARTS[module]
     if not _installed(module):
-        fix = f"pip install 'qcheck-edge[{extra}]'"
-        return Finding(name=module, status="missing", detail=purpose, fix=fix)
+        return Finding(name=module, status="missing", detail=purpose, fix=install(extra))
     return Finding(name=module, status="ready", detail=f"{_version(names)}: {purpose}")
 
 
@@ -104,7 +104,7 @@ def _gpu() -> Finding:
     """The device that `--device auto` takes, and what runs artifacts there."""
     name, board = "computes (--device auto)", Path("/etc/nv_tegra_release").exists()
     if not _installed("torch"):
-        return Finding(name=name, status="missing", detail="no torch", fix="pip install 'qcheck-edge[host]'")
+        return Finding(name=name, status="missing", detail="no torch", fix=install("host"))
     import torch
 
     if torch.cuda.is_available():

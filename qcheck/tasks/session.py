@@ -36,6 +36,7 @@ from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import STRATA, Subject, forwards
 from qcheck.sampling.store import Trace
+from qcheck.spec import ranges
 from qcheck.spec.arm import Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.scheme import Scheme
@@ -193,8 +194,23 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
         torch.set_num_threads(threads)
 
 
+def _require_ranges(spec: CheckSpec) -> None:
+    """Refuse ranges that are no such file, or that none of the request's schemes reads."""
+    if spec.ranges is None:
+        return
+    ranges.read(Path(spec.ranges))
+    rules = [rule for scheme in spec.schemes for rule in scheme.rules]
+    if not any(rule.activations is not None and rule.activations.scales is None for rule in rules):
+        names = ", ".join(scheme.name for scheme in spec.schemes) or "none"
+        raise UserError(
+            f"--ranges {spec.ranges!r}: no scheme of the request ({names}) has inputs on fixed ranges",
+            "Leave --ranges out, or add a scheme such as int8 or fp8.",
+        )
+
+
 def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch) -> Session:
     load.locate(spec.base)
+    _require_ranges(spec)
     uses = (spec.common, spec.adapters, spec.references)
     common, adapters, references = ([lora.read(use) for use in group] for group in uses)
     note.require_references(adapters, references)

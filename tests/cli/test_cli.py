@@ -183,10 +183,10 @@ from typer.testing import CliRunner
 for command in ([], ['check'], ['demo'], ['compare'], ['inspect'], ['doctor']):
     assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0
 found = CliRunner().invoke(app, ['doctor'])
-assert found.exit_code == 0 and 'missing' in found.output and 'qcheck-edge[host]' in found.output, found.output
+assert found.exit_code == 0 and 'missing' in found.output and "'.[host]'" in found.output, found.output
 from qcheck.core.errors import UserError
 found = CliRunner().invoke(app, ['check', 'demo', '--lora', 'flat', '--out', 'never-made'])
-assert isinstance(found.exception, UserError) and 'qcheck-edge[host' in found.exception.fix, found
+assert isinstance(found.exception, UserError) and "'.[host" in found.exception.fix, found
 import pathlib
 assert not pathlib.Path('never-made').exists()
 import qcheck.report.markdown, qcheck.report.junit, qcheck.report.text, qcheck.report.next_command

@@ -1,7 +1,13 @@
 """The command line as a product: help that shows how, completion, quiet, logs, colours, an estimate."""
 
+import errno
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +18,11 @@ import typer
 from typer.testing import CliRunner
 
 from qcheck.cli.app import app
+from qcheck.core import errors
 from qcheck.core.errors import UserError
 from qcheck.core.values import names_in
 from qcheck.demo import library
-from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec import limits, probe, ranges, recipe, scheme, target
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import check as task
 from tests import reports
@@ -148,3 +155,81 @@ def test_no_color_is_respected(asked: list[CheckSpec], monkeypatch: pytest.Monke
     monkeypatch.setenv("NO_COLOR", "1")
     found = run(*CHECK)
     assert not colour.search(found.stdout + found.stderr)
+
+
+def _command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a shell runs it."""
+    call = [sys.executable, "-m", "qcheck", *words]
+    return subprocess.run(call, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_disk_that_is_full_is_one_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        call = [sys.executable, "-m", "qcheck", "targets"]
+        told = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 2, told.stderr
+    assert "error: No space left on device" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert "$QCHECK_CACHE" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/model.onnx"), "No space left on device: '/x/model.onnx'"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), "No space left on device"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "report.html"), "Permission denied: 'report.html'"),
+        (OSError(errno.EROFS, "Read-only file system", "/c"), "Read-only file system: '/c'"),
+    ],
+)
+def test_what_the_machine_refuses_is_the_users_to_mend(error: Exception, said: str) -> None:
+    found = errors.of_machine(error)
+    assert found is not None
+    assert said in found.what
+    assert "Free space" in found.fix
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    assert errors.of_machine(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert errors.of_machine(ValueError("no space in this list")) is None
+
+
+def test_a_cache_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    told = _command("check", "demo", "--lora", "flat", "--scheme", "int8", QCHECK_CACHE=str(tmp_path / "cache"))
+    assert told.returncode == 2
+    assert "cannot be written: Not a directory" in " ".join(told.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--steps", "100000"), "--steps 100000: the solver refuses it"),
+        (("--seed", "99999999999999999999999"), "seed"),
+        (("--ranges", "/nope"), "/nope"),
+    ],
+)
+def test_a_number_or_a_file_that_cannot_be_is_an_error_before_anything_runs(words: tuple[str, str], said: str) -> None:
+    error = run("check", "demo", "--lora", "flat", "--scheme", "int8", *words).exception
+    assert isinstance(error, UserError)
+    assert said in error.what
+
+
+def test_ranges_that_no_scheme_reads_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "read", lambda _: None)
+    error = run("check", "demo", "--lora", "flat", "--scheme", "int4-g128", "--ranges", "r.json").exception
+    assert isinstance(error, UserError)
+    assert "no scheme of the request (int4-g128) has inputs on fixed ranges" in error.what
+
+
+def test_a_termination_leaves_nothing_half_written(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "qcheck", "check", "demo", "--lora", "flat", "--scheme", "int8", "--no-cache"]
+    with subprocess.Popen([*call, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        next(line for line in running.stderr if "load base" in line)
+        running.send_signal(signal.SIGTERM)
+        assert "interrupted" in running.stderr.read()
+        assert running.wait() == 130
+    assert not list(tmp_path.iterdir())

@@ -52,7 +52,12 @@ def write(folder: Path) -> Path:
         UserError: there is no report in it, or one of another version.
     """
     text = render(read(folder))
-    (folder / NAME).write_text(text, "utf-8")
+    partial = folder / f".{NAME}.partial"
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(folder / NAME)
+    finally:
+        partial.unlink(missing_ok=True)
     return folder / NAME
 
 
