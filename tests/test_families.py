@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from qcheck.core.cache import Cache
+from qcheck.model.arms import Arms
+from qcheck.quantize.artifact import Exporter
 from qcheck.runtime.ort_runner import session
 from tests import builder, families, layouts
 from tests.conftest import run
@@ -100,6 +104,15 @@ def test_engines_that_adapters_share_have_ranges_that_know_none_of_them(tmp_path
     assert scales[0] == scales[1]
 
 
+def test_another_size_is_another_key(demo_arms: Arms, tmp_path: Path) -> None:
+    def shapes(height: int, width: int) -> str:
+        inputs = {"sample": np.zeros((2, 4, height, width)), "timestep": np.zeros(1)}
+        return Exporter(demo_arms, Cache(tmp_path), inputs).shapes()
+
+    assert len({shapes(16, 16), shapes(12, 8), shapes(8, 12)}) == 3
+
+
+@pytest.mark.slow  # two exports that no other test can use
 def test_another_size_is_another_file(tmp_path: Path) -> None:
     given = ("check", "demo", "--lora", "flat", "--scheme", "int4-g128", "--width", "32", "--height", "48")
     result = run(*given, *SHORT, "--out", str(tmp_path / "out"))
