@@ -186,15 +186,18 @@ class _InnerProducts:
     """
 
     def __init__(self, cases: Mapping[str, Errors], budget: int) -> None:
-        self.samples: list[dict[tuple[str, str, int], torch.Tensor]] = []
+        keys = [(case, layer, kind) for case, errors in cases.items() for layer in errors for kind in (0, 1)]
+        self._places = {key: place for place, key in enumerate(keys)}
+        self._device = next(iter(next(iter(cases.values())).values())).numbers.weight.step.device
+        self.samples: list[torch.Tensor] = []
         self._cases, self._budget = cases, budget
         self._kept: dict[str, torch.Tensor] = {}
-        self._sample: dict[tuple[str, str, int], torch.Tensor] = {}
+        self._sample = torch.empty(0)
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
     def begin(self, draws: int) -> None:
         """Begin a sample for each draw of a point."""
-        self.samples += [{} for _ in range(draws)]
+        self.samples += [torch.zeros(len(self._places), device=self._device) for _ in range(draws)]
 
     def undo(self, draws: int) -> None:
         """Forget the samples of the last point."""
@@ -206,7 +209,8 @@ class _InnerProducts:
         self._shared, self._sample = None, self.samples[place]
 
     def _add(self, key: tuple[str, str, int], product: torch.Tensor) -> None:
-        self._sample[key] = self._sample[key] + product if key in self._sample else product
+        """In place: a tensor for each product, kept among gradients that are freed, would tear the memory to pieces."""
+        self._sample[self._places[key]] += product
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
         """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
@@ -249,12 +253,9 @@ class _InnerProducts:
     def parts(self, case: str) -> np.ndarray:
         """The ``parts`` [n, L, 2] of ``Scores`` of a case, over its own layers."""
         layers = list(self._cases[case])
-        nothing = torch.zeros((), device=next(iter(self._cases[case].values())).numbers.weight.step.device)
-        rows = [
-            torch.stack([sample.get((case, layer, kind), nothing) for layer in layers for kind in (0, 1)])
-            for sample in self.samples
-        ]
-        return torch.stack(rows).double().cpu().numpy().reshape(len(rows), len(layers), 2)
+        places = [self._places[case, layer, kind] for layer in layers for kind in (0, 1)]
+        rows = torch.stack(self.samples)[:, places].double().cpu().numpy()
+        return rows.reshape(len(rows), len(layers), 2)
 
 
 def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
