@@ -25,12 +25,14 @@ import numpy as np
 import torch
 
 import qcheck
+from benchmarks import shapes
 from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Advance
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.quantize import artifact
 from qcheck.quantize.artifact import QuantizedArm
+from qcheck.result.report import Case
 from qcheck.runtime.runner import Runner
 from qcheck.sampling import sampler, subject
 from qcheck.spec.check import CheckSpec
@@ -44,14 +46,6 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "sd15": {"steps": 8, "max_probes": 4, "width": 512, "height": 512},
     "sdxl": {"steps": 4, "max_probes": 4, "width": 1024, "height": 1024},
 }
-_RECIPE = """title = "Four prompts"
-method = "max"
-prompts = "general"
-samples = 4
-strata = 4
-seed = 910000
-keep = ["conv_in", "conv_out", "time_embedding.*"]
-"""
 _TARGET = "jetson-thor-t5000"  # it has every format
 _BACKWARD = 2  # forwards that a backward pass counts as
 
@@ -86,44 +80,38 @@ class Stages:
 
 
 def agree(schemes: list[str], device: str, threads: int | None, cpu: Path | None, cuda: Path | None) -> None:
-    """Print how far verdicts and measurements of two devices lie from each other."""
+    """Print how far verdicts and gated measurements of two devices lie from each other."""
     reports = {}
-    for name, stored in (("cpu", cpu), (device, cuda)):
-        if stored is not None and (stored / "report.json").exists():
-            reports[name] = qcheck.load_report(stored)
+    for name, folder in (("cpu", cpu), (device, cuda)):
+        if folder is not None and (folder / "report.json").exists():
+            reports[name] = qcheck.load_report(folder)
             continue
-        start = time.perf_counter()
-        reports[name] = qcheck.check(
-            "demo",
-            lora="flat",
-            scheme=schemes,
-            target=_TARGET,
-            max_probes=8,
-            build=False,
-            cache=False,
-            device=name,
-            threads=threads,
-        )
-        print(f"{name}: {time.perf_counter() - start:.0f} s {json.dumps(reports[name].provenance.seconds)}", flush=True)
-        if stored is not None:
-            reports[name].save(stored)
-    ours, theirs = reports["cpu"], reports[device]
-    for case in ours.cases:
-        other = theirs[case.scheme, case.order]
-        values = {(m.name, m.arm): m for m in other.measurements}
-        moved = []
-        for seen in case.measurements:
-            there = values.get((seen.name, seen.arm))
-            if seen.value is None or there is None or there.value is None:
-                continue
-            half = max((seen.high - seen.low) / 2, 1e-9) if seen.low is not None and seen.high is not None else 1e-9
-            moved.append((abs(there.value - seen.value) / half, f"{seen.name} {seen.arm}", seen.value, there.value))
-        worst = sorted((row for row in moved if "control" not in row[1]), reverse=True)[:3]
-        controls = [row for row in moved if "control" in row[1]]
-        same = "same" if case.verdict == other.verdict else f"OTHER: {other.verdict}"
-        print(f"{case.scheme} {case.order} ran as {other.ran_as}: {case.verdict}, {same}; {'; '.join(other.warnings)}")
-        for far, name, ours_value, theirs_value in [*worst, *controls]:
-            print(f"    {name}: {ours_value:.6g} -> {theirs_value:.6g}, {far:.3f} of its half interval", flush=True)
+        options: Any = {"scheme": schemes, "target": _TARGET, "max_probes": 8, "threads": threads}
+        reports[name] = qcheck.check("demo", lora="flat", build=False, cache=False, device=name, **options)
+        print(f"{name}: {json.dumps(reports[name].provenance.seconds)}", flush=True)
+        if folder is not None:
+            reports[name].save(folder)
+    for case in reports["cpu"].cases:
+        compare(case, reports[device][case.scheme, case.order])
+
+
+def compare(ours: Case, theirs: Case) -> None:
+    """Print both verdicts of a case, its survival, and the gated measurements that moved farthest."""
+    values = {(measurement.name, measurement.arm): measurement.value for measurement in theirs.measurements}
+    moves = []
+    for measurement in ours.measurements:
+        name = (measurement.name, measurement.arm)
+        value, low, high = measurement.value, measurement.low, measurement.high
+        other = values.get(name)
+        if measurement.limit is None or None in (value, low, high, other):
+            continue
+        half = (high - low) / 2
+        moves.append((abs(other - value) / half if half else float("nan"), name, value, other))
+    survivals = [case["effect_survival"].value for case in (ours, theirs)]
+    print(f"{ours.scheme} {ours.order}, {theirs.ran_as}: {ours.verdict} {survivals[0]:.4f} -> ", end="")
+    print(f"{theirs.verdict} {survivals[1]:.4f} {'; '.join(theirs.warnings)}")
+    for distance, (name, arm), value, other in sorted(moves, key=lambda move: -np.nan_to_num(move[0]))[:3]:
+        print(f"    {name} {arm}: {value:.6g} -> {other:.6g}, {distance:.2g} of half its interval", flush=True)
 
 
 def keys(device: str) -> None:
@@ -179,13 +167,10 @@ def bare(session: Session, rows: int) -> float:
 
 def cost(name: str, device: str, threads: int | None, scheme: str) -> None:
     """Print the cost of a shape's stages beside that of their bare forwards."""
-    from benchmarks import shapes
-
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "four.toml").write_text(_RECIPE, "utf-8")
         start = time.perf_counter()
-        base = shapes.write(name, folder, device)
+        base = shapes.write(name, folder, device, samples=4, strata=4)
         if device != "cpu":
             torch.cuda.empty_cache()
         print(f"{name}: written in {time.perf_counter() - start:.0f} s", flush=True)
@@ -194,7 +179,7 @@ def cost(name: str, device: str, threads: int | None, scheme: str) -> None:
             str(base),
             str(folder / "lora.safetensors"),
             scheme=scheme,
-            recipe=str(folder / "four.toml"),
+            recipe=str(folder / "few.toml"),
             guidance=5.0,
             build=False,
             device=device,

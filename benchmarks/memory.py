@@ -1,8 +1,8 @@
 """Resident memory: flat over probes and steps, and small when an adapter is inspected on a large base.
 
-``python benchmarks/memory.py traces`` traces all four arms of the demo for 8 and then 256 probes of 10 steps in one
+``python -m benchmarks.memory traces`` traces all four arms of the demo for 8 and then 256 probes of 10 steps in one
 process, and for 8 probes of 50 steps in another, and prints the peaks of the resident memory.
-``python benchmarks/memory.py inspect`` writes a random 2.6 B-parameter UNet (SDXL's configuration, fp16, sharded; 5 GB
+``python -m benchmarks.memory inspect`` writes a random 2.6 B-parameter UNet (SDXL's configuration, fp16, sharded; 5 GB
 in a temporary folder) with a rank-64 adapter on its attention and prints the peak while it is inspected.
 """
 
@@ -94,20 +94,12 @@ def inspect_large() -> None:
     """Write the base and the adapter, and inspect them in a child process."""
     import torch
     from accelerate import init_empty_weights
-    from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
+    from benchmarks import shapes
+
     with init_empty_weights():
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            cross_attention_dim=2048,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            use_linear_projection=True,
-        )
+        unet = shapes.unet_xl()
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,14 +19,6 @@ from pathlib import Path
 from typing import Any
 
 _TARGET = "jetson-agx-orin-64gb"
-_RECIPE = """title = "One prompt"
-method = "max"
-prompts = "general"
-samples = 1
-strata = 2
-seed = 910000
-keep = ["conv_in", "conv_out", "time_embedding.*"]
-"""
 _LIMITED = ("--steps", "2", "--guidance", "1")
 _OPTIONS = {
     "check": (*_LIMITED, "--max-probes", "8", "--width", "256", "--height", "256", "--no-build"),
@@ -69,7 +61,7 @@ def words(what: str, folder: Path, scheme: str | None, extra: Sequence[str]) -> 
     base, lora = str(folder / "base"), str(folder / "lora.safetensors")
     if what == "inspect":
         return ["inspect", lora, "--base", base, "--json", *extra]
-    chosen = ["--lora", lora, "--scheme", scheme or "int8", "--target", _TARGET, "--recipe", str(folder / "one.toml")]
+    chosen = ["--lora", lora, "--scheme", scheme or "int8", "--target", _TARGET, "--recipe", str(folder / "few.toml")]
     out = ["--json", "--no-cache", "--out", str(folder / f"{what}-{scheme}")]
     return [what, base, *chosen, *_OPTIONS[what], *out, *extra]
 
@@ -102,7 +94,6 @@ def main() -> None:
         if not (folder / "base").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             subprocess.run([sys.executable, "-m", "benchmarks.shapes", given.shape, str(folder)], check=True)
-        (folder / "one.toml").write_text(_RECIPE, "utf-8")
         schemes = given.scheme or {"check": ["int8"], "export": ["int8", "int4-g128"]}.get(given.what, [None])
         for scheme in schemes:
             code, printed, seconds, peak = run(words(given.what, folder, scheme, extra))

@@ -23,6 +23,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from qcheck.demo import library
 
+RECIPE = """title = "A few prompts"
+method = "max"
+prompts = "general"
+samples = {samples}
+strata = {strata}
+seed = 910000
+keep = ["conv_in", "conv_out", "time_embedding.*"]
+"""
 RANK, SIZE = 16, 0.05  # of the adapters' factors
 _BLOCKS = (128, 256, 512, 512)
 
@@ -64,13 +72,9 @@ def sd15() -> Any:
     )
 
 
-def sdxl() -> Any:
-    """Stable Diffusion XL: 2.6 billion parameters in the UNet, CLIP ViT-L and OpenCLIP bigG."""
-    first = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    second = CLIPTextConfig(
-        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
-    )
-    unet = UNet2DConditionModel(
+def unet_xl() -> UNet2DConditionModel:
+    """The UNet of Stable Diffusion XL."""
+    return UNet2DConditionModel(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -83,13 +87,21 @@ def sdxl() -> Any:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
     )
+
+
+def sdxl() -> Any:
+    """Stable Diffusion XL: 2.6 billion parameters in the UNet, CLIP ViT-L and OpenCLIP bigG."""
+    first = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    second = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+    )
     return StableDiffusionXLPipeline(
         vae=_autoencoder(0.13025),
         text_encoder=CLIPTextModel(first),
         text_encoder_2=CLIPTextModelWithProjection(second),
         tokenizer=_tokenizer(),
         tokenizer_2=_tokenizer(),
-        unet=unet,
+        unet=unet_xl(),
         scheduler=_solver(),
     )
 
@@ -115,8 +127,11 @@ def tiny() -> Any:
 SHAPES: dict[str, Callable[[], Any]] = {"tiny": tiny, "sd15": sd15, "sdxl": sdxl}
 
 
-def write(name: str, folder: Path, device: str = "cpu") -> Path:
-    """The pipeline of that name in float16 below ``folder``/base, and an adapter of its attention beside it."""
+def write(name: str, folder: Path, device: str = "cpu", samples: int = 1, strata: int = 2) -> Path:
+    """The pipeline of that name in float16 below ``folder``/base; an adapter of its attention and a recipe beside it.
+
+    The recipe calibrates on ``samples`` prompts at ``strata`` timesteps.
+    """
     torch.manual_seed(0)
     with torch.device(device):
         pipe = SHAPES[name]()
@@ -133,6 +148,7 @@ def write(name: str, folder: Path, device: str = "cpu") -> Path:
             part.half().cpu()
     pipe.save_pretrained(folder / "base")
     save_file(lora, folder / "lora.safetensors")
+    (folder / "few.toml").write_text(RECIPE.format(samples=samples, strata=strata), "utf-8")
     return folder / "base"
 
 

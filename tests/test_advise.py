@@ -33,6 +33,15 @@ def _spec(named: str, order: Order = "quantize-merge") -> CheckSpec:
     return check_spec(library.NAME, "faint", scheme=named, order=order, target="jetson-thor-t5000", max_probes=16)
 
 
+def test_a_file_of_ranges_goes_with_its_scheme_and_its_method_alone() -> None:
+    """A remedy that keeps the file would be refused, and all advice with it."""
+    spec = _spec("int8").changed(ranges="ranges.json")
+    for remedy in remedies.remedies(FailingCase(spec, "NEEDS-QAT", lambda _: True, lambda _: [("conv_a",)])):
+        assert remedy.spec is not None
+        same = remedy.spec.schemes == spec.schemes and remedy.spec.recipe.method == spec.recipe.method
+        assert (remedy.spec.ranges is not None) == same, remedy.title
+
+
 def _kinds(named: str, verdict: Outcome, order: Order = "quantize-merge") -> list[str]:
     ill = FailingCase(_spec(named, order), verdict, lambda _: True, lambda _: [("conv_a",), ("conv_a", "conv_b")])
     return list(dict.fromkeys(found.kind for found in remedies.remedies(ill)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qcheck.core import cache, versions
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize import artifact, fake, plan, sites
 from qcheck.quantize import bnb as bitsandbytes
 from qcheck.quantize import qdq as rewrite
 from qcheck.quantize.artifact import QuantizedArm, QuantizedWeights
@@ -261,7 +261,7 @@ def test_tensors_stored_outside_the_file_are_counted_and_digested(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewrite, "_INLINE", 1000)
-    rewrite.save(rewrite.fill(prepared.graph, prepared.state), tmp_path / "model.onnx")
+    rewrite.save(sites.fill(prepared.graph, prepared.state), tmp_path / "model.onnx")
     parts = model_files(tmp_path / "model.onnx")
     assert [part.name for part in parts] == ["model.onnx", "model.onnx.data"]
     assert sum(part.stat().st_size for part in parts) > 15e6
@@ -273,9 +273,9 @@ def test_a_file_made_from_a_graph_with_tensors_outside_stands_alone(
 ) -> None:
     with monkeypatch.context() as large:
         large.setattr(rewrite, "_INLINE", 1000)
-        rewrite.save(rewrite.fill(prepared.graph, prepared.state), tmp_path / "graph.onnx")
+        rewrite.save(sites.fill(prepared.graph, prepared.state), tmp_path / "graph.onnx")
     graph = ir.load(tmp_path / "graph.onnx")
     (tmp_path / "other").mkdir()
-    rewrite.save(rewrite.fill(graph, prepared.state), tmp_path / "other" / "model.onnx")
+    rewrite.save(sites.fill(graph, prepared.state), tmp_path / "other" / "model.onnx")
     assert [path.name for path in model_files(tmp_path / "other" / "model.onnx")] == ["model.onnx"]
     assert np.isfinite(OnnxRunner(tmp_path / "other" / "model.onnx", 1)(prepared.inputs)).all()

@@ -5,6 +5,7 @@ No test has a GPU: a second device is the processor under another title, and mem
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
 from qcheck.runtime import ort_runner
 from qcheck.runtime.rows import Rows, ran_out
+from qcheck.runtime.runner import MismatchError
 from qcheck.sampling import subject
 from qcheck.spec.arm import SIDES
+from qcheck.tasks import controls
 from tests.conftest import Prepared, run
 
 OTHER = Device("cpu", "another processor")
@@ -68,7 +71,7 @@ def test_while_the_device_runs_one_arm_the_other_is_exported(elsewhere: Arms) ->
             pass
 
 
-def test_another_device_is_another_key(demo_arms: Arms, elsewhere: Arms, tmp_path: Any) -> None:
+def test_another_device_is_another_key(demo_arms: Arms, elsewhere: Arms, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for make in (
         lambda arms: subject.full(arms, "adapted"),
@@ -173,13 +176,23 @@ def no_provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Device]:
     return devices.find
 
 
+def _entries(root: Path) -> dict[str, int]:
+    """The number of entries in the cache by kind."""
+    kinds = ("trace", "ranges", "alignment")
+    return {kind: len(list((root / "qcheck" / kind).glob("[!.]*"))) for kind in kinds}
+
+
 @pytest.mark.usefixtures("no_provider")
-def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(tmp_path: Any) -> None:
+def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(
+    tmp_path: Path, graphs_alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import qcheck
 
     options: Any = {"lora": "flat", "scheme": "int8", "steps": 3, "max_probes": 3, "build": False}
     there = qcheck.check("demo", **options, out=tmp_path / "there")
+    alone = _entries(graphs_alone)
     here = qcheck.check("demo", **options, device="cpu")
+    assert all(count >= 2 * alone[kind] > 0 for kind, count in _entries(graphs_alone).items())
     assert there.provenance.device == OTHER.title
     for case in there.cases:
         known = here[case.scheme]
@@ -191,3 +204,6 @@ def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(tmp_p
             assert ours.value == pytest.approx(theirs.value, abs=0.5 * (theirs.high - theirs.low))
     assert not list((tmp_path / "there").rglob("*twin*"))
     assert any("by its file" in entry.name for entry in there.not_measured)
+    monkeypatch.setattr(controls, "_AGREEMENT", 200.0)
+    with pytest.raises(MismatchError, match="its file agree to"):
+        qcheck.check("demo", **options)

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qcheck.core.errors import UserError
 from qcheck.model.arms import Arms
-from qcheck.quantize import given, qdq
+from qcheck.quantize import given, qdq, sites
 from qcheck.runtime.ort_runner import OnnxRunner, feeds, session
 from qcheck.spec import measurement
 from tests.conftest import Prepared, run
@@ -21,7 +21,7 @@ def plain(prepared: Prepared, tmp_path: Path) -> Path:
     """The adapted denoiser as an unquantized file."""
     path = tmp_path / "plain" / "model.onnx"
     path.parent.mkdir()
-    qdq.save(qdq.fill(prepared.graph, prepared.state), path)
+    qdq.save(sites.fill(prepared.graph, prepared.state), path)
     return path
 
 
@@ -136,7 +136,7 @@ def test_the_base_itself_as_an_artifact_has_lost_the_adapter(
     prepared: Prepared, demo_arms: Arms, tmp_path: Path
 ) -> None:
     path = tmp_path / "base.onnx"
-    qdq.save(qdq.fill(prepared.graph, demo_arms.state("base")), path)
+    qdq.save(sites.fill(prepared.graph, demo_arms.state("base")), path)
     result = run("check", "demo", "--lora", "flat", "--artifact", str(path), "--no-build", "--out", str(tmp_path / "o"))
     assert result.exit_code == 1
     assert "NEEDS-QAT" in result.output

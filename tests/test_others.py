@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from qcheck.model.arms import Arms
-from qcheck.quantize import fake, formats, qdq
+from qcheck.quantize import fake, formats, qdq, sites
 from qcheck.quantize.plan import Grid, LayerPlan, Plan, Static
 from qcheck.runtime.ort_runner import session
 from qcheck.runtime.torch_runner import TorchRunner
@@ -151,7 +151,7 @@ def modelopt(
 @pytest.fixture(scope="module")
 def layers(exported: Prepared) -> Mapping[str, str]:
     """The layer of every node of our export that computes with a weight."""
-    return {str(site.node.name): layer for layer, site in qdq.sites(exported.graph.graph).items()}
+    return {str(site.node.name): layer for layer, site in sites.find(exported.graph.graph).items()}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def static(
 ) -> Theirs:
     """ONNX Runtime's static INT8 of every layer."""
     folder = tmp_path_factory.mktemp("static")
-    qdq.save(qdq.fill(exported.graph, demo_arms.state("adapted")), folder / "plain.onnx")
+    qdq.save(sites.fill(exported.graph, demo_arms.state("adapted")), folder / "plain.onnx")
     rows = [{name: value.numpy() for name, value in state.items()} for state in states]
     rivals.static(folder / "plain.onnx", rows, [*layers], folder / "theirs.onnx")
     return read(folder / "theirs.onnx", lambda node: layers[node.name])

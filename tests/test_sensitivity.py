@@ -23,7 +23,7 @@ from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, disturbed
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
-from qcheck.model.device import CPU
+from qcheck.model.device import CPU, Device
 from qcheck.quantize import artifact, formats, plan
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.plan import LayerPlan, Static
@@ -268,6 +268,10 @@ def test_a_calibrated_adapters_scores_are_those_of_what_ships(
     assert shares(demo_arms) == before
     assert shares(shipped) == after
     assert shares(shipped, shipped)[layer] < after[layer] / 2  # held to itself it is as good as any other
+    entries = store.root / "sensitivity"
+    count = len(list(entries.glob("[!.]*")))
+    shares(demo_arms, demo_arms.on(Device("cpu", "another processor")))
+    assert len(list(entries.glob("[!.]*"))) == count + 1
 
 
 def _whole(content: QuantizedWeights, layer: str) -> torch.Tensor:

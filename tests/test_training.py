@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
+from qcheck.model.device import Device
 from qcheck.quantize import artifact
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import session as sessions
@@ -36,6 +38,16 @@ def go(cache: Path) -> tuple[Tensors, Training]:
         sources = session.sources(scheme)
         q0 = session.quantized("q0", "base", artifact.write_base(sources), scheme)
         return trainer.train(QatObjective(spec, sources, q0, session.watch, SHORT))
+
+
+def test_a_checkpoint_of_one_device_is_not_resumed_on_another(cache_root: Path) -> None:
+    spec = request()
+    with sessions.opened(spec, Cache(cache_root / "qcheck"), Silent()) as session:
+        sources = session.sources(spec.schemes[0])
+        q0 = session.quantized("q0", "base", artifact.write_base(sources), spec.schemes[0])
+        elsewhere = replace(sources, arms=sources.arms.on(Device("cpu", "another processor")))
+        here, there = (QatObjective(spec, given, q0, session.watch, SHORT) for given in (sources, elsewhere))
+        assert here.key != there.key
 
 
 def _checkpoint(cache: Path) -> list[Path]:

@@ -18,7 +18,6 @@ from torch import nn
 
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
-from qcheck.core.errors import UserError
 from qcheck.core.progress import Advance, Stopwatch
 from qcheck.diagnose import scores
 from qcheck.diagnose.hooks import tapped
@@ -29,7 +28,7 @@ from qcheck.model.device import Device
 from qcheck.quantize import artifact, plan
 from qcheck.quantize.artifact import ArtifactSources
 from qcheck.quantize.plan import LayerPlan
-from qcheck.runtime.rows import ran_out
+from qcheck.runtime.rows import ran_out, too_large
 from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler, evaluate
 from qcheck.sampling.setup import Setup, fed
@@ -95,15 +94,16 @@ def score(
     rounded_inputs = {
         name for case_errors in cases.values() for name, error in case_errors.items() if error.rounds_input
     }
-    products = _InnerProducts(cases, int(_SHARE * arms.device.free()))
+    products = _InnerProducts(cases, arms.device)
     with (
         arms.running("adapted") as family,
         tapped(layers, rounded_inputs, products.weight, products.input),
         torch.enable_grad(),
     ):
-        entry, size = family.entry(family.module), max((point.branches for point in points), default=1)
+        passes = _Passes(family.entry(family.module), setup, draws, products, arms.device)
+        size = max((point.branches for point in points), default=1)
         for point in points:
-            size = _differentiate(entry, setup, point, draws, products, arms.device, size)
+            size = passes.run(point, size)
             advance(1)
     states = np.repeat(np.arange(len(points)), draws)
     strata = np.array([point.stratum for point in points])[states]
@@ -115,57 +115,47 @@ def score(
     }
 
 
-def _differentiate(
-    entry: nn.Module,
-    setup: Setup,
-    point: EvaluationPoint,
-    draws: int,
-    products: "_InnerProducts",
-    device: Device,
-    size: int,
-) -> int:
-    """All passes of one point, ``size`` rows at a time or, where memory runs out, fewer; returns how many it took.
+@dataclass(frozen=True)
+class _Passes:
+    """Forward and backward passes of a denoiser's ``entry`` on ``device``, whose gradients go to ``products``."""
 
-    Raises:
-        UserError: the gradient of one row does not fit.
-    """
-    while True:
-        products.begin(draws)
-        try:
-            for start in range(0, point.branches, size):
-                _pass(entry, setup, point, draws, products, device, slice(start, start + size))
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            reason = str(error) or type(error).__name__
-        else:
-            return size
-        if size == 1:
-            raise UserError(
-                f"the gradient of one row does not fit into the memory of {device.name}: {reason.splitlines()[0]}",
-                "Give a smaller --width and --height, close other programs, or give --device cpu.",
-            )
-        products.undo(draws)
-        device.release()
-        size //= 2
+    entry: nn.Module
+    setup: Setup
+    draws: int
+    products: "_InnerProducts"
+    device: Device
 
+    def run(self, point: EvaluationPoint, size: int) -> int:
+        """All passes of a point, ``size`` rows at a time or, where memory runs out, fewer; returns how many it took.
 
-def _pass(
-    entry: nn.Module,
-    setup: Setup,
-    point: EvaluationPoint,
-    draws: int,
-    products: "_InnerProducts",
-    device: Device,
-    rows: slice,
-) -> None:
-    """One forward of some rows of a point, and a backward for each draw."""
-    inputs = {name: value if name in setup.family.fixed else value[rows] for name, value in point.given.items()}
-    output = entry(**{name: torch.from_numpy(value).to(device.torch) for name, value in inputs.items()})
-    for draw in range(draws):
-        products.enter(draw - draws)
-        direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)[rows]
-        output.backward(direction.to(device.torch), retain_graph=draw < draws - 1)
+        Raises:
+            UserError: the gradient of one row does not fit.
+        """
+        while True:
+            self.products.begin(self.draws)
+            try:
+                for start in range(0, point.branches, size):
+                    self._rows(point, slice(start, start + size))
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                if size == 1:
+                    raise too_large("the gradient of one row", self.device.name, error) from error
+            else:
+                return size
+            self.products.undo(self.draws)
+            self.device.release()
+            size //= 2
+
+    def _rows(self, point: EvaluationPoint, rows: slice) -> None:
+        """One forward of some rows of a point, and a backward for each draw."""
+        setup, device = self.setup, self.device.torch
+        inputs = {name: value if name in setup.family.fixed else value[rows] for name, value in point.given.items()}
+        output = self.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
+        for draw in range(self.draws):
+            self.products.enter(draw - self.draws)
+            direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)[rows]
+            output.backward(direction.to(device), retain_graph=draw < self.draws - 1)
 
 
 def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
@@ -181,16 +171,16 @@ _SHARE = 1 / 8  # of the free memory may hold dW between backward passes
 class _InnerProducts:
     """Inner products of the gradients of each backward pass with the errors of every case.
 
-    dW of as many layers as take ``budget`` bytes is kept from pass to pass; that of the others is computed again, so
-    that memory does not grow with the model.
+    dW of as many layers as fit a share of the device's free memory is kept from pass to pass; that of the others is
+    computed again, so that memory does not grow with the model. A sample is one tensor with a place for each product:
+    a tensor for each, kept between gradients that are freed, would leave holes that no gradient fits in.
     """
 
-    def __init__(self, cases: Mapping[str, Errors], budget: int) -> None:
-        keys = [(case, layer, kind) for case, errors in cases.items() for layer in errors for kind in (0, 1)]
+    def __init__(self, cases: Mapping[str, Errors], device: Device) -> None:
+        keys = [(case, layer, kind) for case, layers in cases.items() for layer in layers for kind in (0, 1)]
         self._places = {key: place for place, key in enumerate(keys)}
-        self._device = next(iter(next(iter(cases.values())).values())).numbers.weight.step.device
         self.samples: list[torch.Tensor] = []
-        self._cases, self._budget = cases, budget
+        self._cases, self._device, self._budget = cases, device.torch, int(_SHARE * device.free())
         self._kept: dict[str, torch.Tensor] = {}
         self._sample = torch.empty(0)
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
@@ -209,24 +199,23 @@ class _InnerProducts:
         self._shared, self._sample = None, self.samples[place]
 
     def _add(self, key: tuple[str, str, int], product: torch.Tensor) -> None:
-        """In place: a tensor for each product, kept among gradients that are freed, would tear the memory to pieces."""
         self._sample[self._places[key]] += product
 
     def weight(self, layer: str, gradient: torch.Tensor) -> None:
         """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
-        for name, product in zip(self._naming(layer), self._weights(layer) @ gradient.flatten(), strict=True):
-            self._add((name, layer, 0), product)
+        for case, product in zip(self._cases_of(layer), self._weight_errors(layer) @ gradient.flatten(), strict=True):
+            self._add((case, layer, 0), product)
 
-    def _naming(self, layer: str) -> list[str]:
+    def _cases_of(self, layer: str) -> list[str]:
         """The cases that quantize the layer."""
         return [case for case, case_errors in self._cases.items() if layer in case_errors]
 
-    def _weights(self, layer: str) -> torch.Tensor:
-        """DW of those cases, [cases, out * in ...]."""
+    def _weight_errors(self, layer: str) -> torch.Tensor:
+        """The dW of those cases, [cases, out * in ...]."""
         if layer in self._kept:
             return self._kept[layer]
-        errors_of_cases = [self._cases[case][layer].weight().flatten() for case in self._naming(layer)]
-        stacked = torch.stack(errors_of_cases) if len(errors_of_cases) > 1 else errors_of_cases[0][None]
+        rows = [self._cases[case][layer].weight().flatten() for case in self._cases_of(layer)]
+        stacked = torch.stack(rows) if len(rows) > 1 else rows[0][None]  # of one case without another copy
         if stacked.nbytes <= self._budget:
             self._budget -= stacked.nbytes
             self._kept[layer] = stacked

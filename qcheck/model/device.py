@@ -16,16 +16,17 @@ AUTO = "auto"
 class Device:
     """A device: ``name`` as torch knows it, and ``title``, the product and its driver's platform, for keys and reports.
 
-    Results of one title are never taken for those of another. ``most`` remembers the highest peak so far.
+    Results of one title are never taken for those of another. ``earlier_peaks`` are those of the memory before
+    ``forget_peak``.
     """
 
     name: str
     title: str
-    most: list[int] = field(default_factory=list, compare=False, repr=False)
+    earlier_peaks: list[int] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def torch(self) -> torch.device:
-        """Torch's own value."""
+        """The value of torch that has this name."""
         return torch.device(self.name)
 
     @property
@@ -47,7 +48,7 @@ class Device:
     def forget_peak(self) -> None:
         """Begin to measure ``peak`` anew."""
         if not self.is_host:
-            self.most[:] = [self.highest() or 0]
+            self.earlier_peaks.append(torch.cuda.max_memory_allocated(self.torch))
             torch.cuda.reset_peak_memory_stats(self.torch)
 
     def peak(self) -> int | None:
@@ -57,7 +58,7 @@ class Device:
     def highest(self) -> int | None:
         """The most bytes that torch's tensors ever took; None on the processor."""
         peak = self.peak()
-        return None if peak is None else max(peak, *self.most, 0)
+        return None if peak is None else max([peak, *self.earlier_peaks])
 
     def release(self) -> None:
         """Return memory that torch keeps for reuse to the device, for other libraries."""

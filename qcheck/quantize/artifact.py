@@ -24,10 +24,10 @@ from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.model.arms import Arms
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
-from qcheck.quantize import merge, plan, qdq
+from qcheck.quantize import merge, plan, qdq, sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import Input, LayerPlan
-from qcheck.quantize.qdq import Site
+from qcheck.quantize.sites import Site
 from qcheck.result import manifest
 from qcheck.result.manifest import Layer, Manifest, Source, model_files
 from qcheck.spec import order as orders
@@ -104,7 +104,7 @@ class Exporter:
 
     def sites(self, compute: str) -> Mapping[str, Site]:
         """The node and weight of each layer, in the graph and in every file made from it."""
-        return qdq.sites(self.graph(compute).graph)
+        return sites.find(self.graph(compute).graph)
 
     def full(self, side: Side, compute: str) -> Path:
         """The file of an unquantized arm."""
@@ -114,7 +114,7 @@ class Exporter:
         return entry / "model.onnx"
 
     def _full(self, side: Side, compute: str, folder: Path) -> None:
-        qdq.save(qdq.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
+        qdq.save(sites.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
 
     def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as the file for the device."""

@@ -1,13 +1,6 @@
-"""Fill an exported graph with weights, and rewrite it to explicit Q/DQ by a plan.
-
-Cases, by how torch's exporter leaves a layer:
-1. ``Conv(x, W, b)`` and ``Gemm(x, W, b, transB=1)``: W is an initializer [out, in, ...].
-2. ``MatMul(x, Transpose(W))``: W is an initializer [out, in].
-3. ``MatMul(x, V)``: the exporter folded the transpose; V is an initializer [in, out].
-"""
+"""Rewrite an exported graph to explicit Q/DQ by a plan."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -16,55 +9,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from qcheck.model.components import MODULE
+from qcheck.quantize import sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.formats import Float, Format, Table
 from qcheck.quantize.plan import Dynamic, Grid, Plan, Static
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
-
-
-@dataclass(frozen=True)
-class Site:
-    """One layer in a graph: its node, the value that holds its weight, and whether that is stored as [in, out]."""
-
-    node: ir.Node
-    weight: ir.Value
-    transposed: bool
-
-
-def _layer_name(node: ir.Node) -> str:
-    """The torch module that this node came from, without the entry's prefix."""
-    scopes = node.metadata_props.get(_SCOPES, "")
-    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
-    return names[-2].removeprefix(f"{MODULE}.") if len(names) > 1 else ""
-
-
-def _initializer_of(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
-    """The initializer behind a weight input and whether a Transpose stands between (case 2)."""
-    if value is None:
-        return None
-    if value.const_value is not None and value.is_initializer():
-        return value, False
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Transpose":
-        source = producer.inputs[0]
-        if source is not None and source.is_initializer():
-            return source, True
-    return None
-
-
-def sites(graph: ir.Graph) -> dict[str, Site]:
-    """The computing node of every layer with a weight, by the layer's name in torch."""
-    by_layer = {}
-    for node in graph:
-        if node.op_type in _COMPUTING and len(node.inputs) > 1:
-            initializer = _initializer_of(node.inputs[1])
-            if initializer is not None:
-                folded = node.op_type == "MatMul" and not initializer[1]
-                by_layer[_layer_name(node)] = Site(node, initializer[0], transposed=folded)
-    return by_layer
+from qcheck.quantize.sites import SCOPES, Site, float_type, stored
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -72,40 +21,6 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
     return value
-
-
-def _stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
-    """``values`` as the numpy array of the graph's float type."""
-    return values.detach().contiguous().numpy().astype(dtype.numpy())
-
-
-def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
-    """A copy of ``model`` whose layers hold the weights of ``state`` (``<layer>.weight``); other tensors are shared.
-
-    A weight is turned and cast when it is written, so that a model's memory is not needed twice.
-
-    Raises:
-        KeyError: ``state`` lacks a layer of the graph.
-    """
-    copy = model.clone()
-    for layer, site in sites(copy.graph).items():
-        weight = state[f"{layer}.weight"]
-        site.weight.const_value = _written(weight, site)
-    return copy
-
-
-def _written(weight: torch.Tensor, site: Site) -> ir.LazyTensor:
-    """A layer's weight as its site holds it, computed when it is read."""
-    values, dtype = weight.t() if site.transposed else weight, _float_type(site.weight)
-    return ir.LazyTensor(
-        lambda: ir.tensor(_stored(values, dtype)), dtype=dtype, shape=ir.Shape(values.shape), name=site.weight.name
-    )
-
-
-def _float_type(value: ir.Value) -> ir.DataType:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} has no constant")
-    return value.const_value.dtype
 
 
 def quantized(
@@ -128,9 +43,9 @@ def quantized(
     Raises:
         LookupError: a planned layer is not in the graph; nothing is silently left in float.
     """
-    copy = fill(model, state)
+    copy = sites.fill(model, state)
     graph = copy.graph
-    places = sites(graph)
+    places = sites.find(graph)
     missing = sorted((set(plan) | set(branches or {})) - set(places))
     if missing:
         raise LookupError(f"{len(missing)} planned layers are not in the exported graph, first {missing[0]}")
@@ -160,13 +75,13 @@ def _input(node: ir.Node, index: int) -> ir.Value:
 
 def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> None:
     """Replace the layer's output by output + up(down(input)) for all of its readers."""
-    node, dtype = site.node, _float_type(site.weight)
+    node, dtype = site.node, float_type(site.weight)
     output, source = node.outputs[0], _input(node, 0)
     readers = list(output.uses())
     down, up = factors
     convolution = node.op_type == "Conv"
-    first = _constant(graph, f"{layer}.lora_down", _stored(down if convolution else down.t(), dtype))
-    second = _constant(graph, f"{layer}.lora_up", _stored(up[:, :, None, None] if convolution else up.t(), dtype))
+    first = _constant(graph, f"{layer}.lora_down", stored(down if convolution else down.t(), dtype))
+    second = _constant(graph, f"{layer}.lora_up", stored(up[:, :, None, None] if convolution else up.t(), dtype))
     if convolution:
         inner = ir.node("Conv", [source, first], attributes=dict(node.attributes), name=f"{layer}.lora_down/conv")
         outer = ir.node("Conv", [inner.outputs[0], second], name=f"{layer}.lora_up/conv")
@@ -188,9 +103,9 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
 
 def _smooth(graph: ir.Graph, layer: str, site: Site, factor: torch.Tensor) -> None:
     """Multiply the layer's input by a factor for each feature; the stored weight is already divided by it."""
-    tape = _Tape(graph, f"{layer}.smooth", _float_type(site.weight))
+    tape = _Tape(graph, f"{layer}.smooth", float_type(site.weight))
     source = _input(site.node, 0)
-    product = tape.add("Mul", [source, tape.constant("factor", _stored(factor, tape.dtype))], "multiply", "values")
+    product = tape.add("Mul", [source, tape.constant("factor", stored(factor, tape.dtype))], "multiply", "values")
     product.type, product.shape = source.type, source.shape
     graph.insert_before(site.node, tape.nodes)
     site.node.replace_input_with(0, product)
@@ -203,13 +118,13 @@ def _quantize_input(
     shared: dict[tuple[str, str, float], ir.Value],
     decoded: bool,
 ) -> None:
-    source, dtype = _input(site.node, 0), _float_type(site.weight)
+    source, dtype = _input(site.node, 0), float_type(site.weight)
     unit = numbers.step if isinstance(numbers, Static) else numbers.factor
     key = (str(source.name), numbers.number.name, float(unit))
     if key not in shared:
         tape = _Tape(graph, f"{source.name}/{len(shared)}", dtype)
         if isinstance(numbers, Static):
-            step = tape.constant("scale", _stored(unit, dtype))
+            step = tape.constant("scale", stored(unit, dtype))
             zero = tape.constant("zero", np.zeros((), _CODES[numbers.number.name]))
             codes = tape.add("QuantizeLinear", [source, step, zero], "quantize", "codes")
             shared[key] = tape.add("DequantizeLinear", [codes, step, zero], "dequantize", "values")
@@ -317,13 +232,13 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
     """Replace the weight by codes and a DequantizeLinear; by constants for bare casts and decoded files."""
     if decoded or grid.granularity == "none":
         values = grid.fake(weight)
-        array = _stored(values.t() if site.transposed else values, _float_type(site.weight))
+        array = stored(values.t() if site.transposed else values, float_type(site.weight))
         site.weight.const_value = ir.tensor(array, name=site.weight.name)
         return
     if isinstance(grid.number, Table):
         _look_up(graph, layer, site, grid, grid.number, weight)
         return
-    tape = _Tape(graph, _tape_name(layer, site.transposed), _float_type(site.weight))
+    tape = _Tape(graph, _tape_name(layer, site.transposed), float_type(site.weight))
     codes, turn = grid.codes(weight), site.transposed
     array = (codes.t() if turn else codes).contiguous().numpy().astype(_CODES[grid.number.name])
     integers = tape.constant("codes", array)
@@ -335,7 +250,7 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
     elif len(step) == 1:
         step, axis = step.view(()), {}
     if grid.held is None:
-        scales = tape.constant("scale", _stored(step, tape.dtype))
+        scales = tape.constant("scale", stored(step, tape.dtype))
     else:
         step_codes = tape.constant("scale_codes", step.contiguous().numpy().astype(_CODES[grid.held.number.name]))
         scales = tape.steps(step_codes, tape.constant("scale_factor", grid.held.factor.numpy()))
@@ -352,10 +267,10 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
 def _look_up(graph: ir.Graph, layer: str, site: Site, grid: Grid, table: Table, weight: torch.Tensor) -> None:
     """Replace the layer by ONNX Runtime's MatMulBnb4: table indices, two a byte, the first in the high half."""
     outputs, inputs = weight.shape
-    tape = _Tape(graph, f"{layer}.weight", _float_type(site.weight))
+    tape = _Tape(graph, f"{layer}.weight", float_type(site.weight))
     places = table.indices(weight.reshape(len(grid.step), -1) / grid.step[:, None]).flatten().to(torch.uint8)
     packed = tape.constant("places", (places[::2] * 16 + places[1::2]).numpy())
-    absmax = tape.constant("absmax", _stored(grid.step, tape.dtype))
+    absmax = tape.constant("absmax", stored(grid.step, tape.dtype))
     node = ir.node(
         "MatMulBnb4",
         [_input(site.node, 0), packed, absmax],
@@ -389,10 +304,10 @@ def save(model: ir.Model, path: Path) -> None:
     Tensors of a model that was read from such a pair still refer to it; those that go into the file are read here.
     """
     for node in model.graph:
-        scopes = node.metadata_props.get(_SCOPES)
+        scopes = node.metadata_props.get(SCOPES)
         node.metadata_props.clear()
         if scopes is not None:
-            node.metadata_props[_SCOPES] = scopes
+            node.metadata_props[SCOPES] = scopes
     values = [value for value in model.graph.initializers.values() if value.const_value is not None]
     if sum(value.const_value.nbytes for value in values if value.const_value is not None) > _INLINE:
         ir.save(model, path, external_data=f"{path.name}.data")

@@ -109,7 +109,8 @@ def _left_out(report: Report) -> str:
     return (
         f"{start}Not measured: {missing} (why: `report.json`).\n\n"
         f"qcheck {escape(provenance.qcheck)}, {escape(provenance.created)}, limits {escape(provenance.limits)}, "
-        f"recipe {escape(provenance.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`"
+        f"recipe {escape(provenance.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`, "
+        f"computed on {escape(provenance.device)}"
     )
 
 

@@ -39,7 +39,7 @@ def session(path: Path, threads: int, device: Device = CPU) -> onnxruntime.Infer
     """A session with the exact Q/DQ arithmetic (no integer fusions).
 
     Raises:
-        RuntimeError: ONNX Runtime fell back from a CUDA device to the processor.
+        UserError: ONNX Runtime cannot load its CUDA provider, and would run on the processor.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -52,7 +52,11 @@ def session(path: Path, threads: int, device: Device = CPU) -> onnxruntime.Infer
         providers.insert(0, (_CUDA, _CUDA_OPTIONS | {"device_id": str(device.torch.index)}))
     loaded = onnxruntime.InferenceSession(path, options, providers=providers)
     if not device.is_host and _CUDA not in loaded.get_providers():
-        raise RuntimeError(f"ONNX Runtime runs {path} on the processor, not on {device.name}")
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load its CUDA provider, and would run on the processor",
+            "Install the CUDA and cuDNN libraries that it was built for, or plain onnxruntime: artifacts are simulated "
+            "then. Or give --device cpu.",
+        )
     return loaded
 
 

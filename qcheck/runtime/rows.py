@@ -72,44 +72,47 @@ class Rows:
         """
         count = next(len(value) for name, value in inputs.items() if name not in self._fixed)
         parts, start = list[np.ndarray](), 0
-        if self._most is None and count > 1 and self._measures and self._memory.peak() is not None:
-            parts.append(self._measured(call, inputs))
-            start = 1
         while start < count:
-            size = min(self._most or count, count - start)
-            part = self._tried(call, self._part(inputs, slice(start, start + size)), size)
-            if part is not None:
-                parts.append(part)
-                start += size
+            measuring = self._most is None and count > 1 and self._measures and self._memory.peak() is not None
+            size = 1 if measuring else min(self._most or count, count - start)
+            if measuring:
+                self._memory.forget_peak()
+            held = self._memory.used()
+            output = self._output(call, self._part(inputs, slice(start, start + size)), size)
+            if output is None:
+                self._memory.release()
+                self._most = size // 2
+                continue
+            parts.append(output)
+            start += size
+            if measuring:
+                taken = max((self._memory.peak() or 0) - held, 1)
+                self._most = max(1, int(_MARGIN * self._memory.free() / taken))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _part(self, inputs: Inputs, rows: slice) -> Inputs:
         return {name: value if name in self._fixed else value[rows] for name, value in inputs.items()}
 
-    def _measured(self, call: Callable[[Inputs], np.ndarray], inputs: Inputs) -> np.ndarray:
-        """The first row, whose memory decides the size of the parts."""
-        self._memory.forget_peak()
-        before = self._memory.used()
-        output = None
-        while output is None:
-            output = self._tried(call, self._part(inputs, slice(0, 1)), 1)
-        taken = max((self._memory.peak() or 0) - before, 1)
-        self._most = max(1, int(_MARGIN * self._memory.free() / taken))
-        return output
+    def _output(self, call: Callable[[Inputs], np.ndarray], inputs: Inputs, size: int) -> np.ndarray | None:
+        """The output of ``size`` rows, or None where memory ran out; here the failed call's tensors are free again.
 
-    def _tried(self, call: Callable[[Inputs], np.ndarray], inputs: Inputs, size: int) -> np.ndarray | None:
-        """The output, or None where memory ran out and the parts are now half as large."""
+        Raises:
+            UserError: memory ran out for a single row.
+        """
         try:
             return call(inputs)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if size == 1:
-            raise UserError(
-                f"one row of the denoiser does not fit into the memory of {self._memory.name}: {reason}",
-                "Give a smaller --width and --height, close other programs, or give --device cpu.",
-            )
-        self._memory.release()  # outside of the handler, whose traceback holds the call's tensors
-        self._most = size // 2
+            if size == 1:
+                raise too_large("one row of the denoiser", self._memory.name, error) from error
         return None
+
+
+def too_large(what: str, device: str, error: BaseException) -> UserError:
+    """The error where ``what`` does not fit into the memory of a device, from the error that said so."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"{what} does not fit into the memory of {device}: {reason}",
+        "Give a smaller --width and --height, close other programs, or give --device cpu.",
+    )

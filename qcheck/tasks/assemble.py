@@ -256,7 +256,8 @@ def _not_measured(spec: CheckSpec, device: Device, cases: list[Case]) -> list[No
     entries += [
         NotMeasured(
             name=f"{name} by its file",
-            reason=f"no ONNX Runtime for {place} is installed: torch simulated its arithmetic there",
+            reason=f"no ONNX Runtime for {place} is here: torch simulated it; file and export were held against "
+            "the simulation and the reference at one state, on the CPU",
         )
         for name in dict.fromkeys(case.scheme for case in cases if case.ran_as == "simulation")
     ]

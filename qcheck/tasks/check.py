@@ -239,7 +239,7 @@ def run_case(quantization: Quantization) -> Result:
     prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
     worst = ungated.worst_prompt(final.energies, weights, quantization.ground.floor, prompts)
     extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
-    simulation = controls.require_simulated(
+    simulation = controls.simulation_warnings(
         session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
     )
     warnings = (*verdict.warnings, *simulation)

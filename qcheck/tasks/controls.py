@@ -62,16 +62,18 @@ def _control(session: Session, compute: str) -> np.ndarray:
     return control.noise(trace.outputs(), f1.outputs())
 
 
-_TIED = 10.0  # dB; one last bit of an input flips a code, which leaves some 30 dB (docs/devices.md)
+# Least agreement of a simulation with its file, dB. Where inputs are quantized, float16 arithmetic moves some of them
+# to the neighbouring code: 21 and 19 dB were left of the demo's int8 and fp8, 59 of int4-g128 (docs/gpu.md).
+_AGREEMENT = 10.0
 
 
-def require_simulated(session: Session, scheme: Scheme, title: str, file: Path | None, trace: Trace) -> Iterator[str]:
+def simulation_warnings(session: Session, scheme: Scheme, title: str, file: Path | None, trace: Trace) -> Iterator[str]:
     """The agreement of a simulated q1, whose outputs ``trace`` holds, with its ``file``, in words.
 
     Nothing for an arm that is not simulated.
 
     Raises:
-        MismatchError: they differ by more than flips of codes explain.
+        MismatchError: they differ by more than codes beside each other explain: a bug.
     """
     if session.runs_files or file is None:
         return
@@ -82,6 +84,6 @@ def require_simulated(session: Session, scheme: Scheme, title: str, file: Path |
     arm = session.stored(f"{title}: file of q1", "adapted", file, digest_of(*model_files(file)), CPU)
     _, error = at_one_state(session, arm, trace)
     agreement = float(decibels(np.ones(1), error)[0])
-    if not agreement >= _TIED:
+    if not agreement >= _AGREEMENT:
         raise MismatchError(f"the simulation of {title} and its file agree to {agreement:.1f} dB only")
     yield f"simulated on {place}; its file, run on the CPU, agrees to {agreement:.0f} dB at one state"

@@ -98,9 +98,8 @@ def better_ranges(failing: FailingCase) -> Iterator[Remedy]:
         changed = failing.spec.recipe.model_copy(
             update={"name": f"{failing.spec.recipe.name}-{method}", "method": method}
         )
-        yield Remedy(
-            "ranges", f"ranges by {method}", "other input ranges cost nothing", failing.spec.changed(recipe=changed)
-        )
+        spec = failing.spec.changed(recipe=changed, ranges=None)
+        yield Remedy("ranges", f"ranges by {method}", "other input ranges cost nothing", spec)
 
 
 _METHODS = tuple(sorted(METHODS, key=("mse", "percentile", "entropy", "max").index))
@@ -171,7 +170,8 @@ KINDS: tuple[Callable[[FailingCase], Iterator[Remedy]], ...] = (
 
 
 def _scheme_remedy(kind: str, failing: FailingCase, scheme: Scheme, why: str) -> Remedy:
-    return Remedy(kind, f"scheme {scheme.name}", why, failing.spec.changed(schemes=(scheme,)))
+    """The request with another scheme; a file of ranges is of the scheme that it was made for."""
+    return Remedy(kind, f"scheme {scheme.name}", why, failing.spec.changed(schemes=(scheme,), ranges=None))
 
 
 def _formats(scheme: Scheme) -> tuple[tuple[tuple[str, ...], str, str | None], ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from qcheck.build import builder as tensorrt
 from qcheck.build.builder import Builder
-from qcheck.quantize import qdq as rewrite
+from qcheck.quantize import sites
 from tests import builder
 from tests.conftest import Finished, Prepared
 
@@ -32,8 +32,8 @@ def test_a_capability_that_the_builder_does_not_know_is_no_verdict_on_the_file(f
 
 @builder.needed
 def test_what_the_parser_says_comes_back_with_the_node_and_its_module(tmp_path: Path, prepared: Prepared) -> None:
-    model = rewrite.fill(prepared.graph, prepared.state)
-    site = rewrite.sites(model.graph)["down_blocks.0.resnets.0.conv1"]
+    model = sites.fill(prepared.graph, prepared.state)
+    site = sites.find(model.graph)["down_blocks.0.resnets.0.conv1"]
     site.node.op_type = "NoSuchOperator"
     ir.save(model, tmp_path / "odd.onnx")
     built = builder.build(tmp_path / "odd.onnx", "8.6")

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from qcheck.quantize import fake, formats, plan
+from qcheck.quantize import fake, formats, plan, sites
 from qcheck.quantize import qdq as rewrite
 from qcheck.runtime.ort_runner import OnnxRunner
 from tests import stored
@@ -48,7 +48,7 @@ def artifact(exported: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_every_layer_of_torch_has_its_place_in_the_graph(prepared: Prepared) -> None:
     layers = {name for name, m in prepared.unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
-    assert set(rewrite.sites(prepared.graph.graph)) == layers
+    assert set(sites.find(prepared.graph.graph)) == layers
 
 
 def test_integer_codes_of_all_weights_equal_the_simulation(prepared: Prepared, artifact: Path) -> None:
@@ -111,7 +111,7 @@ def test_weights_alone_agree_over_the_whole_network_to_float_rounding(prepared: 
         else value
         for name, value in prepared.state.items()
     }
-    rewrite.save(rewrite.fill(prepared.graph, weights), path)
+    rewrite.save(sites.fill(prepared.graph, weights), path)
     ran = OnnxRunner(path, 1)(prepared.inputs)
     kept = {k: v.clone() for k, v in prepared.unet.state_dict().items()}
     prepared.unet.load_state_dict(weights)

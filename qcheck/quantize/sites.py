@@ -1,0 +1,96 @@
+"""The sites of layers in an exported graph, and the weights that fill them.
+
+Cases, by how torch's exporter leaves a layer:
+1. ``Conv(x, W, b)`` and ``Gemm(x, W, b, transB=1)``: W is an initializer [out, in, ...].
+2. ``MatMul(x, Transpose(W))``: W is an initializer [out, in].
+3. ``MatMul(x, V)``: the exporter folded the transpose; V is an initializer [in, out].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcheck.model.components import MODULE
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+_COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer in a graph: its node, the value that holds its weight, and whether that is stored as [in, out]."""
+
+    node: ir.Node
+    weight: ir.Value
+    transposed: bool
+
+
+def _layer_name(node: ir.Node) -> str:
+    """The torch module that this node came from, without the entry's prefix."""
+    scopes = node.metadata_props.get(SCOPES, "")
+    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    return names[-2].removeprefix(f"{MODULE}.") if len(names) > 1 else ""
+
+
+def _initializer_of(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
+    """The initializer behind a weight input and whether a Transpose stands between (case 2)."""
+    if value is None:
+        return None
+    if value.const_value is not None and value.is_initializer():
+        return value, False
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        source = producer.inputs[0]
+        if source is not None and source.is_initializer():
+            return source, True
+    return None
+
+
+def find(graph: ir.Graph) -> dict[str, Site]:
+    """The computing node of every layer with a weight, by the layer's name in torch."""
+    by_layer = {}
+    for node in graph:
+        if node.op_type in _COMPUTING and len(node.inputs) > 1:
+            initializer = _initializer_of(node.inputs[1])
+            if initializer is not None:
+                folded = node.op_type == "MatMul" and not initializer[1]
+                by_layer[_layer_name(node)] = Site(node, initializer[0], transposed=folded)
+    return by_layer
+
+
+def stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
+    """``values`` as the numpy array of the graph's float type."""
+    return values.detach().contiguous().numpy().astype(dtype.numpy())
+
+
+def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
+    """A copy of ``model`` whose layers hold the weights of ``state`` (``<layer>.weight``); other tensors are shared.
+
+    A weight is turned and cast when it is written, so that a model's memory is not needed twice.
+
+    Raises:
+        KeyError: ``state`` lacks a layer of the graph.
+    """
+    copy = model.clone()
+    for layer, site in find(copy.graph).items():
+        weight = state[f"{layer}.weight"]
+        site.weight.const_value = _written(weight, site)
+    return copy
+
+
+def _written(weight: torch.Tensor, site: Site) -> ir.LazyTensor:
+    """A layer's weight as its site holds it, computed when it is read."""
+    values, dtype = weight.t() if site.transposed else weight, float_type(site.weight)
+    return ir.LazyTensor(
+        lambda: ir.tensor(stored(values, dtype)), dtype=dtype, shape=ir.Shape(values.shape), name=site.weight.name
+    )
+
+
+def float_type(value: ir.Value) -> ir.DataType:
+    """The type of a weight in the graph."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no constant")
+    return value.const_value.dtype
