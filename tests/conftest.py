@@ -106,7 +106,7 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
         "timestep": np.array([500.0], np.float32),
         "encoder_hidden_states": hidden.numpy(),
     }
-    exporter = Exporter(demo_arms, Cache(cache_root), inputs)
+    exporter = Exporter(demo_arms, Cache(cache_root / "qcheck"), inputs)  # where checks find their graphs
     with demo_arms.held("adapted") as family, torch.no_grad():
         unet = family.module
         with observed(dict(plan.linear_layers(unet)), [seen]):
