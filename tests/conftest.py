@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from qcheck.api import functions, request
 from qcheck.calibration.histogram import Histogram, observed
 from qcheck.cli.app import app
 from qcheck.core import cache
@@ -51,6 +52,15 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ[cache.VARIABLE] = str(root)
     os.environ["QCHECK_THREADS"] = "1"  # there is a process a core
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A call without ``threads`` takes one too: with all cores each, the processes' threads wait for one another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request, "CORES", 1)
+        patch.setattr(functions, "CORES", 1)
+        yield
 
 
 # The longest files first, so that no process is left alone with one of them (of `--no-loadscope-reorder`).
