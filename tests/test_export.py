@@ -16,7 +16,7 @@ from qcheck.model.components import Component
 from qcheck.model.family.unet import StableDiffusion
 from qcheck.runtime.ort_runner import session
 from qcheck.tasks import export
-from tests import builder
+from tests import builder, families
 from tests.conftest import run
 
 
@@ -85,20 +85,31 @@ def test_the_other_components_compute_what_torch_does(exported: tuple[Path, dict
         assert float(np.linalg.norm(found.astype(np.float32) - wanted) / np.linalg.norm(wanted)) < 1e-2
 
 
-def test_several_sizes_are_one_file_and_one_engine(tmp_path: Path) -> None:
-    sizes = ("--size", "64x64", "--size", "96x64", "--size", "64x128")
-    result = run("export", "demo", "--lora", "flat", "-s", "int4-g128", *sizes, "-o", str(tmp_path / "out"), "--json")
+@pytest.fixture(params=["sd1", pytest.param("demo", marks=pytest.mark.slow)])  # torch takes long over varying sides
+def sized(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], int, int]:
+    """A pipeline with its adapter as arguments; how many pixels are a latent's, and how wide its text is."""
+    if request.param == "demo":
+        return ["demo", "--lora", "flat"], 4, 128
+    adapter = families.adapter(request.param, tmp_path / "adapter.safetensors")
+    return [str(families.saved(request.param, tmp_path / request.param)), "--lora", str(adapter)], 2, 32
+
+
+def test_several_sizes_are_one_file_and_one_engine(sized: tuple[list[str], int, int], tmp_path: Path) -> None:
+    given, scale, width_of_text = sized
+    shapes = ((16, 16), (16, 24), (32, 16))
+    sizes = [word for height, width in shapes for word in ("--size", f"{scale * width}x{scale * height}")]
+    result = run("export", *given, "-s", "int4-g128", *sizes, "-o", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
     page = json.loads(result.output)
     assert all(part["build"]["status"] in ("built", "not run") for part in page["parts"]), page["parts"]
     running = session(tmp_path / "out" / "unet" / "model.onnx", 1)
-    for height, width in ((16, 16), (16, 24), (32, 16)):
-        given = {
+    for height, width in shapes:
+        fed = {
             "sample": np.zeros((2, 4, height, width), np.float16),
             "timestep": np.array([500.0], np.float32),
-            "encoder_hidden_states": np.zeros((2, 16, 128), np.float16),
+            "encoder_hidden_states": np.zeros((2, 16, width_of_text), np.float16),
         }
-        assert running.run(None, given)[0].shape == (2, 4, height, width)
+        assert running.run(None, fed)[0].shape == (2, 4, height, width)
     script = (tmp_path / "out" / "build.sh").read_text()
     assert "--minShapes=sample:1x4x16x16" in script
     assert "--maxShapes=sample:2x4x32x24" in script
