@@ -19,6 +19,7 @@ from qcheck.sampling import sampler
 from tests.conftest import Finished, run
 
 FLAT = str(library.ADAPTERS / "flat.safetensors")
+SHORT = ("--steps", "2", "--max-probes", "2")  # where an outcome does not depend on them
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,8 @@ def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
     with safe_open(FLAT, "pt") as stream:
         metadata = stream.metadata()
     save_file({k: 3e37 * v if "lora_B" in k else v for k, v in tensors.items()}, path, metadata=metadata)
-    arguments = ["check", "demo", "--lora", str(path), "--scheme", "int8", "--json", "--out", str(tmp_path / "out")]
+    arguments = ["check", "demo", "--lora", str(path), "--scheme", "int8", "--json", *SHORT]
+    arguments += ["--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "qcheck", *arguments], capture_output=True, text=True, check=False)
     found = json.loads(done.stdout)
     assert found["cases"][0]["verdict"] == "FAIL-ADAPTER"
@@ -268,7 +270,8 @@ def test_a_size_the_autoencoder_cannot_decode_is_an_error(tmp_path: Path) -> Non
 
 def test_numbers_from_decoded_values_are_named_as_not_measured_natively(tmp_path: Path) -> None:
     out = tmp_path / "o"
-    run("demo", "flat", "--scheme", "nvfp4-wo", "--target", "jetson-thor-t5000", "--no-build", "--out", str(out))
+    given = ("demo", "flat", "--scheme", "nvfp4-wo", "--target", "jetson-thor-t5000", "--no-build", "--max-probes", "2")
+    run(*given, "--out", str(out))
     report = json.loads((out / "report.json").read_text())
     assert report["cases"][0]["ran_as"] == "decoded twin"
     reasons = {item["name"]: item["reason"] for item in report["not_measured"]}
