@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
+import onnx.reference
 import pytest
 from onnx import ModelProto
 
