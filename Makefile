@@ -8,10 +8,11 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all test-lowest lint docs browser coverage demo-weights zoo clean
 
+# Without --no-compile pip compiles every module of every package, which takes longer than to fetch and unpack them.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[host,bitsandbytes,rtx,modelopt,dev,docs,train]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[host,bitsandbytes,rtx,modelopt,dev,docs,train]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## check a shipped adapter end to end: real artifacts, a real TensorRT-RTX build, a verdict

@@ -5,7 +5,8 @@ prints how far every measurement moved, in units of the half of its interval on 
 that was run before instead, ``--cuda FOLDER`` keeps the other. ``python -m benchmarks.gpu keys`` shows that the CUDA
 results of a cache are not found from the CPU. ``python -m benchmarks.gpu cost sd15 sdxl`` writes pipelines of those
 shapes with random weights and runs the reference, calibration, alignment, sensitivity and both quantized arms on them;
-it prints seconds a stage, and the seconds of the same number of rows in a plain loop with the same module.
+it prints seconds a stage, and the seconds of the same number of rows in a plain loop with the same module in float32;
+``--stored`` keeps the weights in 16 bit, as a machine does whose memory is small beside them.
 
 Nothing is fetched. ``--device cpu`` runs the same code without a GPU.
 """
@@ -30,6 +31,8 @@ from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Advance
 from qcheck.diagnose import alignment, sensitivity
+from qcheck.model import load
+from qcheck.model.components import copied
 from qcheck.quantize import artifact
 from qcheck.quantize.artifact import QuantizedArm
 from qcheck.result.report import Case
@@ -43,8 +46,8 @@ from qcheck.tasks.session import Session
 _SCHEMES = ("int8", "fp8", "int4-g128", "int4-g32", "nvfp4", "fp16")
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"steps": 4, "max_probes": 2, "width": 64, "height": 64},
-    "sd15": {"steps": 8, "max_probes": 4, "width": 512, "height": 512},
-    "sdxl": {"steps": 4, "max_probes": 4, "width": 1024, "height": 1024},
+    "sd15": {"steps": 20, "max_probes": 8, "width": 512, "height": 512},
+    "sdxl": {"steps": 8, "max_probes": 4, "width": 1024, "height": 1024},
 }
 _TARGET = "jetson-thor-t5000"  # it has every format
 _BACKWARD = 2  # forwards that a backward pass counts as
@@ -154,7 +157,8 @@ def bare(session: Session, rows: int) -> float:
         for name, value in session.example.items()
     }
     with torch.no_grad(), session.arms.running("adapted") as family:
-        entry, moved = family.entry(family.module), {name: value.to(device.torch) for name, value in inputs.items()}
+        entry = family.entry(copied(family.module, dtype=torch.float32))
+        moved = {name: value.to(device.torch) for name, value in inputs.items()}
         spent = []
         for _ in range(6):
             start = time.perf_counter()
@@ -191,7 +195,7 @@ def cost(name: str, device: str, threads: int | None, scheme: str) -> None:
         try:
             with sessions.opened(spec, Cache(folder / "cache"), stages) as session:
                 stages_of(session)
-                peak = session.arms.device.highest()
+                peak = session.arms.device.peak()
                 rows = min(spec.execution.batch, options["max_probes"]) * 2
                 row = _bare_row(session, rows)
         finally:
@@ -236,9 +240,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--scheme", default="int8")
+    parser.add_argument("--stored", action="store_true", help="keep the weights in 16 bit, whatever memory there is")
     parser.add_argument("--cpu", type=Path)
     parser.add_argument("--cuda", type=Path)
     given = parser.parse_args()
+    if given.stored:
+        load.SHARE = 0.0
     if given.what == "agree":
         agree(given.names or [*_SCHEMES], given.device, given.threads, given.cpu, given.cuda)
     elif given.what == "keys":

@@ -23,11 +23,12 @@ from onnxruntime import quantization as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 
 from qcheck.calibration import histogram
-from qcheck.calibration.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram
 from qcheck.core.cache import Cache
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
+from qcheck.model.inputs import observed
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import Exporter, QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner, session
@@ -129,7 +130,7 @@ def ours(
     """Our artifacts in ONNX Runtime, for every method that ranges are read by."""
     seen, run = Histogram(), TorchRunner(both.base.family.entry(unet))
     start = time.perf_counter()
-    with observed(dict(plan.linear_layers(unet)), [seen]):
+    with observed(unet, dict(plan.linear_layers(unet)), seen):
         for row in rows:
             run(row)
     seconds = time.perf_counter() - start

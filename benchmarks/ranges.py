@@ -10,9 +10,10 @@ import time
 
 import torch
 
-from qcheck.calibration.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram
 from qcheck.demo import library
 from qcheck.model import load
+from qcheck.model.inputs import observed
 from qcheck.quantize import formats, plan
 from qcheck.spec.recipe import METHODS
 
@@ -41,7 +42,7 @@ def main() -> None:
     plain, watched, before = [], [], 0.0
     for number in range(60):
         plain.append(forward(number * 16.0))
-        with observed(layers, [seen]):
+        with observed(unet, layers, seen):
             watched.append(forward(number * 16.0))
         if number == 9:
             before = _megabytes()

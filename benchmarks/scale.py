@@ -1,10 +1,14 @@
-"""Full-size pipelines on this machine: time and peak memory of a command, and the seconds of its stages.
+"""Full-size pipelines on this machine: time and peak memory of a command, and those of its stages.
 
-``python -m benchmarks.scale inspect|check|export SHAPE [--scheme S ...] [options of the command]`` writes a pipeline of
-that shape (``benchmarks/shapes.py``: sd15, sdxl) with random weights in float16, with a rank-16 adapter on its
-attention, into a temporary folder, or into ``--keep FOLDER``, and runs the command on it once for each scheme, each in
-a process of its own. A check is of 8 probes of 2 steps without guidance at 256 x 256, an export of 512 x 512 with its
-TensorRT-RTX builds; both are calibrated on one prompt. What is measured is size, not quality.
+``python -m benchmarks.scale inspect|check|export SHAPE [--scheme S ...] [--set NAME=VALUE ...]`` writes a pipeline of
+that shape (``benchmarks/shapes.py``) with random weights in 16 bit, with a rank-16 adapter on its attention, into a
+temporary folder, or into ``--keep FOLDER``, and runs the command on it once for each scheme, each in a process of its
+own; ``--set`` gives further keywords of the API. A check is of 8 probes of 2 steps without guidance at 256 x 256, an
+export of 512 x 512 with its TensorRT-RTX builds; both are calibrated on one prompt. What is measured is size, not
+quality.
+
+Two peaks are printed: of the memory that only this process has (``own``), and with the pages of mapped files, which the
+system takes back when it needs them (``all``).
 """
 
 import argparse
@@ -14,71 +18,99 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_TARGET = "jetson-agx-orin-64gb"
-_LIMITED = ("--steps", "2", "--guidance", "1")
-_OPTIONS = {
-    "check": (*_LIMITED, "--max-probes", "8", "--width", "256", "--height", "256", "--no-build"),
-    "export": (*_LIMITED, "--size", "512x512"),
-    "inspect": (),
+import qcheck
+from qcheck.core.progress import Advance
+from qcheck.result.exported import Exported
+
+_LIMITED: Mapping[str, Any] = {"steps": 2, "guidance": 1.0, "target": "jetson-agx-orin-64gb"}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "check": {**_LIMITED, "max_probes": 8, "width": 256, "height": 256, "build": False},
+    "export": {**_LIMITED, "size": "512x512"},
+    "inspect": {},
 }
+_SECONDS = 0.05  # between two looks at the memory
 
 
-def _high(process: int) -> float:
-    """Highest resident memory of a process so far, GB; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
+def _status(name: str) -> float:
+    """A line of this process's status, in GB."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) / 1e6 for line in lines if line.startswith(f"{name}:"))
 
 
-def run(arguments: Sequence[str]) -> tuple[int, str, float, float]:
-    """Exit code and standard output of ``qcheck`` with these arguments, its seconds and its peak of memory in GB."""
-    start = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "qcheck", *arguments], stdout=subprocess.PIPE, text=True)
-    peak, done = 0.0, threading.Event()
+class Peaks:
+    """Progress that prints seconds and peaks of memory of every stage."""
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, _high(child.pid))
-            time.sleep(0.2)
+    def __init__(self) -> None:
+        self.own = self.all = self._own = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    printed, _ = child.communicate()
-    done.set()
-    watcher.join()
-    return child.returncode, printed, time.monotonic() - start, peak
+    def _watch(self) -> None:
+        while True:
+            self._own = max(self._own, _status("RssAnon"))
+            time.sleep(_SECONDS)
+
+    def _take(self) -> tuple[float, float]:
+        """The peaks since the last call."""
+        peaks = max(self._own, _status("RssAnon")), _status("VmHWM")
+        self.own, self.all, self._own = max(self.own, peaks[0]), max(self.all, peaks[1]), 0.0
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM begins anew
+        return peaks
+
+    def note(self, text: str) -> None:
+        """As ``Progress.note``."""
+        print(f"  {text}", flush=True)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """As ``Progress.stage``."""
+        self._take()
+        start = time.monotonic()
+        yield lambda _: None
+        spent, (own, everything) = time.monotonic() - start, self._take()
+        print(f"  {spent:8.1f} s  own {own:5.1f} GB  all {everything:5.1f} GB  {title}", flush=True)
+
+    def total(self) -> str:
+        """The peaks of the whole run."""
+        self._take()
+        return f"peak {self.own:.1f} GB of its own, {self.all:.1f} GB with mapped files"
 
 
-def words(what: str, folder: Path, scheme: str | None, extra: Sequence[str]) -> list[str]:
-    """The arguments of the command."""
-    base, lora = str(folder / "base"), str(folder / "lora.safetensors")
+def run(what: str, folder: Path, scheme: str | None, extra: Mapping[str, Any]) -> None:
+    """Run the command in this process."""
+    start, progress = time.monotonic(), Peaks()
+    base, lora, options = str(folder / "base"), str(folder / "lora.safetensors"), {**_OPTIONS[what], **extra}
     if what == "inspect":
-        return ["inspect", lora, "--base", base, "--json", *extra]
-    chosen = ["--lora", lora, "--scheme", scheme or "int8", "--target", _TARGET, "--recipe", str(folder / "few.toml")]
-    out = ["--json", "--no-cache", "--out", str(folder / f"{what}-{scheme}")]
-    return [what, base, *chosen, *_OPTIONS[what], *out, *extra]
+        inspection = qcheck.inspect(lora, base=base, progress=progress, **options)
+        print(f"  {len(inspection.layers)} layers", flush=True)
+    else:
+        asked = {"scheme": scheme, "recipe": str(folder / "few.toml"), "cache": False, **options}
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            if what == "check":
+                show_check(qcheck.check(base, lora, out=Path(out) / "out", progress=progress, **asked))
+            else:
+                show_export(qcheck.export(base, lora, out=Path(out) / "out", progress=progress, **asked))
+    print(f"{what} {folder.name} {scheme or ''}: {time.monotonic() - start:.0f} s, {progress.total()}", flush=True)
 
 
-def show(what: str, told: dict[str, Any]) -> None:
-    """The stages of a check, the parts of an export."""
-    for title, seconds in told["provenance"]["seconds"].items() if what == "check" else ():
-        print(f"  {seconds:8.1f} s  {title}", flush=True)
-    for case in told["cases"] if what == "check" else ():
-        print(f"  {case['scheme']} {case['order']}: {case['verdict']}, {'; '.join(case['reasons'])[:200]}", flush=True)
-    for part in told["parts"] if what == "export" else ():
-        build, realised = part["build"], (part["build"]["realised"] or {})
-        size = f"{part['bytes'] / 1e6:.0f} MB file"
-        if build["bytes"]:
-            size += f", {build['bytes'] / 1e6:.0f} MB engine"
-        cost = f"{build['status']} in {build['seconds']} s with {(build['peak_memory_mb'] or 0) / 1e3:.1f} GB"
-        print(f"  {part['name']}: {size}, {cost} {realised.get('operands', '')} {build['detail'][:300]}", flush=True)
+def show_check(report: qcheck.Report) -> None:
+    """The verdicts."""
+    for case in report.cases:
+        print(f"  {case.scheme} {case.order}: {case.verdict}, {'; '.join(case.reasons)[:200]}", flush=True)
+
+
+def show_export(exported: Exported) -> None:
+    """The parts and their builds."""
+    for part in exported.parts:
+        build, realised = part.build, part.build.realised
+        size = f"{part.bytes / 1e6:.0f} MB file" + (f", {build.bytes / 1e6:.0f} MB engine" if build.bytes else "")
+        cost = f"{build.status} in {build.seconds} s with {(build.peak_memory_mb or 0) / 1e3:.1f} GB"
+        operands = realised.operands if realised is not None else ""
+        print(f"  {part.name}: {size}, {cost} {operands} {build.detail[:300]}", flush=True)
 
 
 def main() -> None:
@@ -88,19 +120,25 @@ def main() -> None:
     parser.add_argument("shape")
     parser.add_argument("--scheme", action="append", help="default: int8 and, for an export, int4-g128")
     parser.add_argument("--keep", type=Path, help="write the pipeline here, or take the one that is here")
-    given, extra = parser.parse_known_args()
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a keyword, its value as JSON")
+    parser.add_argument("--here", action="store_true", help="run in this process")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = given.keep or Path(name)
+        folder = given.keep or Path(name) / given.shape
         if not (folder / "base").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             subprocess.run([sys.executable, "-m", "benchmarks.shapes", given.shape, str(folder)], check=True)
         schemes = given.scheme or {"check": ["int8"], "export": ["int8", "int4-g128"]}.get(given.what, [None])
         for scheme in schemes:
-            code, printed, seconds, peak = run(words(given.what, folder, scheme, extra))
-            title = f"{given.what} {given.shape} {scheme or ''}"
-            print(f"{title}: exit {code}, {seconds:.0f} s, peak {peak:.1f} GB", flush=True)
-            if printed:
-                show(given.what, json.loads(printed))
+            if given.here:
+                extra = {key: json.loads(value) for key, _, value in (one.partition("=") for one in given.set)}
+                run(given.what, folder, scheme, extra)
+                continue
+            words = [given.what, given.shape, "--keep", str(folder), "--here"]
+            words += [*(("--scheme", scheme) if scheme else ()), *(f"--set={one}" for one in given.set)]
+            child = subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], check=False)
+            if child.returncode:
+                print(f"{given.what} {given.shape} {scheme or ''}: exit {child.returncode}", flush=True)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def modelopt(started: Session, held: Errors, spots: list[EvaluationPoint], draws
 
     handles = [model.get_submodule(layer).register_forward_hook(watch(layer)) for layer in held]
     layers = {layer: model.get_submodule(layer) for layer in held}
-    with tapped(layers, (), lambda *_: None, lambda *_: None), torch.enable_grad():
+    with tapped(layers, _Nothing()), torch.enable_grad():
         for place, (spot, draw) in enumerate(itertools.product(spots, range(draws))):
             given = {name: torch.from_numpy(value) for name, value in spot.given.items()}
             output = entry(**given)
@@ -81,6 +81,16 @@ def modelopt(started: Session, held: Errors, spots: list[EvaluationPoint], draws
     for handle in handles:
         handle.remove()
     return found
+
+
+class _Nothing:
+    """Taps that make every layer's output need a gradient, and read none."""
+
+    def enter(self, layer: str, inputs: torch.Tensor) -> None:
+        """As ``hooks.Taps``."""
+
+    def leave(self, layer: str, kept: None, gradient: torch.Tensor, *_: torch.Tensor) -> None:
+        """As ``hooks.Taps``."""
 
 
 def _rounded(error: sensitivity.LayerError, inputs: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,14 @@ import torch
 from typer.testing import CliRunner, Result
 
 from qcheck.api import functions, request
-from qcheck.calibration.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram
 from qcheck.cli.app import app
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
+from qcheck.model.inputs import observed
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import Exporter
 from qcheck.spec import recipe, scheme
@@ -119,7 +120,7 @@ def exported(demo_arms: Arms, cache_root: Path) -> Prepared:
     exporter = Exporter(demo_arms, Cache(cache_root / "qcheck"), inputs)  # where checks find their graphs
     with demo_arms.held("adapted") as family, torch.no_grad():
         unet = family.module
-        with observed(dict(plan.linear_layers(unet)), [seen]):
+        with observed(unet, dict(plan.linear_layers(unet)), seen):
             unet(sample, torch.tensor([500.0]), hidden)
     layers = plan.chosen_layers(unet, chosen, recipe.find("emoji"))
     ranges = {layer: plan.Input(found.absmax) for layer, found in seen.seen().items()}

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qcheck.calibration.histogram import Histogram, observed
+from qcheck.calibration.histogram import Histogram
 from qcheck.core.cache import Cache
 from qcheck.measure import control
 from qcheck.model.arms import Arms
+from qcheck.model.inputs import observed
 from qcheck.quantize import fake, plan
 from qcheck.result.verdict import Verdict
 from qcheck.runtime.runner import Runner
@@ -123,7 +124,7 @@ def make(both: Arms, name: str, store: Cache, asked: ProbeSet = CHOSEN) -> Bench
     for side, digit in sides:
         layers = plan.chosen_layers(models[f"f{digit}"].denoiser, chosen, recipe.find("emoji"))
         seen = Histogram()
-        with observed(layers, [seen]):
+        with observed(models[f"f{digit}"].denoiser, layers, seen):
             sampling.run(TorchRunner(models[f"f{digit}"]), side, f1.states(), quiet)
         ranges[f"f{digit}"] = {layer: plan.Input(inputs.absmax) for layer, inputs in seen.seen().items()}
         bench = replace(bench, ranges=ranges)

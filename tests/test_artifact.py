@@ -204,7 +204,7 @@ def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Pr
     for order in ("merge-quantize", "quantize-merge"):
         kept = whole = 0.0
         for layer in faint.denoiser_layers():
-            wanted = faint.weights["adapted"][f"unet.{layer}"] - faint.weights["base"][f"unet.{layer}"]
+            wanted = faint.changed["adapted"][f"unet.{layer}"].whole() - faint.changed["base"][f"unet.{layer}"].whole()
             q1 = content[order].plan[layer].fake(content[order].state[f"{layer}.weight"])  # type: ignore[index]
             q0 = start.plan[layer].fake(start.state[f"{layer}.weight"])
             kept += float(((q1 - q0) * wanted).sum())
@@ -217,7 +217,9 @@ def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Pr
 def test_the_unmerged_branch_is_the_whole_adapter(demo_arms: Arms) -> None:
     for layer in demo_arms.denoiser_layers():
         down, up = demo_arms.factors(layer)
-        change = demo_arms.weights["adapted"][f"unet.{layer}"] - demo_arms.weights["base"][f"unet.{layer}"]
+        change = (
+            demo_arms.changed["adapted"][f"unet.{layer}"].whole() - demo_arms.changed["base"][f"unet.{layer}"].whole()
+        )
         assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
 
 

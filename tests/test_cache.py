@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck.core import cache, versions
+from qcheck.core import cache, digest, versions
 from qcheck.core.cache import Cache
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Inputs, Setup, Subject
@@ -282,3 +282,24 @@ def test_the_command_shows_and_prunes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "removed 1 entries" in run("cache", "prune", "--older-than", "15").stdout
     assert "removed 2 entries" in run("cache", "prune", "--older-than", "0").stdout
     assert (tmp_path / "mine" / ".git").exists()
+
+
+def test_a_large_file_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, path, reads = Cache(tmp_path / "cache"), tmp_path / "weights", list[Path]()
+    monkeypatch.setattr(cache, "_LARGE", 4)
+
+    def counted(one: Path) -> bytes:
+        reads.append(one)
+        return digest.file_digest(one)
+
+    monkeypatch.setattr(cache, "file_digest", counted)
+    path.write_bytes(b"first")
+    assert store.file_digest(path) == store.file_digest(path) == digest.file_digest(path)
+    assert reads == [path]
+    before = path.stat()
+    path.write_bytes(b"other")  # of the same size, and of the same time as copies have
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.file_digest(path) == digest.file_digest(path)
+    path.write_bytes(b"few")
+    assert store.file_digest(path) == digest.file_digest(path)
+    assert len(reads) == 3

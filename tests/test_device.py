@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from qcheck.calibration.histogram import Histogram
 from qcheck.core.errors import UserError
+from qcheck.diagnose.alignment import Energies
 from qcheck.model import device as devices
 from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
+from qcheck.model.inputs import observed
 from qcheck.runtime import ort_runner
 from qcheck.runtime.rows import Rows, ran_out
 from qcheck.runtime.runner import MismatchError
@@ -58,7 +61,7 @@ def test_a_device_has_a_copy_of_the_pipeline_and_the_same_values(
             assert here.entry.denoiser is not there.entry.denoiser  # type: ignore[attr-defined]
             np.testing.assert_array_equal(here(exported.inputs), there(exported.inputs))
     assert all(torch.equal(value, demo_arms.state("base")[name]) for name, value in kept.items())
-    assert demo_arms.on(CPU).computing is demo_arms.base
+    assert demo_arms.on(CPU).computing.family is demo_arms.base.family
 
 
 def test_while_the_device_runs_one_arm_the_other_is_exported(elsewhere: Arms) -> None:
@@ -88,21 +91,8 @@ class Memory:
     size: int
     row: int
     name: str = "a small device"
-    known: bool = True
     calls: list[int] = field(default_factory=list)
-    top: int = 0
-
-    def free(self) -> int:
-        return self.size
-
-    def used(self) -> int:
-        return 0
-
-    def forget_peak(self) -> None:
-        self.top = 0
-
-    def peak(self) -> int | None:
-        return self.top if self.known else None
+    fitting: dict[str, int] = field(default_factory=dict)
 
     def release(self) -> None:
         self.calls.append(0)
@@ -113,43 +103,71 @@ class Memory:
         self.calls.append(count)
         if count * self.row > self.size:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        self.top = max(self.top, count * self.row)
         return 2 * inputs["x"] + inputs["t"]
 
 
-def _through(memory: Memory, count: int, rows: Rows | None = None) -> np.ndarray:
-    rows = rows or Rows(memory, frozenset({"t"}))
+def _through(memory: Memory, count: int, library: str = "torch") -> list[int]:
+    """The calls, 0 for memory that was returned, of a new runner with ``count`` rows."""
+    memory.calls.clear()
     inputs = {"x": np.arange(count, dtype=np.float32), "t": np.array([1.0], np.float32)}
-    output = rows.run(memory, inputs)
+    output = Rows(memory, frozenset({"t"}), library).run(memory, inputs)
     np.testing.assert_array_equal(output, 2 * inputs["x"] + 1)
-    return output
+    return memory.calls
 
 
-def test_a_first_row_is_measured_and_the_rest_fills_the_memory() -> None:
-    memory = Memory(size=100, row=20)
-    rows = Rows(memory, frozenset({"t"}))
-    _through(memory, 10, rows)
-    assert memory.calls == [1, 4, 4, 1]  # four fifths of the memory
-    _through(memory, 5, rows)
-    assert memory.calls[4:] == [4, 1]  # measured once
+def test_rows_are_halved_until_they_fit_and_the_parts_are_equal() -> None:
+    memory = Memory(size=100, row=30)
+    assert _through(memory, 16) == [16, 0, 8, 0, 4, 0, *[2] * 8]
+    assert _through(Memory(size=100, row=15), 16) == [16, 0, 8, 0, 4, 4, 4, 4]
+    assert _through(Memory(size=100, row=15), 14) == [14, 0, 7, 0, 3, 3, 3, 3, 2]
 
 
-def test_where_memory_is_not_measured_rows_are_halved_until_they_fit() -> None:
-    memory = Memory(size=100, row=30, known=False)
-    rows = Rows(memory, frozenset({"t"}))
-    _through(memory, 16, rows)
-    assert memory.calls == [16, 0, 8, 0, 4, 0, *[2] * 8]
-    _through(memory, 4, rows)
-    assert memory.calls[-2:] == [2, 2]
+def test_what_fits_is_found_once_for_calls_alike() -> None:
+    memory = Memory(size=100, row=30)
+    _through(memory, 8)
+    assert _through(memory, 5) == [2, 2, 1]  # another runner
+    assert _through(memory, 4, "onnxruntime") == [4, 0, 2, 2]  # another library
+
+
+class Layers(torch.nn.Module):
+    """Two layers on a device whose memory ends in the second one at more than ``most`` rows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        for place, value in enumerate(self.parameters()):
+            value.data = torch.linspace(-1, 1, value.numel()).view_as(value) + place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        output: torch.Tensor = self.second(hidden)
+        return output
+
+
+def test_a_forward_that_ran_out_of_memory_was_not_observed() -> None:
+    inputs, found = {"x": np.arange(24, dtype=np.float32).reshape(8, 3)}, []
+    for known in (True, False):
+        model, memory = Layers(4), Memory(1, 0)
+        layers = dict(model.named_children())
+        kind, rows = Histogram(), Rows(memory, frozenset(), "torch")
+        if known:
+            memory.fitting[rows._kind(inputs)] = 4
+        energies = Energies(layers, {name: torch.ones(3, 3) for name in layers})
+        with observed(model, layers, kind), observed(model, layers, energies), torch.no_grad():
+            rows.run(lambda part: model(torch.from_numpy(part["x"])).numpy(), inputs)  # noqa: B023
+        seen = kind.seen()
+        found.append([*(seen[name].counts for name in layers), *(energies.sums[name].numpy() for name in layers)])
+    for undisturbed, disturbed in zip(*found, strict=True):
+        np.testing.assert_array_equal(undisturbed, disturbed)
 
 
 def test_one_row_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
-    for known in (True, False):
-        with pytest.raises(
-            UserError, match="one row of the denoiser does not fit into the memory of a small device"
-        ) as e:
-            _through(Memory(size=10, row=20, known=known), 4)
-        assert "--device cpu" in e.value.fix
+    with pytest.raises(UserError, match="one row of the denoiser does not fit into the memory of a small device") as e:
+        _through(Memory(size=10, row=20), 4)
+    assert "--device cpu" in e.value.fix
 
 
 def test_another_error_is_no_lack_of_memory() -> None:
@@ -157,7 +175,7 @@ def test_another_error_is_no_lack_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Rows(Memory(1, 1), frozenset()).run(broken, {"x": np.zeros(3)})
+        Rows(Memory(1, 1), frozenset(), "torch").run(broken, {"x": np.zeros(3)})
     assert not ran_out(RuntimeError("shapes do not match"))
     for text in (
         "CUDA out of memory",

@@ -39,7 +39,7 @@ def _quantized(weight: torch.Tensor, chosen: Scheme) -> torch.Tensor:
 def _measured(both: Arms, chosen: Scheme, order: Order) -> tuple[float, float]:
     kept = whole = noise = 0.0
     for layer in both.denoiser_layers():
-        w, merged = (both.weights[side][f"unet.{layer}"] for side in ("base", "adapted"))  # type: ignore[index]
+        w, merged = (both.changed[side][f"unet.{layer}"].whole() for side in ("base", "adapted"))  # type: ignore[index]
         if plan.quantizes(layer, w, chosen, RECIPE):
             wanted = merged - w
             q0 = _quantized(w, chosen)
@@ -154,6 +154,10 @@ def test_intruders_are_strong_new_directions_and_not_noise() -> None:
     assert inspect.intruders(before, before + 1e-3 * torch.randn(96, 96, generator=generator)) == 0
     assert inspect.intruders(before, before + loud) >= 3
     assert inspect.intruders(before.t()[:, :50], (before + loud).t()[:, :50]) >= 3
+    huge = torch.empty(1).expand(2049, 2049)
+    assert inspect.intruders(huge, huge) is None
+    long = torch.randn(2049, 4, generator=generator)
+    assert inspect.intruders(long, long) == 0
 
 
 def test_trigger_words_of_the_file_are_offered(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcheck.model.components import Component
+from qcheck.model.components import META, Component, copied
 from qcheck.result.estimate import Estimate, estimate
 from qcheck.result.manifest import Layer
 from qcheck.spec.target import Target, number_format
@@ -55,19 +54,15 @@ class _Alive(TorchDispatchMode):
 
 def profile(component: Component, rows: int) -> Profile:
     """The costs of one call with ``rows`` in the batch."""
-    module = component.module
-    weights = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in (*module.named_parameters(), *module.named_buffers())
-    }
+    module = copied(component.module, META, torch.float32)
     shapes = {
         name: value.shape if name in component.fixed else (rows, *value.shape[1:])
         for name, value in component.inputs.items()
     }
-    inputs = {name: torch.empty(shapes[name], dtype=v.dtype, device="meta") for name, v in component.inputs.items()}
-    alive, counter = _Alive(list(weights.values())), FlopCounterMode(display=False)
+    inputs = {name: torch.empty(shapes[name], dtype=v.dtype, device=META) for name, v in component.inputs.items()}
+    alive, counter = _Alive([*module.parameters(), *module.buffers()]), FlopCounterMode(display=False)
     with torch.no_grad(), counter, alive:
-        functional_call(module, weights, (), inputs)
+        module(**inputs)
     counts = counter.get_flop_counts()
     return Profile(
         parameters=sum(value.numel() for value in module.parameters()),

@@ -5,8 +5,7 @@ Memory is one histogram a layer and stratum of timesteps, whatever the number of
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import rel_entr
-from torch import nn
 
 from qcheck.core.errors import UserError
 from qcheck.quantize import formats
@@ -125,7 +123,8 @@ class Histogram:
     """Running counts of each observed layer's absolute inputs, by stratum of timesteps.
 
     A value beyond the top doubles it, and neighbouring bins are joined: counts stay exact, the bins become wider.
-    Inputs are counted many at a time, since a GPU has to stop for each value that is read from it.
+    Inputs are counted many at a time, since a GPU has to stop for each value that is read from it. It is an observer of
+    inputs (``model.inputs``).
     """
 
     def __init__(self, strata: int = 1) -> None:
@@ -135,6 +134,7 @@ class Histogram:
         self._top: dict[str, float] = {}
         self._last: torch.Tensor | None = None
         self._pending: list[_Pending] = []
+        self._current: list[_Pending] = []
         self._samples = 0
 
     def enter(self, stratum: int) -> None:
@@ -142,12 +142,22 @@ class Histogram:
         self._count_pending()
         self._stratum = stratum
 
+    def begin(self) -> None:
+        """As ``Observer``."""
+        self._samples -= len(self._current)
+        self._current, self._last = [], None
+
     def see(self, layer: str, inputs: torch.Tensor) -> None:
         """Count one batch of inputs of ``layer``; neighbours that read one tensor share its sample."""
         if self._last is not inputs:
             self._last = inputs
-            self._pending.append(self._sampled(inputs))
-        self._pending[-1].layers.append(layer)
+            self._current.append(self._sampled(inputs))
+        self._current[-1].layers.append(layer)
+
+    def commit(self) -> None:
+        """As ``Observer``."""
+        self._pending += self._current
+        self._current, self._last = [], None
 
     def _sampled(self, inputs: torch.Tensor) -> _Pending:
         low, high = torch.aminmax(inputs)
@@ -162,7 +172,7 @@ class Histogram:
     def _count_pending(self) -> None:
         if not self._pending:
             return
-        pending, self._pending, self._last = self._pending, [], None
+        pending, self._pending = self._pending, []
         maxima = torch.stack([one.maximum for one in pending]).tolist()
         together = torch.cat([one.sample for one in pending]).cpu()
         samples = torch.split(together, [len(one.sample) for one in pending])
@@ -197,26 +207,6 @@ class Histogram:
             )
             for layer, maximum in self._absmax.items()
         }
-
-
-@contextmanager
-def observed(layers: Mapping[str, nn.Module], observers: Iterable[Histogram]) -> Iterator[None]:
-    """While open, the inputs of every forward of ``layers`` are counted by all ``observers``."""
-    histograms = tuple(observers)
-
-    def hook(name: str) -> "object":
-        def observe(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            for observer in histograms:
-                observer.see(name, inputs[0])
-
-        return observe
-
-    handles = [m.register_forward_pre_hook(hook(name)) for name, m in layers.items()]  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def clips(layers: Mapping[str, LayerInputs], numbers: Mapping[str, Format], recipe: Recipe) -> dict[str, Input]:

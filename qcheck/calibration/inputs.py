@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from qcheck.calibration import histogram, pictures
-from qcheck.calibration.histogram import Histogram, LayerInputs, observed
+from qcheck.calibration.histogram import Histogram, LayerInputs
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_value
@@ -16,6 +16,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.progress import Stopwatch
 from qcheck.model import lora
 from qcheck.model.arms import Arms
+from qcheck.model.inputs import observed
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import Origin, Ranges, calibrated_on
 from qcheck.quantize.formats import Format, Integer
@@ -192,7 +193,8 @@ def find_ranges(calibrator: Calibrator, origin: Origin) -> Mapping[str, LayerInp
 def _observe(calibrator: Calibrator, origin: Origin, prompts: ProbeSet) -> dict[str, LayerInputs]:
     run_side, observed_side = _RUNS[origin]
     sampler = calibrator.sampler(prompts)
-    layers = dict(plan.linear_layers(calibrator.arms.computing.denoiser))
+    model = calibrator.arms.computing.denoiser
+    layers = dict(plan.linear_layers(model))
     observer = Histogram(len(sampler.setup.strata))
     free_runs = 0 if calibrator.pictures else 1
     calls = forwards(sampler.setup, free_runs, 1, len(sampler.probes))
@@ -203,7 +205,7 @@ def _observe(calibrator: Calibrator, origin: Origin, prompts: ProbeSet) -> dict[
             states = pictures.states(sampler.setup, encoder, sampler.probes, calibrator.pictures)
         else:
             states = sampler.reference(subject.full(calibrator.arms, run_side), advance).states()
-        with subject.full(calibrator.arms, observed_side).open() as runner, observed(layers, [observer]):
+        with subject.full(calibrator.arms, observed_side).open() as runner, observed(model, layers, observer):
             sampler.run(runner, observed_side, states, advance, observer.enter)
     statistics = observer.seen()
     if broken := [layer for layer, inputs in statistics.items() if not np.isfinite(inputs.absmax)]:

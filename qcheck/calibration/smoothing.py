@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qcheck.model.components import copied
 from qcheck.quantize.plan import Input
 from qcheck.spec.scheme import Smoothing
 
@@ -33,7 +34,7 @@ def smoothed(
     config["algorithm"] = {key: value for key, value in algorithm.items() if value is not None}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        quantized = mtq.quantize(copy.deepcopy(model), config, run)
+        quantized = mtq.quantize(copied(model, dtype=torch.float32), config, run)
     inputs = {}
     for name in layers:
         module: Any = quantized.get_submodule(name)

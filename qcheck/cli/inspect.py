@@ -86,7 +86,7 @@ def _render(inspection: Any, console: Console) -> None:
             f"{layer.relative:.3f}",
             f"{layer.step_growth:.2f}",
             str(layer.hot_columns),
-            str(layer.intruders),
+            "-" if layer.intruders is None else str(layer.intruders),
         )
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")

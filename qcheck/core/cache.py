@@ -19,12 +19,13 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from qcheck.core import versions
-from qcheck.core.digest import digest_of
+from qcheck.core.digest import digest_of, file_digest
 from qcheck.core.values import PACKAGE
 
 VARIABLE = "QCHECK_CACHE"
 ENTRY = "entry"  # the file that marks the folder of a complete entry
 _LOCKS = ".locks"
+_LARGE, _DIGEST = 100_000_000, "sha256"
 
 
 def moved() -> str | None:
@@ -107,6 +108,10 @@ def key(module: str, *parts: bytes | str | Path) -> str:
     return digest_of(code(module), *parts)
 
 
+def _write_digest(path: Path, folder: Path) -> None:
+    (folder / _DIGEST).write_bytes(file_digest(path))
+
+
 @dataclass(frozen=True)
 class Item:
     """One stored entry: its kind, what it holds in words, size, and the time of its last use (seconds, Unix)."""
@@ -172,6 +177,16 @@ class Cache:
                 with self.put(kind, key, about) as folder:
                     make(folder)
         return self._place(kind, key)
+
+    def file_digest(self, path: Path) -> bytes:
+        """The SHA-256 of a file; a large one is read again only when it is another file or was changed since."""
+        found = path.stat()
+        if found.st_size < _LARGE:
+            return file_digest(path)
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        key = digest_of(str(path.resolve()), repr(state))
+        entry = self.obtain("digest", key, str(path), lambda folder: _write_digest(path, folder))
+        return (entry / _DIGEST).read_bytes()
 
     def drop(self, kind: str, key: str) -> None:
         """Forget an entry, where there is one."""

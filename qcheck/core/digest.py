@@ -1,6 +1,7 @@
 """Digests of files, folders and values: equal digests prove that two results were made from the same inputs."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from qcheck.core.values import Value
@@ -10,18 +11,27 @@ def digest_of(*parts: bytes | str | Path) -> str:
     """First 16 hex digits of the SHA-256 of the parts; a path stands for the file's content."""
     total = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        else:
-            total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+        total.update(file_digest(part) if isinstance(part, Path) else _digest(part))
     return total.hexdigest()[:16]
 
 
-def digest_of_folder(folder: Path) -> str:
-    """The digest of every file below ``folder``, names included."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_of(*(part for path in files for part in (path.relative_to(folder).as_posix(), path)))
+def file_digest(path: Path) -> bytes:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _digest(part: bytes | str) -> bytes:
+    return hashlib.sha256(part.encode() if isinstance(part, str) else part).digest()
+
+
+def digest_of_folder(folder: Path, of_file: Callable[[Path], bytes] = file_digest) -> str:
+    """The digest of every file below ``folder``, names included; ``of_file`` may know some from before."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(_digest(path.relative_to(folder).as_posix()))
+        total.update(of_file(path))
+    return total.hexdigest()[:16]
 
 
 def digest_of_value(value: Value) -> str:

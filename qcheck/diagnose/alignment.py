@@ -7,8 +7,7 @@ in dB. Training aligns changes with actual inputs, so delta_snr, from weights al
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,50 +16,58 @@ from torch.nn import functional as F
 
 from qcheck.core import cache
 from qcheck.core.progress import Stopwatch
+from qcheck.diagnose.kept import Kept
 from qcheck.measure.sample import decibels
 from qcheck.model.arms import Arms
+from qcheck.model.inputs import observed
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import forwards
 from qcheck.sampling.store import Trace
 
 PROBES = 2  # evaluated at all strata
+Changes = Mapping[str, torch.Tensor] | Kept
 _FILE = "alignment.json"
 
 
-def energies(layer: nn.Module, change: torch.Tensor, inputs: torch.Tensor) -> tuple[float, float]:
+def energies(layer: nn.Module, change: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """Output energy of ``change`` [out, in, ...] on a layer's ``inputs``, and that of a random change of the same size.
 
-    The second is exact in the mean over changes with independent entries of one variance.
+    [2] in float64. The second is exact in the mean over changes with independent entries of one variance.
     """
-    variance, out = float(change.square().mean()), len(change)
+    variance, out = change.square().mean(), len(change)
     if isinstance(layer, nn.Conv2d):
         ones = torch.ones_like(change[: layer.groups])  # one output a group stands for all: they read the same inputs
         changed_outputs, input_energies = (
             F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
             for x, weight in ((inputs, change), (inputs.square(), ones))
         )
-        return float(changed_outputs.square().sum()), variance * float(input_energies.sum()) * out / layer.groups
-    return float(F.linear(inputs, change).square().sum()), variance * float(inputs.square().sum()) * out
+        out //= layer.groups
+    else:
+        changed_outputs, input_energies = F.linear(inputs, change), inputs.square()
+    made, read = (values.sum().double() for values in (changed_outputs.square(), input_energies))
+    return torch.stack([made, variance.double() * read * out])
 
 
-@contextmanager
-def watched(layers: Mapping[str, nn.Module], changes: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """While open, every forward adds to the two energies [2] of each layer."""
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in changes}
+class Energies:
+    """The two energies [2] of each layer, summed over all forwards: an observer of inputs (``model.inputs``)."""
 
-    def hook(name: str) -> "object":
-        def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            sums[name] += torch.tensor(energies(layer, changes[name], inputs[0]), dtype=torch.float64)
+    def __init__(self, layers: Mapping[str, nn.Module], changes: Changes) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self._layers, self._changes, self._seen = layers, changes, dict[str, torch.Tensor]()
 
-        return add
+    def begin(self) -> None:
+        """As ``Observer``."""
+        self._seen = {}
 
-    handles = [layers[name].register_forward_pre_hook(hook(name)) for name in changes]  # type: ignore[arg-type]
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
+    def see(self, layer: str, inputs: torch.Tensor) -> None:
+        """As ``Observer``."""
+        self._seen[layer] = energies(self._layers[layer], self._changes[layer], inputs) + self._seen.get(layer, 0)
+
+    def commit(self) -> None:
+        """As ``Observer``."""
+        for layer, seen in self._seen.items():
+            self.sums[layer] = seen + self.sums.get(layer, 0)
 
 
 def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> dict[str, float]:
@@ -74,19 +81,21 @@ def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> di
 
     def make(folder: Path) -> None:
         before, after = arms.state("base"), arms.state("adapted")
-        changes = {
-            name: (after[f"{name}.weight"] - before[f"{name}.weight"]).to(arms.device.torch)
-            for name in arms.denoiser_layers()
-        }
-        layers = dict(arms.computing.denoiser.named_modules())
+
+        def change(name: str) -> torch.Tensor:
+            return (after[f"{name}.weight"] - before[f"{name}.weight"]).to(arms.device.torch)
+
+        changes = Kept(change, arms.device)
+        layers = {name: arms.computing.denoiser.get_submodule(name) for name in arms.denoiser_layers()}
+        observer = Energies(layers, changes)
         calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
         with (
             subject.full(arms, "adapted").open() as runner,
             watch.stage("alignment by layer", calls) as advance,
-            watched(layers, changes) as sums,
+            observed(arms.computing.denoiser, layers, observer),
         ):
             sampler.run(runner, "adapted", trace.states(), advance)
-        alignments = {name: float(decibels(*pair.numpy())) for name, pair in sums.items()}
+        alignments = {name: float(decibels(*pair.cpu().numpy())) for name, pair in observer.sums.items()}
         (folder / _FILE).write_text(json.dumps(alignments))
 
     folder = sampler.store.obtain("alignment", key, f"{arms.base.source}", make)

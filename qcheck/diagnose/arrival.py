@@ -26,8 +26,7 @@ def arrivals(arms: Arms, scheme: Scheme, order: Order, artifact: Artifact) -> tu
     quantized = {layer.name for layer in artifact.manifest.layers}
     names = [name for name in arms.denoiser_layers() if name in quantized]
     before, after = arms.state("base"), arms.state("adapted")
-    pairs = {name: (before[f"{name}.weight"], after[f"{name}.weight"]) for name in names}
-    return [arrival(name, *pair, scheme, order) for name, pair in pairs.items()], ""
+    return [arrival(name, before[f"{name}.weight"], after[f"{name}.weight"], scheme, order) for name in names], ""
 
 
 _EXACT = 200.0  # dB: equal in every bit
@@ -46,7 +45,7 @@ def arrival(layer: str, before: torch.Tensor, after: torch.Tensor, scheme: Schem
     """
     change = (after - before).double()
     q0 = _fake(before, scheme)
-    q1 = _fake(merge.stored(order, before, after, after - before, q0), scheme)
+    q1 = _fake(merge.stored(order, before, after, after - before, lambda: q0), scheme)
     stored_change = q1.double() - q0.double()
     energy, product, error = (
         (a * b).sum().numpy() for a, b in ((change, change), (stored_change, change), (stored_change - change,) * 2)

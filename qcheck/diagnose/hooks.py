@@ -1,59 +1,66 @@
-"""Hooks that give the gradient of every layer's weight, and its input with the gradient there, in a backward pass."""
+"""Taps of layers: what an error of a layer adds to a cotangent of the model's output, in a backward pass."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-OfWeight = Callable[[str, torch.Tensor], None]
-OfInput = Callable[[str, torch.Tensor, torch.Tensor], None]
+from qcheck.model.stored import input_gradient, product, whole
+
+
+class Taps(Protocol):
+    """Called for every layer in a forward pass, and for each backward pass of it."""
+
+    def enter(self, layer: str, inputs: torch.Tensor) -> Any:
+        """From x [rows, ...] of a layer: a value that is kept for ``leave``."""
+        ...
+
+    def leave(
+        self, layer: str, kept: Any, gradient: torch.Tensor, inputs: torch.Tensor, of_inputs: torch.Tensor
+    ) -> None:
+        """Of a cotangent of the output: dL/dy, and W^T dL/dy of this layer alone, even where others read x too."""
+        ...
+
+
+class _Tapped(torch.autograd.Function):
+    """A layer's product; the weight, which may be stored in 16 bit, is computed again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, layer: Any, taps: Taps, name: str) -> torch.Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.layer, ctx.taps, ctx.name, ctx.kept = layer, taps, name, taps.enter(name, inputs)
+        return product(layer, inputs, whole(layer), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (inputs,) = ctx.saved_tensors
+        of_inputs = input_gradient(ctx.layer, gradient, inputs.shape, whole(ctx.layer))
+        ctx.taps.leave(ctx.name, ctx.kept, gradient, inputs, of_inputs)
+        return of_inputs, None, None, None
 
 
 @contextmanager
-def tapped(
-    layers: Mapping[str, nn.Module], inputs: Collection[str], on_weight: OfWeight, on_input: OfInput
-) -> Iterator[None]:
-    """While open, a backward pass calls back with the gradients of ``layers``, and frees each after its call.
-
-    ``on_weight`` gets a layer's name and dL/dW [out, in, ...], summed over the rows of the batch. For the layers in
-    ``inputs``, ``on_input`` gets the name, x [rows, ...] and W^T dL/dy of the same shape: the gradient of this layer
-    alone, even where other layers read x too.
-    """
-    handles: list[Any] = []
+def tapped(layers: Mapping[str, nn.Module], taps: Taps) -> Iterator[None]:
+    """While open, a forward pass and its backward passes call ``taps`` for each of ``layers``."""
     try:
         for name, module in layers.items():
-            parameter = module.get_parameter("weight").requires_grad_(True)
-            handles.append(parameter.register_post_accumulate_grad_hook(_weight_hook(name, on_weight)))
-            if name in inputs:
-                handles.append(module.register_forward_pre_hook(_input_hook(name, on_input)))
+            layer: Any = module
+            layer.forward = _Forward(module, taps, name)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module in layers.values():
-            module.get_parameter("weight").requires_grad_(False)
+            vars(module).pop("forward", None)
 
 
-def _weight_hook(name: str, on_weight: OfWeight) -> Callable[[torch.Tensor], None]:
-    def hook(parameter: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            on_weight(name, parameter.grad)
-        parameter.grad = None
+class _Forward:
+    """A layer's forward while it is tapped."""
 
-    return hook
+    def __init__(self, layer: nn.Module, taps: Taps, name: str) -> None:
+        self._layer, self._taps, self._name = layer, taps, name
 
-
-def _input_hook(
-    name: str, on_input: OfInput
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-    """A hook by which the layer reads a view of its own, so that the gradient there is its own too."""
-
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        shared = inputs[0]
-        own = shared.view_as(shared) if shared.requires_grad else shared.detach().requires_grad_()
-        own.register_hook(lambda gradient: on_input(name, shared.detach(), gradient))
-        return (own, *inputs[1:])
-
-    return hook
+    def __call__(self, values: torch.Tensor, *_: object) -> torch.Tensor:
+        given = values if values.requires_grad else values.detach().requires_grad_()
+        output: torch.Tensor = _Tapped.apply(given, self._layer, self._taps, self._name)
+        return output

@@ -8,7 +8,6 @@ import torch
 
 from qcheck.model.arms import Arms
 from qcheck.quantize.artifact import QuantizedWeights
-from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import LayerPlan
 
 
@@ -43,19 +42,20 @@ def errors(arms: Arms, content: QuantizedWeights) -> dict[str, LayerError]:
     f1_weights, device = arms.state("adapted"), arms.device.torch
     layer_errors = {}
     for layer, numbers in content.plan.items():
-        weights = (content.state[f"{layer}.weight"], f1_weights[f"{layer}.weight"], content.branches.get(layer))
         there = numbers.to(device)
-        layer_errors[layer] = LayerError(functools.partial(_weight_error, there, *weights), there)
+        error = functools.partial(_weight_error, there, content, f1_weights, layer)
+        layer_errors[layer] = LayerError(error, there)
     return layer_errors
 
 
 def _weight_error(
-    numbers: LayerPlan, rounded: torch.Tensor, full: torch.Tensor, branch: Factors | None
+    numbers: LayerPlan, content: QuantizedWeights, full: Mapping[str, torch.Tensor], layer: str
 ) -> torch.Tensor:
-    """The weight of q1, ``rounded`` by ``numbers`` with its ``branch`` beside it, less ``full``, that of f1."""
+    """The weight of q1, rounded by ``numbers`` with its branch beside it, less that of f1, ``full``."""
+    rounded, branch = content.state[f"{layer}.weight"], content.branches.get(layer)
     device = numbers.weight.step.device
     weight = numbers.fake(rounded.to(device))
     if branch is not None:
         down, up = (factor.to(device) for factor in branch)
         weight = weight + (up @ down.flatten(1)).view(weight.shape)
-    return weight - full.to(device)
+    return weight - full[f"{layer}.weight"].to(device)

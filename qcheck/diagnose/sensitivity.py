@@ -21,10 +21,12 @@ from qcheck.core.digest import digest_of
 from qcheck.core.progress import Advance, Stopwatch
 from qcheck.diagnose import scores
 from qcheck.diagnose.hooks import tapped
+from qcheck.diagnose.kept import Kept
 from qcheck.diagnose.layer_errors import Errors, LayerError, errors
 from qcheck.diagnose.scores import Scores
 from qcheck.model.arms import Arms
 from qcheck.model.device import Device
+from qcheck.model.stored import Weight, place, product, weight_of, whole
 from qcheck.quantize import artifact, plan
 from qcheck.quantize.artifact import ArtifactSources
 from qcheck.quantize.plan import LayerPlan
@@ -91,15 +93,8 @@ def score(
     """Scores of every case, by a forward pass of f1 at each point and a backward pass for each of ``draws`` z."""
     names = {name for case_errors in cases.values() for name in case_errors}
     layers = {name: module for name, module in plan.linear_layers(arms.computing.denoiser) if name in names}
-    rounded_inputs = {
-        name for case_errors in cases.values() for name, error in case_errors.items() if error.rounds_input
-    }
-    products = _InnerProducts(cases, arms.device)
-    with (
-        arms.running("adapted") as family,
-        tapped(layers, rounded_inputs, products.weight, products.input),
-        torch.enable_grad(),
-    ):
+    products = _InnerProducts(cases, layers, arms.device)
+    with arms.running("adapted") as family, tapped(layers, products), torch.enable_grad():
         passes = _Passes(family.entry(family.module), setup, draws, products, arms.device)
         size = max((point.branches for point in points), default=1)
         for point in points:
@@ -153,7 +148,7 @@ class _Passes:
         inputs = {name: value if name in setup.family.fixed else value[rows] for name, value in point.given.items()}
         output = self.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         for draw in range(self.draws):
-            self.products.enter(draw - self.draws)
+            self.products.take(draw - self.draws)
             direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)[rows]
             output.backward(direction.to(device), retain_graph=draw < self.draws - 1)
 
@@ -165,23 +160,20 @@ def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, dra
     return torch.stack([z] if point.branches == 1 else [(1 - guidance) * z, guidance * z])
 
 
-_SHARE = 1 / 8  # of the free memory may hold dW between backward passes
-
-
 class _InnerProducts:
     """Inner products of the gradients of each backward pass with the errors of every case.
 
-    dW of as many layers as fit a share of the device's free memory is kept from pass to pass; that of the others is
-    computed again, so that memory does not grow with the model. A sample is one tensor with a place for each product:
-    a tensor for each, kept between gradients that are freed, would leave holes that no gradient fits in.
+    That of dL/dW with dW is one of dL/dy with dW x, which one forward pass gives for all cotangents of a point. A
+    sample is one tensor with a place for each product: a tensor for each, kept between gradients that are freed, would
+    leave holes that no gradient fits in.
     """
 
-    def __init__(self, cases: Mapping[str, Errors], device: Device) -> None:
-        keys = [(case, layer, kind) for case, layers in cases.items() for layer in layers for kind in (0, 1)]
+    def __init__(self, cases: Mapping[str, Errors], layers: Mapping[str, nn.Module], device: Device) -> None:
+        keys = [(case, layer, kind) for case, by_layer in cases.items() for layer in by_layer for kind in (0, 1)]
         self._places = {key: place for place, key in enumerate(keys)}
         self.samples: list[torch.Tensor] = []
-        self._cases, self._device, self._budget = cases, device.torch, int(_SHARE * device.free())
-        self._kept: dict[str, torch.Tensor] = {}
+        self._cases, self._layers, self._device = cases, layers, device.torch
+        self._errors = Kept(self._weight_errors, device)
         self._sample = torch.empty(0)
         self._shared: tuple[torch.Tensor, list[tuple[LayerPlan, torch.Tensor]]] | None = None
 
@@ -194,39 +186,41 @@ class _InnerProducts:
         del self.samples[-draws:]
         self._shared = None
 
-    def enter(self, place: int) -> None:
+    def take(self, place: int) -> None:
         """What follows is of the sample at that index; samples of several passes are sums."""
         self._shared, self._sample = None, self.samples[place]
 
     def _add(self, key: tuple[str, str, int], product: torch.Tensor) -> None:
         self._sample[self._places[key]] += product
 
-    def weight(self, layer: str, gradient: torch.Tensor) -> None:
-        """The callback ``hooks.OfWeight``: adds <G, dW> of every case."""
-        for case, product in zip(self._cases_of(layer), self._weight_errors(layer) @ gradient.flatten(), strict=True):
-            self._add((case, layer, 0), product)
+    def enter(self, layer: str, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """As ``hooks.Taps``: dW x of every case that quantizes the layer."""
+        return [product(self._layers[layer], inputs, error, None) for error in self._errors[layer]]
+
+    def leave(
+        self,
+        layer: str,
+        kept: list[torch.Tensor],
+        gradient: torch.Tensor,
+        inputs: torch.Tensor,
+        of_inputs: torch.Tensor,
+    ) -> None:
+        """As ``hooks.Taps``: adds <dL/dy, dW x> and <W^T dL/dy, dx> of every case."""
+        for case, changed in zip(self._cases_of(layer), kept, strict=True):
+            error = self._cases[case][layer]
+            self._add((case, layer, 0), torch.dot(gradient.flatten(), changed.flatten()))
+            if error.rounds_input:
+                rounded = self._error(inputs, error)
+                self._add((case, layer, 1), torch.dot(of_inputs.flatten(), rounded.flatten()))
 
     def _cases_of(self, layer: str) -> list[str]:
         """The cases that quantize the layer."""
-        return [case for case, case_errors in self._cases.items() if layer in case_errors]
+        return [case for case, by_layer in self._cases.items() if layer in by_layer]
 
     def _weight_errors(self, layer: str) -> torch.Tensor:
-        """The dW of those cases, [cases, out * in ...]."""
-        if layer in self._kept:
-            return self._kept[layer]
-        rows = [self._cases[case][layer].weight().flatten() for case in self._cases_of(layer)]
-        stacked = torch.stack(rows) if len(rows) > 1 else rows[0][None]  # of one case without another copy
-        if stacked.nbytes <= self._budget:
-            self._budget -= stacked.nbytes
-            self._kept[layer] = stacked
-        return stacked
-
-    def input(self, layer: str, values: torch.Tensor, gradient: torch.Tensor) -> None:
-        """The callback ``hooks.OfInput``: adds <W^T g, dx> of every case."""
-        flat = gradient.flatten()
-        for case, case_errors in self._cases.items():
-            if layer in case_errors and case_errors[layer].rounds_input:
-                self._add((case, layer, 1), torch.dot(flat, self._error(values, case_errors[layer]).flatten()))
+        """The dW of those cases, [cases, out, in, ...]."""
+        rows = [self._cases[case][layer].weight() for case in self._cases_of(layer)]
+        return torch.stack(rows) if len(rows) > 1 else rows[0][None]  # of one case without another copy
 
     def _error(self, values: torch.Tensor, error: LayerError) -> torch.Tensor:
         """dx, computed once for layers that round the same tensor alike."""
@@ -281,6 +275,7 @@ def find(
             with watch.stage(f"{sources.scheme.name}: sensitivity", len(pairs)) as advance:
                 points = list(spots(sampler.setup, reference, sampler.probes, pairs))
                 results = score(arms, sampler.setup, cases, points, DRAWS, advance)
+            arms.device.release()
             for order in missing:
                 with sampler.store.put(_KIND, keys[order], f"{sources.scheme.name} {order}") as folder:
                     results[order].save(folder / _FILE)
@@ -321,12 +316,12 @@ def exact(
 def disturbed(model: nn.Module, layer_errors: Errors) -> Iterator[None]:
     """While open, ``model`` computes with ``layer_errors`` in its layers."""
     handles: list[Any] = []
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Weight] = {}
     try:
         for layer, error in layer_errors.items():
             module = model.get_submodule(layer)
-            weights[layer] = module.get_parameter("weight").data
-            module.get_parameter("weight").data = weights[layer] + error.weight()
+            weights[layer] = weight_of(module)
+            place(module, Weight(whole(module).detach() + error.weight()))
             if error.rounds_input:
                 handles.append(module.register_forward_pre_hook(_input_error_hook(error)))
         yield
@@ -334,7 +329,7 @@ def disturbed(model: nn.Module, layer_errors: Errors) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         for layer, weight in weights.items():
-            model.get_submodule(layer).get_parameter("weight").data = weight
+            place(model.get_submodule(layer), weight)
 
 
 def _input_error_hook(error: LayerError) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:

@@ -1,7 +1,7 @@
 """The two full-precision arms of one pipeline: f0 (base) and f1 (base + adapter)."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +15,15 @@ from qcheck.model.device import Device
 from qcheck.model.family import Family
 from qcheck.model.load import Base
 from qcheck.model.lora import Adapter, Fit
-from qcheck.spec.arm import Side
+from qcheck.model.stored import Weight, Weights, is_stored, place, weight_of
+from qcheck.spec.arm import SIDES, Side
 
 _EXACT = 1e-3
 
 
 @dataclass(frozen=True)
 class Arms:
-    """The weights of both arms for one pipeline, which holds one arm at a time. Only changed layers are stored twice.
+    """The weights of both arms for one pipeline, which holds one arm at a time. Only ``changed`` layers are kept twice.
 
     ``base`` is in the memory of the processor, where artifacts are made; ``computing`` is the same pipeline on the
     device that computes, and the same object where that is the processor. ``adapters`` are merged into the adapted arm
@@ -34,7 +35,7 @@ class Arms:
     adapters: tuple[Adapter, ...]
     common: tuple[Adapter, ...]
     layers: tuple[str, ...]
-    weights: dict[Side, dict[str, torch.Tensor]]
+    changed: dict[Side, dict[str, Weight]]
     down: dict[str, torch.Tensor]
     unmatched: tuple[str, ...] = ()
 
@@ -63,8 +64,8 @@ class Arms:
     def _held(self, pipeline: Base, side: Side) -> Iterator[Family]:
         with pipeline.lease.of(self.content(side)) as outermost:
             if outermost:
-                for layer, weight in self.weights[side].items():
-                    _weight(pipeline.pipe, layer).data = weight.to(pipeline.device.torch)
+                for layer, weight in self.changed[side].items():
+                    place(_layer(pipeline.pipe, layer), weight, pipeline.device.torch)
             yield pipeline.family
 
     @property
@@ -80,12 +81,14 @@ class Arms:
         """
         return replace(self, computing=self.base.on(device))
 
-    def state(self, side: Side) -> dict[str, torch.Tensor]:
-        """The denoiser's parameters and buffers in that arm, whichever arm the pipeline holds."""
-        prefix = f"{self.base.family.denoiser}."
-        weights = {layer.removeprefix(prefix): weight for layer, weight in self.weights[side].items()}
-        state: dict[str, torch.Tensor] = self.base.denoiser.state_dict()
-        return state | {f"{layer}.weight": weight for layer, weight in weights.items() if f"{layer}.weight" in state}
+    def state(self, side: Side) -> Weights:
+        """The denoiser's parameters and buffers in that arm, in float32, whichever arm the pipeline holds."""
+        module, prefix = self.base.denoiser, f"{self.base.family.denoiser}."
+        state = Weights(module.state_dict())
+        stored = {name: weight_of(layer) for name, layer in module.named_modules() if is_stored(layer)}
+        here = {layer.removeprefix(prefix): weight for layer, weight in self.changed[side].items()}
+        whole = {f"{layer}.weight": weight.whole for layer, weight in {**stored, **here}.items()}
+        return state.replaced({name: value for name, value in whole.items() if name in state})
 
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
@@ -101,7 +104,8 @@ class Arms:
             UserError: the change is not of that rank, as DoRA's is not.
         """
         name = f"{self.base.family.denoiser}.{layer}"
-        change = (self.weights["adapted"][name].double() - self.weights["base"][name]).flatten(1)
+        base, adapted = (self.changed[side][name].whole() for side in SIDES)
+        change = (adapted.double() - base).flatten(1)
         down = self.down[name].double()
         up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
         residual = (up @ down.flatten(1) - change).norm()
@@ -124,22 +128,25 @@ def apply(
     unmatched: list[str] = []
     lora.require_stackable([*common, *adapters])
     for adapter in common:
-        unmatched += _merge(base.pipe, adapter, allow_unmatched)[0].unmatched
-    before: dict[str, torch.Tensor] = {}
+        merged, fitted = _merged(base.pipe, {}, adapter, allow_unmatched)
+        unmatched += fitted.unmatched
+        for layer, weight in merged.items():
+            place(_layer(base.pipe, layer), weight)
+    after: dict[str, Weight] = {}
     down: dict[str, list[torch.Tensor]] = defaultdict(list)
     for adapter in adapters:
-        fitted, originals = _merge(base.pipe, adapter, allow_unmatched)
+        merged, fitted = _merged(base.pipe, after, adapter, allow_unmatched)
+        after |= merged
         unmatched += fitted.unmatched
-        before = originals | before  # of several adapters on a layer, the first one read the base's weight
-        for layer, factor in fitted.down.items():
-            down[layer].append(factor)
-    layers = tuple(sorted(before))
-    weights: dict[Side, dict[str, torch.Tensor]] = {
-        "base": {layer: before[layer] for layer in layers},
-        "adapted": {layer: _weight(base.pipe, layer).detach().clone() for layer in layers},
+        for layer, factors in fitted.factors.items():
+            down[layer].append(factors.down.float())
+    layers = tuple(sorted(after))
+    changed: dict[Side, dict[str, Weight]] = {
+        "base": {layer: weight_of(_layer(base.pipe, layer)) for layer in layers},
+        "adapted": {layer: after[layer] for layer in layers},
     }
     joined = {layer: torch.cat(down[layer]) for layer in layers}
-    return Arms(base, base, tuple(adapters), tuple(common), layers, weights, joined, tuple(unmatched))
+    return Arms(base, base, tuple(adapters), tuple(common), layers, changed, joined, tuple(unmatched))
 
 
 def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
@@ -159,25 +166,29 @@ def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
     return replace(arms, common=reference.common, computing=reference.computing)
 
 
-def _merge(pipe: Any, adapter: Adapter, allow_unmatched: bool) -> tuple[Fit, dict[str, torch.Tensor]]:
-    """Merge one adapter. Returns its fit and the layers' weights before the merge.
+def _merged(
+    pipe: Any, before: Mapping[str, Weight], adapter: Adapter, allow_unmatched: bool
+) -> tuple[dict[str, Weight], Fit]:
+    """The weights of an adapter's layers after its merge into ``before``, by default the pipeline's, and its fit.
 
     A layer that the merge leaves unchanged is an error.
     """
-    fitted = lora.fit(pipe, adapter, allow_unmatched)
-    before = {layer: _weight(pipe, layer).detach().clone() for layer in fitted.down}
-    lora.merge(pipe, adapter)
-    unchanged = [layer for layer, weight in before.items() if torch.equal(weight, _weight(pipe, layer))]
+    fitted, merged, unchanged = lora.fit(pipe, adapter, allow_unmatched), dict[str, Weight](), list[str]()
+    for layer, factors in fitted.factors.items():
+        weight = before.get(layer) or weight_of(_layer(pipe, layer))
+        merged[layer] = weight.merged(factors, adapter.weight)
+        if torch.equal(weight.whole(), merged[layer].whole()):
+            unchanged.append(layer)
     if unchanged and adapter.weight:
         raise UserError(
-            f"{len(unchanged)} of the {len(before)} layers of adapter {str(adapter.path)!r} did not change when it was "
+            f"{len(unchanged)} of the {len(merged)} layers of adapter {str(adapter.path)!r} did not change when it was "
             f"merged, first {unchanged[0]}",
-            "Its factors are zero there, or diffusers ignores keys of this layout: export it again in one layout.",
+            "Its factors are zero there: train these layers, or leave them out of the file.",
         )
-    return fitted, before
+    return merged, fitted
 
 
-def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:
-    component, _, name = layer.partition(".")
-    weight: torch.nn.Parameter = getattr(pipe, component).get_submodule(name).weight
-    return weight
+def _layer(pipe: Any, name: str) -> torch.nn.Module:
+    component, _, layer = name.partition(".")
+    module: torch.nn.Module = getattr(pipe, component).get_submodule(layer)
+    return module

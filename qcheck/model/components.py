@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call
+
+from qcheck.model.stored import is_stored, ordinary, place, stored_layers, weight_of, whole
 
 MODULE = "denoiser"  # the denoiser's attribute in its entry module, and so its prefix in an exported graph
+META = torch.device("meta")  # of tensors that have a shape and no data
 ROWS = 2  # of an example: torch's exporter treats an axis of length 1 as constant
 
 
@@ -37,32 +39,64 @@ class Component:
 
     def cast(self, dtype: torch.dtype) -> "Component":
         """The component with weights and inputs in ``dtype``: a copy of its module where it is in another."""
+        floating = (value for value in self.module.parameters() if value.is_floating_point())
+        module = self.module if all(value.dtype == dtype for value in floating) else copied(self.module, dtype=dtype)
+        return self._computing(module, dtype)
+
+    def hollow(self, dtype: torch.dtype) -> "Component":
+        """As ``cast``, with stand-ins for the weights of all layers, which take no memory; no two of them are equal."""
+        layers = [module for module in self.module.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        shapes = {id(layer.weight): layer.weight.shape for layer in layers}
+        counts = torch.arange(1, len(shapes) + 1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype)
+        stand_ins = {key: counts[i].clone().expand(shape) for i, (key, shape) in enumerate(shapes.items())}
+        return self._computing(copied(self.module, dtype=dtype, instead=stand_ins), dtype)
+
+    def _computing(self, module: nn.Module, dtype: torch.dtype) -> "Component":
         inputs = {
             name: value.to(dtype) if value.is_floating_point() and name not in self.kept else value
             for name, value in self.inputs.items()
         }
-        floating = (value for value in self.module.parameters() if value.is_floating_point())
-        module = self.module if all(value.dtype == dtype for value in floating) else copied(self.module, dtype=dtype)
         return replace(self, module=module, inputs=inputs)
 
 
 Converted = TypeVar("Converted", bound=nn.Module)
 
 
-def copied(module: Converted, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Converted:
+def copied(
+    module: Converted,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    instead: Mapping[int, torch.Tensor] | None = None,
+) -> Converted:
     """A copy of a module on ``device`` with its floating-point tensors in ``dtype``, tensor by tensor.
 
-    ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
+    Without a ``dtype`` stored weights stay stored; on the device ``META`` no values are read. ``instead`` are tensors
+    that take the place of others, by the others' identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights
+    three times for a moment.
     """
+    given = instead or {}
+    stored = {id(layer.weight): layer for layer in stored_layers(module) if is_stored(layer)}
 
     def converted(value: torch.Tensor) -> torch.Tensor:
+        if id(value) in given:
+            return given[id(value)]
+        if device == META:
+            return torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype, device=META)
+        if dtype is not None and id(value) in stored:
+            return whole(stored[id(value)]).detach().to(device, dtype)
         return value.detach().to(device, dtype if value.is_floating_point() else None, copy=True)
 
     copies: dict[int, Any] = {
         id(value): nn.Parameter(converted(value), requires_grad=False) for value in module.parameters()
     }
     copies |= {id(value): converted(value) for value in module.buffers()}
-    return copy.deepcopy(module, copies)
+    copy_of = copy.deepcopy(module, copies)
+    for layer in [*stored_layers(copy_of)]:
+        if dtype is not None:
+            ordinary(layer)
+        else:
+            place(layer, weight_of(layer), layer.weight.device)
+    return copy_of
 
 
 class Entry(nn.Module):
@@ -83,11 +117,8 @@ class TextEncoder(nn.Module):
 
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that ``forward`` returns, from meta tensors."""
-        weights = {
-            n: v.to("meta") for n, v in (*self.text_encoder.named_parameters(), *self.text_encoder.named_buffers())
-        }
-        ids = torch.ones(1, 1, dtype=torch.int64, device="meta")
-        return tuple(_encoded(functional_call(self.text_encoder, weights, (ids,), self._options)))
+        encoder = copied(self.text_encoder, META, torch.float32)
+        return tuple(_encoded(encoder(torch.ones(1, 1, dtype=torch.int64, device=META), **self._options)))
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, in the order of ``outputs``."""

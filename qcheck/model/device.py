@@ -1,5 +1,7 @@
 """The device that torch and ONNX Runtime compute on, found by the name that torch gives it."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +18,13 @@ AUTO = "auto"
 class Device:
     """A device: ``name`` as torch knows it, and ``title``, the product and its driver's platform, for keys and reports.
 
-    Results of one title are never taken for those of another. ``earlier_peaks`` are those of the memory before
-    ``forget_peak``.
+    Results of one title are never taken for those of another. ``fitting`` are the rows of a call that fit, by the kind
+    of call (``runtime.rows``).
     """
 
     name: str
     title: str
-    earlier_peaks: list[int] = field(default_factory=list, compare=False, repr=False)
+    fitting: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def torch(self) -> torch.device:
@@ -41,29 +43,18 @@ class Device:
         free, _ = torch.cuda.mem_get_info(self.torch)
         return int(free + torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch))
 
-    def used(self) -> int:
-        """Bytes of torch's tensors on the device; 0 on the processor."""
-        return 0 if self.is_host else int(torch.cuda.memory_allocated(self.torch))
-
-    def forget_peak(self) -> None:
-        """Begin to measure ``peak`` anew."""
-        if not self.is_host:
-            self.earlier_peaks.append(torch.cuda.max_memory_allocated(self.torch))
-            torch.cuda.reset_peak_memory_stats(self.torch)
-
     def peak(self) -> int | None:
-        """The most bytes that torch's tensors took since ``forget_peak``; None on the processor."""
+        """The most bytes that torch's tensors took; None on the processor."""
         return None if self.is_host else int(torch.cuda.max_memory_allocated(self.torch))
 
-    def highest(self) -> int | None:
-        """The most bytes that torch's tensors ever took; None on the processor."""
-        peak = self.peak()
-        return None if peak is None else max([peak, *self.earlier_peaks])
-
     def release(self) -> None:
-        """Return memory that torch keeps for reuse to the device, for other libraries."""
+        """Return memory that torch, or here the C library, keeps for reuse: other libraries cannot take it."""
         if not self.is_host:
             torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+            if trim is not None:
+                trim(0)
 
 
 CPU = Device("cpu", "cpu")
@@ -76,9 +67,9 @@ def find(name: str) -> Device:
         UserError: there is no such device here.
     """
     if name == AUTO:
-        return _cuda(0) if torch.cuda.is_available() else CPU
+        return _cuda(0) if torch.cuda.is_available() else _host()
     if name == CPU.name:
-        return CPU
+        return _host()
     index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
@@ -88,6 +79,11 @@ def find(name: str) -> Device:
             "Give --device cpu, or install a torch with CUDA and the driver.",
         )
     return _cuda(index)
+
+
+def _host() -> Device:
+    """The processor, of which nothing is known from an earlier session."""
+    return Device(CPU.name, CPU.title)
 
 
 def _cuda(index: int) -> Device:

@@ -15,13 +15,14 @@ OPSET = 20  # GroupNormalization of 21 is not parsed before TensorRT 10.9; at 20
 _MOST = 16384
 
 
-def export(component: Component, compute: str, sizes: bool = False) -> ir.Model:
+def export(component: Component, compute: str, sizes: bool = False, hollow: bool = False) -> ir.Model:
     """The graph of ``component`` in ``compute``; the batch varies, with ``sizes`` the sides of the picture too.
 
-    Nodes keep torch's module names in their metadata, which ``quantize.onnx`` reads.
+    Nodes keep torch's module names in their metadata, which ``quantize.sites`` reads. A ``hollow`` graph has stand-ins
+    for the weights of layers.
     """
-    with quiet():
-        owned = component.cast(getattr(torch, compute))  # the graph keeps references to these tensors
+    with quiet():  # the graph keeps references to these tensors
+        owned = (component.hollow if hollow else component.cast)(getattr(torch, compute))
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
             owned.module,

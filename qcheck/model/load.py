@@ -1,20 +1,24 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from qcheck.core.digest import digest_of_folder
+from qcheck.core.digest import digest_of_folder, file_digest
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
+from qcheck.model import stored
 from qcheck.model.device import CPU, Device
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
@@ -47,7 +51,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Base:
-    """A pipeline in float32 on ``device``, the source and digest of its files, and the lease on its weights."""
+    """A pipeline that computes in float32 on ``device``, its files' source and digest, and the lease on its weights."""
 
     source: str
     digest: str
@@ -72,13 +76,13 @@ class Base:
             UserError: the device's memory is too small.
         """
         if device == self.device:
-            return self
+            return replace(self, device=device)
         try:
             return Base(self.source, self.digest, self.family.on(device.torch), device)
         except torch.OutOfMemoryError as error:
             size = sum(value.nbytes for part in self.family.parts() for value in part.state_dict().values())
             raise UserError(
-                f"the pipeline's {size / 1e9:.1f} GB of float32 weights do not fit into the memory of {device.name}",
+                f"the pipeline's {size / 1e9:.1f} GB of weights do not fit into the memory of {device.name}",
                 "Close other programs that use it, or give --device cpu.",
             ) from error
 
@@ -113,8 +117,10 @@ def _download(source: str) -> Path:
         ) from error
 
 
-def load(source: str) -> Base:
-    """Load the pipeline at ``source`` in float32 on the CPU.
+def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: Device = CPU) -> Base:
+    """Load the pipeline at ``source`` on the CPU, in float32 or, where it is large, stored in 16 bit (``stored``).
+
+    ``of_file`` gives the digests of its files; ``device`` is where it is to compute later.
 
     Raises:
         UserError: as ``locate``, files that do not load, or a denoiser of a kind that is not supported.
@@ -135,11 +141,18 @@ def load(source: str) -> Base:
     _require_components(folder, {name: pair for name, pair in index.items() if name not in absent})
     variant = _variant(folder, [name for name in index if name not in absent])
     try:
+        encoders = [name for name in kind.encoders if name in index and name not in absent]
+        types = _types(folder, variant, [kind.denoiser, *encoders], device)
         with quiet():
             pipe = getattr(diffusers, kind.pipeline).from_pretrained(
-                folder, dtype=torch.float32, variant=variant, local_files_only=True, use_safetensors=True, **absent
+                folder,
+                dtype={"default": torch.float32, **types},
+                variant=variant,
+                local_files_only=True,
+                use_safetensors=True,
+                **absent,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"base {source!r} does not load: {error}",
             "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
@@ -154,8 +167,10 @@ def load(source: str) -> Base:
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+            if name in types:
+                stored.prepare(part, getattr(part, "_keep_in_fp32_modules", None) or ())
             _require_finite(source, name, part)
-    return Base(source, digest_of_folder(folder), family)
+    return Base(source, digest_of_folder(folder, of_file), family)
 
 
 def _require_components(folder: Path, index: Mapping[str, Any]) -> None:
@@ -196,6 +211,37 @@ def _variant(folder: Path, components: Iterable[str]) -> str | None:
 
 
 _PREFERRED = ("fp32", "bf16", "fp16")
+
+
+SHARE = 1 / 8  # of this machine's memory may hold the denoiser and the text encoders in float32
+_ROOM = 1 / 2  # of another device's free memory
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _types(folder: Path, variant: str | None, components: Iterable[str], device: Device) -> dict[str, torch.dtype]:
+    """The type of each component that stays in its 16-bit files; {} where all of them are small in float32."""
+    found, size = dict[str, set[str]](), 0
+    for name in components:
+        kinds = found.setdefault(name, set())
+        for file in _weights(folder / name, variant):
+            with safe_open(file, "pt") as stream:
+                slices = [stream.get_slice(key) for key in stream.keys()]  # noqa: SIM118
+            kinds.update(part.get_dtype() for part in slices)
+            size += sum(4 * math.prod(part.get_shape()) for part in slices)
+    room = SHARE * psutil.virtual_memory().total
+    if size <= (room if device.is_host else min(room, _ROOM * device.free())):
+        return {}
+    floating = {name: {kind for kind in kinds if kind.startswith(("F", "BF"))} for name, kinds in found.items()}
+    single = {name: next(iter(kinds)) for name, kinds in floating.items() if len(kinds) == 1}
+    return {name: _STORED[kind] for name, kind in single.items() if kind in _STORED}
+
+
+def _weights(folder: Path, variant: str | None) -> list[Path]:
+    """The files that a component is loaded from: those of the variant, or the plain ones where it has none."""
+    names = {path: _WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))}
+    variants = {path: match["variant"] for path, match in names.items() if match}
+    wanted = variant if variant in variants.values() else None
+    return [path for path, found in variants.items() if found == wanted]
 
 
 def _index(folder: Path) -> dict[str, Any]:

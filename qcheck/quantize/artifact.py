@@ -7,6 +7,7 @@ artifacts/<scheme>/<order>/q1.twin.onnx           the same codes and scales, or 
 artifacts/<scheme>/<order>/manifest.json
 """
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,17 +84,19 @@ class Exporter:
         self._graphs: dict[str, ir.Model] = {}
 
     def graph(self, compute: str) -> ir.Model:
-        """The graph. Its layer weights are of whichever arm was loaded at export; they are always replaced."""
+        """The graph, without weights of its layers: those of an arm are filled in for each file."""
         if compute not in self._graphs:
             base = self._arms.base
             key = cache.key(__name__, "graph", base.digest, compute, self.shapes())
 
             def make(folder: Path) -> None:
                 component = base.family.component(self._example)
-                qdq.save(export(component, compute, self._sizes), folder / "graph.onnx")
+                layers = [name for name, _ in plan.linear_layers(base.denoiser)]
+                hollow = sites.hollow(export(component, compute, self._sizes, hollow=True), layers)
+                qdq.save(hollow, folder / "graph.onnx")
 
             entry = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
-            self._graphs[compute] = ir.load(entry / "graph.onnx")
+            self._graphs[compute] = sites.unfilled(ir.load(entry / "graph.onnx"), self._example)
         return self._graphs[compute]
 
     def shapes(self) -> str:
@@ -152,16 +155,21 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
     base, adapted = arms.state("base"), arms.state("adapted")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
     changed = [layer for layer in arms.denoiser_layers() if layer in layers]
-    before = plan.make(layers, base, scheme, ranges["base"])
-    state, branches = dict(adapted), {}
-    for layer in changed:
-        name = f"{layer}.weight"
-        change, quantized = adapted[name] - base[name], before[layer].fake(base[name])
-        state[name] = merge.stored(order, base[name], adapted[name], change, quantized)
-        if orders.merge(order).merged == "beside":
-            branches[layer] = arms.factors(layer)
+
+    def stored(layer: str) -> torch.Tensor:
+        before, after = base[f"{layer}.weight"], adapted[f"{layer}.weight"]
+        quantized = functools.partial(_quantized, before, scheme, ranges["base"][layer])
+        return merge.stored(order, before, after, after - before, quantized)
+
+    state = adapted.replaced({f"{layer}.weight": functools.partial(stored, layer) for layer in changed})
+    beside = orders.merge(order).merged == "beside"
+    branches = {layer: arms.factors(layer) for layer in changed} if beside else {}
     calibrated = ranges[calibrated_on(order)]
     return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches)
+
+
+def _quantized(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> torch.Tensor:
+    return plan.make_layer(weight, scheme, calibrated).fake(weight)
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,7 @@ def layers(content: QuantizedWeights, sites: Mapping[str, Site]) -> list[Layer]:
                 dequantizer=qdq.dequantizer(name, site, numbers.weight) if site else None,
                 weight=numbers.weight.number.name,
                 activation=numbers.input.number.name if numbers.input is not None else None,
-                parameters=content.state[f"{name}.weight"].numel(),
+                parameters=site.elements if site else content.state[f"{name}.weight"].numel(),
             )
         )
     return records

@@ -3,7 +3,6 @@
 bitsandbytes itself computes; it is not simulated.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qcheck.model.components import copied
 from qcheck.model.quiet import quiet
 from qcheck.quantize.fake import Factors, low_rank
 from qcheck.quantize.formats import Integer, Table
@@ -48,8 +48,9 @@ def converted(
         ValueError: a planned layer has a format or blocks that bitsandbytes does not have.
     """
     with quiet():
-        owned = copy.deepcopy(unet)
-    owned.load_state_dict(state)
+        owned = copied(unet, dtype=torch.float32)
+    for name, value in owned.state_dict().items():
+        value.copy_(state[name])
     for name, numbers in plan.items():
         parent, _, child = name.rpartition(".")
         holder: Any = owned.get_submodule(parent)

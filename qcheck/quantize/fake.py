@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qcheck.model.stored import Weight, place, weight_of, whole
 from qcheck.quantize.plan import Dynamic, LayerPlan, Plan
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -71,7 +72,7 @@ def simulated(
     ``state`` holds the weights that are quantized (``<layer>.weight``); without it they are the model's own. Everything
     is moved to the device of the model.
     """
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Weight] = {}
     branches = branches or {}
     names = [*plan, *(name for name in branches if name not in plan)]
     try:
@@ -80,9 +81,9 @@ def simulated(
             device: torch.device = module.weight.device
             numbers = plan[name].to(device) if name in plan else None
             if numbers is not None:
-                weights[name] = module.weight.data
-                weight = module.weight.data if state is None else state[f"{name}.weight"].to(device)
-                module.weight.data = numbers.fake_stored(weight)
+                weights[name] = weight_of(module)
+                weight = whole(module).detach() if state is None else state[f"{name}.weight"].to(device)
+                place(module, Weight(numbers.fake_stored(weight)))
             factors = branches.get(name)
             down_up = None if factors is None else (factors[0].to(device), factors[1].to(device))
             module.forward = _forward(module, numbers, down_up)
@@ -90,5 +91,5 @@ def simulated(
     finally:
         for name in names:
             vars(model.get_submodule(name)).pop("forward", None)
-        for name, data in weights.items():
-            model.get_submodule(name).get_parameter("weight").data = data
+        for name, before in weights.items():
+            place(model.get_submodule(name), before)

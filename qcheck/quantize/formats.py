@@ -1,6 +1,7 @@
 """The number formats: their limits by definition, and the functions between values and codes.
 
-Simulation, QAT and the ONNX artifact call the same three functions, so their codes are equal.
+Simulation, QAT and the ONNX artifact call the same three functions, so their codes are equal; integer inputs on a GPU
+are the exception (``plan.Static.fake``).
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from torch import nn
 
 from qcheck.core.errors import UserError
 from qcheck.quantize import formats
-from qcheck.quantize.formats import Float, Format
+from qcheck.quantize.formats import Float, Format, Integer
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Granularity, Numbers, Rule, Scheme
 
@@ -91,7 +91,14 @@ class Static:
         return replace(self, step=self.step.to(device))
 
     def fake(self, values: torch.Tensor) -> torch.Tensor:
-        """What the artifact's input of this layer dequantizes to."""
+        """What the artifact's input of this layer dequantizes to.
+
+        On a GPU, where each pass over the values costs as much as the layer, torch's one pass multiplies by 1 / step: a
+        value within a rounding error of the middle of two codes may get the other one.
+        """
+        if values.is_cuda and isinstance(self.number, Integer):
+            zero, (low, high) = self.step.new_zeros(1, dtype=torch.int32), (self.number.lowest, self.number.limit)
+            return torch.fake_quantize_per_tensor_affine(values, self.step.reshape(1), zero, low, high)
         return formats.dequantize(formats.quantize(values, self.step, self.number), self.step)
 
 

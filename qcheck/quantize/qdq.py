@@ -1,6 +1,7 @@
 """Rewrite an exported graph to explicit Q/DQ by a plan."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +13,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from qcheck.quantize import sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.formats import Float, Format, Table
-from qcheck.quantize.plan import Dynamic, Grid, Plan, Static
-from qcheck.quantize.sites import SCOPES, Site, float_type, stored
+from qcheck.quantize.plan import Dynamic, Grid, LayerPlan, Plan, Static
+from qcheck.quantize.sites import SCOPES, Site, float_type, later, stored
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -57,13 +58,17 @@ def quantized(
             _smooth(graph, layer, places[layer], numbers.smooth)
         if numbers.input is not None:
             _quantize_input(graph, places[layer], numbers.input, shared, decoded)
-        weight = numbers.stored(state[f"{layer}.weight"])
+        weight = functools.partial(_stored_weight, state, layer, numbers)
         _quantize_weight(graph, layer, places[layer], numbers.weight, weight, decoded)
     RemoveUnusedNodesPass()(copy)
     TopologicalSortPass()(copy)
     copy.graph.opset_imports[""] = max(0 if decoded else opset or 0, copy.graph.opset_imports[""])
     copy.graph.opset_imports.update({node.domain: 1 for node in copy.graph if node.domain})
     return copy
+
+
+def _stored_weight(state: Mapping[str, torch.Tensor], layer: str, numbers: LayerPlan) -> torch.Tensor:
+    return numbers.stored(state[f"{layer}.weight"])
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
@@ -228,24 +233,32 @@ def _tape_name(layer: str, transposed: bool) -> str:
     return f"{layer}.weight{_TRANSPOSED if transposed else ''}"
 
 
-def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight: torch.Tensor, decoded: bool) -> None:
-    """Replace the weight by codes and a DequantizeLinear; by constants for bare casts and decoded files."""
+def _quantize_weight(
+    graph: ir.Graph, layer: str, site: Site, grid: Grid, weight: Callable[[], torch.Tensor], decoded: bool
+) -> None:
+    """Replace the weight by codes and a DequantizeLinear; by constants for bare casts and decoded files.
+
+    Codes are computed when they are written, layer by layer.
+    """
+    turn, dtype = site.transposed, float_type(site.weight)
     if decoded or grid.granularity == "none":
-        values = grid.fake(weight)
-        array = stored(values.t() if site.transposed else values, float_type(site.weight))
-        site.weight.const_value = ir.tensor(array, name=site.weight.name)
+        site.weight.const_value = later(site.weight, lambda: stored(_turned(grid.fake(weight()), turn), dtype))
         return
     if isinstance(grid.number, Table):
-        _look_up(graph, layer, site, grid, grid.number, weight)
+        _look_up(graph, layer, site, grid, grid.number, weight())
         return
-    tape = _Tape(graph, _tape_name(layer, site.transposed), float_type(site.weight))
-    codes, turn = grid.codes(weight), site.transposed
-    array = (codes.t() if turn else codes).contiguous().numpy().astype(_CODES[grid.number.name])
-    integers = tape.constant("codes", array)
+    tape, code = _Tape(graph, _tape_name(layer, turn), dtype), _CODES[grid.number.name]
+    integers = ir.Value(
+        name=f"{tape.name}/codes", type=ir.TensorType(ir.DataType.from_numpy(code)), shape=site.weight.shape
+    )
+    integers.const_value = later(
+        integers, lambda: _turned(grid.codes(weight()), turn).contiguous().numpy().astype(code)
+    )
+    graph.register_initializer(integers)
     axis = {"axis": 1 if turn else 0}
     step = grid.step if grid.held is None else grid.held.codes
     if grid.block is not None:
-        step, axis = step.view(len(weight), -1), {"axis": 0 if turn else 1, "block_size": grid.block}
+        step, axis = step.view(_outputs(site), -1), {"axis": 0 if turn else 1, "block_size": grid.block}
         step = step.t() if turn else step
     elif len(step) == 1:
         step, axis = step.view(()), {}
@@ -262,6 +275,18 @@ def _quantize_weight(graph: ir.Graph, layer: str, site: Site, grid: Grid, weight
     else:
         graph.insert_before(site.node, tape.nodes)
         site.node.replace_input_with(1, values_out)
+
+
+def _turned(weight: torch.Tensor, turn: bool) -> torch.Tensor:
+    return weight.t() if turn else weight
+
+
+def _outputs(site: Site) -> int:
+    """The outputs of a layer."""
+    outputs = site.weight.shape[-1 if site.transposed else 0] if site.weight.shape is not None else None
+    if not isinstance(outputs, int):
+        raise TypeError(f"{site.weight.name} has no fixed shape")
+    return outputs
 
 
 def _look_up(graph: ir.Graph, layer: str, site: Site, grid: Grid, table: Table, weight: torch.Tensor) -> None:

@@ -6,7 +6,9 @@ Cases, by how torch's exporter leaves a layer:
 3. ``MatMul(x, V)``: the exporter folded the transpose; V is an initializer [in, out].
 """
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,11 @@ class Site:
     node: ir.Node
     weight: ir.Value
     transposed: bool
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of the weight."""
+        return math.prod(side for side in _shape(self.weight) if isinstance(side, int))
 
 
 def _layer_name(node: ir.Node) -> str:
@@ -66,6 +73,39 @@ def stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
     return values.detach().contiguous().numpy().astype(dtype.numpy())
 
 
+def hollow(model: ir.Model, layers: Iterable[str]) -> ir.Model:
+    """``model`` with the weights of its layers as inputs, which take no space in a file; changed in place.
+
+    Raises:
+        LookupError: the graph computes one of ``layers`` where its weight is not found: a stand-in would stay.
+    """
+    places = find(model.graph)
+    computed = {_layer_name(node) for node in model.graph}
+    if lost := sorted((computed & set(layers)) - set(places)):
+        raise LookupError(f"the weight of {lost[0]} is not where exported layers have theirs")
+    for site in places.values():
+        value = site.weight
+        if value.is_initializer():
+            value.shape, value.dtype = _shape(value), float_type(value)
+            del model.graph.initializers[str(value.name)]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return model
+
+
+def unfilled(model: ir.Model, inputs: Collection[str]) -> ir.Model:
+    """A ``hollow`` model whose ``inputs`` are those of its component again; its layers wait for ``fill``."""
+    for value in [value for value in model.graph.inputs if value.name not in inputs]:
+        model.graph.inputs.remove(value)
+        value.const_value = later(value, functools.partial(_absent, value.name))
+        model.graph.register_initializer(value)
+    return model
+
+
+def _absent(name: str | None) -> np.ndarray:
+    raise RuntimeError(f"the graph's weight {name} was never filled")
+
+
 def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
     """A copy of ``model`` whose layers hold the weights of ``state`` (``<layer>.weight``); other tensors are shared.
 
@@ -76,17 +116,33 @@ def fill(model: ir.Model, state: Mapping[str, torch.Tensor]) -> ir.Model:
     """
     copy = model.clone()
     for layer, site in find(copy.graph).items():
-        weight = state[f"{layer}.weight"]
-        site.weight.const_value = _written(weight, site)
+        name = f"{layer}.weight"
+        if name not in state:
+            raise KeyError(name)
+        site.weight.const_value = later(site.weight, functools.partial(_written, state, name, site))
     return copy
 
 
-def _written(weight: torch.Tensor, site: Site) -> ir.LazyTensor:
-    """A layer's weight as its site holds it, computed when it is read."""
-    values, dtype = weight.t() if site.transposed else weight, float_type(site.weight)
-    return ir.LazyTensor(
-        lambda: ir.tensor(stored(values, dtype)), dtype=dtype, shape=ir.Shape(values.shape), name=site.weight.name
-    )
+def _written(state: Mapping[str, torch.Tensor], name: str, site: Site) -> np.ndarray:
+    """A layer's weight as its site holds it."""
+    weight = state[name]
+    return stored(weight.t() if site.transposed else weight, float_type(site.weight))
+
+
+def later(value: ir.Value, array: Callable[[], np.ndarray]) -> ir.LazyTensor:
+    """A constant of the type and shape of ``value``, computed when it is read."""
+    dtype = value.dtype if value.const_value is None else value.const_value.dtype
+    if dtype is None:
+        raise ValueError(f"{value.name} has no type")
+    return ir.LazyTensor(lambda: ir.tensor(array()), dtype=dtype, shape=_shape(value), name=value.name)
+
+
+def _shape(value: ir.Value) -> ir.Shape:
+    """The shape of a constant or of a value that becomes one."""
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    if shape is None:
+        raise ValueError(f"{value.name} has no shape")
+    return ir.Shape([int(side) for side in shape])  # type: ignore[arg-type]
 
 
 def float_type(value: ir.Value) -> ir.DataType:

@@ -31,7 +31,8 @@ class Arrival(Value):
 class LayerReport(Value):
     """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, hot input columns of D, intruders.
 
-    ``arrivals`` are there for every order under every scheme that quantizes the layer.
+    ``arrivals`` are there for every order under every scheme that quantizes the layer. Intruders of very large weights
+    are not counted.
     """
 
     name: str

@@ -150,7 +150,7 @@ class OnnxRunner:
         self.path, self._threads, self._fixed, self._device = path, threads, fixed, device
         self._pool = ThreadPoolExecutor(threads)
         self._session = functools.cache(lambda count: session(path, count, device))
-        self._rows = Rows(device, fixed, measures=False)
+        self._rows = Rows(device, fixed, "onnxruntime")
         self._feeds: list[Feed] = []
         self.name = f"ONNX Runtime {onnxruntime.__version__} on {path.name}"
 
@@ -161,6 +161,7 @@ class OnnxRunner:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
         self._session.cache_clear()
+        self._device.release()
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run as ``Runner`` does; a float16 artifact takes and returns float16."""

@@ -28,7 +28,7 @@ class TorchRunner:
 
     @cached_property
     def _rows(self) -> Rows:
-        return Rows(self.device, self.fixed)
+        return Rows(self.device, self.fixed, "torch")
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

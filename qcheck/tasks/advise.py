@@ -4,7 +4,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
-from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value
+from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value, file_digest
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.diagnose import mixed
@@ -35,26 +35,28 @@ from qcheck.training.objective import Settings
 _ADAPTER = "calibrated.safetensors"
 
 
-def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
+def requests(report: Report, of_file: Callable[[Path], bytes] = file_digest) -> Iterator[tuple[Case, CheckSpec]]:
     """The cases that do not pass, each with the request that judged it; files from elsewhere are left out.
+
+    ``of_file`` gives the digests of the base's files.
 
     Raises:
         UserError: the base, an adapter or the ranges of the report have changed since.
     """
-    require_unchanged(report)
+    require_unchanged(report, of_file)
     known = {scheme.name: scheme for scheme in report.spec.schemes}
     for case in report.cases:
         if case.verdict in CURABLE and case.quantized_layers is not None:
             yield case, report.spec.of_case(known[case.scheme], order.find(case.order))
 
 
-def require_unchanged(report: Report) -> None:
+def require_unchanged(report: Report, of_file: Callable[[Path], bytes]) -> None:
     """Refuse a report whose base, adapters or ranges are different files by now.
 
     Raises:
         UserError: one of these files is gone, or has another digest.
     """
-    if digest_of_folder(load.locate(report.spec.base)) != report.base.digest:
+    if digest_of_folder(load.locate(report.spec.base), of_file) != report.base.digest:
         raise UserError(f"base {report.spec.base!r} is not the one of the report", "Run qcheck check again.")
     uses = (*report.spec.adapters, *report.spec.references, *report.spec.common)
     for use, adapter in zip(uses, report.adapters, strict=True):
@@ -85,7 +87,7 @@ def advise(
         UserError: the base, an adapter or the ranges of the report have changed since.
     """
     cases = []
-    for case, request in requests(report):
+    for case, request in requests(report, cache.file_digest):
         spec = request.changed(execution=request.execution.model_copy(update=running or {}))
         failing = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
         attempts: list[Tried] = []

@@ -32,6 +32,7 @@ from qcheck.spec.scheme import Scheme
 
 _WORDS = 20
 _TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions compared, and the cosine below which one is new
+_WIDEST = 2048  # of a weight's smaller side: beyond, the two decompositions for intruders take seconds a layer
 _HOT = 5.0  # a column of D this many times as long as the median column
 
 
@@ -97,12 +98,15 @@ def _left_vectors(weight: torch.Tensor) -> torch.Tensor:
     return vectors if wide else torch.nn.functional.normalize(weight @ vectors, dim=0)
 
 
-def intruders(before: torch.Tensor, merged: torch.Tensor) -> int:
+def intruders(before: torch.Tensor, merged: torch.Tensor) -> int | None:
     """Intruder dimensions: the number of the ten strongest left singular vectors of W + D that are near none of W's.
 
     Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many intruders mean that the adapter
-    adds strong directions of its own instead of adjusting the base's, as an excessive alpha / rank does.
+    adds strong directions of its own instead of adjusting the base's, as an excessive alpha / rank does. None, which is
+    not counted, where both sides are longer than 2048.
     """
+    if min(before.shape) > _WIDEST:
+        return None
     cosines = (_left_vectors(before).t() @ _left_vectors(merged)[:, :_TOP]).abs().amax(0)
     return int((cosines < _SAME).sum())
 
@@ -220,7 +224,7 @@ def arrivals(scheme: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iter
         merged = adapted if merging == "before" else before
         on_grid = merging == "before" and torch.equal(rounded, before)
         projection, noise = arrival(change, _grid(merged, scheme).spacing(merged), "after" if on_grid else merging)
-        stored = merge.stored(order, before, adapted, change, rounded)
+        stored = merge.stored(order, before, adapted, change, lambda: rounded)
         same_codes = (_grid(stored, scheme).codes(stored) == codes).float().mean()
         yield _LayerForecast(order, projection, float(change.square().sum()), noise, float(same_codes))
 

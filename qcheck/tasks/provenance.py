@@ -37,7 +37,7 @@ def collect(spec: CheckSpec, device: Device, seconds: dict[str, float]) -> Prove
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
         f"{spec.execution.threads} threads",
         device=device.title,
-        device_memory=device.highest(),
+        device_memory=device.peak(),
         recipe=spec.recipe.name,
         recipe_digest=digest_of(digest_of_value(spec.recipe), *recipe.calibration(spec.recipe, spec.probes).prompts),
         limits=spec.limits.name,

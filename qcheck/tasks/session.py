@@ -215,7 +215,9 @@ def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch) -> Se
     common, adapters, references = ([lora.read(use) for use in group] for group in uses)
     note.require_references(adapters, references)
     with watch.stage("load base and adapter", 1) as advance:
-        both = arms.apply(load.load(spec.base), references or adapters, common, spec.allow_unmatched).on(device)
+        both = arms.apply(
+            load.load(spec.base, store.file_digest, device), references or adapters, common, spec.allow_unmatched
+        ).on(device)
         shipped = arms.alike(both, adapters) if references else both
         advance(1)
     sampler = Sampler.of(both, spec.probes, STRATA, spec.execution.batch, store)

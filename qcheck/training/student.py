@@ -4,7 +4,6 @@ Input ranges and the base's weights are fixed. The steps of the layers that the 
 the artifact's do. PEFT's forward is not used: it would add the adapter a second time.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qcheck.model.components import copied
 from qcheck.model.lora.layout import Factors
 from qcheck.model.quiet import quiet
 from qcheck.quantize import fake, merge, plan
@@ -46,7 +46,7 @@ def make(denoiser: nn.Module, setup: StudentSetup, changed: Mapping[str, object]
     straight-through estimator of rounding.
     """
     with quiet():
-        model = copy.deepcopy(denoiser).requires_grad_(False)
+        model = copied(denoiser, dtype=torch.float32)
     for name in {*setup.chosen, *changed}:
         module: Any = model.get_submodule(name)
         module.forward = _layer(module, name, setup, read if name in changed else None)
@@ -67,7 +67,7 @@ def _layer(module: Any, name: str, setup: StudentSetup, read: Read | None) -> Ca
 
     def weight() -> torch.Tensor:
         merged = _with_adapter(base, name, setup, read)
-        state = merge.stored(order, base, merged, merged - base, rounded)
+        state = merge.stored(order, base, merged, merged - base, lambda: rounded)
         return quantized(state, scheme, setup.calibrated[name])
 
     return _merged(module, weight, q1)

@@ -25,6 +25,7 @@ from qcheck.model.load import Base
 from qcheck.model.lora import layout
 from qcheck.model.quiet import quiet
 from qcheck.spec import recipe
+from qcheck.spec.arm import Side
 from qcheck.spec.check import Use
 from qcheck.tasks import inspect
 from tests import families, layouts
@@ -130,10 +131,14 @@ def _read(path: Path, weight: float = 1.0) -> lora.Adapter:
     return lora.read(Use(source=str(path), weight=weight))
 
 
-def _wrong(before: dict[str, torch.Tensor], both: Arms, wanted: dict[str, torch.Tensor]) -> list[str]:
-    """The parameters that are not what they were plus the wanted change [out, in, ...] of their layer."""
+def _wrong(
+    before: dict[str, torch.Tensor], both: Arms, wanted: dict[str, torch.Tensor], side: Side = "adapted"
+) -> list[str]:
+    """The parameters of an arm that are not what they were plus the wanted change [out, in, ...] of their layer."""
     found = []
-    for name, after in _state(both.base.pipe).items():
+    with both.held(side) as family:
+        state = _state(family.pipe)
+    for name, after in state.items():
         change = wanted.get(name.removesuffix(".weight"), torch.zeros(())) if name.endswith(".weight") else None
         if change is None or change.ndim == 0:
             right = torch.equal(after, before[name])
@@ -179,14 +184,16 @@ _THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in 
 def test_what_diffusers_can_merge_is_merged_the_same(case: Case, tmp_path: Path) -> None:
     ours, theirs = _base(case.family), _base(case.family).pipe
     path = case.writer(layouts.known(theirs, case.wanted, case.alphas, case.shared), tmp_path / "made.safetensors")
-    arms.apply(ours, [_read(path, -0.6)])
+    both = arms.apply(ours, [_read(path, -0.6)])
     with quiet():
         theirs.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="made")
         theirs.set_adapters(["made"], [-0.6])
         theirs.fuse_lora(components=theirs._lora_loadable_modules, adapter_names=["made"])
         theirs.unload_lora_weights()
     wanted = _state(theirs)
-    for name, value in _state(ours.pipe).items():
+    with both.held("adapted") as family:
+        merged = _state(family.pipe)
+    for name, value in merged.items():
         assert torch.allclose(value, wanted[name], atol=EXACT, rtol=EXACT), name
 
 
@@ -210,8 +217,7 @@ def test_several_adapters_add_up_each_by_its_weight(family: str, tmp_path: Path)
             wanted[layer] = wanted.get(layer, torch.zeros(())) + change
     both = arms.apply(base, read)
     assert _wrong(before, both, wanted) == []
-    with both.held("base"):
-        assert _wrong(before, both, {}) == []
+    assert _wrong(before, both, {}, "base") == []
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0])
@@ -330,7 +336,8 @@ def test_a_folder_that_peft_saved_is_merged_as_peft_merges_it(
     merged = model.merge_and_unload().state_dict()
     both = arms.apply(base, [_read(tmp_path)])
     assert len(both.layers) > 3
-    after = base.pipe.components[name].state_dict()
+    with both.held("adapted"):
+        after = {key: value.clone() for key, value in base.pipe.components[name].state_dict().items()}
     assert all(torch.allclose(after[key], merged[key], atol=1e-5, rtol=0) for key in after)
 
 

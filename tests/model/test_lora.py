@@ -148,8 +148,10 @@ def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, to
     assert len(both.layers) == len(factors) // 2
     for layer in both.layers:
         delta = factors[f"{layer}.lora_B.weight"].flatten(1) @ factors[f"{layer}.lora_A.weight"].flatten(1)
-        before = both.weights["base"][layer]
-        assert torch.allclose(both.weights["adapted"][layer], before + scale * delta.view(before.shape), atol=1e-5)
+        before = both.changed["base"][layer].whole()
+        assert torch.allclose(
+            both.changed["adapted"][layer].whole(), before + scale * delta.view(before.shape), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("mark", ["dora_scale", "hada_w1_a", "lokr_w1"])
@@ -167,9 +169,9 @@ def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) 
     scale = stored["unet.lora_alpha"] / stored["unet.r"]
     for layer in both.layers:
         up, down = tensors[f"{layer}.lora_B.weight"], tensors[f"{layer}.lora_A.weight"]
-        delta = (up.flatten(1) @ down.flatten(1)).view(both.weights["base"][layer].shape)
-        expected = both.weights["base"][layer] + weight * scale * delta
-        assert torch.allclose(both.weights["adapted"][layer], expected, atol=1e-6), layer
+        delta = (up.flatten(1) @ down.flatten(1)).view(both.changed["base"][layer].whole().shape)
+        expected = both.changed["base"][layer].whole() + weight * scale * delta
+        assert torch.allclose(both.changed["adapted"][layer].whole(), expected, atol=1e-6), layer
 
 
 def test_switching_arms_brings_the_base_back_bit_for_bit(demo_arms: Arms) -> None:
@@ -189,8 +191,8 @@ def test_an_arm_is_held_until_its_block_ends_and_the_other_has_to_wait(demo_arms
             assert again is family
             with pytest.raises(RuntimeError, match="another arm"), demo_arms.held(other):
                 pytest.fail("both arms were held")
-            for layer, weight in demo_arms.weights[side].items():  # nothing moved
-                assert torch.equal(_weight(family, layer), weight)
+            for layer, weight in demo_arms.changed[side].items():  # nothing moved
+                assert torch.equal(_weight(family, layer), weight.whole())
         with demo_arms.held(other):
             pass
 
@@ -215,9 +217,9 @@ def test_adapters_that_share_a_pipeline_share_its_lease(demo_arms: Arms) -> None
         pass
     layer = demo_arms.layers[0]
     with other.held("adapted"):
-        assert torch.equal(_weight(family, layer), other.weights["adapted"][layer])
+        assert torch.equal(_weight(family, layer), other.changed["adapted"][layer].whole())
     with demo_arms.held("adapted"):
-        assert torch.equal(_weight(family, layer), demo_arms.weights["adapted"][layer])
+        assert torch.equal(_weight(family, layer), demo_arms.changed["adapted"][layer].whole())
 
 
 @pytest.mark.parametrize("held", SIDES)
@@ -227,7 +229,7 @@ def test_the_state_of_either_arm_can_be_read_whichever_is_held(demo_arms: Arms, 
         states = {side: demo_arms.state(side) for side in SIDES}
     assert all(torch.equal(states["base"][name], whole[name]) for name in whole)
     for layer in demo_arms.denoiser_layers():
-        assert torch.equal(states["adapted"][f"{layer}.weight"], demo_arms.weights["adapted"][f"unet.{layer}"])
+        assert torch.equal(states["adapted"][f"{layer}.weight"], demo_arms.changed["adapted"][f"unet.{layer}"].whole())
         assert not torch.equal(states["adapted"][f"{layer}.weight"], whole[f"{layer}.weight"])
 
 
@@ -288,7 +290,7 @@ def test_a_base_whose_weights_are_pickles_is_refused(pipeline_copy: Path) -> Non
 
 
 def _change(both: arms.Arms, layer: str) -> torch.Tensor:
-    return both.weights["adapted"][layer] - both.weights["base"][layer]
+    return both.changed["adapted"][layer].whole() - both.changed["base"][layer].whole()
 
 
 def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
@@ -311,7 +313,9 @@ def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
         assert torch.allclose(_change(both, layer), wanted, atol=1e-6)
         assert torch.allclose(_change(stacked, layer), _change(flat, layer), atol=1e-6)
         if layer in ink.layers:
-            assert torch.allclose(stacked.weights["base"][layer], ink.weights["adapted"][layer], atol=1e-6)
+            assert torch.allclose(
+                stacked.changed["base"][layer].whole(), ink.changed["adapted"][layer].whole(), atol=1e-6
+            )
     for layer in both.denoiser_layers():
         down, up = both.factors(layer)
         change = _change(both, f"unet.{layer}")
@@ -372,7 +376,7 @@ def test_dora_in_pefts_layout_is_merged_as_its_formula_says(dora: tuple[Path, di
     path, tensors = dora
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(path), weight=1.0))])
     for layer in both.denoiser_layers():
-        before, merged = (both.weights[side][f"unet.{layer}"] for side in SIDES)
+        before, merged = (both.changed[side][f"unet.{layer}"].whole() for side in SIDES)
         down, up, size = (tensors[f"{layer}.lora_{part}"] for part in ("A.weight", "B.weight", "magnitude_vector"))
         summed = before + up @ down
         assert torch.allclose(merged, size[:, None] * summed / summed.norm(dim=1, keepdim=True), atol=1e-6), layer

@@ -12,6 +12,7 @@ from qcheck.measure.sample import decibels
 from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors
+from qcheck.model.stored import Weight
 from qcheck.quantize import artifact, merge, plan
 from qcheck.quantize.artifact import QuantizedWeights
 from qcheck.quantize.plan import Input
@@ -54,7 +55,7 @@ def _fake(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _stored(order: Order, layer: Layer) -> torch.Tensor:
-    return merge.stored(order, layer.base, layer.adapted, layer.change, _fake(layer.base))
+    return merge.stored(order, layer.base, layer.adapted, layer.change, lambda: _fake(layer.base))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -86,7 +87,7 @@ def _content(order: Order, layer: Layer) -> QuantizedWeights:
     """What the artifact is made of."""
     model = Denoiser(layer.base)
     family: Any = SimpleNamespace(pipe=SimpleNamespace(unet=model), module=model, denoiser="unet")
-    weights = {"base": {"unet.layer": layer.base}, "adapted": {"unet.layer": layer.adapted}}
+    weights = {"base": {"unet.layer": Weight(layer.base)}, "adapted": {"unet.layer": Weight(layer.adapted)}}
     base = Base("made", "made", family)
     arms = Arms(base, base, (), (), ("unet.layer",), weights, {"unet.layer": layer.factors.down})
     ranges = {origin: {"layer": PLAIN} for origin in ("base", "adapted", "shared")}

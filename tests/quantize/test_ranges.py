@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcheck.calibration import histogram as ranges
-from qcheck.calibration.histogram import BINS, Histogram, LayerInputs, observed
+from qcheck.calibration.histogram import BINS, Histogram, LayerInputs
 from qcheck.core.errors import UserError
+from qcheck.model.inputs import observed
 from qcheck.quantize import formats, plan
 from qcheck.spec import recipe, scheme
 from tests import rivals
@@ -23,6 +24,7 @@ def seen_of(batches: Iterable[np.ndarray]) -> LayerInputs:
     histogram = Histogram()
     for batch in batches:
         histogram.see("layer", torch.from_numpy(batch.astype(np.float32)))
+        histogram.commit()
     return histogram.seen()["layer"]
 
 
@@ -96,6 +98,7 @@ def of_strata(*strata: np.ndarray) -> LayerInputs:
     for place, values in enumerate(strata):
         histogram.enter(place)
         histogram.see("layer", torch.from_numpy(values.astype(np.float32)))
+        histogram.commit()
     return histogram.seen()["layer"]
 
 
@@ -137,13 +140,15 @@ def test_what_was_seen_survives_saving(tmp_path: object) -> None:
 
 
 def test_layers_that_share_an_input_share_the_look_but_not_the_counts() -> None:
-    layers = {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
-    seen = Histogram()
-    x, y = torch.ones(3, 4), torch.full((3, 4), 2.0)
-    with observed(layers, [seen]), torch.no_grad():
-        layers["a"](x)
-        layers["b"](x)
-        layers["b"](y)
+    class Model(torch.nn.ModuleDict):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            self["a"](x)
+            self["b"](x)
+            self["b"](y)
+
+    model, seen = Model({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}), Histogram()
+    with observed(model, dict(model.items()), seen), torch.no_grad():
+        model(torch.ones(3, 4), torch.full((3, 4), 2.0))
     found = seen.seen()
     assert (found["a"].absmax, found["b"].absmax) == (1, 2)
     assert (found["a"].counts.sum(), found["b"].counts.sum()) == (12, 24)

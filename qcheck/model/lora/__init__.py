@@ -1,4 +1,4 @@
-"""Adapters: read a file, match its factors to layers of the base, merge it, and write trained factors back."""
+"""Adapters: read a file, match its factors to layers of the base, and write trained factors back."""
 
 from qcheck.model.lora.file import (
     Adapter,
@@ -18,7 +18,6 @@ from qcheck.model.lora.place import (
     factors_of,
     fit,
     layers_per_block,
-    merge,
     names_of,
     require_shape,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "fit",
     "is_dora",
     "layers_per_block",
-    "merge",
     "names_of",
     "peft_config",
     "read",

@@ -35,6 +35,20 @@ class Factors:
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return (self.scale * product).view(len(self.up), *self.down.shape[1:])
 
+    def merged(self, before: torch.Tensor, weight: float) -> torch.Tensor:
+        """A layer's float32 weight [out, in, ...] with ``weight * scale * up @ down`` added to it, on its device."""
+        after: torch.Tensor = before + weight * self.change().view(before.shape)
+        if self.magnitude is None:
+            return after
+        # DoRA: arXiv 2402.09353, eq. 5
+        sizes: torch.Tensor = self.magnitude.float().flatten() / after.flatten(1).norm(dim=1)
+        return after * sizes.view(-1, *[1] * (after.ndim - 1))
+
+    def to(self, device: torch.device) -> "Factors":
+        """The same tensors on ``device``."""
+        magnitude = None if self.magnitude is None else self.magnitude.to(device)
+        return replace(self, down=self.down.to(device), up=self.up.to(device), magnitude=magnitude)
+
     def rows(self, indices: torch.Tensor) -> "Factors":
         """The factors of the outputs ``indices`` alone, in that order."""
         magnitude = None if self.magnitude is None else self.magnitude.flatten()[indices]

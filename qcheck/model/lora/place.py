@@ -1,4 +1,7 @@
-"""Match an adapter's factors to the layers of a base, check that they fit, and merge them."""
+"""Match an adapter's factors to the layers of a base, and check that they fit.
+
+diffusers' loaders are not used: they silently drop keys of some layouts and do not support factors of a T5.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -79,9 +82,9 @@ def layers_per_block(config: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """Down factors [r, in, ...] by layer ``component.module`` that an adapter changes, and layers without a match."""
+    """The factors by layer ``component.module`` that an adapter changes, and layers without a match."""
 
-    down: dict[str, torch.Tensor]
+    factors: dict[str, Factors]
     unmatched: tuple[str, ...]
 
 
@@ -106,7 +109,7 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
     matching = [name for name in factors if name in weights]
     for name in matching:
         require_shape(name, weights[name], factors[name])
-    return Fit({name: factors[name].down.float() for name in matching}, tuple(unmatched))
+    return Fit({name: factors[name] for name in matching}, tuple(unmatched))
 
 
 def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
@@ -118,24 +121,3 @@ def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
             f"the weight {list(weight.shape)}",
             "It was trained for another base of the same family; give that base.",
         )
-
-
-@torch.no_grad()
-def merge(pipe: Any, adapter: Adapter) -> None:
-    """Add ``weight * alpha / rank * up @ down`` to the pipeline's own weights, in float32.
-
-    diffusers' loaders are not used: they silently drop keys of some layouts and do not support factors of a T5.
-    """
-    weights = _weights(pipe)
-    for name, factors in factors_of(_names(pipe, weights), adapter).items():
-        if name in weights:
-            weights[name].data = _merged(weights[name].data, factors, adapter.weight)
-
-
-def _merged(before: torch.Tensor, factors: Factors, weight: float) -> torch.Tensor:
-    merged: torch.Tensor = before + weight * factors.change().view(before.shape)
-    if factors.magnitude is None:
-        return merged
-    # DoRA: arXiv 2402.09353, eq. 5
-    sizes: torch.Tensor = factors.magnitude.float().flatten() / merged.flatten(1).norm(dim=1)
-    return merged * sizes.view(-1, *[1] * (merged.ndim - 1))
