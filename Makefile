@@ -8,7 +8,10 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all test-lowest lint docs browser coverage demo-weights zoo clean
 
-# Without --no-compile pip compiles every module of every package, which takes longer than to fetch and unpack them.
+# Without --no-compile pip compiles every module of every package, which takes longer than to fetch and unpack them. Python
+# compiles what is imported, and keeps it.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
