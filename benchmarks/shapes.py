@@ -64,30 +64,18 @@ def _autoencoder(scaling: float, channels: int = 4, sample: int = 512, **options
     )
 
 
+def _clip(kind: type[Any], width: int, layers: int, heads: int) -> Any:
+    size = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    depth = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    return kind(CLIPTextConfig(**size, **depth, eos_token_id=_tokenizer().eos_token_id))
+
+
 def _clip_l(kind: type[Any] = CLIPTextModel) -> Any:
-    return kind(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            projection_dim=768,
-            eos_token_id=_tokenizer().eos_token_id,
-        )
-    )
+    return _clip(kind, 768, 12, 12)
 
 
 def _clip_g() -> Any:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            hidden_size=1280,
-            intermediate_size=5120,
-            num_hidden_layers=32,
-            num_attention_heads=20,
-            projection_dim=1280,
-            eos_token_id=_tokenizer().eos_token_id,
-        )
-    )
+    return _clip(CLIPTextModelWithProjection, 1280, 32, 20)
 
 
 def _t5() -> Any:

@@ -180,10 +180,10 @@ class Cache:
 
     def file_digest(self, path: Path) -> bytes:
         """The SHA-256 of a file; a large one is read again only when it is another file or was changed since."""
-        found = path.stat()
-        if found.st_size < _LARGE:
+        status = path.stat()
+        if status.st_size < _LARGE:
             return file_digest(path)
-        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         key = digest_of(str(path.resolve()), repr(state))
         entry = self.obtain("digest", key, str(path), lambda folder: _write_digest(path, folder))
         return (entry / _DIGEST).read_bytes()

@@ -220,20 +220,20 @@ _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 def _types(folder: Path, variant: str | None, components: Iterable[str], device: Device) -> dict[str, torch.dtype]:
     """The type of each component that stays in its 16-bit files; {} where all of them are small in float32."""
-    found, size = dict[str, set[str]](), 0
+    dtypes, size = dict[str, set[str]](), 0
     for name in components:
-        kinds = found.setdefault(name, set())
+        of_component = dtypes.setdefault(name, set())
         for file in _weights(folder / name, variant):
             with safe_open(file, "pt") as stream:
                 slices = [stream.get_slice(key) for key in stream.keys()]  # noqa: SIM118
-            kinds.update(part.get_dtype() for part in slices)
+            of_component.update(part.get_dtype() for part in slices)
             size += sum(4 * math.prod(part.get_shape()) for part in slices)
     room = SHARE * psutil.virtual_memory().total
     if size <= (room if device.is_host else min(room, _ROOM * device.free())):
         return {}
-    floating = {name: {kind for kind in kinds if kind.startswith(("F", "BF"))} for name, kinds in found.items()}
-    single = {name: next(iter(kinds)) for name, kinds in floating.items() if len(kinds) == 1}
-    return {name: _STORED[kind] for name, kind in single.items() if kind in _STORED}
+    floating = {name: {dtype for dtype in names if dtype.startswith(("F", "BF"))} for name, names in dtypes.items()}
+    single = {name: next(iter(names)) for name, names in floating.items() if len(names) == 1}
+    return {name: _STORED[dtype] for name, dtype in single.items() if dtype in _STORED}
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:
@@ -241,7 +241,7 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
     names = {path: _WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))}
     variants = {path: match["variant"] for path, match in names.items() if match}
     wanted = variant if variant in variants.values() else None
-    return [path for path, found in variants.items() if found == wanted]
+    return [path for path, of_path in variants.items() if of_path == wanted]
 
 
 def _index(folder: Path) -> dict[str, Any]:

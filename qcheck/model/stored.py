@@ -72,8 +72,8 @@ def input_gradient(layer: Any, gradient: torch.Tensor, shape: torch.Size, weight
         return gradient @ weight
     places = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
     inputs, wanted = gradient.new_empty(1).expand(shape), [True, False, False]  # their values are not read
-    found: torch.Tensor = torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *places, wanted)[0]
-    return found
+    result: torch.Tensor = torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *places, wanted)[0]
+    return result
 
 
 class _Stored:

@@ -287,3 +287,10 @@ def test_what_is_stored_is_what_has_one_16_bit_type(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(load, "SHARE", 1.0)
     assert load._types(tmp_path, None, contents, CPU) == {}
     assert load._types(tmp_path, None, contents, SimpleNamespace(is_host=False, free=lambda: 8)) == found  # type: ignore[arg-type]
+
+
+def test_a_buffer_that_is_computed_and_was_rounded_is_an_error() -> None:
+    part = nn.Linear(2, 2)
+    part.register_buffer("frequencies", torch.ones(2, dtype=torch.float16), persistent=False)
+    with pytest.raises(RuntimeError, match="Linear computes frequencies"):
+        stored.prepare(part)

@@ -46,6 +46,15 @@ def artifact(exported: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+def test_a_layer_whose_weight_is_not_found_would_keep_its_stand_in_and_is_an_error(prepared: Prepared) -> None:
+    model = prepared.graph.clone()
+    layers = list(sites.find(model.graph))
+    place = sites.find(model.graph)["conv_in"]
+    place.node.replace_input_with(1, model.graph.inputs[0])
+    with pytest.raises(LookupError, match="the weight of conv_in"):
+        sites.hollow(model, layers)
+
+
 def test_every_layer_of_torch_has_its_place_in_the_graph(prepared: Prepared) -> None:
     layers = {name for name, m in prepared.unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     assert set(sites.find(prepared.graph.graph)) == layers
