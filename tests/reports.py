@@ -99,6 +99,7 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
             "machine": "m",
             "device": "cpu",
             "device_memory": None,
+            "reference_error": None,
             "recipe": "emoji",
             "recipe_digest": "3" * 16,
             "limits": "default",

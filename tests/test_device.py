@@ -3,7 +3,8 @@
 No test has a GPU: a second device is the processor under another title, and memory that runs out is raised.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qcheck.model.inputs import observed
 from qcheck.runtime import ort_runner
 from qcheck.runtime.rows import Rows, ran_out
 from qcheck.runtime.runner import MismatchError
+from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import subject
 from qcheck.spec.arm import SIDES
 from qcheck.tasks import controls
@@ -44,6 +46,26 @@ def test_without_cuda_auto_is_the_processor_and_cuda_an_error() -> None:
     assert isinstance(error, UserError)
     assert "torch sees no CUDA devices" in error.what
     assert "--device cpu" in error.fix
+
+
+def test_a_precision_that_is_none_or_that_the_device_lacks_is_an_error() -> None:
+    for precision, what in (("tf16", "--precision 'tf16' is none"), ("tf32", "--precision tf32: cpu has no TF32")):
+        words = ("check", "demo", "--lora", "flat", "--scheme", "int8", "--device", "cpu", "--precision", precision)
+        error = run(*words).exception
+        assert isinstance(error, UserError)
+        assert what in error.what
+
+
+def test_products_are_in_tf32_only_where_the_device_is_asked_to() -> None:
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flag.allow_tf32 for flag in flags]
+    for tf32 in (False, True):
+        with devices.exact(Device("cuda:0", "a GPU", tf32)):
+            assert [flag.allow_tf32 for flag in flags] == [tf32, tf32]
+            with devices.exact(Device("cuda:0", "a GPU")):
+                assert [flag.allow_tf32 for flag in flags] == [False, False]
+            assert [flag.allow_tf32 for flag in flags] == [tf32, tf32]
+    assert [flag.allow_tf32 for flag in flags] == before
 
 
 @pytest.fixture
@@ -189,7 +211,7 @@ def test_another_error_is_no_lack_of_memory() -> None:
 @pytest.fixture
 def no_provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Device]:
     """`--device auto` is another device, for which ONNX Runtime has no provider."""
-    monkeypatch.setattr(devices, "find", lambda name: OTHER if name == "auto" else CPU)
+    monkeypatch.setattr(devices, "find", lambda name, _: OTHER if name == "auto" else CPU)
     monkeypatch.setattr(ort_runner, "runs_on", lambda device: device == CPU)
     return devices.find
 
@@ -225,3 +247,33 @@ def test_without_a_provider_artifacts_are_simulated_and_tied_to_their_file(
     monkeypatch.setattr(controls, "_AGREEMENT", 200.0)
     with pytest.raises(MismatchError, match="its file agree to"):
         qcheck.check("demo", **options)
+
+
+@pytest.mark.usefixtures("graphs_alone")
+def test_the_error_of_a_tf32_reference_is_measured_and_said_where_it_is_too_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import qcheck
+
+    rounding = 0.0
+
+    @contextmanager
+    def exact(device: Device) -> Iterator[None]:
+        """Products of the float32 arm, which is the only one here, differ from TF32's by ``rounding``."""
+        compute = TorchRunner._run
+
+        def other(self: TorchRunner, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return compute(self, inputs) * np.float32(1 + (0 if device.tf32 else rounding))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TorchRunner, "_run", other)
+            yield
+
+    monkeypatch.setattr(devices, "find", lambda *_: Device("cpu", "cpu, TF32", tf32=True))
+    monkeypatch.setattr(devices, "exact", exact)
+    for rounding, words in ((1e-4, False), (3e-2, True)):
+        options: Any = {"scheme": "int8", "steps": 2, "max_probes": 2, "guidance": 1.0, "build": False}
+        report = qcheck.check("demo", "flat", seed=int(words), **options)
+        assert report.provenance.device == "cpu, TF32"
+        assert report.provenance.reference_error == pytest.approx(20 * np.log10(rounding), abs=0.5)
+        assert ("check again with --precision float32" in " ".join(report.cases[0].warnings)) == words

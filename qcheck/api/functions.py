@@ -270,6 +270,7 @@ def advise(
     overwrite: bool = False,
     cache: bool = True,
     device: str = "auto",
+    precision: str = "float32",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Advice:
@@ -283,6 +284,7 @@ def advise(
         overwrite: Replace earlier advice in ``out``.
         cache: Use and keep results of earlier runs.
         device: The device that computes: "cpu", "cuda" or "cuda:1"; by default the first CUDA device, if there is one.
+        precision: "float32", or "tf32" for faster products on a GPU.
         threads: Processor threads; by default all.
         progress: Receives every stage.
 
@@ -291,7 +293,7 @@ def advise(
     """
     report_value, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
     with writing(out, overwrite) as folder, caching(cache) as entries:
-        running = {"device": device, "threads": threads or CORES}
+        running = {"device": device, "precision": precision, "threads": threads or CORES}
         advice: Advice = host("qcheck.tasks.advise").advise(
             report_value, name, folder, entries, progress or Silent(), running, not dry_run, every
         )

@@ -66,12 +66,13 @@ class Running(TypedDict, total=False):
     """Keywords of the machine.
 
     ``build``: compile with TensorRT-RTX where it is installed. ``device``: "cpu", "cuda" or "cuda:1", by default
-    "auto", the first CUDA device where there is one. ``threads``: processor threads, by default all. ``batch``: probes
-    that run together.
+    "auto", the first CUDA device where there is one. ``precision``: "float32", or "tf32" for faster products on a GPU.
+    ``threads``: processor threads, by default all. ``batch``: probes that run together.
     """
 
     build: bool
     device: str
+    precision: str
     threads: int | None
     batch: int
 

@@ -73,6 +73,7 @@ def check_spec(
     require: Require | None = None,
     build: bool = True,
     device: str = "auto",
+    precision: str = "float32",
     threads: int | None = None,
     batch: int = 8,
 ) -> CheckSpec:
@@ -105,7 +106,7 @@ def check_spec(
             limits=limits_value,
             max_probes=max_probes,
             require=requirement(require) or ("all" if artifacts or (named_schemes and not all_schemes) else "any"),
-            execution=Execution(device=device, threads=threads or CORES, batch=batch, build=build),
+            execution=Execution(device=device, precision=precision, threads=threads or CORES, batch=batch, build=build),
         )
 
 

@@ -25,6 +25,7 @@ def advise(
     as_json: Annotated[bool, typer.Option("--json", help="Print advice.json on standard output.")] = False,
     no_cache: options.NoCache = False,
     device: options.Device = "auto",
+    precision: options.Precision = "float32",
     threads: options.Threads = CORES,
 ) -> None:
     """Find the cheapest cure of every case that does not pass: each is run and judged again, until one passes.
@@ -43,6 +44,7 @@ def advise(
             overwrite=overwrite,
             cache=not no_cache,
             device=device,
+            precision=precision,
             threads=threads,
             progress=progress,
         )

@@ -161,13 +161,20 @@ class Machine:
 
     build: options.Build = True
     device: options.Device = "auto"
+    precision: options.Precision = "float32"
     threads: options.Threads = CORES
     batch: options.Batch = 8
     no_cache: options.NoCache = False
 
     def keywords(self) -> Running:
         """Keywords of the Python API."""
-        return {"build": self.build, "device": self.device, "threads": self.threads, "batch": self.batch}
+        return {
+            "build": self.build,
+            "device": self.device,
+            "precision": self.precision,
+            "threads": self.threads,
+            "batch": self.batch,
+        }
 
 
 @dataclass(frozen=True)

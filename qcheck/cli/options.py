@@ -246,6 +246,14 @@ Device = Annotated[
         rich_help_panel=_RUNNING,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="float32|tf32",
+        help="Of torch's products on a GPU: tf32 is faster, and its error is measured.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Threads = Annotated[
     int, typer.Option(min=1, envvar="QCHECK_THREADS", help="Processor threads.", rich_help_panel=_RUNNING)
 ]

@@ -4,7 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
@@ -12,18 +12,21 @@ import torch
 from qcheck.core.errors import UserError
 
 AUTO = "auto"
+TF32 = "tf32"
 
 
 @dataclass(frozen=True)
 class Device:
     """A device: ``name`` as torch knows it, and ``title``, the product and its driver's platform, for keys and reports.
 
-    Results of one title are never taken for those of another. ``fitting`` are the rows of a call that fit, by the kind
-    of call (``runtime.rows``).
+    Results of one title are never taken for those of another. With ``tf32``, torch's products round their factors to
+    TF32, of 10 bits after the point, and sum in float32. ``fitting`` are the rows of a call that fit, by the kind of
+    call (``runtime.rows``).
     """
 
     name: str
     title: str
+    tf32: bool = False
     fitting: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -60,12 +63,27 @@ class Device:
 CPU = Device("cpu", "cpu")
 
 
-def find(name: str) -> Device:
+def find(name: str, precision: str = "float32") -> Device:
     """The device of that name: cpu, cuda, cuda:N, or auto, the first CUDA device where there is one.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or it has no such ``precision``.
     """
+    found = _named(name)
+    if precision != TF32:
+        return found
+    if found.is_host or torch.cuda.get_device_capability(found.torch) < _HAS_TF32:
+        raise UserError(
+            f"--precision {precision}: {found.title} has no TF32",
+            "Leave --precision out, or give --device cuda on a GPU of compute capability 8.0 or newer.",
+        )
+    return replace(found, title=f"{found.title}, TF32", tf32=True)
+
+
+_HAS_TF32 = (8, 0)  # compute capability
+
+
+def _named(name: str) -> Device:
     if name == AUTO:
         return _cuda(0) if torch.cuda.is_available() else _host()
     if name == CPU.name:
@@ -95,13 +113,13 @@ def _cuda(index: int) -> Device:
 
 @contextmanager
 def exact(device: Device) -> Iterator[None]:
-    """While open, products on ``device`` are of float32 numbers, and a convolution keeps its algorithm."""
+    """While open, products on ``device`` are of float32 or TF32 numbers, and a convolution keeps its algorithm."""
     if device.is_host:
         yield
         return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, False, True
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = device.tf32, device.tf32, False, True
     try:
         yield
     finally:

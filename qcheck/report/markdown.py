@@ -106,11 +106,12 @@ def _left_out(report: Report) -> str:
     start = f"Limits: {escape(report.limits_grounds)}. "
     missing = ", ".join(escape(item.name) for item in report.not_measured) or "nothing"
     provenance = report.provenance
+    error = "" if provenance.reference_error is None else f" (reference exact to {provenance.reference_error:.0f} dB)"
     return (
         f"{start}Not measured: {missing} (why: `report.json`).\n\n"
         f"qcheck {escape(provenance.qcheck)}, {escape(provenance.created)}, limits {escape(provenance.limits)}, "
         f"recipe {escape(provenance.recipe)}, probes {escape(report.probes.name)} `{escape(report.probes.digest)}`, "
-        f"computed on {escape(provenance.device)}"
+        f"computed on {escape(provenance.device)}{error}"
     )
 
 

@@ -137,7 +137,8 @@ class Provenance(Value):
     """The versions, machine, recipe and limits that made this file, and the seconds of each stage.
 
     ``device`` is the product that computed ("cpu", or a GPU and its platform), ``device_memory`` the most bytes that
-    torch's tensors took on it, None for the processor.
+    torch's tensors took on it, None for the processor. ``reference_error`` is the highest relative error of a reference
+    in TF32 against float32, in dB, None for a reference in float32.
     """
 
     qcheck: str
@@ -147,6 +148,7 @@ class Provenance(Value):
     machine: str
     device: str
     device_memory: int | None
+    reference_error: float | None
     recipe: str
     recipe_digest: str
     limits: str

@@ -6,6 +6,7 @@ and number type.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from qcheck.core import cache
 from qcheck.core.digest import digest_of
+from qcheck.model import device as devices
 from qcheck.model.arms import Arms
 from qcheck.model.components import copied
 from qcheck.model.device import Device
@@ -38,6 +40,19 @@ def full(arms: Arms, side: Side, compute: str = "float32") -> Subject:
     if compute == "float32":
         return Subject(name(side), side, content, lambda: _full_precision(arms, side))
     return Subject(f"{name(side)} in {compute}", side, content, lambda: _in_compute_type(arms, side, compute))
+
+
+def exact(arms: Arms, side: Side) -> Subject:
+    """A full-precision arm in float32, where the others compute in TF32."""
+    device = replace(arms.device, tf32=False)
+    content = digest_of(full(arms, side).content, "float32 products")
+    return Subject(f"{name(side)} in float32", side, content, lambda: _in_float32(arms, side, device))
+
+
+@contextmanager
+def _in_float32(arms: Arms, side: Side, device: Device) -> Iterator[TorchRunner]:
+    with devices.exact(device), _full_precision(arms, side) as running:
+        yield running
 
 
 def runner(arms: Arms, module: nn.Module, title: str = "torch float32") -> TorchRunner:

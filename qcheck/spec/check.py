@@ -21,6 +21,8 @@ from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import Target
 
+PRECISIONS = ("float32", "tf32")
+
 
 class Use(Value):
     """An adapter's file and the weight it is applied with."""
@@ -35,14 +37,21 @@ def _device(name: str) -> str:
     return name
 
 
+def _precision(name: str) -> str:
+    if name not in PRECISIONS:
+        raise UserError(f"--precision {name!r} is none", f"Give {' or '.join(PRECISIONS)}.")
+    return name
+
+
 class Execution(Value):
     """How the request is carried out on a machine: processor threads, probes in a batch, whether engines are built.
 
     ``device`` computes everything but artifacts' files and engines: cpu, cuda, cuda:N, or auto, the first CUDA device
-    where there is one.
+    where there is one. ``precision`` is that of the factors of torch's products there.
     """
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
+    precision: Annotated[str, AfterValidator(_precision)] = PRECISIONS[0]
     threads: Annotated[int, Field(ge=1)] = 1
     batch: Annotated[int, Field(ge=1)] = 8
     build: bool = True

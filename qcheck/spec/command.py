@@ -88,7 +88,8 @@ def _ranges(spec: CheckSpec, folder: Path) -> list[str]:
 
 def _execution(spec: CheckSpec) -> list[str]:
     execution = spec.execution
-    arguments = ["--device", execution.device, "--threads", str(execution.threads), "--batch", str(execution.batch)]
+    arguments = ["--device", execution.device, "--precision", execution.precision]
+    arguments += ["--threads", str(execution.threads), "--batch", str(execution.batch)]
     return [*arguments, *([] if spec.execution.build else ["--no-build"])]
 
 

@@ -13,6 +13,7 @@ from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
+from qcheck.measure.sample import decibels
 from qcheck.model.device import Device
 from qcheck.model.lora import Adapter
 from qcheck.quantize import plan
@@ -30,7 +31,7 @@ from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import CheckSpec, Use
 from qcheck.spec.order import ORDERS, Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import provenance
+from qcheck.tasks import controls, provenance
 from qcheck.tasks.session import Session
 
 
@@ -128,7 +129,10 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
         deciding=verdict.deciding,
         reasons=list(verdict.reasons),
         next=next_step(verdict.outcome, ORDER, str(file.path), outcome.builds),
-        warnings=["no base artifact: whether the scheme or the adapter causes the error cannot be told"],
+        warnings=[
+            "no base artifact: whether the scheme or the adapter causes the error cannot be told",
+            *verdict.warnings,
+        ],
         probes_used=outcome.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr={} if energies is None else {"adapted": effect.stratum_profile(energies.f1, energies.error1)},
@@ -232,8 +236,16 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         limits_grounds=spec.limits.grounds,
         cases=cases,
         not_measured=_not_measured(spec, session.arms.device, cases),
-        provenance=provenance.collect(spec, session.arms.device, session.watch.seconds),
+        provenance=provenance.collect(
+            spec, session.arms.device, session.watch.seconds, _reference_error(session, size)
+        ),
     )
+
+
+def _reference_error(session: Session, size: float) -> float | None:
+    """The highest relative error of a TF32 reference in dB; None in float32, or where the reference is broken."""
+    floor = controls.reference_floor(session) if np.isfinite(size) else None
+    return None if floor is None else float(decibels(floor, np.ones_like(floor)).max())
 
 
 def _not_measured(spec: CheckSpec, device: Device, cases: list[Case]) -> list[NotMeasured]:

@@ -242,7 +242,8 @@ def run_case(quantization: Quantization) -> Result:
     simulation = controls.simulation_warnings(
         session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
     )
-    warnings = (*verdict.warnings, *simulation)
+    precision = controls.precision_warnings(session, final.quantized["adapted"])
+    warnings = (*verdict.warnings, *simulation, *precision)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra), warnings=warnings)
     steps = along(final.reference, final.quantized, SIDES)
     outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start)
@@ -279,7 +280,8 @@ def run_given(session: Session, file: Given) -> Result:
     steps = along(reference, quantized, ["adapted"])
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
     extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
-    verdict = replace(verdict, measurements=(*verdict.measurements, *extra))
+    warnings = (*verdict.warnings, *controls.precision_warnings(session, quantized["adapted"]))
+    verdict = replace(verdict, measurements=(*verdict.measurements, *extra), warnings=warnings)
     case = assemble.given_case(session, file, CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start))
     evidence = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))

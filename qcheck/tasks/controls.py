@@ -8,13 +8,14 @@ import numpy as np
 
 from qcheck.core.digest import digest_of
 from qcheck.measure import control
-from qcheck.measure.sample import decibels
+from qcheck.measure.sample import EXACT, decibels
 from qcheck.model.device import CPU
 from qcheck.quantize.artifact import TWIN
 from qcheck.result.manifest import model_files
 from qcheck.result.measurement import Measurement
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.runner import MismatchError
+from qcheck.sampling import subject
 from qcheck.sampling.setup import Subject, forwards
 from qcheck.sampling.store import Trace
 from qcheck.spec.scheme import Scheme
@@ -60,6 +61,37 @@ def _control(session: Session, compute: str) -> np.ndarray:
     with session.watch.stage(f"control: reference in {compute}", calls) as advance:
         trace = sampler.forced(session.computing("adapted", compute), f1, advance)
     return control.noise(trace.outputs(), f1.outputs())
+
+
+_MARGIN = 15.0  # dB by which the reference's own error has to lie under the error that is judged
+
+
+def precision_warnings(session: Session, q1: Trace) -> Iterator[str]:
+    """The error of a TF32 reference, where it is too close to that of q1, whose outputs ``q1`` holds, in words."""
+    floor, setup = reference_floor(session), session.sampler.setup
+    if floor is None:
+        return
+    judged = control.noise(q1.outputs()[:1], session.reference.take(len(q1.paths))["adapted"].outputs()[:1])
+    margins = np.minimum(decibels(judged, floor), EXACT)
+    worst = int(np.argmin(margins))
+    if not margins[worst] >= _MARGIN:
+        yield (
+            f"the TF32 reference's own error lies only {margins[worst]:.0f} dB under the error that is judged, at "
+            f"timestep {setup.timesteps()[worst]:g} (at least {_MARGIN:.0f}): check again with --precision float32"
+        )
+
+
+def reference_floor(session: Session) -> np.ndarray | None:
+    """Relative error power [T] of f1 in TF32 at the states of the first probe; None where f1 is in float32."""
+    if not session.arms.device.tf32:
+        return None
+    sampler = session.sampler.take(1)
+    f1 = session.reference.take(session.spec.bounds.looks[0])["adapted"]
+    f1 = replace(f1, paths=f1.paths[:1])
+    calls = forwards(sampler.setup, 0, 1, 1)
+    with session.watch.stage("control: reference in float32", calls) as advance:
+        exact = sampler.forced(subject.exact(session.arms, "adapted"), f1, advance)
+    return control.noise(f1.outputs(), exact.outputs())
 
 
 # Least agreement of a simulation with its file, dB. Where inputs are quantized, float16 arithmetic moves some of them

@@ -27,7 +27,7 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def collect(spec: CheckSpec, device: Device, seconds: dict[str, float]) -> Provenance:
+def collect(spec: CheckSpec, device: Device, seconds: dict[str, float], reference_error: float | None) -> Provenance:
     """Provenance of a finished request that was computed on ``device``."""
     return Provenance(
         qcheck=__version__,
@@ -38,6 +38,7 @@ def collect(spec: CheckSpec, device: Device, seconds: dict[str, float]) -> Prove
         f"{spec.execution.threads} threads",
         device=device.title,
         device_memory=device.peak(),
+        reference_error=reference_error,
         recipe=spec.recipe.name,
         recipe_digest=digest_of(digest_of_value(spec.recipe), *recipe.calibration(spec.recipe, spec.probes).prompts),
         limits=spec.limits.name,

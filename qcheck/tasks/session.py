@@ -185,7 +185,7 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
     Raises:
         UserError: bad input.
     """
-    threads, device = torch.get_num_threads(), devices.find(spec.execution.device)
+    threads, device = torch.get_num_threads(), devices.find(spec.execution.device, spec.execution.precision)
     torch.set_num_threads(spec.execution.threads)
     try:
         with devices.exact(device):
