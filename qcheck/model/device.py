@@ -54,10 +54,27 @@ class Device:
         """Return memory that torch, or here the C library, keeps for reuse: other libraries cannot take it."""
         if not self.is_host:
             torch.cuda.empty_cache()
-        elif sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-            if trim is not None:
-                trim(0)
+        else:
+            _glibc("malloc_trim", 0)
+
+
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+
+
+def return_blocks(size: int) -> None:
+    """From now on the C library returns every freed block of ``size`` bytes or more to the system.
+
+    By default glibc keeps blocks up to 32 MB in its heap once blocks of that size were freed. A large model's weights,
+    computed layer by layer, then leave holes that hold gigabytes.
+    """
+    _glibc("mallopt", _MMAP_THRESHOLD, size)
+
+
+def _glibc(name: str, *values: int) -> None:
+    """Call a function of glibc; nothing where the C library is another."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*values)
 
 
 CPU = Device("cpu", "cpu")

@@ -19,7 +19,7 @@ from qcheck.core.digest import digest_of_folder, file_digest
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
 from qcheck.model import stored
-from qcheck.model.device import CPU, Device
+from qcheck.model.device import CPU, Device, return_blocks
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 
@@ -143,6 +143,8 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
     try:
         encoders = [name for name in kind.encoders if name in index and name not in absent]
         types = _types(folder, variant, [kind.denoiser, *encoders], device)
+        if types:
+            return_blocks(_BLOCK)
         with quiet():
             pipe = getattr(diffusers, kind.pipeline).from_pretrained(
                 folder,
@@ -215,6 +217,7 @@ _PREFERRED = ("fp32", "bf16", "fp16")
 
 SHARE = 1 / 8  # of this machine's memory may hold the denoiser and the text encoders in float32
 _ROOM = 1 / 2  # of another device's free memory
+_BLOCK = 2**20  # bytes: a large model's activations and weights are larger
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 

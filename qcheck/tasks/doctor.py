@@ -39,7 +39,7 @@ _NEVER = (
     ("engines on a device", "engines are compiled here and deserialized nowhere: no Jetson was available"),
     ("CUDA beyond one H100", "checks ran on one H100 80GB alone: no other GPU, no second one, none of a board"),
     ("bitsandbytes on CUDA", "the bnb-* schemes run on the processor, whatever --device says"),
-    ("qat on CUDA", "training on a GPU is written, never run there"),
+    ("checks in TF32", "its speed and its error were measured on an H100, no whole check ran with --precision tf32"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
