@@ -19,13 +19,17 @@ from qcheck.diagnose.alignment import Energies
 from qcheck.model import device as devices
 from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
+from qcheck.model.family.unet import StableDiffusion
 from qcheck.model.inputs import observed
 from qcheck.runtime import ort_runner
 from qcheck.runtime.rows import Rows, ran_out
 from qcheck.runtime.runner import MismatchError
 from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import setup as setups
 from qcheck.sampling import subject
+from qcheck.spec import probe as probe_sets
 from qcheck.spec.arm import SIDES
+from qcheck.spec.probe import Probe
 from qcheck.tasks import controls
 from tests.conftest import Prepared, run
 
@@ -84,6 +88,36 @@ def test_a_device_has_a_copy_of_the_pipeline_and_the_same_values(
             np.testing.assert_array_equal(here(exported.inputs), there(exported.inputs))
     assert all(torch.equal(value, demo_arms.state("base")[name]) for name, value in kept.items())
     assert demo_arms.on(CPU).computing.family is demo_arms.base.family
+
+
+def test_text_encoders_visit_the_device_and_prompts_are_encoded_once(
+    demo_arms: Arms, elsewhere: Arms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe_set = probe_sets.find("emoji")
+    probes = probe_sets.probes(probe_set, (1.0,))[:3]
+    encoders = list[Any]()
+    conditions = StableDiffusion.conditions
+
+    def seen(family: StableDiffusion, probe: Probe) -> Any:
+        encoders.append(family.pipe.text_encoder)
+        return conditions(family, probe)
+
+    expected = [demo_arms.base.family.conditions(probe) for probe in probes]
+    monkeypatch.setattr(StableDiffusion, "conditions", seen)
+    assert elsewhere.computing.pipe.text_encoder is None
+    setup = setups.make(elsewhere, probe_set, 8, 8)
+    for chosen in (probes[:2], probes):
+        for side in SIDES:
+            given = setup.inputs(side, chosen).conditions
+            for name, values in given.items():
+                np.testing.assert_array_equal(values, np.stack([one[name].numpy() for one in expected[: len(chosen)]]))
+    assert len(encoders) == 3
+    assert encoders[0] is encoders[1] is not encoders[2]
+    assert elsewhere.base.pipe.text_encoder not in encoders
+    monkeypatch.setattr(Arms, "encode_alike", False)
+    for side in SIDES:
+        setups.make(elsewhere, probe_set, 8, 8).inputs(side, probes)
+    assert len(encoders) == 9
 
 
 def test_while_the_device_runs_one_arm_the_other_is_exported(elsewhere: Arms) -> None:

@@ -65,8 +65,35 @@ class Arms:
         with pipeline.lease.of(self.content(side)) as outermost:
             if outermost:
                 for layer, weight in self.changed[side].items():
-                    place(_layer(pipeline.pipe, layer), weight, pipeline.device.torch)
+                    if pipeline is self.base or self._is_denoiser(layer):  # a copy has no text encoders
+                        place(_layer(pipeline.pipe, layer), weight, pipeline.device.torch)
             yield pipeline.family
+
+    @contextmanager
+    def encoding(self, side: Side) -> Iterator[Family]:
+        """As ``held``, with the text encoders on the device that computes, in its memory only until the block ends.
+
+        Where its memory is too small they stay where they are.
+        """
+        with self.held(side) as family:
+            if self.computing.family is family:
+                yield family
+                return
+            try:
+                there = family.encoding_on(self.device.torch)
+            except torch.OutOfMemoryError:
+                there = family
+            yield there
+            del there
+        self.device.release()
+
+    @property
+    def encode_alike(self) -> bool:
+        """Whether the text encoders of both arms are the same."""
+        return all(map(self._is_denoiser, self.layers))
+
+    def _is_denoiser(self, layer: str) -> bool:
+        return layer.startswith(f"{self.base.family.denoiser}.")
 
     @property
     def device(self) -> Device:
@@ -93,7 +120,7 @@ class Arms:
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
         prefix = f"{self.base.family.denoiser}."
-        return [layer.removeprefix(prefix) for layer in self.layers if layer.startswith(prefix)]
+        return [layer.removeprefix(prefix) for layer in self.layers if self._is_denoiser(layer)]
 
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.

@@ -1,6 +1,5 @@
 """The set-up that all arms of a check share: the solver, the steps at which arms are compared, and initial inputs."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 from qcheck.runtime.runner import Runner
 from qcheck.sampling import solvers
-from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.arm import Side
 from qcheck.spec.probe import Probe, ProbeSet
 
 STRATA = 8  # timesteps at which arms are compared
@@ -142,14 +141,11 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
             "Leave `negative` out of the probe set.",
         )
 
-    @functools.lru_cache(maxsize=len(SIDES) * batch)
-    def conditions(side: Side, probe: Probe) -> Mapping[str, torch.Tensor]:
-        with quiet(), arms.running(side) as arm:
-            return arm.conditions(probe)
+    embeddings = _Embeddings(arms)
 
     def inputs(side: Side, probes: Sequence[Probe]) -> Inputs:
         starts = [family.start(p) for p in probes]
-        probe_conditions = [conditions(side, p) for p in probes]
+        probe_conditions = embeddings.take(side, probes)
         return Inputs(
             latents=torch.cat([latents for latents, _ in starts]),
             generators=tuple(generator for _, generator in starts),
@@ -169,6 +165,21 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
         batch=batch,
         inputs=inputs,
     )
+
+
+class _Embeddings:
+    """Conditions of probes in each arm, encoded once for both where their text encoders are the same."""
+
+    def __init__(self, arms: Arms) -> None:
+        self._arms, self._known = arms, dict[tuple[str, Probe], Mapping[str, torch.Tensor]]()
+
+    def take(self, side: Side, probes: Sequence[Probe]) -> list[Mapping[str, torch.Tensor]]:
+        """The conditions of every probe."""
+        encoder = "both" if self._arms.encode_alike else side
+        if missing := [probe for probe in probes if (encoder, probe) not in self._known]:
+            with quiet(), self._arms.encoding(side) as family:
+                self._known |= {(encoder, probe): family.conditions(probe) for probe in missing}
+        return [self._known[encoder, probe] for probe in probes]
 
 
 def example(setup: Setup, probe: Probe) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from qcheck.model.lora import Adapter
 from qcheck.quantize import fake, formats, plan
 from qcheck.quantize.artifact import Exporter
 from qcheck.sampling import subject
+from qcheck.spec import probe as probes
 from qcheck.spec.arm import SIDES
 from qcheck.spec.check import Use
 from qcheck.spec.probe import Probe
@@ -227,7 +228,7 @@ def test_every_kind_of_change_is_that_of_float32(kind: str, tmp_path: Path, monk
         "DoRA": ([drawn], []),
         "text encoder": ([drawn], []),
     }[kind]
-    found = []
+    (probe, *_), found = probes.probes(probes.find("emoji"), (1.0,)), []
     for share, least in ((load.SHARE, stored.LEAST), (0.0, 1)):
         monkeypatch.setattr(load, "SHARE", share)
         monkeypatch.setattr(stored, "LEAST", least)
@@ -237,9 +238,11 @@ def test_every_kind_of_change_is_that_of_float32(kind: str, tmp_path: Path, monk
             values = []
             for side in SIDES:
                 values += each.state(side).values()
-                with each.on(device).running(side) as family:
-                    values += [stored.whole(layer).clone() for _, layer in plan.linear_layers(family.pipe.text_encoder)]
-                    values += [stored.whole(layer).clone() for _, layer in plan.linear_layers(family.module)]
+                there = each.on(device)
+                with there.encoding(side) as texts, there.running(side) as family:
+                    for part in (texts.pipe.text_encoder, family.module):
+                        values += [stored.whole(layer).clone() for _, layer in plan.linear_layers(part)]
+                    assert texts.conditions(probe)
             found.append(values)
     assert any(stored.is_stored(layer) for layer in both.base.denoiser.modules())
     for values in found[1:]:

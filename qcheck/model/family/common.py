@@ -64,17 +64,32 @@ class Family(ABC):
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
 
     def on(self, device: torch.device) -> Self:
-        """A copy of the pipeline whose modules are on ``device``."""
+        """A copy of the pipeline on ``device``, without its text encoders."""
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        return self._with({name: None if name in self.encoders else copied(p, device) for name, p in parts.items()})
+
+    def encoding_on(self, device: torch.device) -> Self:
+        """The pipeline with copies of its text encoders on ``device``."""
+        encoders = {name: getattr(self.pipe, name) for name in self.encoders}
+        return self._with({name: copied(part, device) for name, part in encoders.items() if part is not None})
+
+    def _with(self, parts: Mapping[str, nn.Module | None]) -> Self:
+        """The pipeline with other modules under some names."""
         pipe = copy.copy(self.pipe)
-        for name, part in self.pipe.components.items():
-            if isinstance(part, nn.Module):
-                vars(pipe)[name] = copied(part, device)
+        vars(pipe).update(parts)
         return type(self)(pipe)
 
     @property
     def device(self) -> torch.device:
         """The device that the denoiser's weights are on."""
         return next(self.module.parameters()).device
+
+    @property
+    def text_device(self) -> torch.device:
+        """The device that the text encoders' weights are on."""
+        encoders = (getattr(self.pipe, name) for name in self.encoders)
+        first: nn.Module = next(encoder for encoder in encoders if encoder is not None)
+        return next(first.parameters()).device
 
     @property
     def module(self) -> nn.Module:
@@ -140,7 +155,7 @@ class Family(ABC):
 
     @abstractmethod
     def _conditions(self, probe: Probe) -> Conditions:
-        """As ``conditions``, on the pipeline's device."""
+        """As ``conditions``, on the text encoders' device."""
 
     def schedule(self, shape: Shape) -> dict[str, Any]:
         """The solver's settings that depend on the latents' size."""

@@ -68,7 +68,7 @@ class Flux(Family):
 
     def _conditions(self, probe: Probe) -> Conditions:
         """The conditions that the class lists."""
-        embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device=self.device)
+        embedded, pooled, _ = self.pipe.encode_prompt(prompt=probe.prompt, prompt_2=None, device=self.text_device)
         conditions = {"encoder_hidden_states": embedded, "pooled_projections": pooled}
         return conditions | ({"guidance": torch.tensor([probe.guidance])} if self.config.guidance_embeds else {})
 

@@ -52,7 +52,7 @@ class StableDiffusion3(Family):
             prompt=probe.prompt,
             prompt_2=None,
             prompt_3=None,
-            device=self.device,
+            device=self.text_device,
             do_classifier_free_guidance=guided(probe),
             negative_prompt=probe.negative or None,
         )

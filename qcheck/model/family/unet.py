@@ -49,7 +49,7 @@ class StableDiffusion(Family):
     def _conditions(self, probe: Probe) -> Conditions:
         """encoder_hidden_states [1 or 2, L, D]."""
         positive, negative = self.pipe.encode_prompt(
-            probe.prompt, self.device, 1, guided(probe), probe.negative or None
+            probe.prompt, self.text_device, 1, guided(probe), probe.negative or None
         )
         return {"encoder_hidden_states": joined(negative if guided(probe) else None, positive)}
 
@@ -87,14 +87,14 @@ class StableDiffusionXL(StableDiffusion):
         pipe: Any = self.pipe
         positive, negative, pooled, negative_pooled = pipe.encode_prompt(
             prompt=probe.prompt,
-            device=self.device,
+            device=self.text_device,
             do_classifier_free_guidance=guided(probe),
             negative_prompt=probe.negative or None,
         )
         _, _, height, width = self.shape(probe.width, probe.height)
         size = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
         ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, pipe.text_encoder_2.config.projection_dim)
-        ids = ids.to(self.device)
+        ids = ids.to(self.text_device)
         return {
             "encoder_hidden_states": joined(negative, positive),
             "text_embeds": joined(negative_pooled, pooled),
