@@ -17,9 +17,7 @@ class Taps(Protocol):
         """From x [rows, ...] of a layer: a value that is kept for ``leave``."""
         ...
 
-    def leave(
-        self, layer: str, kept: Any, gradient: torch.Tensor, inputs: torch.Tensor, of_inputs: torch.Tensor
-    ) -> None:
+    def leave(self, layer: str, kept: Any, gradient: torch.Tensor, of_inputs: torch.Tensor) -> None:
         """Of a cotangent of the output: dL/dy, and W^T dL/dy of this layer alone, even where others read x too."""
         ...
 
@@ -29,15 +27,14 @@ class _Tapped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, layer: Any, taps: Taps, name: str) -> torch.Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.layer, ctx.taps, ctx.name, ctx.kept = layer, taps, name, taps.enter(name, inputs)
+        ctx.layer, ctx.shape, ctx.taps, ctx.name = layer, inputs.shape, taps, name
+        ctx.kept = taps.enter(name, inputs)
         return product(layer, inputs, whole(layer), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (inputs,) = ctx.saved_tensors
-        of_inputs = input_gradient(ctx.layer, gradient, inputs.shape, whole(ctx.layer))
-        ctx.taps.leave(ctx.name, ctx.kept, gradient, inputs, of_inputs)
+        of_inputs = input_gradient(ctx.layer, gradient, ctx.shape, whole(ctx.layer))
+        ctx.taps.leave(ctx.name, ctx.kept, gradient, of_inputs)
         return of_inputs, None, None, None
 
 

@@ -163,7 +163,7 @@ def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, dra
 class _InnerProducts:
     """Inner products of the gradients of each backward pass with the errors of every case.
 
-    That of dL/dW with dW is one of dL/dy with dW x, which one forward pass gives for all cotangents of a point. A
+    That of dL/dW with dW is one of dL/dy with dW x. One forward pass gives dW x and dx for all cotangents of a point. A
     sample is one tensor with a place for each product: a tensor for each, kept between gradients that are freed, would
     leave holes that no gradient fits in.
     """
@@ -179,6 +179,7 @@ class _InnerProducts:
 
     def begin(self, draws: int) -> None:
         """Begin a sample for each draw of a point."""
+        self._shared = None
         self.samples += [torch.zeros(len(self._places), device=self._device) for _ in range(draws)]
 
     def undo(self, draws: int) -> None:
@@ -188,29 +189,30 @@ class _InnerProducts:
 
     def take(self, place: int) -> None:
         """What follows is of the sample at that index; samples of several passes are sums."""
-        self._shared, self._sample = None, self.samples[place]
+        self._sample = self.samples[place]
 
     def _add(self, key: tuple[str, str, int], product: torch.Tensor) -> None:
         self._sample[self._places[key]] += product
 
-    def enter(self, layer: str, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """As ``hooks.Taps``: dW x of every case that quantizes the layer."""
-        return [product(self._layers[layer], inputs, error, None) for error in self._errors[layer]]
+    def enter(self, layer: str, inputs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """As ``hooks.Taps``: dW x and, where the input is rounded, dx, of every case that quantizes the layer."""
+        of_layer = [self._cases[case][layer] for case in self._cases_of(layer)]
+        return [
+            (product(self._layers[layer], inputs, change, None), self._error(inputs, e) if e.rounds_input else None)
+            for change, e in zip(self._errors[layer], of_layer, strict=True)
+        ]
 
     def leave(
         self,
         layer: str,
-        kept: list[torch.Tensor],
+        kept: list[tuple[torch.Tensor, torch.Tensor | None]],
         gradient: torch.Tensor,
-        inputs: torch.Tensor,
         of_inputs: torch.Tensor,
     ) -> None:
         """As ``hooks.Taps``: adds <dL/dy, dW x> and <W^T dL/dy, dx> of every case."""
-        for case, changed in zip(self._cases_of(layer), kept, strict=True):
-            error = self._cases[case][layer]
+        for case, (changed, rounded) in zip(self._cases_of(layer), kept, strict=True):
             self._add((case, layer, 0), torch.dot(gradient.flatten(), changed.flatten()))
-            if error.rounds_input:
-                rounded = self._error(inputs, error)
+            if rounded is not None:
                 self._add((case, layer, 1), torch.dot(of_inputs.flatten(), rounded.flatten()))
 
     def _cases_of(self, layer: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from qcheck.model import attention
 from qcheck.model.components import Component
 from qcheck.model.quiet import quiet
 
@@ -38,6 +39,7 @@ def export(component: Component, compute: str, sizes: bool = False, hollow: bool
         raise RuntimeError("torch.onnx.export returned no program")
     _narrow(program.model)
     _promote(program.model)
+    attention.simplify(program.model)
     return program.model
 
 

@@ -22,6 +22,7 @@ from qcheck import __version__
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_value
+from qcheck.model import attention
 from qcheck.model.arms import Arms
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
@@ -99,6 +100,11 @@ class Exporter:
             self._graphs[compute] = sites.unfilled(ir.load(entry / "graph.onnx"), self._example)
         return self._graphs[compute]
 
+    @functools.cached_property
+    def _run_here(self) -> ir.Model:
+        """The float32 graph with ONNX Runtime's own attention, for files that are run here alone."""
+        return attention.fuse(self.graph(TWIN).clone())
+
     def shapes(self) -> str:
         """The input shapes of every file, as part of a cache key."""
         fixed = self._arms.base.family.fixed
@@ -117,7 +123,8 @@ class Exporter:
         return entry / "model.onnx"
 
     def _full(self, side: Side, compute: str, folder: Path) -> None:
-        qdq.save(sites.fill(self.graph(compute), self._arms.state(side)), folder / "model.onnx")
+        graph = self._run_here if compute == TWIN else self.graph(compute)
+        qdq.save(sites.fill(graph, self._arms.state(side)), folder / "model.onnx")
 
     def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as the file for the device."""
@@ -127,7 +134,7 @@ class Exporter:
 
     def twin(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as ONNX Runtime runs it here: the same codes and scales, or their dequantized values."""
-        graph, decoded = self.graph(TWIN), scheme.decoded
+        graph, decoded = self._run_here, scheme.decoded
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
         return self._save(model, path, facts)
 

@@ -124,9 +124,7 @@ class Gradients:
     def enter(self, layer: str, inputs: torch.Tensor) -> None:
         """As ``hooks.Taps``."""
 
-    def leave(
-        self, layer: str, kept: None, gradient: torch.Tensor, inputs: torch.Tensor, of_inputs: torch.Tensor
-    ) -> None:
+    def leave(self, layer: str, kept: None, gradient: torch.Tensor, of_inputs: torch.Tensor) -> None:
         """As ``hooks.Taps``."""
         self.seen[layer] = gradient, of_inputs
 
