@@ -182,6 +182,22 @@ def test_the_share_of_codes_that_stay_is_the_theory_s() -> None:
     assert found["quantize-merge"].survival < 0.2
 
 
+def test_a_large_layer_is_forecast_from_some_of_its_outputs(
+    case: tuple[Arms, Inspection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, found = case
+    monkeypatch.setattr(inspect, "_READ", 2**12)
+    assert inspect._some_outputs(torch.empty(128, 128)) == slice(0, None, 4)
+    assert inspect._some_outputs(torch.empty(64, 64)) == slice(0, None, 1)
+    path = str(both.adapters[0].path)
+    some = inspect.inspect(path, str(library.PIPELINE), 1.0, scheme.every(), RECIPE)
+    for ours, whole in zip(some.forecasts, found.forecasts, strict=True):
+        assert (ours.scheme, ours.order, ours.layers) == (whole.scheme, whole.order, whole.layers)
+        assert ours.survival == pytest.approx(whole.survival, abs=0.03)
+        assert ours.snr == pytest.approx(whole.snr, abs=1.5)
+    assert [layer.relative for layer in some.layers] == [layer.relative for layer in found.layers]
+
+
 def test_a_layer_s_forecasts_are_of_every_scheme_that_quantizes_it(case: tuple[Arms, Inspection]) -> None:
     _, found = case
     layers = {name: sum(seen.layers for seen in found.forecasts if seen.scheme == name) / 3 for name in FORECAST}

@@ -129,8 +129,7 @@ def _replace(graph: ir.Graph, attention: Attention, name: str) -> None:
         node.outputs[0].name, node.outputs[0].type = f"{node.name}_out", attention.output.type
     turned.outputs[0].shape = attention.output.shape
     graph.insert_before(before, nodes)
-    for use in list(attention.output.uses()):
-        use.node.replace_input_with(use.idx, turned.outputs[0])
+    ir.convenience.replace_all_uses_with(attention.output, turned.outputs[0], replace_graph_outputs=True)
 
 
 def _shapes(heads: int, width: int) -> dict[str, list[int]]:

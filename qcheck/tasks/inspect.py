@@ -10,6 +10,7 @@ Weights are streamed, one layer at a time. With D the adapter's change of a weig
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from qcheck.spec.scheme import Scheme
 _WORDS = 20
 _TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions compared, and the cosine below which one is new
 _WIDEST = 2048  # of a weight's smaller side: beyond, the two decompositions for intruders take seconds a layer
+_READ = 2**20  # weights of a layer that a forecast reads: its sums over weights are those of many alike
 _HOT = 5.0  # a column of D this many times as long as the median column
 
 
@@ -142,10 +144,12 @@ def inspect(
             before = stream.get_tensor(f"{layer}.weight").float()
         lora.require_shape(name, before, factor)
         change = weight * factor.change().view(before.shape)
-        quantizing = [scheme for scheme in schemes if plan.quantizes(layer, before, scheme, recipe)]
-        forecasts = [(scheme.name, forecast) for scheme in quantizing for forecast in arrivals(scheme, before, change)]
+        some = _some_outputs(before)
+        share = before[some].numel() / before.numel()
+        quantizing = [scheme for scheme in schemes if plan.quantizes(layer, before[some], scheme, recipe)]
+        forecasts = [(s.name, forecast) for s in quantizing for forecast in arrivals(s, before[some], change[some])]
         for key, forecast in forecasts:
-            _add(sums[key, forecast.order], forecast)
+            _add(sums[key, forecast.order], forecast, share)
         layers.append(_layer(name, factor, before, change, [_as_arrival(key, forecast) for key, forecast in forecasts]))
     if base is not None and len(unmatched) == len(layers):
         raise UserError(
@@ -229,10 +233,16 @@ def arrivals(scheme: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iter
         yield _LayerForecast(order, projection, float(change.square().sum()), noise, float(same_codes))
 
 
-def _add(total: _Sums, forecast: _LayerForecast) -> None:
-    total.projection += forecast.projection
-    total.noise += forecast.noise
-    total.energy += forecast.energy
+def _some_outputs(weight: torch.Tensor) -> slice:
+    """The outputs of a layer that its forecast reads: all, or of a large weight [out, in, ...] evenly spaced ones."""
+    return slice(0, None, math.ceil(weight.numel() / _READ))
+
+
+def _add(total: _Sums, forecast: _LayerForecast, share: float) -> None:
+    """Add the forecast of a layer that was made from a ``share`` of its weights."""
+    total.projection += forecast.projection / share
+    total.noise += forecast.noise / share
+    total.energy += forecast.energy / share
     total.layers += 1
 
 
