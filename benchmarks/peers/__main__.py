@@ -27,12 +27,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.peers import metered, ours
 from benchmarks.peers.metered import Layer, Rows, Work
+from benchmarks.peers.tables import RECORD
 from benchmarks.quantizers import states
 from qcheck.model.arms import Arms
 from qcheck.spec import recipe
 
 ROOT = Path(__file__).parents[2]
-RECORD = Path(__file__).with_name("record.json")
 OURS, THEIRS = "benchmarks.peers.ours", "benchmarks.peers.theirs"
 QUANTIZERS = {  # what the table calls a tool, the module that has it, its name there
     "qcheck `int8`": (OURS, "qcheck-int8"),
@@ -172,9 +172,9 @@ def main() -> None:
     """Prepare, run every tool, keep the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=".venv-peers/bin/python", help="of the peers' environment")
-    parser.add_argument("--prompts", type=int, default=4, help="rows of a sample are twice as many")
+    parser.add_argument("--prompts", type=int, default=2, help="rows of a sample are twice as many")
     parser.add_argument("--points", type=int, default=4, help="samples of one row on which layers are ranked")
-    parser.add_argument("--limit", type=int, default=300, help="seconds for one tool")
+    parser.add_argument("--limit", type=int, default=240, help="seconds for one tool")
     parser.add_argument("--only", nargs="+", metavar="TOOL", help="print these, and keep no record")
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -108,12 +108,21 @@ def aimet_analyzer(work: Work, enabling: bool) -> Timed:
     )
 
     def timed() -> Finding:
-        scores = _by_layer(work, analyze(sim, str(work.folder / "aimet")))
+        scores = _by_layer(work, _named_by_reader(work, sim, analyze(sim, str(work.folder / "aimet"))))
         sign = -1 if enabling else 1  # an error left when a layer alone is off is small where the layer did harm
         named = {layer: sign * score for layer, score in scores.items()}
         return Finding(scores={"squared error": named}, facts={"calls": calls.count})
 
     return timed
+
+
+def _named_by_reader(work: Work, sim: Any, by_node: Mapping[str, float]) -> dict[str, float]:
+    """Scores by the nodes of our file: AIMET makes one new node of a product and its bias, known by its weight."""
+    readers = {name.removesuffix("_qdq"): node.name for node in sim.model.model.graph.node for name in node.input}
+    fused = {
+        one.node: by_node[readers[one.weight]] for one in work.layers.values() if readers.get(one.weight) in by_node
+    }
+    return fused | dict(by_node)
 
 
 def nncf_ranking(work: Work) -> Timed:
