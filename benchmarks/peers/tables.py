@@ -1,6 +1,7 @@
 """What docs/peers.md and README show of the record of ``python -m benchmarks.peers``."""
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,30 +33,30 @@ def record() -> Record:
 
 def setting(kept: Record) -> str:
     """On what the tools were measured, and in which versions."""
-    m = kept["model"]
-    lines = (
+    m, quantize, diagnose = kept["model"], kept["quantize"], kept["diagnose"]
+    model = (
         f"The model is the demo's denoiser with the adapter `flat` merged: {m['parameters'] / 1e6:.1f} M parameters, "
-        f"{m['layers']} layers,",
-        f"a float32 ONNX file of {m['nodes']} nodes and {m['megabytes']:g} MB. Ranges are read from {m['calibration']} "
-        f"samples of {m['rows']} rows, signal to noise",
-        f"from {m['judged']} samples of {m['rows']} rows of other prompts; layers are ranked on {m['points']} samples "
-        "of one row. Versions:",
-        ", ".join(f"{name} {version}" for name, version in kept["versions"].items()) + ".",
+        f"{m['layers']} layers, a float32 ONNX file of {m['nodes']} nodes and {m['megabytes']:g} MB. Ranges are read "
+        f"from {m['calibration']} samples of {m['rows']} rows, signal to noise from {m['judged']} samples of "
+        f"{m['rows']} rows of other prompts; layers are ranked on {m['points']} samples of one row. Versions: "
+        + ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
     )
-    return "\n".join((*lines, "", _noise(kept)))
+    noise = (
+        "The bare forward of one sample, median of ten, differed between the processes of this run by a factor of up "
+        f"to {_spread(quantize):.1f} in the first table and {_spread(diagnose):.1f} in the second: smaller ratios of "
+        "costs mean nothing."
+    )
+    return f"{_wrapped(model)}.\n\n{_wrapped(noise)}"
 
 
-def _noise(kept: Record) -> str:
-    """How far the unit itself is certain."""
-    spread = max(
-        max(forwards) / min(forwards)
-        for tools in (kept["quantize"], kept["diagnose"])
-        for forwards in [[one["forward_ms"]["onnx"] for one in tools.values() if "reason" not in one]]
-    )
-    return (
-        f"The bare forward of a sample, median of ten, differed between processes of this run by a factor of up to "
-        f"{spread:.1f}: smaller\nratios of costs mean nothing."
-    )
+def _spread(tools: Mapping[str, Any]) -> float:
+    """The largest over the smallest bare forward of one sample: how far the unit of a table is certain."""
+    forwards = [one["forward_ms"]["onnx"] for one in tools.values() if "reason" not in one]
+    return float(max(forwards) / min(forwards))
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 125, break_long_words=False, break_on_hyphens=False)
 
 
 def quantizers(kept: Record) -> str:
@@ -100,15 +101,18 @@ def ratios(kept: Record) -> str:
         kept["quantize"]["qcheck `int8`, every layer"],
         kept["diagnose"]["qcheck sensitivity, 4 draws as in a check"],
     )
-    return (
-        "Beside other tools, on one model and the same samples in one run (`make bench`): to quantize to INT8 takes "
-        f"{_times(every, kept['quantize'], _QUANTIZED)} times qcheck's time; to rank the layers takes "
-        f"{_times(check, kept['diagnose'], _RANKED)} times its time. [What each gives for that](docs/peers.md)."
+    return _wrapped(
+        "Beside other tools, on one model and the same samples in one run (`make bench`), with qcheck's time as 1: to "
+        f"quantize to INT8 takes {_times(every, kept['quantize'], _QUANTIZED)}; to rank the layers takes "
+        f"{_times(check, kept['diagnose'], _RANKED)}. [What each gives for that](docs/peers.md)."
     )
 
 
 def _times(ours: Mapping[str, Any], tools: Mapping[str, Any], named: Mapping[str, str]) -> str:
-    """The costs of the named tools that were measured, in those of ours."""
-    costs = {name: tools[row] for name, row in named.items() if "reason" not in tools[row]}
-    unit = ours["forwards"]["onnx"]
-    return ", ".join(f"{name} {_short(one['forwards']['onnx'] / unit)}" for name, one in costs.items())
+    """The costs of the named tools that were measured, in those of ours; about 1 where the unit is no more certain."""
+    costs = {name: tools[row]["forwards"]["onnx"] for name, row in named.items() if "reason" not in tools[row]}
+    ratios = {name: cost / ours["forwards"]["onnx"] for name, cost in costs.items()}
+    spread = _spread(tools)
+    return ", ".join(
+        f"{name} {'about 1' if 1 / spread < ratio < spread else _short(ratio)}" for name, ratio in ratios.items()
+    )
