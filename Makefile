@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OPTIMUM ?= .venv-optimum
+PEERS ?= .venv-peers
 LOWEST ?= .venv-lowest
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-lowest lint docs browser coverage demo-weights zoo clean
+.PHONY: demo test test-all test-lowest lint docs browser coverage bench demo-weights zoo clean
 
 # Without --no-compile pip compiles every module of every package, which takes longer than to fetch and unpack them. Python
 # compiles what is imported, and keeps it.
@@ -68,6 +69,18 @@ coverage: $(STAMP)  ## branches of what measures and judges that its own tests t
 		tests/test_compare.py tests/test_faults.py
 	$(BIN)/python -m coverage report
 
+bench: $(STAMP) $(PEERS)/.installed  ## the tables of time, memory and quality beside other tools (docs/peers.md, docs/schemes.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quantizers --threads 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers --python $(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.readme
+
+$(PEERS)/.installed: constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet --no-compile --constraint constraints-peers.txt \
+		aimet-onnx nncf polygraphy onnxruntime onnx numpy
+	@touch $@
+
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
 	$(BIN)/python -m tools.train_demo
 
@@ -79,4 +92,4 @@ zoo: $(STAMP)  ## adapters of known fate and their cases from nothing, about two
 	$(BIN)/python -m benchmarks.verdicts --list
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) $(PEERS) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import tables as peers
 from qcheck.demo import library
 from qcheck.spec import limits, scheme, target
 
@@ -141,6 +142,10 @@ def tables() -> Iterator[tuple[Path, str, str]]:
     """Page, name and content of everything that comes from data files."""
     yield DOCS / "schemes.md", "table", schemes_and_targets()
     yield DOCS / "schemes.md", "quantizers", quantizers()
+    yield DOCS / "peers.md", "setting", peers.setting(peers.record())
+    yield DOCS / "peers.md", "quantizers", peers.quantizers(peers.record())
+    yield DOCS / "peers.md", "rankings", peers.rankings(peers.record())
+    yield README, "peers", peers.ratios(peers.record())
     yield DOCS / "demo.md", "training", training()
     yield DOCS / "measurements.md", "gates", measurements(read(DOCS / "measurements.md", "gates"))
 

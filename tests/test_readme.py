@@ -13,17 +13,19 @@ TEXT = readme.README.read_text("utf-8")
 TUTORIAL = readme.DOCS / "tutorial.md"
 
 
-def test_readme_is_short_with_one_picture_and_one_capture() -> None:
+def test_readme_is_short_with_one_picture_one_capture_and_one_comparison() -> None:
     assert len(TEXT.splitlines()) <= 150
     assert len(re.findall(r"!\[", TEXT)) == 1
-    assert len(re.findall(r"<!-- \w+:begin -->", TEXT)) == 1
+    assert re.findall(r"<!-- (\w+):begin -->", TEXT) == ["lost", "peers"]
 
 
 def test_readme_leads_with_the_adapter_that_does_nothing() -> None:
     assert "silently does nothing" in TEXT.split("\n\n")[1]
 
 
-@pytest.mark.parametrize(("page", "name", "content"), [pytest.param(*one, id=one[1]) for one in readme.tables()])
+@pytest.mark.parametrize(
+    ("page", "name", "content"), [pytest.param(*one, id=f"{one[0].stem}-{one[1]}") for one in readme.tables()]
+)
 def test_tables_are_the_generated_ones(page: readme.Path, name: str, content: str) -> None:
     assert readme.read(page, name) == content
 
