@@ -40,6 +40,7 @@ _NEVER = (
     ("CUDA beyond one H100", "checks ran on one H100 80GB alone: no other GPU, no second one, none of a board"),
     ("bitsandbytes on CUDA", "the bnb-* schemes run on the processor, whatever --device says"),
     ("checks in TF32", "its speed and its error were measured on an H100, no whole check ran with --precision tf32"),
+    ("fused attention on CUDA", "ONNX Runtime's MultiHeadAttention in the files that run here ran on processors only"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
