@@ -30,7 +30,7 @@ from qcheck.result.exported import Exported
 _LIMITED: Mapping[str, Any] = {"steps": 2, "guidance": 1.0, "target": "jetson-agx-orin-64gb"}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "check": {**_LIMITED, "max_probes": 8, "width": 256, "height": 256, "build": False},
-    "export": {**_LIMITED, "size": "512x512"},
+    "export": {**_LIMITED, "size": ((512, 512),)},
     "inspect": {},
 }
 _SECONDS = 0.05  # between two looks at the memory
