@@ -3,6 +3,9 @@
 No test has a GPU: a second device is the processor under another title, and memory that runs out is raised.
 """
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,6 +117,11 @@ def test_text_encoders_visit_the_device_and_prompts_are_encoded_once(
     assert len(encoders) == 3
     assert encoders[0] is encoders[1] is not encoders[2]
     assert elsewhere.base.pipe.text_encoder not in encoders
+    assert all(encoder is not None for encoder in encoders)
+    with elsewhere.encoding("adapted") as family:
+        assert family.pipe.text_encoder is not None
+    assert family.pipe.text_encoder is None  # whoever holds the copy
+    assert elsewhere.base.pipe.text_encoder is not None
     monkeypatch.setattr(Arms, "encode_alike", False)
     for side in SIDES:
         setups.make(elsewhere, probe_set, 8, 8).inputs(side, probes)
@@ -311,3 +319,27 @@ def test_the_error_of_a_tf32_reference_is_measured_and_said_where_it_is_too_clos
         assert report.provenance.device == "cpu, TF32"
         assert report.provenance.reference_error == pytest.approx(20 * np.log10(rounding), abs=0.5)
         assert ("check again with --precision float32" in " ".join(report.cases[0].warnings)) == words
+
+
+_HOLES = """
+import psutil, sys, torch
+from qcheck.model.device import return_blocks
+if sys.argv[1] == "returned":
+    return_blocks(2**20)
+process = psutil.Process()
+torch.zeros(2**22)  # the C library now keeps blocks of that size
+before = process.memory_info().rss
+kept = [(torch.ones(2**20), torch.ones(2**14)) for _ in range(100)]
+kept = [small for _, small in kept]
+print((process.memory_info().rss - before) / 100 / 2**22)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps blocks by other rules")
+def test_freed_blocks_are_returned_although_small_ones_lie_between_them() -> None:
+    shares = [
+        float(subprocess.run([sys.executable, "-c", _HOLES, kind], capture_output=True, text=True, check=True).stdout)
+        for kind in ("kept", "returned")
+    ]
+    assert shares[0] > 0.5
+    assert shares[1] < 0.1

@@ -125,8 +125,8 @@ def run(python: str, module: str, name: str, work: Work, limit: int) -> dict[str
         except subprocess.TimeoutExpired:
             return {"reason": f"not ready after {limit} s"}
         if code == 0:
-            found: dict[str, Any] = json.loads((work.folder / f"{name}.json").read_text())
-            return found
+            measured: dict[str, Any] = json.loads((work.folder / f"{name}.json").read_text())
+            return measured
         if code < 0:
             return {"reason": f"ended by {signal.Signals(-code).name}"}
         log.seek(0)
@@ -155,8 +155,8 @@ def rank(scores: Mapping[str, float], exact: Mapping[str, float]) -> dict[str, A
     shared = [name for name in exact if name in scores]
     if len(shared) < 3 or len({scores[name] for name in shared}) == 1:
         return {"layers": len(shared), "spearman": None}
-    found = float(spearmanr([scores[name] for name in shared], [exact[name] for name in shared]).statistic)
-    return {"layers": len(shared), "spearman": round(found, 3) if np.isfinite(found) else None}
+    rho = float(spearmanr([scores[name] for name in shared], [exact[name] for name in shared]).statistic)
+    return {"layers": len(shared), "spearman": round(rho, 3) if np.isfinite(rho) else None}
 
 
 def versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
@@ -192,8 +192,8 @@ def main() -> None:
                 exact = measured.get("scores", {}).get("cost", exact) if title == EXACT else exact
                 tables[table][title] = row(measured, exact)
                 print(title, json.dumps(tables[table][title]), flush=True)
-    found = {module: versions(python, _PACKAGES[module]) for module, python in pythons.items()}
-    about = {"model": model, "versions": {"python": platform.python_version()} | found[OURS] | found[THEIRS]}
+    installed = {module: versions(python, _PACKAGES[module]) for module, python in pythons.items()}
+    about = {"model": model, "versions": {"python": platform.python_version()} | installed[OURS] | installed[THEIRS]}
     if not asked.only:
         RECORD.write_text(json.dumps(about | tables, indent=1) + "\n", "utf-8")
 

@@ -16,7 +16,7 @@ _QUANTIZED = {  # what the sentence calls a tool, its row in the table
     "NNCF": "NNCF `quantize`, `TRANSFORMER`",
 }
 _RANKED = {
-    "ModelOpt's `auto_quantize`": "ModelOpt `auto_quantize`, gradients",
+    "ModelOpt's `auto_quantize`, which calibrates too,": "ModelOpt `auto_quantize`, gradients",
     "ONNX Runtime's `qdq_loss_debug`": "ONNX Runtime `qdq_loss_debug`",
     "quantizing each layer alone": "each layer quantized alone, exactly",
     "AIMET's `QuantAnalyzer`": "AIMET `QuantAnalyzer`, enabling",

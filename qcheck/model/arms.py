@@ -82,10 +82,13 @@ class Arms:
             try:
                 there = family.encoding_on(self.device.torch)
             except torch.OutOfMemoryError:
-                there = family
-            yield there
-            del there
-        self.device.release()
+                yield family
+                return
+            try:
+                yield there
+            finally:
+                there.forget_encoders()
+                self.device.release()
 
     @property
     def encode_alike(self) -> bool:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from qcheck.model import initializer
+
 _SWAP = (0, 2, 1, 3)  # [n, heads, tokens, d] from [n, tokens, heads, d], and back
 _DOMAIN = "com.microsoft"
 
@@ -52,26 +54,20 @@ def _turned_by_shapes(value: ir.Value | None) -> ir.Value | None:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention: queries, keys and values [n, heads, tokens, d], the factor of its scores, and its output."""
+    """One attention: queries, keys and values [n, heads, tokens, width], the factor of its scores, and its output."""
 
     queries: ir.Value
     keys: ir.Value
     values: ir.Value
+    heads: int
+    width: int
     scale: float
     output: ir.Value
 
-    @property
-    def heads(self) -> tuple[int, int]:
-        """The number of heads, and d of the values."""
-        _, heads, _, width = self.values.shape or (None,) * 4
-        if not isinstance(heads, int) or not isinstance(width, int):
-            raise TypeError(f"{self.values.name} has no fixed number of heads")
-        return heads, width
-
 
 def find(graph: ir.Graph) -> Iterator[Attention]:
-    """Every attention without a mask, of a graph that was simplified."""
-    for softmax in [node for node in graph if node.op_type == "Softmax"]:
+    """Every attention without a mask and with a fixed number of heads, of a graph that was simplified."""
+    for softmax in [node for node in graph if node.op_type == "Softmax" and node.attributes["axis"].as_int() == -1]:
         scores = _behind(softmax.inputs[0], "MatMul")
         readers = [use.node for use in softmax.outputs[0].uses()]
         if scores is None or len(readers) != 1 or readers[0].op_type != "MatMul":
@@ -80,9 +76,11 @@ def find(graph: ir.Graph) -> Iterator[Attention]:
         turn, values = _behind(turned, "Transpose"), readers[0].inputs[1]
         if queries is None or values is None or turn is None:
             continue
-        keys = turn.inputs[0]
-        if keys is not None and tuple(turn.attributes["perm"].as_ints()) == (0, 1, 3, 2):
-            yield Attention(queries, keys, values, left * right, readers[0].outputs[0])
+        keys, (_, heads, _, width) = turn.inputs[0], values.shape or (None,) * 4
+        if keys is None or not isinstance(heads, int) or not isinstance(width, int):
+            continue
+        if tuple(turn.attributes["perm"].as_ints()) == (0, 1, 3, 2):
+            yield Attention(queries, keys, values, heads, width, left * right, readers[0].outputs[0])
 
 
 def _scaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
@@ -107,11 +105,12 @@ def fuse(model: ir.Model) -> ir.Model:
 
 
 def _replace(graph: ir.Graph, attention: Attention, name: str) -> None:
-    heads, width = attention.heads
     before = attention.output.producer()
     if before is None:
         raise ValueError(f"{attention.output.name} is no node's output")
-    joined, apart = (_constant(graph, f"{name}/{part}", sides) for part, sides in _shapes(heads, width).items())
+    # shapes of Reshape: 0 is an axis that stays, -1 the rest
+    joined = initializer.add(graph, f"{name}/joined", np.array([0, 0, -1]))
+    apart = initializer.add(graph, f"{name}/apart", np.array([0, 0, attention.heads, attention.width]))
     sources = {"queries": attention.queries, "keys": attention.keys, "values": attention.values}
     nodes = [node for part, value in sources.items() for node in _joined(value, joined, f"{name}/{part}")]
     inputs = [node.outputs[0] for node in nodes if node.op_type == "Reshape"]
@@ -119,7 +118,7 @@ def _replace(graph: ir.Graph, attention: Attention, name: str) -> None:
         "MultiHeadAttention",
         inputs,
         domain=_DOMAIN,
-        attributes={"num_heads": heads, "scale": attention.scale},
+        attributes={"num_heads": attention.heads, "scale": attention.scale},
         name=name,
     )
     split = ir.node("Reshape", [product.outputs[0], apart], name=f"{name}/split")
@@ -132,20 +131,7 @@ def _replace(graph: ir.Graph, attention: Attention, name: str) -> None:
     ir.convenience.replace_all_uses_with(attention.output, turned.outputs[0], replace_graph_outputs=True)
 
 
-def _shapes(heads: int, width: int) -> dict[str, list[int]]:
-    """Shapes of Reshape that join heads and take them apart; 0 is an axis that stays, -1 the rest."""
-    return {"joined": [0, 0, -1], "apart": [0, 0, heads, width]}
-
-
 def _joined(value: ir.Value, shape: ir.Value, name: str) -> list[ir.Node]:
     """Nodes from a value [n, heads, tokens, d] to [n, tokens, heads * d]."""
     turn = ir.node("Transpose", [value], attributes={"perm": list(_SWAP)}, name=f"{name}/turned")
     return [turn, ir.node("Reshape", [turn.outputs[0], shape], name=f"{name}/joined")]
-
-
-def _constant(graph: ir.Graph, name: str, sides: list[int]) -> ir.Value:
-    array = np.array(sides, np.int64)
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape))
-    value.const_value = ir.tensor(array, name=name)
-    graph.register_initializer(value)
-    return value

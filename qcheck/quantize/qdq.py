@@ -10,18 +10,12 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
+from qcheck.model import initializer
 from qcheck.quantize import sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.formats import Float, Format, Table
 from qcheck.quantize.plan import Dynamic, Grid, LayerPlan, Plan, Static
 from qcheck.quantize.sites import SCOPES, Site, float_type, later, stored
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, type=None, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value
 
 
 def quantized(
@@ -85,8 +79,8 @@ def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> No
     readers = list(output.uses())
     down, up = factors
     convolution = node.op_type == "Conv"
-    first = _constant(graph, f"{layer}.lora_down", stored(down if convolution else down.t(), dtype))
-    second = _constant(graph, f"{layer}.lora_up", stored(up[:, :, None, None] if convolution else up.t(), dtype))
+    first = initializer.add(graph, f"{layer}.lora_down", stored(down if convolution else down.t(), dtype))
+    second = initializer.add(graph, f"{layer}.lora_up", stored(up[:, :, None, None] if convolution else up.t(), dtype))
     if convolution:
         inner = ir.node("Conv", [source, first], attributes=dict(node.attributes), name=f"{layer}.lora_down/conv")
         outer = ir.node("Conv", [inner.outputs[0], second], name=f"{layer}.lora_up/conv")
@@ -146,7 +140,7 @@ class _Tape:
         self.graph, self.name, self.dtype, self.nodes = graph, name, dtype, list[ir.Node]()
 
     def constant(self, part: str, array: np.ndarray) -> ir.Value:
-        return _constant(self.graph, f"{self.name}/{part}", array)
+        return initializer.add(self.graph, f"{self.name}/{part}", array)
 
     def add(
         self, operator: str, inputs: list[ir.Value], part: str, output: str = "", **attributes: int | list[int]

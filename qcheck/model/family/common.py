@@ -73,6 +73,10 @@ class Family(ABC):
         encoders = {name: getattr(self.pipe, name) for name in self.encoders}
         return self._with({name: copied(part, device) for name, part in encoders.items() if part is not None})
 
+    def forget_encoders(self) -> None:
+        """Drop the text encoders, whoever still holds this pipeline."""
+        vars(self.pipe).update(dict.fromkeys(self.encoders))
+
     def _with(self, parts: Mapping[str, nn.Module | None]) -> Self:
         """The pipeline with other modules under some names."""
         pipe = copy.copy(self.pipe)
