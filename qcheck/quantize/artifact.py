@@ -24,8 +24,10 @@ from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.model import attention
 from qcheck.model.arms import Arms
+from qcheck.model.components import MODULE, Component
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
+from qcheck.model.stored import Weights, whole
 from qcheck.quantize import merge, plan, qdq, sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import Input, LayerPlan
@@ -92,9 +94,7 @@ class Exporter:
 
             def make(folder: Path) -> None:
                 component = base.family.component(self._example)
-                layers = [name for name, _ in plan.linear_layers(base.denoiser)]
-                hollow = sites.hollow(export(component, compute, self._sizes, hollow=True), layers)
-                qdq.save(hollow, folder / "graph.onnx")
+                qdq.save(_hollow(component, compute, self._sizes), folder / "graph.onnx")
 
             entry = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
             self._graphs[compute] = sites.unfilled(ir.load(entry / "graph.onnx"), self._example)
@@ -143,6 +143,20 @@ class Exporter:
         path.parent.mkdir(parents=True, exist_ok=True)
         qdq.save(model, path)
         return path
+
+
+def _hollow(component: Component, compute: str, sizes: bool) -> ir.Model:
+    """The exported graph of a component with the weights of its layers as inputs."""
+    prefix = f"{MODULE}."
+    layers = [name.removeprefix(prefix) for name, _ in plan.linear_layers(component.module)]
+    return sites.hollow(export(component, compute, sizes, hollow=True), layers)
+
+
+def unquantized(component: Component, compute: str, sizes: bool) -> ir.Model:
+    """The graph of a component with its weights, each of which is cast when it is written."""
+    model = sites.unfilled(_hollow(component, compute, sizes), component.inputs)
+    layers = plan.linear_layers(component.module)
+    return sites.fill(model, Weights({f"{name}.weight": functools.partial(whole, layer) for name, layer in layers}))
 
 
 def calibrated_on(order: Order) -> Origin:

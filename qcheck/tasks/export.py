@@ -27,7 +27,6 @@ from qcheck.core.progress import Progress
 from qcheck.model import load
 from qcheck.model.components import Component
 from qcheck.model.family import Family, Shape
-from qcheck.model.graph import export as to_onnx
 from qcheck.quantize import artifact, qdq
 from qcheck.quantize.artifact import ArtifactSources, Exporter
 from qcheck.result.exported import Exported, Part, Size
@@ -196,7 +195,7 @@ def _others(session: Session, compute: str, sizes: bool, folder: Path) -> dict[s
         for part in family.others(session.shape):
             with session.watch.stage(part.name, 1) as advance:
                 computes[part.name] = _safe(part, compute)
-                qdq.save(to_onnx(part, computes[part.name], sizes), folder / part.name / _MODEL)
+                qdq.save(artifact.unquantized(part, computes[part.name], sizes), folder / part.name / _MODEL)
                 advance(1)
     return computes
 

@@ -21,6 +21,10 @@ PACKAGES = {
     "ink": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
 }
+OTHERS = {  # of the zoo's further pipelines
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "emojione-monotone": "@iconify-json/emojione-monotone@1.2.1",
+}
 SUBJECTS = ("Smileys & Emotion", "Animals & Nature", "Food & Drink")
 SIZE = 64
 
@@ -46,7 +50,7 @@ def held_out(name: str) -> bool:
 def download(folder: Path) -> None:
     """Put every package's tarball into ``folder`` with ``npm pack``; what is there already is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for style, package in PACKAGES.items():
+    for style, package in (PACKAGES | OTHERS).items():
         target = folder / f"{style}.tgz"
         if not target.exists():
             packed = subprocess.run(

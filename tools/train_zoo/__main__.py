@@ -1,0 +1,36 @@
+"""Run the stages of one pipeline: ``python -m tools.train_zoo NAME [STAGE ...]``."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from tools.train_zoo import adapters
+from tools.train_zoo.base import BASES, train
+
+
+def main() -> None:
+    """Parse the stages and run them."""
+    parser = argparse.ArgumentParser(prog="python -m tools.train_zoo", description=__doc__)
+    parser.add_argument("name", choices=tuple(BASES))
+    parser.add_argument("stages", nargs="*", default=("base", "adapters"), metavar="STAGE", help="of base, adapters")
+    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"), help="where the packages are kept")
+    parser.add_argument("--out", type=Path, default=Path("build/zoo"), help="where the pipelines are written")
+    parser.add_argument("--minutes", type=float, help="override the time that a stage may take")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    base = BASES[asked.name]
+    for stage in asked.stages:
+        if stage == "base":
+            train(base, asked.pictures, asked.out / base.name / "pipeline", asked.minutes or base.minutes)
+        elif stage == "adapters":
+            adapters.train_all(base, asked.pictures, asked.out / base.name)
+        else:
+            parser.error(f"unknown stage {stage!r}: expected base, adapters")
+
+
+if __name__ == "__main__":
+    main()
