@@ -13,10 +13,13 @@ from scipy import stats
 from benchmarks.zoo import style
 from benchmarks.zoo.utility import Utility
 from qcheck.judge.verdict import judge
+from qcheck.measure.control import Control, judged_error
+from qcheck.measure.effect import Energies
 from qcheck.measure.interval import measure_all
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
-from qcheck.spec.limits import Gate, Limits
+from qcheck.spec.limits import Gate, Limits, find
+from qcheck.tasks.check import held_against
 
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
 UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
@@ -25,15 +28,16 @@ _RESAMPLED = 200
 
 @dataclass(frozen=True)
 class Case:
-    """One adapter under one scheme in one order; ``adapter`` is its file without the cases."""
+    """One adapter under one scheme in one order at one guidance; ``adapter`` is its file without the cases."""
 
     adapter: dict[str, Any]
     stored: dict[str, Any]
 
     @property
     def title(self) -> str:
-        """Adapter, scheme, order."""
-        return f"{self.adapter['adapter']} {self.scheme} {self.stored['order']}"
+        """Pipeline, adapter, guidance, scheme, order."""
+        adapter = f"{self.adapter['pipeline']} {self.adapter['adapter']} {self.adapter['guidance']:g}"
+        return f"{adapter} {self.scheme} {self.stored['order']}"
 
     @property
     def scheme(self) -> str:
@@ -42,8 +46,8 @@ class Case:
 
     @property
     def sets(self) -> bool:
-        """Whether limits are set on it; the others test them."""
-        return bool(self.adapter["half"] == "setting")
+        """Whether it is of the demo's half that limits were set on."""
+        return bool(self.adapter.get("half") == "setting")
 
     @cached_property
     def utility(self) -> Utility:
@@ -52,11 +56,12 @@ class Case:
 
     @cached_property
     def style(self) -> style.Judgement | None:
-        """What judge (b) says; None on the setting half, at which it does not look."""
+        """What judge (b) says; None where it did not look."""
         if "style_f1" not in self.adapter:
             return None
         logits = (self.adapter["style_f0"], self.adapter["style_f1"], self.stored["style_q1"])
-        return style.judge(*(style.margins(np.array(seen), self.adapter["style"]) for seen in logits))
+        wanted = self.adapter["styles"].index(self.adapter["style"])
+        return style.judge(*(style.margins(np.array(seen), wanted) for seen in logits))
 
     @property
     def by_style(self) -> bool | None:
@@ -87,17 +92,28 @@ class Case:
             found.append(Sample(kept["name"], kept["arm"], rows, tuple(kept["places"]), kept["worst"]))
         return found
 
-    def measured(self, gates: Limits, count: int | None = None) -> list[Measurement]:
-        """Controls and measurements beside their limits."""
-        controls = [Measurement.model_validate(found) for found in self.stored["controls"]]
-        return [*controls, *measure_all(self.samples(count), gates.ranges, gates.alpha)]
+    def measured(self, gates: Limits, count: int | None = None) -> tuple[list[Measurement], Limits]:
+        """Controls and measurements, and the limits beside which they stand."""
+        judged = self.judged_error(count)
+        controls, limits = held_against(self.controls, judged, gates)
+        return [*controls, *measure_all(self.samples(count), gates.ranges, gates.alpha)], limits
+
+    @property
+    def controls(self) -> list[Control]:
+        """The controls of its scheme."""
+        stored = self.stored["controls"]
+        return [Control(c["name"], np.array(c["error"]), tuple(c["places"]), tuple(c["timesteps"])) for c in stored]
+
+    def judged_error(self, count: int | None = None) -> np.ndarray:
+        """Relative power [T] of the error on the first ``count`` probes."""
+        return judged_error(Energies(**{k: np.array(v)[:count] for k, v in self.stored["energies"].items()}))
 
     @cached_property
     def means(self) -> dict[tuple[str, str], float]:
         """Every measurement's value, whatever the limits; NaN where it was not measured."""
-        controls = {(found["name"], found["arm"]): found["value"] for found in self.stored["controls"]}
-        sampled = {(found.name, found.arm): found.value for found in measure_all(self.samples(), {}, 0.05)}
-        return {key: float("nan") if found is None else found for key, found in (controls | sampled).items()}
+        controls, _ = held_against(self.controls, self.judged_error(), find("default"))
+        every = [*controls, *measure_all(self.samples(), {}, 0.05)]
+        return {(one.name, one.arm): float("nan") if one.value is None else one.value for one in every}
 
     def value(self, gate: Gate) -> float:
         """What a gate looks at, NaN where it was not measured."""
@@ -112,7 +128,8 @@ class Case:
             kept = next(s.values for s in self.samples(count) if s.name == "effect_survival")
             low, high = chosen.tail
             bad = [i for i, s in enumerate(kept) if not low <= s <= high]
-            outcome = judge(self.measured(chosen, count), bad, chosen).outcome
+            measurements, limits = self.measured(chosen, count)
+            outcome = judge(measurements, bad, limits).outcome
             if outcome != "INCONCLUSIVE":
                 break
         return outcome, count
@@ -120,7 +137,7 @@ class Case:
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
     """All cases, and the adapters that qcheck refused to judge."""
-    files = [json.loads(path.read_text()) for path in sorted((zoo / "cases").glob("*.json"))]
+    files = [json.loads(path.read_text()) for path in sorted(zoo.glob("*/cases/*.json"))]
     heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
     cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
     return cases, [head for head in heads if "refused" in head]

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from qcheck.calibration.histogram import Histogram
 from qcheck.core.cache import Cache
 from qcheck.measure import control
+from qcheck.measure.control import Control
 from qcheck.model.arms import Arms
 from qcheck.model.inputs import observed
 from qcheck.quantize import fake, plan
@@ -78,11 +79,11 @@ class Bench:
         if computed is not None:
             floor = control.noise(computed.outputs(), self.traces["f1"].outputs())
         samples, energies = check.measure(self.setup, reference, quantized, floor)
-        times = self.setup.timesteps()
+        times, places = self.setup.timesteps(), tuple(range(len(self.setup.strata)))
         through = exported or self.traces["exported"]
         controls = [
-            control.export_control(control.noise(through.outputs(), self.traces["f1"].outputs()), times),
-            control.compute_control(floor, times),
+            Control("export_control", control.noise(through.outputs(), self.traces["f1"].outputs()), places, times),
+            Control("compute_control", floor, places, times),
         ]
         return check.decide(LIMITS, self.setup.weights, controls, samples, energies, [])
 

@@ -1,10 +1,8 @@
-"""Adapters of the zoo x schemes x orders, through qcheck's own stages, with what the judges say: ``zoo/cases/*.json``.
+"""Adapters of the zoo x schemes x orders, through qcheck's own stages, with what the judges say.
 
-Utility is there for every case; style, which tests verdicts, for those of the testing half.
-
-``python -m benchmarks.zoo.cases --pictures DIR`` makes what is missing or was measured by other metrics, an adapter a
-file, kinds taking turns; ``--dry-run`` says which and why, and measures nothing. Traces and losses stay in the cache,
-so that new metrics cost seconds an adapter.
+``python -m benchmarks.zoo.cases PIPELINE --pictures DIR`` makes what is missing or was measured by other metrics,
+``zoo/PIPELINE/cases/ADAPTER-GUIDANCE.json``, kinds of adapters taking turns; ``--dry-run`` says which and why, and
+measures nothing. Traces and losses stay in the cache, so that new metrics cost seconds an adapter.
 """
 
 import argparse
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import style, utility
+from benchmarks.zoo.pipelines import PIPELINES, Pipeline
 from qcheck.api.keywords import Request
 from qcheck.api.request import check_spec
 from qcheck.core import cache
@@ -30,15 +29,18 @@ from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
-from qcheck.demo import library
+from qcheck.measure import effect, endpoint
+from qcheck.model import arms as merged
 from qcheck.quantize import artifact
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
+from qcheck.sampling.store import Rows, Trace
 from qcheck.spec import limits, probe
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
+from qcheck.spec.probe import ProbeSet
 from qcheck.spec.scheme import Scheme
 from qcheck.tasks import check, controls
 from qcheck.tasks import session as sessions
@@ -51,6 +53,7 @@ ORDERS: tuple[Order, ...] = ("merge-quantize", "quantize-merge")
 PROBES = 16
 SHOWN, STEPS, SEED = 64, 10, 90_000  # samples for the style judge: prompts and seeds that no probe has together
 TARGET = "jetson-thor-t5000"  # runs them all
+_OTHER_SEED, _LESS = 50_000, 0.95
 
 
 @functools.cache
@@ -90,42 +93,104 @@ class Judges:
 
     def logits(self, session: Session, arm: Subject) -> np.ndarray:
         """What the classifier sees [SHOWN, styles] in samples of an arm: prompts of the probes, seeds of its own."""
-        spec = session.spec
-        shown = probe.repeated(spec.probes, SHOWN).model_copy(update={"steps": STEPS, "seed": SEED})
-        sampler = Sampler.of(session.arms, shown, 1, spec.execution.batch, session.store)
-        with session.watch.stage(f"{arm.name}: samples", forwards(sampler.setup, 1, 0, SHOWN)) as advance:
-            finals = sampler.reference(arm, advance).finals()
+        shown = probe.repeated(session.spec.probes, SHOWN).model_copy(update={"steps": STEPS, "seed": SEED})
+        finals = _finals(session, arm, shown)
         with torch.no_grad():
-            return style.seen(self.classifier, sampler.setup.family.decode(torch.from_numpy(np.stack(list(finals)))))
+            return style.seen(
+                self.classifier, session.sampler.setup.family.decode(torch.from_numpy(np.stack(list(finals))))
+            )
 
 
-def request(adapter: Path, **other: Unpack[Request]) -> CheckSpec:
-    """The check of one adapter on the demo's pipeline: a single look, nothing built, and whatever ``other`` says."""
+def _finals(session: Session, arm: Subject, asked: ProbeSet) -> Rows:
+    """Final latents of an arm's own runs on other probes."""
+    sampler = Sampler.of(session.arms, asked, 1, session.spec.execution.batch, session.store)
+    count = len(asked.prompts)
+    with session.watch.stage(f"{arm.name}: samples", forwards(sampler.setup, 1, 0, count)) as advance:
+        return sampler.reference(arm, advance).finals()
+
+
+def yardsticks(session: Session, arm: Subject, finals: Rows) -> dict[str, np.ndarray]:
+    """How far harmless changes move the final latents of a full-precision arm [n], as a share of their size.
+
+    Twice the steps, guidance times 0.95, and another seed, which is no harmless change but another picture.
+    """
+    asked = probe.repeated(session.spec.probes, PROBES)
+    changes = {
+        "doubled": {"steps": 2 * asked.steps},
+        "guidance": {"guidance": _LESS * asked.guidance},
+        "seed": {"seed": asked.seed + _OTHER_SEED},
+    }
+    if asked.guidance <= 1:
+        del changes["guidance"]
+    others = {name: _finals(session, arm, asked.model_copy(update=change)) for name, change in changes.items()}
+    return {name: endpoint.relative(other, finals) for name, other in others.items()}
+
+
+def ends(reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> dict[str, np.ndarray]:
+    """Inner products [n, 1] of final latents as ``Energies`` has them, and of q1 - f0 with f1 - f0."""
+    traces = (reference["base"], reference["adapted"], quantized["base"], quantized["adapted"])
+    f0, f1, q0, q1 = ([final[None] for final in trace.finals()] for trace in traces)
+    beside_base = effect.energies(f0, f1, f0, q1)
+    return dataclasses.asdict(effect.energies(f0, f1, q0, q1)) | {"kept_of_base": beside_base.kept}
+
+
+def request(pipeline: Pipeline, adapter: Path, guidance: float | None = None, **other: Unpack[Request]) -> CheckSpec:
+    """The check of one adapter of a pipeline: a single look, nothing built, and whatever ``other`` says."""
     chosen = limits.find("default").model_copy(update={"looks": (PROBES,)})
-    usual = Request(scheme=SCHEMES, order=ORDERS, target=TARGET, limits=chosen, build=False, threads=1, batch=16)
-    return check_spec(library.NAME, adapter, **(usual | other))
+    usual = Request(
+        scheme=SCHEMES,
+        order=ORDERS,
+        target=TARGET,
+        limits=chosen,
+        build=False,
+        threads=1,
+        batch=16,
+        probes=pipeline.probes(),
+        recipe=pipeline.recipe(),
+        guidance=guidance,
+    )
+    return check_spec(pipeline.source, adapter, **(usual | other))
 
 
-def run(made: dict[str, Any], zoo: Path, pictures: Path) -> dict[str, Any]:
-    """All cases of one adapter; one that qcheck refuses to judge says why instead."""
-    known = {key: made[key] for key in ("kind", "half", "style")}
-    known = {"adapter": made["name"], **known, "code": reading_code(), "probes": PROBES}
-    judges = Judges(made["style"], utility.exam(pictures, made["style"], library.PIPELINE), style.stored(zoo))
-    asked, tested = request(zoo / "adapters" / f"{made['name']}.safetensors"), made["half"] == "testing"
+def halved(session: Session, reference: Mapping[Side, Trace]) -> np.ndarray:
+    """Survival [n] of the adapter at half of its weight, which is a loss of known size."""
+    half = [dataclasses.replace(adapter, weight=adapter.weight / 2) for adapter in session.arms.adapters]
+    with session.arms.held("base"):
+        arms = merged.apply(session.arms.base, half)
+    sampler = session.sampler.take(PROBES)
+    with session.watch.stage("half weight", forwards(sampler.setup, 0, 1, PROBES)) as advance:
+        trace = sampler.forced(subject.full(arms, "adapted"), reference["adapted"], advance)
+    f0, f1 = reference["base"].outputs(), reference["adapted"].outputs()
+    return effect.survival(effect.energies(f0, f1, f0, trace.outputs()), sampler.setup.weights)
+
+
+def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Path) -> dict[str, Any]:
+    """All cases of one adapter at one guidance; one that qcheck refuses to judge says why instead."""
+    known = {key: made[key] for key in ("kind", "half", "style") if key in made}
+    known |= {"pipeline": pipeline.name, "adapter": made["name"], "guidance": guidance, "styles": pipeline.styles}
+    known |= {"code": reading_code(), "probes": PROBES}
+    exam = utility.exam(pipeline, pictures, made["style"], guidance)
+    judges = Judges(made["style"], exam, style.stored(pipeline))
     with (
         tempfile.TemporaryDirectory() as folder,
-        sessions.opened(asked, Cache(cache.location()), Silent()) as session,
+        sessions.opened(
+            request(pipeline, pipeline.adapter(made["name"]), guidance), Cache(cache.location()), Silent()
+        ) as session,
     ):
         reference = session.reference.take(PROBES)
         arms = {side: subject.full(session.arms, side) for side in SIDES}
         full = {side: judges.losses(session, arm) for side, arm in arms.items()}
         known |= {"loss_f0": float(full["base"].mean()), "loss_f1": float(full["adapted"].mean())}
-        if tested:
-            known |= {f"style_{arm.name}": judges.logits(session, arm) for arm in arms.values()}
+        known |= {f"style_{arm.name}": judges.logits(session, arm) for arm in arms.values()}
+        known["weights"] = session.sampler.setup.weights
+        known["yardsticks"] = {
+            arm.name: yardsticks(session, arm, reference[side].finals()) for side, arm in arms.items()
+        }
         try:
             known["effect_size"] = check.require_effect(session, reference)
+            known["half_survival"] = halved(session, reference)
             here = Path(folder)
-            cases = [c for one in asked.schemes for c in cases_of(session, one, judges, full, tested, here)]
+            cases = [c for one in session.spec.schemes for c in cases_of(session, one, judges, full, here)]
         except UserError as error:
             return known | {"refused": str(error), "cases": []}
     return known | {"cases": cases}
@@ -139,13 +204,13 @@ def ground(session: Session, scheme: Scheme) -> QuantizedBase:
 
 
 def cases_of(
-    session: Session, scheme: Scheme, judges: Judges, full: Mapping[Side, np.ndarray], tested: bool, folder: Path
+    session: Session, scheme: Scheme, judges: Judges, full: Mapping[Side, np.ndarray], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """The cases of one scheme: samples, controls, verdict by the limits of today, utility, and style if ``tested``."""
+    """The cases of one scheme: samples, controls, inner products, verdict by the limits of today, and both judges."""
     asked, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
     base = ground(session, scheme)
     loss_q0 = judges.losses(session, base.q0)
-    for order in ORDERS:
+    for order in session.spec.orders:
         made = check.make(session, order, base, folder)
         seen, losses = check.look(made, PROBES), judges.losses(session, made.q1)
         verdict = check.decide(asked, weights, base.controls, seen.samples, seen.energies, made.builds)
@@ -154,12 +219,15 @@ def cases_of(
             "order": order,
             "compute": scheme.compute,
             "verdict": verdict.outcome,
-            "controls": [found.model_dump() for found in base.controls],
+            "controls": [vars(one) for one in base.controls],
             "samples": [vars(sample) for sample in seen.samples],
+            "energies": dataclasses.asdict(seen.energies),
+            "ends": ends(seen.reference, seen.quantized),
+            "floor": base.floor,
             "utility": dataclasses.asdict(utility.utility(full["base"], full["adapted"], losses)),
             "loss_q0": float(loss_q0.mean()),
             "loss_q1": float(losses.mean()),
-            **({"style_q1": judges.logits(session, made.q1)} if tested else {}),
+            "style_q1": judges.logits(session, made.q1),
         }
 
 
@@ -193,27 +261,28 @@ def in_turn(adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Make what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pipeline", choices=tuple(PIPELINES))
     parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
+    parser.add_argument("--guidance", type=float, action="append", help="default: all of the pipeline's")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
-    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and why, and stop")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    adapters = [
-        m for m in json.loads((asked.zoo / "training.json").read_text()) if m["name"] in asked.names or not asked.names
-    ]
-    (asked.zoo / "cases").mkdir(exist_ok=True)
-    for number, made in enumerate(in_turn(adapters), 1):
-        path, start = asked.zoo / "cases" / f"{made['name']}.json", time.monotonic()
-        why = stale(path)
+    pipeline = PIPELINES[asked.pipeline]
+    adapters = [made for made in pipeline.made() if made["name"] in asked.names or not asked.names]
+    wanted = list(itertools.product(in_turn(adapters), asked.guidance or pipeline.guidances))
+    for number, (made, guidance) in enumerate(wanted, 1):
+        path, start = pipeline.cases(made["name"], guidance), time.monotonic()
+        title, why = f"{number}/{len(wanted)} {made['name']} at guidance {guidance:g}", stale(path)
         if why is not None:
-            print(f"{number}/{len(adapters)} {made['name']}: {why}", flush=True)
+            print(f"{title}: {why}", flush=True)
         if why is None or asked.dry_run:
             continue
-        found = plain(run(made, asked.zoo, asked.pictures))
+        found = plain(run(pipeline, made, guidance, asked.pictures))
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(found, path)
         said = found.get("refused") or ", ".join(f"{c['scheme']} {c['order']} {c['verdict']}" for c in found["cases"])
-        print(f"{number}/{len(adapters)} {made['name']}: {time.monotonic() - start:.0f} s; {said}", flush=True)
+        print(f"{title}: {time.monotonic() - start:.0f} s; {said}", flush=True)
 
 
 if __name__ == "__main__":

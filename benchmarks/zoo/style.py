@@ -15,7 +15,7 @@ what is kept of a weak style: it had asked for a gain of 1 nat instead of the te
 undefined (seen on six adapters under the rough schemes). It never sees a latent, an output of the denoiser or a weight,
 and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
 
-``python -m benchmarks.zoo.style --pictures DIR`` trains it into ``zoo/style.safetensors``.
+``python -m benchmarks.zoo.style --pictures DIR PIPELINE`` trains one into the folder of that pipeline's adapters.
 """
 
 import argparse
@@ -33,19 +33,18 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from qcheck.demo import library
+from benchmarks.zoo.pipelines import PIPELINES, Pipeline
 from tools.train_demo.denoiser import encode
-from tools.train_demo.pictures import PACKAGES, Pictures, held_out, load
+from tools.train_demo.pictures import Pictures
 
 Fate = Literal["damaged", "intact", "undefined"]
-STYLES = tuple(PACKAGES)
 TOLD, SURE, KEPT, LEAST = 0.05, 0.01, 0.75, 0.5
 
 
 class Classifier(nn.Module):
     """Pictures [n, 3, 64, 64] in [-1, 1] to logits [n, styles], from means and maxima over places."""
 
-    def __init__(self) -> None:
+    def __init__(self, styles: int) -> None:
         super().__init__()
         widths = (3, 32, 64, 128)
         self.layers = nn.Sequential(
@@ -54,23 +53,13 @@ class Classifier(nn.Module):
                 for a, b in itertools.pairwise(widths)
             )
         )
-        self.head = nn.Linear(2 * widths[-1], len(STYLES))
+        self.head = nn.Linear(2 * widths[-1], styles)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """As the class says."""
         places = self.layers(pictures)
         found: torch.Tensor = self.head(torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1))
         return found
-
-
-def _plain(name: str) -> str:
-    return name.replace("-", "")  # fxemoji writes names without dashes
-
-
-def drawn(folder: Path, style: str) -> Pictures:
-    """The style's pictures of everything that the base's own style draws too."""
-    known, found = {_plain(name) for name in load(folder, STYLES[0]).names}, load(folder, style)
-    return found.only({name for name in found.names if _plain(name) in known})
 
 
 @torch.no_grad()
@@ -81,26 +70,25 @@ def passed(vae: AutoencoderTiny, pictures: Pictures) -> torch.Tensor:
     return torch.cat([vae.decode(part / scale, return_dict=False)[0].clamp(-1, 1) for part in parts])
 
 
-def train(folder: Path, out: Path, steps: int = 2000, batch: int = 64) -> dict[str, object]:
+def train(pipeline: Pipeline, folder: Path, steps: int = 2000, batch: int = 64) -> dict[str, object]:
     """Train on pictures as drawn and as the autoencoder gives them back; the record holds accuracies on unseen ones.
 
     Every sixth subject is held out in all styles.
     """
     torch.manual_seed(0)
-    vae = AutoencoderTiny.from_pretrained(library.PIPELINE, subfolder="vae", dtype=torch.float32)
+    vae, styles = pipeline.vae(), pipeline.styles
     learned: list[torch.Tensor] = []
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for style in STYLES:
-        pictures = drawn(folder, style)
-        kept = torch.tensor([held_out(_plain(name)) for name in pictures.names])
+    for style in styles:
+        pictures, kept = pipeline.drawn(folder, style)
         again = passed(vae, pictures)
         learned.append(torch.stack([pictures.images[~kept], again[~kept]], 1).half())
         tests[style] = pictures.images[kept], again[kept]
-    model = Classifier()
+    model = Classifier(len(styles))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=5e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        labels = torch.randint(len(STYLES), (batch,))
+        labels = torch.randint(len(styles), (batch,))
         rows = torch.stack([_drawn_one(learned[label]) for label in labels])
         loss = F.cross_entropy(model(rows), labels, label_smoothing=0.1)
         optimizer.zero_grad()
@@ -108,14 +96,15 @@ def train(folder: Path, out: Path, steps: int = 2000, batch: int = 64) -> dict[s
         optimizer.step()
         schedule.step()
     model.eval()
+    out = pipeline.folder
     out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), out / "style.safetensors")
     record = {
         "steps": steps,
-        "pictures": {style: len(part) for style, part in zip(STYLES, learned, strict=True)},
-        "held_out": {style: len(tests[style][0]) for style in STYLES},
-        "accuracy_as_drawn": {style: _accuracy(model, tests[style][0], style) for style in STYLES},
-        "accuracy_through_autoencoder": {style: _accuracy(model, tests[style][1], style) for style in STYLES},
+        "pictures": {style: len(part) for style, part in zip(styles, learned, strict=True)},
+        "held_out": {style: len(tests[style][0]) for style in styles},
+        "accuracy_as_drawn": {name: _accuracy(model, tests[name][0], i) for i, name in enumerate(styles)},
+        "accuracy_through_autoencoder": {name: _accuracy(model, tests[name][1], i) for i, name in enumerate(styles)},
     }
     (out / "style.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
@@ -131,14 +120,14 @@ def _drawn_one(pictures: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _accuracy(model: Classifier, pictures: torch.Tensor, style: str) -> float:
-    return round(float((model(pictures).argmax(1) == STYLES.index(style)).float().mean()), 4)
+def _accuracy(model: Classifier, pictures: torch.Tensor, style: int) -> float:
+    return round(float((model(pictures).argmax(1) == style).float().mean()), 4)
 
 
-def stored(folder: Path) -> Classifier:
-    """The classifier that was trained into ``folder``."""
-    model = Classifier()
-    model.load_state_dict(load_file(folder / "style.safetensors"))
+def stored(pipeline: Pipeline) -> Classifier:
+    """The classifier that was trained for a pipeline."""
+    model = Classifier(len(pipeline.styles))
+    model.load_state_dict(load_file(pipeline.folder / "style.safetensors"))
     return model.eval()
 
 
@@ -149,9 +138,9 @@ def seen(model: Classifier, pictures: torch.Tensor) -> np.ndarray:
     return found
 
 
-def margins(logits: np.ndarray, style: str) -> np.ndarray:
-    """Log odds [n] in nat of ``style`` against the base's style, of logits [n, styles]."""
-    found: np.ndarray = logits[:, STYLES.index(style)] - logits[:, 0]
+def margins(logits: np.ndarray, style: int) -> np.ndarray:
+    """Log odds [n] in nat of style number ``style`` against the base's, which is the first, of logits [n, styles]."""
+    found: np.ndarray = logits[:, style] - logits[:, 0]
     return found
 
 
@@ -199,12 +188,12 @@ def _above(values: np.ndarray) -> float:
 def main() -> None:
     """Train it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pipeline", choices=tuple(PIPELINES))
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
-    parser.add_argument("--out", type=Path, default=Path("zoo"))
     parser.add_argument("--steps", type=int, default=2000)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(train(asked.pictures, asked.out, asked.steps), indent=1))
+    print(json.dumps(train(PIPELINES[asked.pipeline], asked.pictures, asked.steps), indent=1))
 
 
 if __name__ == "__main__":

@@ -4,80 +4,79 @@ U = (L_f0 - L_q1) / (L_f0 - L_f1), L the denoising loss on pictures that the ada
 negative worse than the base. Limits are set on it. It is void where f1 is not better than f0 beyond doubt.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from scipy import stats
 
+from benchmarks.zoo.pipelines import Pipeline
 from qcheck.model.arms import Arms
 from qcheck.runtime.runner import Runner, call
+from qcheck.sampling.setup import combined
 from qcheck.spec.arm import Side
 from qcheck.spec.probe import Probe
-from tools.train_demo.denoiser import encode, prompt
-from tools.train_demo.pictures import Pictures, common, held_out, load, subjects
 
 PICTURES, ROUNDS = 32, 8
 _SURE = 0.01
 
 
-def unseen(folder: Path, style: str, count: int = PICTURES) -> Pictures:
-    """``count`` pictures of the style that no adapter learned from, of subjects that the base knows.
-
-    The same for every run: in the order of the hash of their names.
-    """
-    drawn, learned = load(folder, style), {name for name in common() if not held_out(name)}
-    names = (set(drawn.names) & subjects(folder)) - learned
-    chosen = sorted(names, key=lambda name: hashlib.sha256(f"utility {name}".encode()).digest())[:count]
-    return drawn.only(set(chosen))
-
-
 @dataclass(frozen=True)
 class Exam:
-    """Latents [n, C, h, w] of unseen pictures and what the denoiser is told of each."""
+    """Latents [n, C, h, w] of unseen pictures and what the denoiser is told of each, at a guidance scale."""
 
+    pipeline: Pipeline
     latents: torch.Tensor
     prompts: tuple[str, ...]
+    guidance: float
 
     @property
     def digest(self) -> bytes:
         """What the losses depend on beside the arm."""
-        return repr((self.prompts, ROUNDS)).encode() + self.latents.numpy().tobytes()
+        return repr((self.prompts, ROUNDS, self.guidance)).encode() + self.latents.numpy().tobytes()
 
 
-def exam(folder: Path, style: str, pipeline: Path) -> Exam:
+def exam(pipeline: Pipeline, folder: Path, style: str, guidance: float) -> Exam:
     """The exam of a style, in the latents of the pipeline's autoencoder."""
-    pictures = unseen(folder, style)
-    vae = AutoencoderTiny.from_pretrained(pipeline, subfolder="vae", dtype=torch.float32)
-    return Exam(encode(vae, pictures), tuple(map(prompt, pictures.names)))
+    pictures = pipeline.unseen(folder, style, PICTURES)
+    return Exam(pipeline, pipeline.encoded(pictures), pictures.names, guidance)
 
 
 def losses(arms: Arms, side: Side, runner: Runner, given: Exam) -> np.ndarray:
-    """Squared error of the predicted noise [rounds, n]: timesteps spread evenly over all, fresh noise each round.
+    """Squared error of the guided output [rounds, n]: times spread evenly over the schedule, fresh noise each round.
 
-    Unguided. Noise and timesteps are the same for every arm.
+    Noise and times are the same for every arm.
     """
     with arms.held(side) as family:
         told = [
             family.conditions(
-                Probe(prompt=text, negative="", seed=0, steps=1, guidance=1.0, weights=(), width=None, height=None)
+                Probe(
+                    prompt=text,
+                    negative="",
+                    seed=0,
+                    steps=1,
+                    guidance=given.guidance,
+                    weights=(),
+                    width=None,
+                    height=None,
+                )
             )
             for text in given.prompts
         ]
-    alphas = family.pipe.scheduler.alphas_cumprod
-    conditions = {name: torch.cat([one[name] for one in told]).detach().numpy() for name in told[0]}
+    stacked = {name: torch.stack([one[name] for one in told], 1).detach().numpy() for name in told[0]}
+    branches = len(next(iter(stacked.values())))
+    conditions = {name: value.reshape(-1, *value.shape[2:]) for name, value in stacked.items()}
     found = []
     for number in range(ROUNDS):
-        step = int((number + 0.5) / ROUNDS * len(alphas))
+        place = torch.full((len(given.latents),), (number + 0.5) / ROUNDS)
         noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(4000 + number))
-        noised = alphas[step].sqrt() * given.latents + (1 - alphas[step]).sqrt() * noise
-        predicted = family.read(
-            call(runner, family.feed(noised.numpy(), float(step), conditions), family.latent), tuple(noised.shape)
-        )
-        found.append(np.square(np.float64(predicted) - noise.numpy()).mean((1, 2, 3)))
+        noised, times, target = given.pipeline.noised(given.latents, noise, place)
+        rows = torch.cat([noised] * branches)
+        inputs = family.feed(rows.numpy(), float(times[0]), conditions)
+        raw = family.read(call(runner, inputs, family.latent), tuple(rows.shape))
+        predicted = combined(torch.from_numpy(raw), branches, given.guidance).numpy()
+        found.append(np.square(np.float64(predicted) - target.numpy()).mean((1, 2, 3)))
     return np.stack(found)
 
 

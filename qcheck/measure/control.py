@@ -1,6 +1,8 @@
 """Controls: whether the measurement pipeline is sound, and whether the quantizer changed anything."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,25 +24,39 @@ def noise(outputs: Iterable[np.ndarray], against: Iterable[np.ndarray]) -> np.nd
     return relative
 
 
+@dataclass(frozen=True)
+class Control:
+    """A run of f1 another way: its relative error power [K] at K of the strata, their indices and timesteps."""
+
+    name: str
+    error: np.ndarray
+    places: tuple[int, ...]
+    timesteps: tuple[float, ...]
+
+
+def judged_error(e: Energies) -> np.ndarray:
+    """Relative power |E1|^2 / |f1|^2 [T] of the error that is judged, over probes."""
+    relative: np.ndarray = e.error1.sum(0) / e.f1.sum(0)
+    return relative
+
+
 @measures("export_control", when="control")
-def export_control(relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
-    """The exported reference against the reference: the lowest SQNR over strata, from error powers [T]."""
-    return _lowest("export_control", relative, timesteps)
-
-
 @measures("compute_control", when="control")
-def compute_control(relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
-    """The reference in the compute type against the reference: the lowest SQNR over strata, from error powers [T]."""
-    return _lowest("compute_control", relative, timesteps)
+def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -> tuple[Measurement, float]:
+    """A control in dB, signal over its error, and the number it has to reach, at the stratum where it is worst off.
 
-
-def _lowest(name: str, relative: np.ndarray, timesteps: Sequence[float]) -> Measurement:
-    """The lowest SQNR in dB; it is deterministic, so the bounds equal the value."""
-    values = np.minimum(decibels(np.ones_like(relative), relative), EXACT)
-    worst = int(np.argmin(np.where(np.isfinite(values), values, -np.inf)))
-    value, unit = float(values[worst]), measurement.find(name).of("adapted").unit
-    where = f"timestep {timesteps[worst]:g}"
-    return Measurement(name=name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
+    That is ``least``, or ``margin`` dB under the ``judged`` relative error power [T] where this asks for less: an
+    adapter that amplifies rounding is judged as long as its quantization error is far above that. The control is
+    deterministic, so the bounds equal the value.
+    """
+    values = np.minimum(decibels(np.ones_like(control.error), control.error), EXACT)
+    under = decibels(np.ones(len(control.places)), judged[list(control.places)]) + margin
+    required = np.where(np.isnan(under), least, np.clip(under, 0, least))
+    worst = int(np.argmin(np.where(np.isfinite(values), values - required, -np.inf)))
+    value, unit = float(values[worst]), measurement.find(control.name).of("adapted").unit
+    where = f"timestep {control.timesteps[worst]:g}"
+    found = Measurement(name=control.name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
+    return found, math.floor(10 * float(required[worst])) / 10
 
 
 _SAME = 1e-10  # of the output's power, 100 dB: float32 rounding, far below the error of any format

@@ -1,5 +1,6 @@
 """Limits: the range that each measurement of each arm has to lie in, and the role of that gate in the verdict."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -17,6 +18,8 @@ Role = Literal["control", "reference", "absolute", "adapter", "warning"]
 class Gate(Limit):
     """The limit of one measurement of one arm. With ``compute`` it is for schemes of that compute type only.
 
+    A control with a ``margin`` need not reach its ``low`` where it lies that many dB under the error that is judged.
+
     An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
     make every verdict INVALID.
     """
@@ -25,6 +28,7 @@ class Gate(Limit):
     arm: Arm
     role: Role
     compute: str | None = None
+    margin: float | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
@@ -34,6 +38,8 @@ class Gate(Limit):
             raise ValueError(f"{error.what}. {error.fix}") from error
         if self.arm not in arms:
             raise ValueError(f"{self.name} is measured of {', '.join(arms)}, not of {self.arm}")
+        if self.margin is not None and (self.role != "control" or self.low is None):
+            raise ValueError("`margin` is for a control with `low`")
         return self
 
     @property
@@ -70,6 +76,15 @@ class Limits(Value):
     def ranges(self) -> dict[tuple[str, Arm], Limit]:
         """The limit of every measurement and arm that has one."""
         return {(gate.name, gate.arm): gate.limit for gate in self.gates}
+
+    def gate(self, name: str, arm: Arm) -> Gate | None:
+        """The gate of a measurement of an arm, if it has one."""
+        return next((gate for gate in self.gates if (gate.name, gate.arm) == (name, arm)), None)
+
+    def requiring(self, least: Mapping[tuple[str, Arm], float]) -> "Limits":
+        """With another ``low`` for some gates."""
+        gates = [g.model_copy(update={"low": least.get((g.name, g.arm), g.low)}) for g in self.gates]
+        return self.model_copy(update={"gates": gates})
 
     def computing(self, compute: str) -> "Limits":
         """The limits for schemes of the compute type ``compute``."""

@@ -4,6 +4,7 @@ Probes are added look by look until each case has a verdict. Results are cached:
 probes that are new.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.looks import until_decided
 from qcheck.judge.verdict import judge
 from qcheck.measure import control, distribution, effect, endpoint, registry, trajectory
+from qcheck.measure.control import Control
 from qcheck.measure.interval import measure_all
 from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
@@ -37,7 +39,7 @@ from qcheck.result.verdict import Outcome, Verdict
 from qcheck.sampling.setup import Setup, Subject, forwards
 from qcheck.sampling.store import Trace, require_matched
 from qcheck.spec import measurement
-from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.arm import SIDES, Arm, Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
@@ -126,7 +128,7 @@ class QuantizedBase:
     sources: ArtifactSources
     q0: Subject
     floor: np.ndarray
-    controls: list[Measurement]
+    controls: list[Control]
     scores: Mapping[Order, Scores]
 
 
@@ -290,16 +292,30 @@ def run_given(session: Session, file: Given) -> Result:
 def decide(
     limits: Limits,
     weights: np.ndarray,
-    controls: list[Measurement],
+    controls: Sequence[Control],
     samples: list[Sample],
     energies: effect.Energies,
     builds: list[Build],
 ) -> Verdict:
     """The verdict on the probes so far; ``weights`` [T] are the strata's squared solver coefficients."""
     measurements = measure_all(samples, limits.ranges, limits.alpha)
+    controlled, limits = held_against(controls, control.judged_error(energies), limits)
     noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
     bad_probes = effect.bad_probes(energies, weights, *limits.tail)
-    return judge([*controls, *noop, *measurements], bad_probes, limits, builds)
+    return judge([*controlled, *noop, *measurements], bad_probes, limits, builds)
+
+
+def held_against(controls: Sequence[Control], judged: np.ndarray, limits: Limits) -> tuple[list[Measurement], Limits]:
+    """The controls as measurements, and the limits with what they have to reach beside the ``judged`` error [T]."""
+    measurements, least = list[Measurement](), dict[tuple[str, Arm], float]()
+    for one in controls:
+        gate = limits.gate(one.name, "adapted")
+        low = 0.0 if gate is None or gate.low is None else gate.low
+        margin = math.inf if gate is None or gate.margin is None else gate.margin
+        measured_control, required = control.resolve(one, judged, low, margin)
+        measurements.append(measured_control)
+        least[one.name, "adapted"] = required
+    return measurements, limits.requiring(least)
 
 
 def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:

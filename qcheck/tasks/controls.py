@@ -8,11 +8,11 @@ import numpy as np
 
 from qcheck.core.digest import digest_of
 from qcheck.measure import control
+from qcheck.measure.control import Control
 from qcheck.measure.sample import EXACT, decibels
 from qcheck.model.device import CPU
 from qcheck.quantize.artifact import TWIN
 from qcheck.result.manifest import model_files
-from qcheck.result.measurement import Measurement
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.runner import MismatchError
 from qcheck.sampling import subject
@@ -22,24 +22,28 @@ from qcheck.spec.scheme import Scheme
 from qcheck.tasks.session import Session
 
 
-def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Measurement]]:
+def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Control]]:
     """The error of f1 after export, and of f1 in the compute type. The latter is the floor [T] of all errors."""
-    timesteps = session.sampler.setup.timesteps()
     noise = _control(session, scheme.compute)
     floor = np.nan_to_num(noise, nan=0.0, posinf=0.0)
-    return floor, [_export_control(session), control.compute_control(noise, timesteps)]
+    return floor, [_export_control(session), _everywhere(session, "compute_control", noise)]
 
 
-def _export_control(session: Session) -> Measurement:
+def _everywhere(session: Session, name: str, noise: np.ndarray) -> Control:
+    setup = session.sampler.setup
+    return Control(name, noise, tuple(range(len(setup.strata))), setup.timesteps())
+
+
+def _export_control(session: Session) -> Control:
     """The exported reference against the reference: at all states, or at one where the file runs on the processor."""
     if session.runs_files:
-        return control.export_control(_control(session, TWIN), session.sampler.setup.timesteps())
-    timestep, error = at_one_state(session, session.exported("adapted", TWIN, CPU))
-    return control.export_control(error, [timestep])
+        return _everywhere(session, "export_control", _control(session, TWIN))
+    place, error = at_one_state(session, session.exported("adapted", TWIN, CPU))
+    return Control("export_control", error, (place,), (session.sampler.setup.timesteps()[place],))
 
 
-def at_one_state(session: Session, arm: Subject, against: Trace | None = None) -> tuple[float, np.ndarray]:
-    """Relative error power [1] of an arm at the first probe's middle stratum, and the timestep of that.
+def at_one_state(session: Session, arm: Subject, against: Trace | None = None) -> tuple[int, np.ndarray]:
+    """Relative error power [1] of an arm at the first probe's middle stratum, and the index of that.
 
     The error is against f1, or the trace ``against`` of another arm at f1's states.
     """
@@ -50,7 +54,7 @@ def at_one_state(session: Session, arm: Subject, against: Trace | None = None) -
     here = slice(place, place + 1)
     with session.watch.stage(f"{arm.name} on the CPU, one state", 1) as advance, arm.open() as runner:
         outputs = one.outputs(runner, arm.side, [f1.states()[0][here]], advance)
-    return setup.timesteps()[place], control.noise(outputs, [(against or f1).outputs()[0][here]])
+    return place, control.noise(outputs, [(against or f1).outputs()[0][here]])
 
 
 def _control(session: Session, compute: str) -> np.ndarray:

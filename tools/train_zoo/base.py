@@ -1,6 +1,7 @@
 """The bases: text encoders and denoiser trained together on one style's pictures, saved as a pipeline."""
 
 import copy
+import json
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ from tools.train_zoo.kinds import Flow, Kind, Pair, Velocity, ids_of
 
 log = logging.getLogger(__name__)
 _DRAWN, _SEED = 3000, 1
+PROMPTS = "prompts.json"  # all that a base learned, beside its pipeline
 
 
 def icon_pictures(folder: Path, style: str) -> Pictures:
@@ -82,6 +84,8 @@ def train(base: Base, pictures: Path, out: Path, minutes: float, batch: int = 16
     torch.manual_seed(0)
     data = base.pictures(pictures, base.style)
     vocabulary = tokenizer(sorted(data.names))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (out.parent / PROMPTS).write_text(json.dumps(sorted(data.names), indent=0) + "\n", "utf-8")
     parts = base.kind.parts(vocabulary)
     latents, ids, empty = encode(autoencoder(), data), ids_of(vocabulary, data.names), ids_of(vocabulary, [""])
     average = copy.deepcopy(parts).requires_grad_(False)

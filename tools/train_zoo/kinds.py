@@ -84,7 +84,8 @@ class Kind(ABC):
         return error.float().square().mean((1, 2, 3))
 
 
-def _discrete(alphas: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def discrete(alphas: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Times [n] and signal powers [n, 1, 1, 1] at ``place`` [n] in [0, 1) of a schedule."""
     times = (place * len(alphas)).long()
     return times, alphas[times].view(-1, 1, 1, 1)
 
@@ -116,7 +117,7 @@ class Velocity(Kind):
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """V = sqrt(a) noise - sqrt(1 - a) x."""
-        times, level = _discrete(self.scheduler().alphas_cumprod, place)
+        times, level = discrete(self.scheduler().alphas_cumprod, place)
         signal, rest = level.sqrt(), (1 - level).sqrt()
         return signal * latents + rest * noise, times, signal * noise - rest * latents
 
@@ -215,7 +216,7 @@ class Pair(Kind):
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is the noise."""
-        times, level = _discrete(self.scheduler().alphas_cumprod, place)
+        times, level = discrete(self.scheduler().alphas_cumprod, place)
         return level.sqrt() * latents + (1 - level).sqrt() * noise, times, noise
 
     def output(self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, told: Told) -> torch.Tensor:
