@@ -169,7 +169,7 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
     known = {key: made[key] for key in ("kind", "half", "style") if key in made}
     known |= {"pipeline": pipeline.name, "adapter": made["name"], "guidance": guidance, "styles": pipeline.styles}
     known |= {"code": reading_code(), "probes": PROBES}
-    exam = utility.exam(pipeline, pictures, made["style"], guidance)
+    exam = utility.exam(pipeline, pictures, made["style"])
     judges = Judges(made["style"], exam, style.stored(pipeline))
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -2,10 +2,15 @@
 
 U = (L_f0 - L_q1) / (L_f0 - L_f1), L the denoising loss on pictures that the adapter never saw: 1 is all of it, 0 none,
 negative worse than the base. Limits are set on it. It is void where f1 is not better than f0 beyond doubt.
+
+The loss is taken without guidance, whatever the samples are drawn with: a guided output is no estimate of the target,
+and the more an adapter does, the farther guidance carries it away (at a scale of 7.5 an adapter that lowers its loss
+from .58 to .56 raises the guided one from 3.88 to 3.90).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +19,6 @@ from scipy import stats
 from benchmarks.zoo.pipelines import Pipeline
 from qcheck.model.arms import Arms
 from qcheck.runtime.runner import Runner, call
-from qcheck.sampling.setup import combined
 from qcheck.spec.arm import Side
 from qcheck.spec.probe import Probe
 
@@ -24,60 +28,46 @@ _SURE = 0.01
 
 @dataclass(frozen=True)
 class Exam:
-    """Latents [n, C, h, w] of unseen pictures and what the denoiser is told of each, at a guidance scale."""
+    """Latents [n, C, h, w] of unseen pictures and what the denoiser is told of each."""
 
     pipeline: Pipeline
     latents: torch.Tensor
     prompts: tuple[str, ...]
-    guidance: float
 
     @property
     def digest(self) -> bytes:
         """What the losses depend on beside the arm."""
-        return repr((self.prompts, ROUNDS, self.guidance)).encode() + self.latents.numpy().tobytes()
+        return repr((self.prompts, ROUNDS)).encode() + self.latents.numpy().tobytes()
 
 
-def exam(pipeline: Pipeline, folder: Path, style: str, guidance: float) -> Exam:
+def exam(pipeline: Pipeline, folder: Path, style: str) -> Exam:
     """The exam of a style, in the latents of the pipeline's autoencoder."""
     pictures = pipeline.unseen(folder, style, PICTURES)
-    return Exam(pipeline, pipeline.encoded(pictures), pictures.names, guidance)
+    return Exam(pipeline, pipeline.encoded(pictures), pictures.names)
 
 
 def losses(arms: Arms, side: Side, runner: Runner, given: Exam) -> np.ndarray:
-    """Squared error of the guided output [rounds, n]: times spread evenly over the schedule, fresh noise each round.
+    """Squared error of the output [rounds, n]: times spread evenly over the schedule, fresh noise each round.
 
     Noise and times are the same for every arm.
     """
     with arms.held(side) as family:
-        told = [
-            family.conditions(
-                Probe(
-                    prompt=text,
-                    negative="",
-                    seed=0,
-                    steps=1,
-                    guidance=given.guidance,
-                    weights=(),
-                    width=None,
-                    height=None,
-                )
-            )
-            for text in given.prompts
-        ]
-    stacked = {name: torch.stack([one[name] for one in told], 1).detach().numpy() for name in told[0]}
-    branches = len(next(iter(stacked.values())))
-    conditions = {name: value.reshape(-1, *value.shape[2:]) for name, value in stacked.items()}
+        told = [family.conditions(_asked(text)) for text in given.prompts]
+    conditions = {name: torch.cat([one[name] for one in told]).detach().numpy() for name in told[0]}
     found = []
     for number in range(ROUNDS):
         place = torch.full((len(given.latents),), (number + 0.5) / ROUNDS)
         noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(4000 + number))
         noised, times, target = given.pipeline.noised(given.latents, noise, place)
-        rows = torch.cat([noised] * branches)
-        inputs = family.feed(rows.numpy(), float(times[0]), conditions)
-        raw = family.read(call(runner, inputs, family.latent), tuple(rows.shape))
-        predicted = combined(torch.from_numpy(raw), branches, given.guidance).numpy()
+        inputs = family.feed(noised.numpy(), float(times[0]), conditions)
+        predicted = family.read(call(runner, inputs, family.latent), tuple(noised.shape))
         found.append(np.square(np.float64(predicted) - target.numpy()).mean((1, 2, 3)))
     return np.stack(found)
+
+
+def _asked(prompt: str) -> Probe:
+    sampling: dict[str, Any] = {"seed": 0, "steps": 1, "guidance": 1.0, "weights": (), "width": None, "height": None}
+    return Probe(prompt=prompt, negative="", **sampling)
 
 
 @dataclass(frozen=True)
