@@ -14,6 +14,7 @@ import torch
 import qcheck
 from benchmarks.judged import Case, read
 from benchmarks.zoo import cases
+from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.core.values import names_in
 from qcheck.result.advice import CaseAdvice, Tried
 from qcheck.result.report import Report
@@ -31,10 +32,11 @@ def chosen(zoo: Path, names: Sequence[str]) -> Iterator[Case]:
             yield case
 
 
-def advised(case: Case, zoo: Path) -> tuple[Report, CaseAdvice | None]:
+def advised(case: Case) -> tuple[Report, CaseAdvice | None]:
     """The check and what advice found; None where the check on all probes passes after all."""
-    adapter, stored = zoo / "adapters" / f"{case.adapter['adapter']}.safetensors", case.stored
-    spec = cases.request(adapter, scheme=stored["scheme"], order=stored["order"], limits="default")
+    pipeline, stored = PIPELINES[case.adapter["pipeline"]], case.stored
+    adapter, guidance = pipeline.adapter(case.adapter["adapter"]), case.adapter["guidance"]
+    spec = cases.request(pipeline, adapter, guidance, scheme=stored["scheme"], order=stored["order"], limits="default")
     report = qcheck.check(spec)
     found = qcheck.advise(report, threads=1)
     return report, found.cases[0] if found.cases else None
@@ -55,7 +57,7 @@ def main() -> None:
     cured = total = 0
     for case in chosen(asked.zoo, asked.names):
         start = time.monotonic()
-        report, found = advised(case, asked.zoo)
+        report, found = advised(case)
         tried = [one for one in found.tried if one.verdict is not None] if found else []
         cure = found.tried[found.cure].title if found and found.cure is not None else "nothing"
         if found is not None and report.cases[0].verdict == "NEEDS-QAT":

@@ -6,7 +6,6 @@ the share of the adapter's benefit on held-out pictures of its style that is lef
 
 import argparse
 import dataclasses
-import json
 import math
 import tempfile
 import time
@@ -17,10 +16,10 @@ import torch
 
 import qcheck
 from benchmarks.zoo import cases, utility
+from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
-from qcheck.demo import library
 from qcheck.sampling import subject
 from qcheck.sampling.setup import Subject
 from qcheck.spec.arm import SIDES
@@ -28,6 +27,7 @@ from qcheck.spec.check import CheckSpec
 from qcheck.tasks import qat
 from qcheck.training.objective import Settings
 
+DEMO = PIPELINES["demo"]
 SHOWN = ("effect_survival", "effect_to_error", "excess_error")
 
 
@@ -64,8 +64,8 @@ def measure(spec: CheckSpec, exam: utility.Exam) -> Row:
 
 def cure(adapter: Path, style: str, scheme: str, order: str, pictures: Path) -> tuple[Row, Row, float]:
     """Before and after, and the seconds that QAT took."""
-    exam = utility.exam(pictures, style, library.PIPELINE)
-    spec = cases.request(adapter, scheme=scheme, order=order, batch=8)
+    exam = utility.exam(DEMO, pictures, style)
+    spec = cases.request(DEMO, adapter, scheme=scheme, order=order, batch=8)
     before = measure(spec, exam)
     with tempfile.TemporaryDirectory() as name:
         new, start = Path(name) / "new.safetensors", time.monotonic()
@@ -82,11 +82,10 @@ def main() -> None:
     parser.add_argument("--scheme", action="append")
     parser.add_argument("--order", default="quantize-merge")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
-    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    styles = {made["name"]: made["style"] for made in json.loads((asked.zoo / "training.json").read_text())}
-    chosen = [(asked.zoo / "adapters" / f"{name}.safetensors", styles[name]) for name in asked.names]
+    styles = {made["name"]: made["style"] for made in DEMO.made()}
+    chosen = [(DEMO.adapter(name), styles[name]) for name in asked.names]
     chosen += [(Path(file), style) for file, style in asked.lora]
     print("| adapter | scheme, order | | S | R dB | G dB | U | verdict |\n|---|---|---|---|---|---|---|---|")
     for path, style in chosen:

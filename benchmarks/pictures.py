@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 import qcheck
 from benchmarks.zoo import cases
+from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.diagnose.sheet import eight_bits
 from qcheck.spec.order import Order
 from qcheck.tasks import check
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lost.png")
     asked = parser.parse_args()
     rows: list[tuple[str, np.ndarray]] = []
-    with qcheck.Session(cases.request(ROOT / "zoo" / "adapters" / f"{ADAPTER}.safetensors")) as session:
+    with qcheck.Session(cases.request(PIPELINES["demo"], PIPELINES["demo"].adapter(ADAPTER))) as session:
         for order in ORDERS:
             made = session.quantize(SCHEME, order)
             case, seen = session.judge(made), check.look(made, cases.PROBES)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import judged
 from benchmarks.zoo import cases, style, utility
+from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.spec import limits
 from tools.train_demo import zoo
 from tools.train_demo.adapter import grainy
@@ -88,13 +89,14 @@ def test_the_style_judge_follows_its_rule():
 
 
 def test_margins_are_log_odds_of_two_styles():
-    model = style.Classifier().eval()
+    model, styles = style.Classifier(5).eval(), PIPELINES["demo"].styles
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         shares = model(pictures * 2 - 1).double().softmax(1).numpy()
-    found = style.margins(style.seen(model, pictures), "flat")
-    assert style.STYLES[0] == "noto"
-    assert found == pytest.approx(np.log(shares[:, style.STYLES.index("flat")] / shares[:, 0]), abs=1e-4)
+    flat = styles.index("flat")
+    found = style.margins(style.seen(model, pictures), flat)
+    assert styles[0] == "noto"
+    assert found == pytest.approx(np.log(shares[:, flat] / shares[:, 0]), abs=1e-4)
 
 
 def test_a_gate_is_scored_by_what_it_separates():
@@ -112,17 +114,15 @@ def test_a_gate_is_scored_by_what_it_separates():
 
 
 def test_every_trained_adapter_is_stored_with_its_losses():
-    made = json.loads((ROOT / "zoo" / "training.json").read_text())
+    made = PIPELINES["demo"].made()
     halves = {half: {r.name for kind in kinds.values() for r in kind} for half, kinds in zoo.HALVES.items()}
     recipes = halves["setting"] | halves["testing"]
     assert {half: {one["name"] for one in made if one["half"] == half} for half in halves} == halves
-    assert {path.stem for path in (ROOT / "zoo" / "adapters").glob("*.safetensors")} == recipes
-    stored, _ = judged.read(ROOT / "zoo")
-    assert all((case.style is None) is case.sets for case in stored)
+    assert {path.stem for path in (ROOT / "zoo" / "demo" / "adapters").glob("*.safetensors")} == recipes
 
 
 def test_the_request_of_an_adapter_is_what_the_stored_cases_hold():
-    spec = cases.request(ROOT / "zoo" / "adapters" / "flat-small.safetensors")
+    spec = cases.request(PIPELINES["demo"], PIPELINES["demo"].adapter("flat-small"))
     stored, _ = judged.read(ROOT / "zoo")
     assert spec.bounds.looks == (cases.PROBES,)
     assert len(spec.probes.prompts) == cases.PROBES

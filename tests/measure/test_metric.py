@@ -231,17 +231,34 @@ def test_a_control_reads_the_error_that_was_put_in() -> None:
     outputs = np.random.default_rng(0).standard_normal(SHAPE)
     other = outputs.copy()
     other[:, 1] *= 1.01
-    found = control.export_control(control.noise(other, outputs), (9.0, 5.0, 2.0, 1.0))
+    found, least = control.resolve(_control(control.noise(other, outputs)), np.zeros(4), 80, 20)
     assert found.value == pytest.approx(40)
     assert found.where == "timestep 5"
-    same = control.compute_control(control.noise(outputs, outputs), (1.0,) * 4)
-    assert (same.name, same.unit, same.value) == ("compute_control", "dB", 200)
+    assert least == 80
+    same, _ = control.resolve(_control(control.noise(outputs, outputs)), np.zeros(4), 80, 20)
+    assert (same.name, same.unit, same.value) == ("export_control", "dB", 200)
 
 
 def test_a_control_names_the_stratum_that_broke() -> None:
-    found = control.export_control(np.array([1e-4, np.nan, 1e-2]), (9.0, 5.0, 1.0))
+    found, _ = control.resolve(_control(np.array([1e-4, np.nan, 1e-2])), np.ones(3), 80, 20)
     assert np.isnan(found.value)  # type: ignore[arg-type]
     assert found.where == "timestep 5"
+
+
+def test_a_control_has_to_lie_under_the_error_that_it_resolves() -> None:
+    """At the stratum with least room: 50 dB are enough under an error of 25 dB, and 60 are not under one of 45."""
+    noise = _control(np.array([1e-5, 1e-6]))
+    found, least = control.resolve(noise, np.array([10**-2.5, 10**-4.5]), 80, 20)
+    assert (found.value, least) == (pytest.approx(60), 65)
+    found, least = control.resolve(noise, np.array([10**-2.5, 10**-3.5]), 80, 20)
+    assert (found.value, least) == (pytest.approx(50), 45)
+    assert control.resolve(noise, np.array([np.nan, 0]), 80, 20)[1] == 80
+    assert control.resolve(noise, np.array([np.inf, np.inf]), 80, 20)[1] == 0
+    assert control.resolve(noise, np.array([1.0, 1.0]), 80, np.inf)[1] == 80
+
+
+def _control(error: np.ndarray) -> control.Control:
+    return control.Control("export_control", error, tuple(range(len(error))), (9.0, 5.0, 2.0, 1.0)[: len(error)])
 
 
 def test_a_quantizer_that_did_nothing_is_seen_by_probe_and_arm() -> None:
