@@ -29,6 +29,7 @@ from qcheck.spec import limits as limits_files
 from qcheck.spec import order as orders_of
 from qcheck.spec import probe
 from qcheck.spec import recipe as recipes
+from qcheck.spec import sampling as samplings
 from qcheck.spec import scheme as schemes_files
 from qcheck.spec import target as targets
 from qcheck.spec.check import CheckSpec, Execution, Use
@@ -88,9 +89,10 @@ def check_spec(
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
     all_schemes = named_schemes == [ALL]
     with plainly():
-        probe_set = probe.triggered(_probes(probes, prompts, demo, sampling), trigger)
+        source = place(library.PIPELINE if demo else base)
+        probe_set = probe.triggered(_probes(probes, prompts, source, sampling), trigger)
         return CheckSpec(
-            base=place(library.PIPELINE if demo else base),
+            base=source,
             adapters=_uses(demo, _many(lora), _many(weight)),
             references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
             common=_common(demo, _many(with_lora)),
@@ -232,19 +234,24 @@ def _common(demo: bool, adapters: Iterable[Named]) -> tuple[Use, ...]:
 def _probes(
     probes: Named | ProbeSet | None,
     prompts: Named | Sequence[str] | None,
-    demo: bool,
+    base: str,
     sampling: dict[str, int | float | None],
 ) -> ProbeSet:
-    """The probe set to judge on; the values of ``sampling`` that are not None replace its own."""
+    """The probe set to judge a base on; the values of ``sampling`` that are not None replace its own."""
     if probes and prompts:
         raise UserError(f"both --probes {probes} and --prompts {prompts} are given", "Give one of them.")
+    demo = base == place(library.PIPELINE)
     probe_set = _value(probes or (library.PROBES if demo else "general"), probe.find)
     if isinstance(prompts, str | Path):
         probe_set = probe.from_text(Path(prompts), probe_set)
     elif prompts is not None:
         probe_set = probe.from_prompts(prompts, probe_set)
+    own = samplings.of_base(Path(base)) if probe_set.of_base else None
+    usual = own[0].model_dump() if own else {}
     overrides = {key: value for key, value in sampling.items() if value is not None}
-    return ProbeSet.model_validate(probe_set.model_dump() | overrides)
+    chosen = usual | overrides
+    of_base = {"of_base": own is not None and all(chosen[key] == value for key, value in usual.items())}
+    return ProbeSet.model_validate(probe_set.model_dump() | chosen | of_base)
 
 
 def _orders(names: Sequence[str]) -> tuple[Order, ...]:

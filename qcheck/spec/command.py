@@ -106,6 +106,7 @@ def _ships(value: Named, trigger: str | None = None) -> bool:
     shipped = named(type(value), folder, value.name)
     if isinstance(value, ProbeSet) and isinstance(shipped, ProbeSet):
         update = {name: getattr(value, name) for name in SAMPLING if getattr(value, name) is not None}
+        update["of_base"] = value.of_base
         sampled = probe.triggered(shipped.model_copy(update=update), trigger)
         return probe.repeated(sampled, len(value.prompts)) == value
     return shipped == value

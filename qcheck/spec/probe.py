@@ -15,7 +15,11 @@ SAMPLING = ("steps", "guidance", "seed", "width", "height")  # fields that comma
 
 
 class ProbeSet(Value):
-    """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own."""
+    """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own.
+
+    ``of_base``: the base's own steps and guidance come before those of the set, where they are known; in a request,
+    the set has the base's own.
+    """
 
     name: str
     prompts: Annotated[Names, Field(min_length=1)]
@@ -25,6 +29,7 @@ class ProbeSet(Value):
     guidance: Annotated[float, Field(ge=0)]
     width: int | None = None
     height: int | None = None
+    of_base: bool = False
 
 
 class Probe(Value):

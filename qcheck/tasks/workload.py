@@ -1,12 +1,14 @@
 """The work ahead of a check: cases, probes, denoiser calls, and how long those take."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from qcheck.calibration.inputs import origins_of
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.quantize.artifact import TWIN
 from qcheck.sampling import subject
 from qcheck.sampling.setup import Setup, forwards
+from qcheck.spec import sampling
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks.session import Session
 
@@ -71,8 +73,18 @@ def _calibration(spec: CheckSpec, setup: Setup) -> int:
     return spec.recipe.samples * ((1 + shared) * setup.calls + (2 + shared) * strata)
 
 
+def _origin(spec: CheckSpec) -> str | None:
+    """Where steps and guidance are from, in words; None where the request or its probe set names them."""
+    own = sampling.of_base(Path(spec.base)) if spec.probes.of_base else None
+    if own is None:
+        return None
+    return f"{own[0].steps} steps at guidance {own[0].guidance:g}, by {own[1]}; --steps and --guidance change that"
+
+
 def announce(session: Session) -> None:
     """Report the workload; its duration is estimated from one timed call, unless the reference is in the cache."""
     sampler, f1 = session.sampler, subject.full(session.arms, "adapted")
     seconds = None if sampler.known(f1) else sampler.seconds(f1)
+    if origin := _origin(session.spec):
+        session.watch.note(origin)
     session.watch.note(plan(session.spec, sampler.setup).text(seconds))
