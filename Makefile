@@ -6,6 +6,7 @@ OPTIMUM ?= .venv-optimum
 PEERS ?= .venv-peers
 LOWEST ?= .venv-lowest
 STAMP := $(VENV)/.installed
+PIPELINES := demo velocity pair flow
 
 .PHONY: demo test test-all test-lowest lint docs browser coverage bench demo-weights zoo clean
 
@@ -84,11 +85,11 @@ $(PEERS)/.installed: constraints-peers.txt
 demo-weights: $(STAMP)  ## train the demo pipeline again (about 2.5 hours on two cores; needs npm for the pictures)
 	$(BIN)/python -m tools.train_demo
 
-zoo: $(STAMP)  ## adapters of known fate and their cases from nothing, about two hours (docs/zoo.md)
+zoo: $(STAMP)  ## pipelines, adapters of known fate and their cases from nothing, a day of two cores (docs/zoo.md)
 	$(BIN)/python -m tools.train_demo download --pictures build/pictures
 	$(BIN)/python -m tools.train_demo zoo --pictures build/pictures
-	$(BIN)/python -m benchmarks.zoo.style --pictures build/pictures
-	$(BIN)/python -m benchmarks.zoo.cases --pictures build/pictures
+	for name in velocity pair flow; do $(BIN)/python -m tools.train_zoo $$name || exit; done
+	for name in $(PIPELINES); do $(BIN)/python -m benchmarks.zoo.style $$name && $(BIN)/python -m benchmarks.zoo.cases $$name || exit; done
 	$(BIN)/python -m benchmarks.verdicts --list
 
 clean:

@@ -18,6 +18,7 @@ from qcheck.measure.effect import Energies
 from qcheck.measure.interval import measure_all
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
+from qcheck.result.verdict import Verdict
 from qcheck.spec.limits import Gate, Limits, find
 from qcheck.tasks.check import held_against
 
@@ -121,18 +122,27 @@ class Case:
 
     def replayed(self, gates: Limits, looks: Sequence[int]) -> tuple[str, int]:
         """The verdict of a check that looks at more and more probes, by what is stored, and how many it took."""
-        chosen = gates.computing(self.stored["compute"])
-        stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
-        chosen, outcome, count = chosen.model_copy(update={"gates": stored}), "INVALID", 0
+        outcome, count = "INVALID", 0
         for count in looks:
-            kept = next(s.values for s in self.samples(count) if s.name == "effect_survival")
-            low, high = chosen.tail
-            bad = [i for i, s in enumerate(kept) if not low <= s <= high]
-            measurements, limits = self.measured(chosen, count)
-            outcome = judge(measurements, bad, limits).outcome
+            outcome = self._verdict(gates, count).outcome
             if outcome != "INCONCLUSIVE":
                 break
         return outcome, count
+
+    def cause(self, gates: Limits) -> str:
+        """The measurement that decides on all probes."""
+        first = self._verdict(gates, self.adapter["probes"]).deciding
+        return "-" if first is None else f"{first.name} ({first.arm})"
+
+    def _verdict(self, gates: Limits, count: int) -> Verdict:
+        chosen = gates.computing(self.stored["compute"])
+        stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
+        chosen = chosen.model_copy(update={"gates": stored})
+        kept = next(s.values for s in self.samples(count) if s.name == "effect_survival")
+        low, high = chosen.tail
+        bad = [i for i, s in enumerate(kept) if not low <= s <= high]
+        measurements, limits = self.measured(chosen, count)
+        return judge(measurements, bad, limits)
 
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:

@@ -1,8 +1,9 @@
 """How well gates and verdicts agree with what became of the zoo's adapters, by judges that are no metrics of qcheck.
 
-``python -m benchmarks.verdicts`` reads ``zoo/cases/*.json`` (made by ``benchmarks.zoo.cases``) and prints, for every
-gate, how its measurement ranks the cases, what limits one half of the adapters would set, and what lies beyond today's
-on the other half; then verdicts by the limits of today, replayed look by look. Intervals resample adapters.
+``python -m benchmarks.verdicts`` reads ``zoo/*/cases/*.json``, which ``benchmarks.zoo.cases`` makes. Of the demo it
+prints, for every gate, how its measurement ranks them, what limits one half of the adapters would set, and what lies
+beyond today's on the other half; then verdicts by the limits of today, replayed look by look. At the end are the
+verdicts of every pipeline at every guidance, on which no limit was set. Intervals resample adapters.
 
 Setting a limit, on the setting half alone and by utility: where a measurement separates the damaged from the intact,
 midway between them; elsewhere where 95 % of the intact cases are inside: a fault that the zoo does not have is for the
@@ -216,6 +217,50 @@ def verdicts(cases: Sequence[Case], chosen: Limits, title: str, fate: Callable[[
     )
 
 
+def travelling(cases: Sequence[Case], chosen: Limits) -> str:
+    """Every pipeline at every guidance: verdicts by the limits of today beside both judges, and what causes alarms."""
+    groups: dict[tuple[str, float], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.adapter["pipeline"], case.adapter["guidance"]), []).append(case)
+    rows = [
+        [
+            "pipeline, guidance",
+            "cases",
+            "damaged",
+            "of these PASS",
+            "intact",
+            "of these alarms",
+            "open",
+            "AUC",
+            "median U",
+        ]
+    ]
+    causes: Counter[str] = Counter()
+    for (pipeline, guidance), those in sorted(groups.items()):
+        found = [(case, *case.replayed(chosen, LOOKS)) for case in those]
+        known = [case for case in those if case.damaged is not None]
+        fates = np.array([case.damaged for case in known], bool)
+        damaged = [outcome for case, outcome, _ in found if case.damaged]
+        intact = [(case, outcome) for case, outcome, _ in found if case.damaged is False]
+        alarms = [(case, outcome) for case, outcome in intact if outcome not in {"PASS", "INCONCLUSIVE"}]
+        causes.update(f"{pipeline} {guidance:g}: {outcome} by {case.cause(chosen)}" for case, outcome in alarms)
+        rows.append(
+            [
+                f"{pipeline} {guidance:g}",
+                str(len(those)),
+                str(len(damaged)),
+                str(damaged.count("PASS")),
+                str(len(intact)),
+                str(len(alarms)),
+                str(sum(outcome == "INCONCLUSIVE" for _, outcome, _ in found)),
+                _two(auc(margins(known, chosen), fates)) if known else "-",
+                _two(float(np.median([case.utility.value for case in those]))),
+            ]
+        )
+    alarmed = [f"  {count} x {cause}" for cause, count in causes.most_common()]
+    return "\n".join((table(rows), "alarms over cases that both judges call intact:", *alarmed))
+
+
 def listing(cases: Sequence[Case]) -> str:
     """Every case with what both judges say."""
     rows = [["case", "U", "se", "style kept", "se", "fate", "verdict"]]
@@ -237,6 +282,7 @@ def main() -> None:
     chosen = limits.find(asked.limits)
     gates = chosen.computing("float16")
     cases, refused = read(asked.zoo)
+    everywhere, cases = cases, [c for c in cases if c.adapter["pipeline"] == "demo" and c.adapter["guidance"] == 3]
     held = [c for c in cases if not c.sets]
     parts = [
         judges(cases, refused),
@@ -247,7 +293,8 @@ def main() -> None:
         verdicts(held, chosen, "testing half, by utility", lambda c: c.by_utility),
         verdicts(held, chosen, "testing half, by either", lambda c: c.damaged),
         verdicts([c for c in cases if c.sets], chosen, "setting half, by utility", lambda c: c.damaged),
-        *([listing(cases)] if asked.list else []),
+        travelling(everywhere, chosen),
+        *([listing(everywhere)] if asked.list else []),
     ]
     print("\n\n".join(parts))
 

@@ -42,6 +42,10 @@ class Gate(Limit):
             raise ValueError("`margin` is for a control with `low`")
         return self
 
+    def text(self) -> str:
+        """As ``Limit``, with a control's margin."""
+        return super().text() + (f" or {self.margin:g} under the judged error" if self.margin is not None else "")
+
     @property
     def limit(self) -> Limit:
         """The gate's range."""
