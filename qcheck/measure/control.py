@@ -45,14 +45,16 @@ def judged_error(e: Energies) -> np.ndarray:
 def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -> tuple[Measurement, float]:
     """A control in dB, signal over its error, and the number it has to reach, at the stratum where it is worst off.
 
-    That is ``least``, or ``margin`` dB under the ``judged`` relative error power [T] where this asks for less: an
-    adapter that amplifies rounding is judged as long as its quantization error is far above that. The control is
-    deterministic, so the bounds equal the value.
+    That is ``least``, or, where a stratum does not reach it, ``margin`` dB under the ``judged`` relative error power
+    [T]: an adapter that amplifies rounding is judged as long as its quantization error is far above that. The control
+    is deterministic, so the bounds equal the value.
     """
     values = np.minimum(decibels(np.ones_like(control.error), control.error), EXACT)
     under = decibels(np.ones(len(control.places)), judged[list(control.places)]) + margin
-    required = np.where(np.isnan(under), least, np.clip(under, 0, least))
-    worst = int(np.argmin(np.where(np.isfinite(values), values - required, -np.inf)))
+    reached = values >= least
+    required = np.where(reached | np.isnan(under), least, np.clip(under, 0, least))
+    room = np.where(np.isfinite(values), values - required, -np.inf)
+    worst = int(np.argmin(room if reached.all() else np.where(reached, np.inf, room)))
     value, unit = float(values[worst]), measurement.find(control.name).of("adapted").unit
     where = f"timestep {control.timesteps[worst]:g}"
     found = Measurement(name=control.name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)

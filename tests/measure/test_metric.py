@@ -252,6 +252,10 @@ def test_a_control_has_to_lie_under_the_error_that_it_resolves() -> None:
     assert (found.value, least) == (pytest.approx(60), 65)
     found, least = control.resolve(noise, np.array([10**-2.5, 10**-3.5]), 80, 20)
     assert (found.value, least) == (pytest.approx(50), 45)
+    mixed = _control(np.array([10**-8.1, 1e-6]))
+    found, least = control.resolve(mixed, np.array([1e-9, 10**-3.5]), 80, 20)
+    assert (found.value, least) == (pytest.approx(60), 55)
+    assert control.resolve(mixed, np.ones(2), 60, 20)[1] == 60
     assert control.resolve(noise, np.array([np.nan, 0]), 80, 20)[1] == 80
     assert control.resolve(noise, np.array([np.inf, np.inf]), 80, 20)[1] == 0
     assert control.resolve(noise, np.array([1.0, 1.0]), 80, np.inf)[1] == 80
