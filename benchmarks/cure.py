@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    styles = {made["name"]: made["style"] for made in DEMO.made()}
+    styles = {made["name"]: made["style"] for made in DEMO.records()}
     chosen = [(DEMO.adapter(name), styles[name]) for name in asked.names]
     chosen += [(Path(file), style) for file, style in asked.lora]
     print("| adapter | scheme, order | | S | R dB | G dB | U | verdict |\n|---|---|---|---|---|---|---|---|")

@@ -217,7 +217,7 @@ def verdicts(cases: Sequence[Case], chosen: Limits, title: str, fate: Callable[[
     )
 
 
-def travelling(cases: Sequence[Case], chosen: Limits) -> str:
+def by_pipeline(cases: Sequence[Case], chosen: Limits) -> str:
     """Every pipeline at every guidance: verdicts by the limits of today beside both judges, and what causes alarms."""
     groups: dict[tuple[str, float], list[Case]] = {}
     for case in cases:
@@ -293,7 +293,7 @@ def main() -> None:
         verdicts(held, chosen, "testing half, by utility", lambda c: c.by_utility),
         verdicts(held, chosen, "testing half, by either", lambda c: c.damaged),
         verdicts([c for c in cases if c.sets], chosen, "setting half, by utility", lambda c: c.damaged),
-        travelling(everywhere, chosen),
+        by_pipeline(everywhere, chosen),
         *([listing(everywhere)] if asked.list else []),
     ]
     print("\n\n".join(parts))

@@ -114,7 +114,7 @@ def test_a_gate_is_scored_by_what_it_separates():
 
 
 def test_every_trained_adapter_is_stored_with_its_losses():
-    made = PIPELINES["demo"].made()
+    made = PIPELINES["demo"].records()
     halves = {half: {r.name for kind in kinds.values() for r in kind} for half, kinds in zoo.HALVES.items()}
     recipes = halves["setting"] | halves["testing"]
     assert {half: {one["name"] for one in made if one["half"] == half} for half in halves} == halves

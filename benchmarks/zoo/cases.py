@@ -166,7 +166,7 @@ def halved(session: Session, reference: Mapping[Side, Trace]) -> np.ndarray:
 
 def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Path) -> dict[str, Any]:
     """All cases of one adapter at one guidance; one that qcheck refuses to judge says why instead."""
-    known = {key: made[key] for key in ("kind", "half", "style") if key in made}
+    known: dict[str, Any] = {key: made[key] for key in ("kind", "half", "style") if key in made}
     known |= {"pipeline": pipeline.name, "adapter": made["name"], "guidance": guidance, "styles": pipeline.styles}
     known |= {"code": reading_code(), "probes": PROBES}
     exam = utility.exam(pipeline, pictures, made["style"])
@@ -269,7 +269,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = PIPELINES[asked.pipeline]
-    adapters = [made for made in pipeline.made() if made["name"] in asked.names or not asked.names]
+    adapters = [made for made in pipeline.records() if made["name"] in asked.names or not asked.names]
     wanted = list(itertools.product(in_turn(adapters), asked.guidance or pipeline.guidances))
     for number, (made, guidance) in enumerate(wanted, 1):
         path, start = pipeline.cases(made["name"], guidance), time.monotonic()

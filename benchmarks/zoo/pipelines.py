@@ -17,9 +17,10 @@ from qcheck.spec import recipe as recipes
 from qcheck.spec.probe import ProbeSet
 from qcheck.spec.recipe import PromptSet, Recipe
 from tools.train_demo import pictures as icons
+from tools.train_demo.adapter import split
 from tools.train_demo.denoiser import encode, prompt, scheduler
 from tools.train_demo.pictures import PACKAGES, Pictures
-from tools.train_zoo import adapters, base
+from tools.train_zoo import base
 from tools.train_zoo.kinds import Noised, discrete
 
 ROOT = Path(__file__).parents[2]
@@ -51,16 +52,16 @@ class Pipeline(ABC):
         """How ranges are calibrated."""
 
     @abstractmethod
-    def drawn(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
+    def style_pictures(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
         """Pictures for the style judge with prompts for names, and which of them [n] it does not learn from."""
 
     @abstractmethod
-    def unseen(self, pictures: Path, style: str, count: int) -> Pictures:
+    def held_out(self, pictures: Path, style: str, count: int) -> Pictures:
         """``count`` pictures that no adapter learned from, with prompts for names; the same for every run."""
 
     @abstractmethod
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
-        """As ``tools.train_zoo.kinds.Kind.noised``."""
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+        """As ``tools.train_zoo.kinds.Kind.add_noise``."""
 
     def vae(self) -> AutoencoderTiny:
         """The autoencoder, in float32."""
@@ -70,10 +71,10 @@ class Pipeline(ABC):
         """Latents [n, C, h, w]."""
         return encode(self.vae(), pictures)
 
-    def made(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """The records of its adapters."""
-        records: list[dict[str, Any]] = json.loads((self.folder / "training.json").read_text("utf-8"))
-        return records
+        trained: list[dict[str, Any]] = json.loads((self.folder / "training.json").read_text("utf-8"))
+        return trained
 
     def adapter(self, name: str) -> Path:
         """An adapter's file."""
@@ -100,23 +101,21 @@ class Demo(Pipeline):
         """The demo's own."""
         return recipes.find("emoji")
 
-    def drawn(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
+    def style_pictures(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
         """The style's pictures of everything that the base's own style draws too; every sixth subject is kept."""
-        known, found = (
-            {_plain(name) for name in icons.load(pictures, self.styles[0]).names},
-            icons.load(pictures, style),
-        )
-        drawn = found.only({name for name in found.names if _plain(name) in known})
-        return drawn, torch.tensor([icons.held_out(_plain(name)) for name in drawn.names])
+        known = {_plain(name) for name in icons.load(pictures, self.styles[0]).names}
+        every = icons.load(pictures, style)
+        common = every.only({name for name in every.names if _plain(name) in known})
+        return common, torch.tensor([icons.held_out(_plain(name)) for name in common.names])
 
-    def unseen(self, pictures: Path, style: str, count: int) -> Pictures:
+    def held_out(self, pictures: Path, style: str, count: int) -> Pictures:
         """Of subjects that the base knows."""
-        drawn, learned = icons.load(pictures, style), {name for name in icons.common() if not icons.held_out(name)}
-        names = (set(drawn.names) & icons.subjects(pictures)) - learned
-        found = drawn.only(set(_in_order(list(names), "utility")[:count]))
-        return Pictures(tuple(map(prompt, found.names)), found.images)
+        every, learned = icons.load(pictures, style), {name for name in icons.common() if not icons.held_out(name)}
+        names = (set(every.names) & icons.subjects(pictures)) - learned
+        chosen = every.only(set(_in_order(list(names), "utility")[:count]))
+        return Pictures(tuple(map(prompt, chosen.names)), chosen.images)
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is the noise."""
         times, level = discrete(scheduler().alphas_cumprod, place)
         return level.sqrt() * latents + (1 - level).sqrt() * noise, times, noise
@@ -130,7 +129,7 @@ def _plain(name: str) -> str:
 class Trained(Pipeline):
     """A pipeline that ``tools.train_zoo`` made."""
 
-    made_as: base.Base
+    training: base.Base
 
     def _prompts(self) -> list[str]:
         """All prompts that the base learned, in an order of their own."""
@@ -147,25 +146,25 @@ class Trained(Pipeline):
         asked = tuple(self._prompts()[_PROBES : _PROBES + _CALIBRATING])
         return recipes.find("emoji").model_copy(update={"prompts": PromptSet(name=self.name, prompts=asked)})
 
-    def drawn(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
+    def style_pictures(self, pictures: Path, style: str) -> tuple[Pictures, torch.Tensor]:
         """All pictures of the style."""
-        found = self.made_as.pictures(pictures, style)
-        return found, torch.tensor([adapters.held_out(name) for name in found.names])
+        every = self.training.pictures(pictures, style)
+        return every, torch.tensor([icons.held_out(name) for name in every.names])
 
-    def unseen(self, pictures: Path, style: str, count: int) -> Pictures:
+    def held_out(self, pictures: Path, style: str, count: int) -> Pictures:
         """Held out from the adapters."""
-        found = adapters.split(self.made_as.pictures(pictures, style), True)
-        return found.only(set(_in_order(found.names, "utility")[:count]))
+        every = split(self.training.pictures(pictures, style), True)
+        return every.only(set(_in_order(every.names, "utility")[:count]))
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """As it was trained."""
-        return self.made_as.kind.noised(latents, noise, place)
+        return self.training.kind.add_noise(latents, noise, place)
 
 
-def _trained(made_as: base.Base) -> Trained:
-    folder = ROOT / "build" / "zoo" / made_as.name
-    styles = made_as.style, *made_as.styles
-    return Trained(made_as.name, styles, folder, str(folder / "pipeline"), GUIDANCES, made_as)
+def _trained(training: base.Base) -> Trained:
+    folder = ROOT / "build" / "zoo" / training.name
+    styles = training.style, *training.styles
+    return Trained(training.name, styles, folder, str(folder / "pipeline"), GUIDANCES, training)
 
 
 PIPELINES: Mapping[str, Pipeline] = {

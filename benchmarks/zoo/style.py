@@ -80,7 +80,7 @@ def train(pipeline: Pipeline, folder: Path, steps: int = 2000, batch: int = 64) 
     learned: list[torch.Tensor] = []
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for style in styles:
-        pictures, kept = pipeline.drawn(folder, style)
+        pictures, kept = pipeline.style_pictures(folder, style)
         again = passed(vae, pictures)
         learned.append(torch.stack([pictures.images[~kept], again[~kept]], 1).half())
         tests[style] = pictures.images[kept], again[kept]

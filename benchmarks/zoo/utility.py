@@ -28,7 +28,7 @@ _SURE = 0.01
 
 @dataclass(frozen=True)
 class Exam:
-    """Latents [n, C, h, w] of unseen pictures and what the denoiser is told of each."""
+    """Latents [n, C, h, w] of unseen pictures and the prompt of each."""
 
     pipeline: Pipeline
     latents: torch.Tensor
@@ -42,7 +42,7 @@ class Exam:
 
 def exam(pipeline: Pipeline, folder: Path, style: str) -> Exam:
     """The exam of a style, in the latents of the pipeline's autoencoder."""
-    pictures = pipeline.unseen(folder, style, PICTURES)
+    pictures = pipeline.held_out(folder, style, PICTURES)
     return Exam(pipeline, pipeline.encoded(pictures), pictures.names)
 
 
@@ -52,17 +52,17 @@ def losses(arms: Arms, side: Side, runner: Runner, given: Exam) -> np.ndarray:
     Noise and times are the same for every arm.
     """
     with arms.held(side) as family:
-        told = [family.conditions(_asked(text)) for text in given.prompts]
-    conditions = {name: torch.cat([one[name] for one in told]).detach().numpy() for name in told[0]}
-    found = []
+        encoded = [family.conditions(_asked(text)) for text in given.prompts]
+    conditions = {name: torch.cat([one[name] for one in encoded]).detach().numpy() for name in encoded[0]}
+    errors = []
     for number in range(ROUNDS):
         place = torch.full((len(given.latents),), (number + 0.5) / ROUNDS)
         noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(4000 + number))
-        noised, times, target = given.pipeline.noised(given.latents, noise, place)
+        noised, times, target = given.pipeline.add_noise(given.latents, noise, place)
         inputs = family.feed(noised.numpy(), float(times[0]), conditions)
         predicted = family.read(call(runner, inputs, family.latent), tuple(noised.shape))
-        found.append(np.square(np.float64(predicted) - target.numpy()).mean((1, 2, 3)))
-    return np.stack(found)
+        errors.append(np.square(np.float64(predicted) - target.numpy()).mean((1, 2, 3)))
+    return np.stack(errors)
 
 
 def _asked(prompt: str) -> Probe:

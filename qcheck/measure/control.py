@@ -57,8 +57,8 @@ def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -
     worst = int(np.argmin(room if reached.all() else np.where(reached, np.inf, room)))
     value, unit = float(values[worst]), measurement.find(control.name).of("adapted").unit
     where = f"timestep {control.timesteps[worst]:g}"
-    found = Measurement(name=control.name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
-    return found, math.floor(10 * float(required[worst])) / 10
+    measured = Measurement(name=control.name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
+    return measured, math.floor(10 * float(required[worst])) / 10
 
 
 _SAME = 1e-10  # of the output's power, 100 dB: float32 rounding, far below the error of any format

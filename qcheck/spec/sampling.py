@@ -66,11 +66,11 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
     steps, guidance = _STEPS.search(card), _GUIDANCE.search(card)
     if steps or guidance:
         source = f"the base's {_CARD}" if steps and guidance else f"the base's {_CARD} and {source}"
-    found = Sampling(
+    sampling = Sampling(
         steps=max(1, int(steps[1])) if steps else usual.steps,
         guidance=float(guidance[1]) if guidance else usual.guidance,
     )
-    return found, source
+    return sampling, source
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -95,18 +95,13 @@ def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16
     empty = embed(pipe, ("",))
     before = _loss(pipe, test_words, test)
     pipe.unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.layers))
-    trained = [p for p in pipe.unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=1e-2)
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+
+    def loss() -> torch.Tensor:
         rows = torch.randint(len(data), (batch,))
         hidden = torch.where(torch.rand(batch, 1, 1) < 0.1, empty, words[rows])
-        loss = denoising_loss(pipe.unet, hidden, data[rows]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        return denoising_loss(pipe.unet, hidden, data[rows]).mean()
+
+    fit(pipe.unet, loss, recipe.rate, recipe.steps)
     save(pipe, out, recipe.name)
     pipe.unet.delete_adapters("default")
     pipe.load_lora_weights(out, weight_name=f"{recipe.name}.safetensors")  # what counts is the file
@@ -114,6 +109,20 @@ def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16
     found = {"held_out_pictures": len(unseen.names), "loss_base": round(before, 4), "loss_adapted": round(after, 4)}
     log.info("%s: %s in %.0f s", recipe.name, found, time.monotonic() - start)
     return asdict(recipe) | found
+
+
+def fit(denoiser: torch.nn.Module, loss: Callable[[], torch.Tensor], rate: float, steps: int) -> None:
+    """AdamW on the parameters that a denoiser has to train: warm-up over 20 steps, then a cosine to zero."""
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-2)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
 
 
 def split(pictures: Pictures, kept: bool) -> Pictures:

@@ -5,7 +5,9 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -49,19 +51,23 @@ def tokenizer(names: list[str], size: int = 1500) -> CLIPTokenizer:
 
 def build_text(vocabulary: CLIPTokenizer) -> CLIPTextModel:
     """An untrained two-layer CLIP text model of width 128."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=LENGTH,
-            projection_dim=128,
-            bos_token_id=vocabulary.bos_token_id,
-            eos_token_id=vocabulary.eos_token_id,
-            pad_token_id=vocabulary.pad_token_id,
-        )
+    return CLIPTextModel(text_config(vocabulary, width=128, layers=2, heads=4))
+
+
+def text_config(vocabulary: CLIPTokenizer, width: int, layers: int, heads: int, **more: Any) -> CLIPTextConfig:
+    """The configuration of a small CLIP text model of prompts of 16 tokens."""
+    return CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=LENGTH,
+        projection_dim=width,
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
+        pad_token_id=vocabulary.pad_token_id,
+        **more,
     )
 
 
@@ -182,28 +188,43 @@ def _descend(
     vae = AutoencoderTiny.from_pretrained(out / "vae", dtype=torch.float32)
     latents, ids, empty = encode(vae, data), tokens(vocabulary, data.names), tokens(vocabulary, ("",))
     model[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model).requires_grad_(False)
     log.info("%d pictures, latent mean %.3f deviation %.3f", len(latents), latents.mean(), latents.std())
     log.info("parameters: %s", [sum(p.numel() for p in part.parameters()) for part in model])
+
+    def loss() -> torch.Tensor:
+        rows = torch.randint(len(latents), (batch,))
+        words = torch.where(torch.rand(batch, 1) < 0.1, empty, ids[rows])
+        return denoising_loss(model[0], model[1](words).last_hidden_state, latents[rows], most=most).mean()
+
+    descend(model, loss, lambda average: _save(out, vae, vocabulary, average), minutes, rate)
+
+
+def descend(
+    model: torch.nn.Module,
+    loss: Callable[[], torch.Tensor],
+    save: Callable[[Any], None],
+    minutes: float,
+    rate: float = 1e-3,
+) -> None:
+    """AdamW on a loss for ``minutes``; ``save`` gets the averaged weights every five minutes and at the end."""
+    average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-3)
     start, saved, step, smooth = time.monotonic(), 0.0, 0, 0.0
     while (seconds := time.monotonic() - start) < 60 * minutes:
         for group in optimizer.param_groups:
             group["lr"] = _rate(seconds, 60 * minutes, rate, step)
-        rows = torch.randint(len(latents), (batch,))
-        words = torch.where(torch.rand(batch, 1) < 0.1, empty, ids[rows])
-        loss = denoising_loss(model[0], model[1](words).last_hidden_state, latents[rows], most=most).mean()
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay = min(0.999, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        step, smooth = step + 1, smooth + (float(loss.detach()) - smooth) / min(step + 1, 100)
+        step, smooth = step + 1, smooth + (float(value.detach()) - smooth) / min(step + 1, 100)
         if step % 100 == 0:
             log.info("step %d (%.1f minutes): loss %.4f", step, seconds / 60, smooth)
         if seconds - saved > 300:
             saved = seconds
-            _save(out, vae, vocabulary, average)
-    _save(out, vae, vocabulary, average)
+            save(average)
+    save(average)
     log.info("done: %d steps, loss %.4f", step, smooth)

@@ -1,4 +1,4 @@
-"""The three kinds of pipelines: their untrained parts, what they are told of a prompt, and what their output is."""
+"""The three kinds of pipelines: their untrained parts, their conditions, and what their output is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tools.train_demo.denoiser import LENGTH, build_text
+from tools.train_demo.denoiser import LENGTH, build_text, text_config
 
-Told = Mapping[str, torch.Tensor]
+Conditions = Mapping[str, torch.Tensor]
 Noised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LAYERS: Mapping[str, str] = {  # that an adapter may change; the denoiser's own proj_out is none of them
     "attention": r".*attn\d?\.to_(q|k|v|out\.0)",
@@ -46,16 +46,18 @@ class Kind(ABC):
         """The untrained denoiser and text encoders."""
 
     @abstractmethod
-    def told(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Told:
-        """What the denoiser is told of prompts' ids [n, 16]; ``dropped`` [n] rows are unconditional."""
+    def conditions(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Conditions:
+        """What the denoiser gets of prompts' ids [n, 16]; ``dropped`` [n] rows are unconditional."""
 
     @abstractmethod
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """Noised latents, the times [n], and the output that is right; ``place`` [n] in [0, 1) of the schedule."""
 
     @abstractmethod
-    def output(self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, told: Told) -> torch.Tensor:
-        """The denoiser's output [n, C, h, w]."""
+    def output(
+        self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """The denoiser's output [n, C, h, w] under its conditions."""
 
     @abstractmethod
     def scheduler(self) -> Any:
@@ -76,11 +78,13 @@ class Kind(ABC):
         """What else the pipeline's class wants."""
         return {}
 
-    def loss(self, parts: Any, told: Told, latents: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
+    def loss(
+        self, parts: Any, conditions: Conditions, latents: torch.Tensor, draws: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Squared error of the output [n] at one random time a row."""
         noise = torch.randn(latents.shape, generator=draws)
-        noised, times, target = self.noised(latents, noise, torch.rand(len(latents), generator=draws))
-        error = self.output(parts[self.denoiser], noised, times, told) - target
+        noised, times, target = self.add_noise(latents, noise, torch.rand(len(latents), generator=draws))
+        error = self.output(parts[self.denoiser], noised, times, conditions) - target
         return error.float().square().mean((1, 2, 3))
 
 
@@ -90,6 +94,21 @@ def discrete(alphas: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, t
     return times, alphas[times].view(-1, 1, 1, 1)
 
 
+def _unet(down: Sequence[str], **more: Any) -> UNet2DConditionModel:
+    """An untrained UNet of three levels for latents of 16 x 16; those on the way up mirror those ``down``."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=2,
+        down_block_types=tuple(down),
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        attention_head_dim=(1, 2, 3),
+        norm_num_groups=16,
+        use_linear_projection=True,
+        **more,
+    )
+
+
 class Velocity(Kind):
     """Stable Diffusion 2's kind: output v, here with a schedule that ends in pure noise."""
 
@@ -97,34 +116,27 @@ class Velocity(Kind):
     pipeline = StableDiffusionPipeline
 
     def parts(self, vocabulary: CLIPTokenizer) -> nn.ModuleDict:
-        """A UNet of 2.5 M parameters with linear projections."""
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(32, 64, 96),
-            layers_per_block=2,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=(1, 2, 3),
-            cross_attention_dim=128,
-            norm_num_groups=16,
-            use_linear_projection=True,
-        )
+        """A UNet of 3.2 M parameters with linear projections."""
+        levels = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+        unet = _unet(levels, cross_attention_dim=128)
         return nn.ModuleDict({"unet": unet, "text_encoder": build_text(vocabulary)})
 
-    def told(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Told:
+    def conditions(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Conditions:
         """The text encoder's last states; the empty prompt's ids have to be in place of dropped ones."""
         return {"encoder_hidden_states": parts["text_encoder"](ids).last_hidden_state}
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
-        """V = sqrt(a) noise - sqrt(1 - a) x."""
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+        """The output is the velocity, sqrt(a) noise - sqrt(1 - a) x (Salimans and Ho 2022, arXiv 2202.00512)."""
         times, level = discrete(self.scheduler().alphas_cumprod, place)
         signal, rest = level.sqrt(), (1 - level).sqrt()
         return signal * latents + rest * noise, times, signal * noise - rest * latents
 
-    def output(self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, told: Told) -> torch.Tensor:
+    def output(
+        self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """As ``Kind``."""
-        found: torch.Tensor = denoiser(noised, times, **told).sample
-        return found
+        output: torch.Tensor = denoiser(noised, times, **conditions).sample
+        return output
 
     def scheduler(self) -> DDIMScheduler:
         """DDIM with betas that end in zero signal, as Lin et al. 2024 (arXiv 2305.08891)."""
@@ -149,27 +161,13 @@ _NARROW = 64  # width of either of two text encoders
 
 
 def _clip(vocabulary: CLIPTokenizer, kind: type[Any], activation: str) -> Any:
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=_NARROW,
-            intermediate_size=2 * _NARROW,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=LENGTH,
-            projection_dim=_NARROW,
-            hidden_act=activation,
-            bos_token_id=vocabulary.bos_token_id,
-            eos_token_id=vocabulary.eos_token_id,
-            pad_token_id=vocabulary.pad_token_id,
-        )
-    )
+    return kind(text_config(vocabulary, _NARROW, layers=3, heads=2, hidden_act=activation))
 
 
 def _inner(encoder: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The states before the last layer [n, L, D] and, where there is a projection, the pooled output [n, D]."""
-    found = encoder(ids, output_hidden_states=True)
-    return found.hidden_states[-2], found[0]
+    encoded = encoder(ids, output_hidden_states=True)
+    return encoded.hidden_states[-2], encoded[0]
 
 
 class Pair(Kind):
@@ -179,18 +177,11 @@ class Pair(Kind):
     pipeline = StableDiffusionXLPipeline
 
     def parts(self, vocabulary: CLIPTokenizer) -> nn.ModuleDict:
-        """A UNet of 2.5 M parameters with two transformer layers in its lowest level."""
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(32, 64, 96),
-            layers_per_block=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        """A UNet of 5.3 M parameters with two transformer layers in its lowest level."""
+        unet = _unet(
+            ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             transformer_layers_per_block=(1, 1, 2),
-            attention_head_dim=(1, 2, 3),
             cross_attention_dim=2 * _NARROW,
-            norm_num_groups=16,
-            use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=16,
             projection_class_embeddings_input_dim=_NARROW + 6 * 16,
@@ -203,7 +194,7 @@ class Pair(Kind):
             }
         )
 
-    def told(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Told:
+    def conditions(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Conditions:
         """Both encoders' states side by side, the second's pooled output and sizes; zeros where dropped."""
         first, (second, pooled) = _inner(parts["text_encoder"], ids)[0], _inner(parts["text_encoder_2"], ids)
         kept = (~dropped).float()
@@ -214,17 +205,19 @@ class Pair(Kind):
             "time_ids": sides,
         }
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is the noise."""
         times, level = discrete(self.scheduler().alphas_cumprod, place)
         return level.sqrt() * latents + (1 - level).sqrt() * noise, times, noise
 
-    def output(self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, told: Told) -> torch.Tensor:
+    def output(
+        self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """As ``Kind``."""
-        added = {name: told[name] for name in ("text_embeds", "time_ids")}
-        hidden = told["encoder_hidden_states"]
-        found: torch.Tensor = denoiser(noised, times, hidden, added_cond_kwargs=added).sample
-        return found
+        added = {name: conditions[name] for name in ("text_embeds", "time_ids")}
+        hidden = conditions["encoder_hidden_states"]
+        output: torch.Tensor = denoiser(noised, times, hidden, added_cond_kwargs=added).sample
+        return output
 
     def scheduler(self) -> EulerDiscreteScheduler:
         """Euler over Stable Diffusion XL's schedule."""
@@ -250,7 +243,7 @@ class Flow(Kind):
     pipeline = StableDiffusion3Pipeline
 
     def parts(self, vocabulary: CLIPTokenizer) -> nn.ModuleDict:
-        """A transformer of 2.9 M parameters over 64 tokens of the picture and 272 of the prompt."""
+        """A transformer of 2.3 M parameters over 64 tokens of the picture and 272 of the prompt."""
         transformer = SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
@@ -273,7 +266,7 @@ class Flow(Kind):
             }
         )
 
-    def told(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Told:
+    def conditions(self, parts: Any, ids: torch.Tensor, dropped: torch.Tensor) -> Conditions:
         """Both encoders' states, zeros for T5, and both pooled outputs; dropped rows have the empty prompt's ids."""
         (first, one), (second, two) = (_inner(parts[name], ids) for name in self.encoders)
         states = torch.cat([first, second], -1)
@@ -282,17 +275,19 @@ class Flow(Kind):
             "pooled_projections": torch.cat([one, two], -1),
         }
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is noise less picture; times are shifted as the solver's are."""
         shift = float(self.scheduler().config.shift)
         sigma = shift * place / (1 + (shift - 1) * place)
         level = sigma.view(-1, 1, 1, 1)
         return (1 - level) * latents + level * noise, 1000 * sigma, noise - latents
 
-    def output(self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, told: Told) -> torch.Tensor:
+    def output(
+        self, denoiser: nn.Module, noised: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """As ``Kind``."""
-        found: torch.Tensor = denoiser(hidden_states=noised, timestep=times, **told).sample
-        return found
+        output: torch.Tensor = denoiser(hidden_states=noised, timestep=times, **conditions).sample
+        return output
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Euler with a shift that suits small latents."""
