@@ -73,7 +73,7 @@ def _calibration(spec: CheckSpec, setup: Setup) -> int:
     return spec.recipe.samples * ((1 + shared) * setup.calls + (2 + shared) * strata)
 
 
-def _sampling_origin(spec: CheckSpec) -> str | None:
+def sampling_origin(spec: CheckSpec) -> str | None:
     """Where steps and guidance are from, in words; None where the request or its probe set names them."""
     own = sampling.of_base(Path(spec.base)) if spec.probes.of_base else None
     if own is None:
@@ -85,6 +85,6 @@ def announce(session: Session) -> None:
     """Report the workload; its duration is estimated from one timed call, unless the reference is in the cache."""
     sampler, f1 = session.sampler, subject.full(session.arms, "adapted")
     seconds = None if sampler.known(f1) else sampler.seconds(f1)
-    if origin := _sampling_origin(session.spec):
+    if origin := sampling_origin(session.spec):
         session.watch.note(origin)
     session.watch.note(plan(session.spec, sampler.setup).text(seconds))

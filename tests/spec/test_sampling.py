@@ -12,6 +12,7 @@ from qcheck.api.request import check_spec
 from qcheck.model import family
 from qcheck.spec import command, sampling
 from qcheck.spec.sampling import Sampling
+from qcheck.tasks import workload
 from tests.spec.test_command import parse
 
 CARD = """# A base
@@ -82,7 +83,13 @@ def test_a_request_takes_them_from_the_base_unless_it_names_others(tmp_path: Pat
     asked = check_spec(base, lora, scheme="int8", threads=1)
     assert (asked.probes.steps, asked.probes.guidance) == (4, 0.0)
     assert (parse(command.words(asked, tmp_path)[1:])) == asked
+    assert workload.sampling_origin(asked) == (
+        "4 steps at guidance 0, by the base's README.md; --steps and --guidance change that"
+    )
+    hub = check_spec("some/base", lora, scheme="int8", threads=1)
+    assert (hub.probes.steps, hub.probes.guidance, workload.sampling_origin(hub)) == (20, 7.5, None)
     other = check_spec(base, lora, scheme="int8", threads=1, guidance=3.0)
+    assert workload.sampling_origin(other) is None
     assert (other.probes.steps, other.probes.guidance) == (4, 3.0)
     own = check_spec(base, lora, scheme="int8", threads=1, probes="emoji")
     assert (own.probes.steps, own.probes.guidance) == (20, 3.0)
