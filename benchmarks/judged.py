@@ -12,15 +12,17 @@ from scipy import stats
 
 from benchmarks.zoo import style
 from benchmarks.zoo.utility import Utility
-from qcheck.judge.verdict import judge
+from qcheck.measure import effect
 from qcheck.measure.control import Control, judged_error
 from qcheck.measure.effect import Energies
 from qcheck.measure.interval import measure_all
+from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
-from qcheck.result.measurement import Measurement
 from qcheck.result.verdict import Verdict
+from qcheck.sampling import subject
+from qcheck.spec.arm import Side
 from qcheck.spec.limits import Gate, Limits, find
-from qcheck.tasks.check import held_against
+from qcheck.tasks.decide import Instrument, decide, held_against
 
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
 UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
@@ -84,20 +86,47 @@ class Case:
         return None if self.by_utility is None else False
 
     def samples(self, count: int | None = None) -> list[Sample]:
-        """The samples on the first ``count`` probes; what is not a row for each probe stays whole."""
+        """The samples on the first ``count`` probes: of energies by today's code, others as they were stored.
+
+        What is not a row for each probe stays whole.
+        """
         probes = self.adapter["probes"]
+        today = {(sample.name, sample.arm): sample for sample in self._of_energies(self.energies(count))}
         found = []
         for kept in self.stored["samples"]:
             values = np.array(kept["values"], np.float64)
             rows = values[:count] if len(values) == probes else values
-            found.append(Sample(kept["name"], kept["arm"], rows, tuple(kept["places"]), kept["worst"]))
+            stored = Sample(kept["name"], kept["arm"], rows, tuple(kept["places"]), kept["worst"])
+            fresh = today.get((stored.name, stored.arm), stored)
+            found.append(stored if np.isnan(fresh.values).all() else fresh)
         return found
 
-    def measured(self, gates: Limits, count: int | None = None) -> tuple[list[Measurement], Limits]:
-        """Controls and measurements, and the limits beside which they stand."""
-        judged = self.judged_error(count)
-        controls, limits = held_against(self.controls, judged, gates)
-        return [*controls, *measure_all(self.samples(count), gates.ranges, gates.alpha)], limits
+    def _of_energies(self, e: Energies) -> list[Sample]:
+        floor = np.array(self.stored.get("floor", np.zeros(e.f1.shape[1])))
+        timesteps = tuple(float(t) for t in self.controls[-1].timesteps)  # the compute control's: all of them
+        gone = Run((), (), (), (), (), ())
+        view = View(gone, gone, gone, gone, floor, timesteps, tuple(range(len(timesteps)))).knowing(
+            effect.energies_of, e
+        )
+        with np.errstate(all="ignore"):  # what the demo's oldest cases never stored is NaN
+            measurements = (
+                effect.effect_survival,
+                effect.stratum_survival,
+                effect.effect_to_error_of,
+                effect.excess_error_of,
+                effect.worst_stratum,
+                effect.stratum_sqnr,
+            )
+            return [sample for measured in measurements for sample in measured(view)]
+
+    def energies(self, count: int | None = None) -> Energies:
+        """The inner products on the first ``count`` probes."""
+        return Energies(**{name: np.array(value)[:count] for name, value in self.stored["energies"].items()})
+
+    def another_seed(self, side: Side) -> float | None:
+        """How far another seed moves an arm's final latents, as a share of their size; None where nobody looked."""
+        moved = self.adapter.get("yardsticks", {}).get(subject.name(side), {}).get("seed")
+        return None if moved is None else float(np.mean(moved))
 
     @property
     def controls(self) -> list[Control]:
@@ -105,14 +134,10 @@ class Case:
         stored = self.stored["controls"]
         return [Control(c["name"], np.array(c["error"]), tuple(c["places"]), tuple(c["timesteps"])) for c in stored]
 
-    def judged_error(self, count: int | None = None) -> np.ndarray:
-        """Relative power [T] of the error on the first ``count`` probes."""
-        return judged_error(Energies(**{k: np.array(v)[:count] for k, v in self.stored["energies"].items()}))
-
     @cached_property
     def means(self) -> dict[tuple[str, str], float]:
         """Every measurement's value, whatever the limits; NaN where it was not measured."""
-        controls, _ = held_against(self.controls, self.judged_error(), find("default"))
+        controls, _ = held_against(self.controls, judged_error(self.energies()), find("default"))
         every = [*controls, *measure_all(self.samples(), {}, 0.05)]
         return {(one.name, one.arm): float("nan") if one.value is None else one.value for one in every}
 
@@ -124,30 +149,32 @@ class Case:
         """The verdict of a check that looks at more and more probes, by what is stored, and how many it took."""
         outcome, count = "INVALID", 0
         for count in looks:
-            outcome = self._verdict(gates, count).outcome
+            outcome = self.verdict(gates, count).outcome
             if outcome != "INCONCLUSIVE":
                 break
         return outcome, count
 
     def cause(self, gates: Limits) -> str:
         """The measurement that decides on all probes."""
-        first = self._verdict(gates, self.adapter["probes"]).deciding
+        first = self.verdict(gates).deciding
         return "-" if first is None else f"{first.name} ({first.arm})"
 
-    def _verdict(self, gates: Limits, count: int) -> Verdict:
+    def verdict(self, gates: Limits, count: int | None = None) -> Verdict:
+        """The verdict on the first ``count`` probes, by the gates whose measurements are stored."""
         chosen = gates.computing(self.stored["compute"])
         stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
+        halved = self.adapter.get("half_survival")
+        if halved is not None:
+            stored += [gate for gate in chosen.gates if gate.name == "half_weight"]
         chosen = chosen.model_copy(update={"gates": stored})
-        kept = next(s.values for s in self.samples(count) if s.name == "effect_survival")
-        low, high = chosen.tail
-        bad = [i for i, s in enumerate(kept) if not low <= s <= high]
-        measurements, limits = self.measured(chosen, count)
-        return judge(measurements, bad, limits)
+        instrument = Instrument(self.controls, lambda: np.array(halved), self.another_seed)
+        return decide(chosen, instrument, self.samples(count), self.energies(count), [])
 
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
     """All cases, and the adapters that qcheck refused to judge."""
     files = [json.loads(path.read_text()) for path in sorted(zoo.glob("*/cases/*.json"))]
+    files = [found for found in files if "yardsticks" in found]  # older ones lack what today's limits ask for
     heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
     cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
     return cases, [head for head in heads if "refused" in head]

@@ -11,15 +11,15 @@ PLACE = Path("qcheck-out/flat")
 SPEC = check_spec("demo", "flat", scheme="int8")
 PASSING: dict[str, dict[str, Any]] = {
     "effect_survival": {"unit": "ratio", "value": 0.99, "low": 0.98, "high": 1.0, "limit": {"low": 0.9, "high": 1.1}},
-    "excess_error": {"unit": "dB", "value": 0.3, "low": 0.1, "high": 0.6, "limit": {"high": 3.0}},
-    "stratum_sqnr": {
-        "unit": "dB",
-        "value": 15.0,
-        "low": 13.0,
-        "high": 17.0,
-        "limit": {"low": 8.0},
+    "stratum_survival": {
+        "unit": "ratio",
+        "value": 0.95,
+        "low": 0.92,
+        "high": 0.97,
+        "limit": {"low": 0.6},
         "where": "timestep 49",
     },
+    "endpoint_error": {"unit": "ratio", "value": 0.15, "low": 0.13, "high": 0.17, "limit": {"high": 0.5}},
     "psnr": {"unit": "dB", "value": 34.0, "low": 30.0, "high": 39.0},
 }
 
@@ -39,7 +39,7 @@ def case(scheme: str = "int8", order: str = "merge-quantize", **changed: Any) ->
         "scheme": scheme,
         "order": order,
         "verdict": "PASS",
-        "deciding": {"name": "stratum_sqnr", "arm": "adapted"},
+        "deciding": {"name": "endpoint_error", "arm": "adapted"},
         "reasons": ["every gated measurement is inside its limit"],
         "next": "Ship it.",
         "warnings": [],

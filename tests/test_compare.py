@@ -46,7 +46,7 @@ AT_LEAST, AT_MOST, BETWEEN = Limit(low=8), Limit(high=3), Limit(low=-8, high=8)
 
 def _seen(value: float | None, width: float, limit: Limit, **changed: Any) -> Judged:
     made = {
-        "name": "stratum_sqnr",
+        "name": "over_smoothing",
         "arm": "adapted",
         "unit": "dB",
         "status": "pass",
@@ -208,7 +208,7 @@ def test_the_matrix_has_every_scheme_and_order_of_every_report_with_size_and_rea
     assert found.columns == [("int8", "merge-quantize"), ("fp8", "merge-quantize"), ("int8", "unmerged")]
     assert [row.source for row in found.rows] == ["a", "b"]
     rows = [row for row in comparison.matrix_markdown(found).splitlines() if row.startswith("| ")][2:]
-    near = "stratum\\_sqnr (adapted) 15 \\[13, 17\\], limit \\>= 8, is closest"
+    near = "endpoint\\_error (adapted) 0.15 \\[0.13, 0.17\\], limit \\<= 0.5, is closest"
     assert rows[0] == f"| 1 flat | int8 | merge-quantize | **✅ PASS, ship this** | survival 0.99, 5.4 MB | {near} |"
     assert rows[1] == f"| 1 flat | fp8 | merge-quantize | ✅ PASS | survival 0.99, 7.3 MB | {near} |"
     assert rows[2] == "| 1 flat | int8 | unmerged | not checked |  |  |"
@@ -223,11 +223,11 @@ def test_the_smallest_file_that_passes_is_to_be_shipped() -> None:
 
 
 def test_of_two_adapters_whose_files_are_as_small_the_one_with_more_room_is_to_be_shipped() -> None:
-    def with_room(name: str, excess: float) -> Report:
-        seen = reports.measurement("excess_error", value=excess, low=excess - 0.3, high=excess + 0.3)
+    def with_room(name: str, error: float) -> Report:
+        seen = reports.measurement("endpoint_error", value=error, low=error - 0.03, high=error + 0.03)
         return _named(name, reports.case(measurements=[seen], artifact=_file(5_400_000 + len(name))))
 
-    (pick,) = compare.matrix([("a", with_room("tight", 2.5)), ("b", with_room("easy", 0.5))]).picks
+    (pick,) = compare.matrix([("a", with_room("tight", 0.4)), ("b", with_room("easy", 0.1))]).picks
     assert (pick.row, "most room" in pick.why) == (1, True)
 
 
@@ -272,19 +272,19 @@ def _stored(folder: Path, report: Report) -> str:
 
 def test_the_command_exits_1_on_a_regression_and_0_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = _stored(tmp_path / "good", reports.report())
-    low = reports.measurement("stratum_sqnr", value=9.0, low=8.5, high=9.5)
-    bad = _stored(tmp_path / "bad", reports.report(reports.case(measurements=[low])))
+    far = reports.measurement("endpoint_error", value=0.45, low=0.42, high=0.48)
+    bad = _stored(tmp_path / "bad", reports.report(reports.case(measurements=[far])))
     monkeypatch.setenv("COLUMNS", "120")
     worse = run("compare", good, bad)
     assert worse.exit_code == 1
     assert "3 got worse" in worse.output  # that one, and two that are gone
     assert "ship flat as int8" in worse.output
-    assert "15 [13, 17]" in worse.output
+    assert "0.15 [0.13, 0.17]" in worse.output
     better = run("compare", bad, good)
     assert (better.exit_code, "nothing got worse" in better.output) == (0, True)
     assert json.loads(run("compare", good, bad, "--json").stdout)["changes"][0]["direction"] == "worse"
     assert (
-        "| **worse** | int8 | merge-quantize | stratum\\_sqnr (adapted) |"
+        "| **worse** | int8 | merge-quantize | endpoint\\_error (adapted) |"
         in run("compare", good, bad, "--markdown").stdout
     )
     assert run("compare", good, bad, "--matrix").exit_code == run("compare", good, bad, bad).exit_code == 0

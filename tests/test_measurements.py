@@ -94,6 +94,9 @@ def test_a_definition_that_is_not_one_is_an_error(text: str, message: str, tmp_p
         ("effect_survival", "base", "low = 0.8", "effect_survival is measured of adapted, not of base"),
         ("effect_survival", "adapted", "", "needs `low` or `high`"),
         ("effect_survival", "adapted", "low = 1.2\nhigh = 0.8", "`low` is above `high`"),
+        ("effect_survival", "adapted", "high = 1.2\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
+        ("endpoint_error", "adapted", "low = 0.1\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
+        ("endpoint_error", "adapted", "high = 0.5\nof_seed = 0.0", "of_seed"),
     ],
 )
 def test_a_limit_that_nothing_can_meet_is_an_error_of_its_file(
@@ -111,7 +114,7 @@ def test_a_limit_that_nothing_can_meet_is_an_error_of_its_file(
 def test_without_its_base_an_artifact_has_no_limit_that_compares_with_it() -> None:
     kept = limits.find("default").alone().gates
     assert {gate.arm for gate in kept} == {"adapted"}
-    assert {gate.name for gate in kept}.isdisjoint({"excess_error", "worst_stratum", "export_control"})
+    assert {gate.name for gate in kept}.isdisjoint({"worst_stratum", "export_control", "half_weight"})
     assert "effect_survival" in {gate.name for gate in kept}
 
 

@@ -22,6 +22,7 @@ looks = [2]
 alpha = 0.4
 negligible_effect = 0.0001
 tail = [-1e6, 1e6]
+bad_share = 0.1
 
 [[gates]]
 name = "effect_survival"

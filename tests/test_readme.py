@@ -58,6 +58,7 @@ def test_every_gate_has_a_row_in_the_measurements() -> None:
 def test_limits_in_words_name_the_arm_and_the_type_they_are_for() -> None:
     told = readme.gates()
     assert told["effect_survival"] == "0.8 .. 1.2 (adapted)"
-    assert told["stratum_sqnr"] == ">= 8 (base); >= 6 (adapted)"
+    assert told["stratum_survival"] == ">= 0.6 (adapted)"
+    assert told["effect_to_error"].startswith("a warning unless >= ")
     assert "(in bfloat16)" in told["compute_control"]
     assert told["hidden_jitter"].startswith("a warning unless <= ")

@@ -50,8 +50,8 @@ def test_the_worst_prompt_is_named() -> None:
     size = np.array([1, 1, 3, 3])[:, None, None, None, None]
     noise = rng.standard_normal(f0.shape)
     e = effect.energies(f0, f1, f0 + 0.1 * noise, f1 + 0.1 * size * noise)
-    found = ungated.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"])
+    found = ungated.worst_prompt(e, np.zeros(2), ["red", "blue", "green", "green"])
     assert found.where == "green"
     assert found.value == pytest.approx(20 * np.log10(3))
     e.error1[1] = np.nan
-    assert np.isnan(ungated.worst_prompt(e, np.ones(2), np.zeros(2), ["red", "blue", "green", "green"]).value)  # type: ignore[arg-type]
+    assert np.isnan(ungated.worst_prompt(e, np.zeros(2), ["red", "blue", "green", "green"]).value)  # type: ignore[arg-type]

@@ -130,7 +130,7 @@ def test_a_scheme_that_cannot_be_carried_out_is_an_error(text: str, message: str
         read_toml(scheme.Scheme, path)
 
 
-@pytest.mark.parametrize("change", ["probes = 1", "gates = []", "tail = [0.5]", 'name = "../../x"'])
+@pytest.mark.parametrize("change", ["probes = 1", "gates = []", "tail = [0.5]", "bad_share = 1.0", 'name = "../../x"'])
 def test_limits_that_would_gate_nothing_are_an_error(change: str, tmp_path: Path) -> None:
     text = (limits.FOLDER / "default.toml").read_text()
     key = change.split(" =", maxsplit=1)[0]

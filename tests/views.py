@@ -33,19 +33,17 @@ def view(
     f1: np.ndarray,
     q0: np.ndarray,
     q1: np.ndarray,
-    weights: np.ndarray | None = None,
     floor: np.ndarray | None = None,
     timesteps: tuple[float, ...] | None = None,
     **more: Any,
 ) -> View:
-    """Four arms of outputs [n, T, C, h, w], every stratum alike and no floor unless given."""
+    """Four arms of outputs [n, T, C, h, w], no floor unless given."""
     count = f0.shape[1]
     return View(
         run(f0),
         run(f1),
         run(q0, f0),
         run(q1, f1),
-        np.ones(count) if weights is None else weights,
         np.zeros(count) if floor is None else floor,
         tuple(float(t) for t in range(count, 0, -1)) if timesteps is None else timesteps,
         tuple(range(count)),
@@ -58,7 +56,7 @@ def only(name: str, arms: Iterable[Iterable[np.ndarray]], floor: float = 0.0) ->
     nothing: tuple[np.ndarray, ...] = ()
     empty = dict.fromkeys(("outputs", "finals", "turns", "lengths", "chord", "moments"), nothing)
     f0, f1, q0, q1 = (Run(**empty | {name: rows}) for rows in arms)
-    return View(f0, f1, q0, q1, np.ones(1), np.full(1, floor), (1.0,), (0,))
+    return View(f0, f1, q0, q1, np.full(1, floor), (1.0,), (0,))
 
 
 def by_key(samples: Iterable[Sample]) -> dict[tuple[str, str], Sample]:

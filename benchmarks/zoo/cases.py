@@ -30,7 +30,6 @@ from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.measure import effect, endpoint
-from qcheck.model import arms as merged
 from qcheck.quantize import artifact
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
@@ -45,6 +44,7 @@ from qcheck.spec.scheme import Scheme
 from qcheck.tasks import check, controls
 from qcheck.tasks import session as sessions
 from qcheck.tasks.check import QuantizedBase
+from qcheck.tasks.decide import decide
 from qcheck.tasks.session import Session
 
 _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
@@ -152,18 +152,6 @@ def request(pipeline: Pipeline, adapter: Path, guidance: float | None = None, **
     return check_spec(pipeline.source, adapter, **(usual | other))
 
 
-def halved(session: Session, reference: Mapping[Side, Trace]) -> np.ndarray:
-    """Survival [n] of the adapter at half of its weight, which is a loss of known size."""
-    half = [dataclasses.replace(adapter, weight=adapter.weight / 2) for adapter in session.arms.adapters]
-    with session.arms.held("base"):
-        arms = merged.apply(session.arms.base, half)
-    sampler = session.sampler.take(PROBES)
-    with session.watch.stage("half weight", forwards(sampler.setup, 0, 1, PROBES)) as advance:
-        trace = sampler.forced(subject.full(arms, "adapted"), reference["adapted"], advance)
-    f0, f1 = reference["base"].outputs(), reference["adapted"].outputs()
-    return effect.survival(effect.energies(f0, f1, f0, trace.outputs()), sampler.setup.weights)
-
-
 def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Path) -> dict[str, Any]:
     """All cases of one adapter at one guidance; one that qcheck refuses to judge says why instead."""
     known: dict[str, Any] = {key: made[key] for key in ("kind", "half", "style") if key in made}
@@ -188,7 +176,7 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
         }
         try:
             known["effect_size"] = check.require_effect(session, reference)
-            known["half_survival"] = halved(session, reference)
+            known["half_survival"] = session.yardsticks.half_weight()
             here = Path(folder)
             cases = [c for one in session.spec.schemes for c in cases_of(session, one, judges, full, here)]
         except UserError as error:
@@ -207,19 +195,19 @@ def cases_of(
     session: Session, scheme: Scheme, judges: Judges, full: Mapping[Side, np.ndarray], folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The cases of one scheme: samples, controls, inner products, verdict by the limits of today, and both judges."""
-    asked, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
+    asked = session.spec.bounds.computing(scheme.compute)
     base = ground(session, scheme)
     loss_q0 = judges.losses(session, base.q0)
     for order in session.spec.orders:
         made = check.make(session, order, base, folder)
         seen, losses = check.look(made, PROBES), judges.losses(session, made.q1)
-        verdict = check.decide(asked, weights, base.controls, seen.samples, seen.energies, made.builds)
+        verdict = decide(asked, base.instrument, seen.samples, seen.energies, made.builds)
         yield {
             "scheme": scheme.name,
             "order": order,
             "compute": scheme.compute,
             "verdict": verdict.outcome,
-            "controls": [vars(one) for one in base.controls],
+            "controls": [vars(one) for one in base.instrument.controls],
             "samples": [vars(sample) for sample in seen.samples],
             "energies": dataclasses.asdict(seen.energies),
             "ends": ends(seen.reference, seen.quantized),

@@ -28,7 +28,6 @@ def gather(
     reference: Traces,
     quantized: Traces,
     energies: effect.Energies,
-    weights: np.ndarray,
     sides: Sequence[Side],
     names: tuple[str, str],
 ) -> CaseEvidence:
@@ -47,7 +46,7 @@ def gather(
             for side in sides
         ],
         survival=spread(energies.kept / energies.effect) if has_base else None,
-        survivals=effect.survival(energies, weights).tolist() if has_base else [],
+        survivals=effect.survival(energies).tolist() if has_base else [],
         spectra=_spectra(reference, quantized, sides),
         histograms=_histograms(_finals(reference, quantized, sides), _drifting(reference, quantized)),
         pictures=[],

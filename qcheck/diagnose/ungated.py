@@ -36,9 +36,9 @@ def judged(measurements: Sequence[Measurement]) -> list[Judged]:
     return [Judged.model_validate(m.model_dump() | {"status": words[m.measured]}) for m in measurements]
 
 
-def worst_prompt(energies: effect.Energies, weights: np.ndarray, floor: np.ndarray, prompts: Sequence[str]) -> Judged:
+def worst_prompt(energies: effect.Energies, floor: np.ndarray, prompts: Sequence[str]) -> Judged:
     """The prompt with the highest mean excess_error."""
-    return judged([effect.worst_prompt(energies, weights, floor, prompts)])[0]
+    return judged([effect.worst_prompt(energies, floor, prompts)])[0]
 
 
 def _classified(side: Side, quantized: Trace, reference: Trace, alpha: float) -> Measurement:

@@ -58,7 +58,8 @@ def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged
     return tuple(judged)
 
 
-def _reason(judged: Judged) -> Reason:
+def _reason(judged: Judged, beyond: str = "") -> Reason:
+    """The measurement in words; ``beyond`` is what it means to be outside of its limit, where it is."""
     at = f" at {judged.where}" if judged.where else ""
     limit = f"; limit {judged.limit.text()}" if judged.limit is not None else ""
     if judged.value is None:
@@ -66,20 +67,26 @@ def _reason(judged: Judged) -> Reason:
     if judged.value != judged.value:
         return Reason(f"{judged.name} ({judged.arm}) is not finite{at}{limit}", judged)
     interval = f"[{judged.low:.3g}, {judged.high:.3g}]"
-    return Reason(f"{judged.name} ({judged.arm}) {judged.value:.3g} {judged.unit} {interval}{at}{limit}", judged)
+    means = f": {beyond}" if beyond and judged.status == "fail" else ""
+    return Reason(f"{judged.name} ({judged.arm}) {judged.value:.3g} {judged.unit} {interval}{at}{limit}{means}", judged)
 
 
 def _build_reasons(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[Reason]:
     return [Reason(f"{ends[build.status]}: {build.detail}") for build in builds if build.status in ends]
 
 
-def _tail_reasons(bad_probes: Sequence[int], limits: Limits) -> list[Reason]:
-    if not bad_probes:
+def _tail_reasons(bad: Sequence[bool], limits: Limits) -> list[Reason]:
+    numbers = [index + 1 for index, one in enumerate(bad) if one]
+    if len(numbers) <= limits.bad_share * len(bad):
         return []
     low, high = limits.tail
-    numbers = ", ".join(str(i + 1) for i in bad_probes[:8])
-    text = f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(bad_probes)} probes (number {numbers})"
-    return [Reason(text)]
+    first = ", ".join(map(str, numbers[:8]))
+    return [
+        Reason(
+            f"tail gate: effect_survival outside {low:g} .. {high:g} on {len(numbers)} of {len(bad)} probes (number "
+            f"{first}), more than {100 * limits.bad_share:g} %"
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,9 @@ class _GatedMeasurements:
     by_key: Mapping[tuple[str, Arm], Judged]
 
     def reasons(self, status: Status, roles: frozenset[Role] = _BLAMING, arms: frozenset[Arm] = _EVERY) -> list[Reason]:
-        keys = [(g.name, g.arm) for g in self.gates if g.role in roles and g.arm in arms]
-        return [_reason(m) for key in keys if (m := self.by_key.get(key)) is not None and m.status == status]
+        gates = [gate for gate in self.gates if gate.role in roles and gate.arm in arms]
+        seen = [(self.by_key.get((gate.name, gate.arm)), gate.beyond) for gate in gates]
+        return [_reason(one, beyond) for one, beyond in seen if one is not None and one.status == status]
 
     def unmeasured(self) -> list[Reason]:
         missing = [gate for gate in self.gates if (gate.name, gate.arm) not in self.by_key]
@@ -99,7 +107,7 @@ class _GatedMeasurements:
 
 
 def judge(
-    measurements: Sequence[Measurement], bad_probes: Sequence[int], limits: Limits, builds: Sequence[Compiled] = ()
+    measurements: Sequence[Measurement], bad_probes: Sequence[bool], limits: Limits, builds: Sequence[Compiled] = ()
 ) -> Verdict:
     """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
@@ -107,7 +115,7 @@ def judge(
     target. A build that crashed says nothing about the scheme: the verdict is INVALID, as it is where a gate has no
     measurement (not measured is never passed). While a gate of the full-precision adapter is undecided, the quantized
     adapter is not blamed. While an absolute gate of the base is undecided, the adapter is blamed only by gates with the
-    role "adapter", which measure what it has beyond the base.
+    role "adapter", which measure what it has beyond the base. ``bad_probes`` [n] says which probes are in the tail.
     """
     judged = _judged(measurements, limits)
     gated = _GatedMeasurements(
@@ -130,9 +138,7 @@ def judge(
         ("INCONCLUSIVE", base_open),
         ("INCONCLUSIVE", gated.reasons("undecided") + _tail_reasons(bad_probes, limits)),
     )
-    warnings = tuple(
-        f"hidden by quantization: {reason.text}" for reason in gated.reasons("fail", frozenset({"warning"}))
-    )
+    warnings = tuple(reason.text for reason in gated.reasons("fail", frozenset({"warning"})))
     for outcome, reasons in ladder:
         if reasons:
             first = deciding.named(reasons[0].seen)

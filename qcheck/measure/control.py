@@ -11,7 +11,7 @@ from qcheck.measure.registry import measures
 from qcheck.measure.sample import EXACT, decibels
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
-from qcheck.spec.arm import Arm
+from qcheck.spec.arm import Arm, Side
 
 
 def noise(outputs: Iterable[np.ndarray], against: Iterable[np.ndarray]) -> np.ndarray:
@@ -59,6 +59,20 @@ def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -
     where = f"timestep {control.timesteps[worst]:g}"
     measured = Measurement(name=control.name, arm="adapted", unit=unit, value=value, low=value, high=value, where=where)
     return measured, math.floor(10 * float(required[worst])) / 10
+
+
+@measures("half_weight", when="control")
+def half_weight(survival: np.ndarray) -> Measurement:
+    """Mean survival [n] of the adapter at half of its weight, at full precision; the bounds equal the value."""
+    value, unit = float(survival.mean()), measurement.find("half_weight").unit
+    return Measurement(name="half_weight", arm="adapted", unit=unit, value=value, low=value, high=value)
+
+
+@measures("another_seed", when="control")
+def another_seed(side: Side, distance: float) -> Measurement:
+    """How far another seed moves an arm's final latents at full precision; the bounds equal the value."""
+    unit = measurement.find("another_seed").unit
+    return Measurement(name="another_seed", arm=side, unit=unit, value=distance, low=distance, high=distance)
 
 
 _SAME = 1e-10  # of the output's power, 100 dB: float32 rounding, far below the error of any format

@@ -1,8 +1,10 @@
 """The adapter's effect and the error of quantization, on outputs at the latents of the reference f1.
 
-E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0; every sum over strata is weighted with the square of the
-coefficient by which the solver moves the sample for that output. A calibrated adapter also corrects the base's error,
-which is no effect of its own: for it Dq = q1 - f0, so that a perfect one has survival 1.
+E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0. Sums over strata count each of them alike: inner products are
+divided by the mean |Df|^2 there, so that epsilon, v and flow outputs are comparable. (The solver's own coefficients
+would give the first of 20 steps of an epsilon model most of the sum, and later steps correct its error: docs/zoo.md.) A
+calibrated adapter also corrects the base's error, which is no effect of its own: for it Dq = q1 - f0, so that a perfect
+one has survival 1.
 """
 
 from collections.abc import Sequence
@@ -52,24 +54,34 @@ def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -
     return Energies(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def survival(e: Energies, weights: np.ndarray) -> np.ndarray:
+def evenly(e: Energies) -> np.ndarray:
+    """Weights [T] by which every stratum counts alike: 1 / mean |Df|^2, and 0 where the adapter does nothing."""
+    sizes = e.effect.mean(0)
+    weights: np.ndarray = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    return weights
+
+
+def survival(e: Energies) -> np.ndarray:
     """S [n] = sum <Dq, Df> / sum |Df|^2: 1 is intact, 0 erased, above 1 over-applied, negative reversed."""
+    weights = evenly(e)
     ratio: np.ndarray = (e.kept * weights).sum(1) / (e.effect * weights).sum(1)
     return ratio
 
 
-def effect_to_error(e: Energies, weights: np.ndarray) -> np.ndarray:
+def effect_to_error(e: Energies) -> np.ndarray:
     """R [n] = 10 log10(sum |Df|^2 / sum |E1|^2), dB."""
+    weights = evenly(e)
     return decibels((e.effect * weights).sum(1), (e.error1 * weights).sum(1))
 
 
-def excess_error(e: Energies, weights: np.ndarray, floor: np.ndarray) -> np.ndarray:
+def excess_error(e: Energies, floor: np.ndarray) -> np.ndarray:
     """G [n] = 10 log10(sum |E1|^2 / sum |E0|^2), dB; errors below ``floor`` [T] (relative power) count as the floor.
 
     Two errors within the rounding of the compute type cannot be distinguished: G is then 0.
     """
-    least1, least0 = (e.f1 * floor * weights).sum(1), (e.f0 * floor * weights).sum(1)
-    return decibels(np.maximum((e.error1 * weights).sum(1), least1), np.maximum((e.error0 * weights).sum(1), least0))
+    weights = evenly(e)
+    error1, error0 = np.maximum(e.error1, e.f1 * floor), np.maximum(e.error0, e.f0 * floor)
+    return decibels((error1 * weights).sum(1), (error0 * weights).sum(1))
 
 
 def stratum_excess(e: Energies, floor: np.ndarray) -> np.ndarray:
@@ -77,12 +89,12 @@ def stratum_excess(e: Energies, floor: np.ndarray) -> np.ndarray:
     return decibels(np.maximum(e.error1, e.f1 * floor), np.maximum(e.error0, e.f0 * floor))
 
 
-def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
-    """|Df| / |f1| [n] over all strata, a ratio: the size of the adapter's effect at full precision."""
+def effect_size(f0: Rows, f1: Rows) -> np.ndarray:
+    """Root mean square of |Df| / |f1| over the strata [n], a ratio: the size of the adapter's effect."""
     sizes = []
     for a0, a1 in zip(f0, f1, strict=True):
         change, signal = np.asarray(a1, np.float64) - a0, np.asarray(a1, np.float64)
-        sizes.append(np.sqrt((_dot(change, change) * weights).sum() / (_dot(signal, signal) * weights).sum()))
+        sizes.append(np.sqrt((_dot(change, change) / _dot(signal, signal)).mean()))
     return np.array(sizes)
 
 
@@ -97,11 +109,11 @@ def stratum_profile(signal: np.ndarray, error: np.ndarray) -> list[float]:
     return [float(x) for x in sqnr(signal, error).mean(0)]
 
 
-def bad_probes(e: Energies, weights: np.ndarray, low: float, high: float) -> list[int]:
-    """Indices of probes whose survival is outside [low, high] or not finite: the tail that a mean hides."""
-    values = survival(e, weights)
+def bad_probes(e: Energies, low: float, high: float) -> list[bool]:
+    """Of each probe, whether its survival is outside [low, high] or not finite: the tail that a mean hides."""
+    values = survival(e)
     finite = np.isfinite(e.error0).all(1) & np.isfinite(e.error1).all(1)
-    return [i for i, s in enumerate(values) if not (finite[i] and low <= s <= high)]
+    return [not (sound and low <= value <= high) for sound, value in zip(finite, values, strict=True)]
 
 
 def energies_of(view: View) -> Energies:
@@ -117,7 +129,7 @@ def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
 @measures("effect_survival")
 def effect_survival(view: View) -> list[Sample]:
     """Survival S of every probe."""
-    return [Sample("effect_survival", "adapted", survival(view.once(energies_of), view.weights))]
+    return [Sample("effect_survival", "adapted", survival(view.once(energies_of)))]
 
 
 @measures("stratum_survival")
@@ -132,14 +144,14 @@ def stratum_survival(view: View) -> list[Sample]:
 @measures("effect_to_error")
 def effect_to_error_of(view: View) -> list[Sample]:
     """R of every probe, at most ``EXACT`` dB."""
-    values = np.minimum(effect_to_error(view.once(energies_of), view.weights), EXACT)
+    values = np.minimum(effect_to_error(view.once(energies_of)), EXACT)
     return [Sample("effect_to_error", "adapted", values)]
 
 
 @measures("excess_error")
 def excess_error_of(view: View) -> list[Sample]:
     """G of every probe."""
-    return [Sample("excess_error", "adapted", excess_error(view.once(energies_of), view.weights, view.floor))]
+    return [Sample("excess_error", "adapted", excess_error(view.once(energies_of), view.floor))]
 
 
 @measures("worst_stratum")
@@ -160,9 +172,9 @@ def stratum_sqnr(view: View) -> list[Sample]:
 
 
 @measures("worst_prompt", when="end")
-def worst_prompt(e: Energies, weights: np.ndarray, floor: np.ndarray, prompts: Sequence[str]) -> Measurement:
+def worst_prompt(e: Energies, floor: np.ndarray, prompts: Sequence[str]) -> Measurement:
     """The prompt with the highest mean excess_error; a few seeds of one prompt carry no interval."""
-    values = excess_error(e, weights, floor)
+    values = excess_error(e, floor)
     means = {p: float(values[[q == p for q in prompts]].mean()) for p in dict.fromkeys(prompts)}
     worst = max(means, key=lambda p: (np.isnan(means[p]), means[p]))
     unit = measurement.find("worst_prompt").of("adapted").unit

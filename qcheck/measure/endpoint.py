@@ -3,7 +3,7 @@
 import numpy as np
 
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import Sample, decibels
+from qcheck.measure.sample import Sample, decibels, pseudo_values
 
 
 def relative(final: Rows, against: Rows) -> np.ndarray:
@@ -37,6 +37,10 @@ def reference_deviation(view: View) -> list[Sample]:
 
 
 def reference_health(f0: Rows, f1: Rows) -> list[Sample]:
-    """Standard deviation of f1's final latents over f0's in dB: strongly negative = collapsed, positive = saturated."""
-    deviation = [np.asarray([np.float64(x).std() for x in finals]) for finals in (f1, f0)]
-    return [Sample("reference_deviation", "adapted", 2 * decibels(deviation[0], deviation[1]))]
+    """Variance of f1's final latents over f0's in dB: strongly negative = collapsed, positive = saturated.
+
+    It is that of all probes together, as pseudo-values [n]: one flat picture of the base is no saturated adapter.
+    """
+    adapted, base = (np.asarray([np.float64(x).var() for x in finals]) for finals in (f1, f0))
+    values = pseudo_values(lambda i: decibels(adapted[i].sum(), base[i].sum()), len(base))
+    return [Sample("reference_deviation", "adapted", values)]

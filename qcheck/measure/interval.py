@@ -6,7 +6,7 @@ Decibels and ratios of matched runs are near normal. ``alpha`` is the error of o
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
@@ -25,7 +25,7 @@ def bounds(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
     if not np.isfinite(values).all():
         return float("nan"), float("nan"), float("nan")
     mean = float(values.mean())
-    half = float(stats.t.ppf(1 - alpha, len(values) - 1)) * _error(values)
+    half = float(special.stdtrit(len(values) - 1, 1 - alpha)) * _error(values)
     return mean, mean - half, mean + half
 
 
@@ -47,7 +47,7 @@ def beyond(values: np.ndarray, limit: Limit) -> float:
         *([] if limit.low is None else [limit.low - mean]),
         *([] if limit.high is None else [mean - limit.high]),
     ]
-    p_values = [float(stats.t.sf(e / error, len(values) - 1)) if error else float(e <= 0) for e in excess]
+    p_values = [float(special.stdtr(len(values) - 1, -e / error)) if error else float(e <= 0) for e in excess]
     return min(p_values)
 
 

@@ -42,16 +42,15 @@ class Run:
 class View:
     """The traces of the four matched arms, and the values that measurements need beside them.
 
-    ``weights`` [T] are the weights of the strata, ``floor`` [T] the relative error power of rounding to the compute
-    type; ``timesteps`` and ``strata`` are the timesteps and step numbers of the T strata. ``calibrated``: q1 holds an
-    adapter that was calibrated on the quantized base.
+    ``floor`` [T] is the relative error power of rounding to the compute type at the T strata, ``timesteps`` and
+    ``strata`` are their timesteps and step numbers. ``calibrated``: q1 holds an adapter that was calibrated on the
+    quantized base.
     """
 
     f0: Run
     f1: Run
     q0: Run
     q1: Run
-    weights: np.ndarray
     floor: np.ndarray
     timesteps: tuple[float, ...]
     strata: tuple[int, ...]
@@ -64,6 +63,11 @@ class View:
             self._shared[function] = function(self)
         value: T = self._shared[function]
         return value
+
+    def knowing(self, function: Callable[["View"], T], value: T) -> "View":
+        """This view, with the value of ``function`` that was computed before, from traces that are gone."""
+        self._shared[function] = value
+        return self
 
 
 FUNCTIONS: dict[str, tuple[When, Callable[..., Any]]] = {}

@@ -156,6 +156,24 @@ def brief(report: Report, console: Console) -> None:
         console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}{cure}"))
 
 
+def _conclude(case: Case, report: Report, console: Console) -> None:
+    """Print a case's verdict and all that it rests on."""
+    title = f"  {case.scheme} {case.order}: {case.next}"
+    console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
+    for reason in case.reasons:
+        console.print(Text(f"  because {reason}"))
+    if deciding := decided(case):
+        console.print(Text(f"  {deciding}"))
+    if case.trust is not None:
+        console.print(Text(f"  {case.trust.text()}"))
+    for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
+        console.print(Text(f"  {_share_line(layer)}"))
+    if case.estimate is not None:
+        console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
+    for warning in case.warnings:
+        console.print(Text.assemble(("  warning ", "yellow"), warning))
+
+
 def render(report: Report, folder: Path, console: Console) -> None:
     """Print the report; ``folder`` is where its files are."""
     console.print()
@@ -174,18 +192,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
     console.print(Text(_setup(report)))
     console.print(_summary(report))
     for case in report.cases:
-        title = f"  {case.scheme} {case.order}: {case.next}"
-        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
-        for reason in case.reasons:
-            console.print(Text(f"  because {reason}"))
-        if deciding := decided(case):
-            console.print(Text(f"  {deciding}"))
-        for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:
-            console.print(Text(f"  {_share_line(layer)}"))
-        if case.estimate is not None:
-            console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
-        for warning in case.warnings:
-            console.print(Text.assemble(("  warning ", "yellow"), warning))
+        _conclude(case, report, console)
     console.print(Text(f"limits: {report.limits_grounds}"))
     missing = ", ".join(item.name for item in report.not_measured)
     console.print(Text(f"not measured: {missing} (why: report.json)"))

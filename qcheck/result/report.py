@@ -70,6 +70,27 @@ class LayerShare(Value):
     activation: Number
 
 
+class Trust(Value):
+    """How far a verdict can be trusted.
+
+    ``detectable_loss`` is the smallest share of the adapter's effect whose loss would have kept these probes from PASS
+    four times of five. ``rerun_stability`` is the share of checks on other probes that would end alike, by drawing
+    these again. None where a value is not finite.
+    """
+
+    detectable_loss: Number | None
+    rerun_stability: Number | None
+
+    def text(self) -> str:
+        """Both in words."""
+        loss, stability = self.detectable_loss, self.rerun_stability
+        parts = [
+            *([] if loss is None else [f"a loss of {100 * loss:.0f} % of the effect would have been caught"]),
+            *([] if stability is None else [f"{100 * stability:.0f} % of reruns on other probes would say the same"]),
+        ]
+        return "; ".join(parts)
+
+
 class Case(Value):
     """One scheme in one order: its verdict and everything it rests on.
 
@@ -77,7 +98,8 @@ class Case(Value):
     of the first reason; None where something else decided, such as a build.
     ``layers`` are those that are quantized, the one with most of the gap first; empty where that was not estimated.
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
-    ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known.
+    ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known. ``trust`` is None
+    where nothing was run.
     """
 
     scheme: str
@@ -102,6 +124,7 @@ class Case(Value):
     estimate: Estimate | None
     builds: list[Build]
     seconds: float
+    trust: Trust | None = None
 
     def __getitem__(self, key: str | tuple[str, Arm]) -> Judged:
         """The measurement of that name, of the only arm that has it or else the adapted one; or of (name, arm).

@@ -18,7 +18,9 @@ Role = Literal["control", "reference", "absolute", "adapter", "warning"]
 class Gate(Limit):
     """The limit of one measurement of one arm. With ``compute`` it is for schemes of that compute type only.
 
-    A control with a ``margin`` need not reach its ``low`` where it lies that many dB under the error that is judged.
+    A control with a ``margin`` need not reach its ``low`` where it lies that many dB under the error that is judged. An
+    error with ``of_seed`` may be above its ``high`` as long as it is at most that share of how far another seed moves
+    the same arm's pictures. ``beyond`` says in words what it means to be outside.
 
     An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
     make every verdict INVALID.
@@ -29,6 +31,8 @@ class Gate(Limit):
     role: Role
     compute: str | None = None
     margin: float | None = None
+    of_seed: Annotated[float, Field(gt=0)] | None = None
+    beyond: str = ""
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
@@ -40,11 +44,19 @@ class Gate(Limit):
             raise ValueError(f"{self.name} is measured of {', '.join(arms)}, not of {self.arm}")
         if self.margin is not None and (self.role != "control" or self.low is None):
             raise ValueError("`margin` is for a control with `low`")
+        if self.of_seed is not None and (self.name != "endpoint_error" or self.high is None):
+            raise ValueError("`of_seed` is for endpoint_error with `high`")
         return self
 
     def text(self) -> str:
-        """As ``Limit``, with a control's margin."""
-        return super().text() + (f" or {self.margin:g} under the judged error" if self.margin is not None else "")
+        """As ``Limit``, with what it is relative to."""
+        return "".join(
+            (
+                super().text(),
+                f" or {self.margin:g} under the judged error" if self.margin is not None else "",
+                f" or {self.of_seed:g} of another seed's" if self.of_seed is not None else "",
+            )
+        )
 
     @property
     def limit(self) -> Limit:
@@ -56,7 +68,8 @@ class Limits(Value):
     """The gates of a verdict and its sequence of looks.
 
     Probes are added until there is a verdict: ``looks`` are the numbers of probes at which it is computed, ``alpha`` is
-    the one-sided error of each look. ``grounds`` is the justification of the limits in words, for the report.
+    the one-sided error of each look. A probe with effect_survival outside ``tail`` is a bad one, and a share of them
+    above ``bad_share`` blocks PASS. ``grounds`` is the justification of the limits in words, for the report.
     """
 
     name: str
@@ -65,6 +78,7 @@ class Limits(Value):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     negligible_effect: Annotated[float, Field(gt=0)]
     tail: Annotated[tuple[float, float], BeforeValidator(as_tuple)]
+    bad_share: Annotated[float, Field(ge=0, lt=1)]
     gates: Annotated[list[Gate], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -88,6 +102,11 @@ class Limits(Value):
     def requiring(self, least: Mapping[tuple[str, Arm], float]) -> "Limits":
         """With another ``low`` for some gates."""
         gates = [g.model_copy(update={"low": least.get((g.name, g.arm), g.low)}) for g in self.gates]
+        return self.model_copy(update={"gates": gates})
+
+    def allowing(self, most: Mapping[tuple[str, Arm], float]) -> "Limits":
+        """With another ``high`` for some gates."""
+        gates = [g.model_copy(update={"high": most.get((g.name, g.arm), g.high)}) for g in self.gates]
         return self.model_copy(update={"gates": gates})
 
     def computing(self, compute: str) -> "Limits":

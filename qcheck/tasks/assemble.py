@@ -23,7 +23,7 @@ from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.manifest import model_files
 from qcheck.result.measurement import NotMeasured
-from qcheck.result.report import ArtifactFile, Case, Input, LayerShare, Probing, Report
+from qcheck.result.report import ArtifactFile, Case, Input, LayerShare, Probing, Report, Trust
 from qcheck.result.verdict import Verdict
 from qcheck.sampling.store import Trace
 from qcheck.spec import order as orders
@@ -47,6 +47,7 @@ class CaseOutcome:
     energies: effect.Energies | None = None
     steps: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    trust: Trust | None = None
 
     def probes(self, spec: CheckSpec) -> int:
         """The number of probes that were used; that of the first look where the reference itself is broken."""
@@ -94,6 +95,7 @@ def case(
         estimate=_estimate(session, scheme, artifact),
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
+        trust=outcome.trust,
     )
 
 
@@ -147,6 +149,7 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
         estimate=None,
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
+        trust=outcome.trust,
     )
 
 

@@ -4,7 +4,6 @@ Probes are added look by look until each case has a verdict. Results are cached:
 probes that are new.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,7 @@ from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.looks import until_decided
 from qcheck.judge.verdict import judge
-from qcheck.measure import control, distribution, effect, endpoint, registry, trajectory
-from qcheck.measure.control import Control
+from qcheck.measure import distribution, effect, endpoint, registry, trajectory
 from qcheck.measure.interval import measure_all
 from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
@@ -39,14 +37,15 @@ from qcheck.result.verdict import Outcome, Verdict
 from qcheck.sampling.setup import Setup, Subject, forwards
 from qcheck.sampling.store import Trace, require_matched
 from qcheck.spec import measurement
-from qcheck.spec.arm import SIDES, Arm, Side
+from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import assemble, controls, workload
+from qcheck.tasks import assemble, controls, trust, workload
 from qcheck.tasks import session as sessions
 from qcheck.tasks.assemble import CaseOutcome
+from qcheck.tasks.decide import Instrument, decide
 from qcheck.tasks.session import Session, Traces
 
 
@@ -104,7 +103,7 @@ def require_effect(session: Session, reference: Traces) -> float:
         UserError: the effect is negligible, so its survival cannot be judged.
     """
     f0, f1 = reference["base"], reference["adapted"]
-    size = float(effect.effect_size(f0.outputs(), f1.outputs(), session.sampler.setup.weights).mean())
+    size = float(effect.effect_size(f0.outputs(), f1.outputs()).mean())
     limit = session.spec.bounds.negligible_effect
     if size < limit:
         weights = ", ".join(f"{adapter.weight:g}" for adapter in session.spec.adapters)
@@ -128,7 +127,7 @@ class QuantizedBase:
     sources: ArtifactSources
     q0: Subject
     floor: np.ndarray
-    controls: list[Control]
+    instrument: Instrument
     scores: Mapping[Order, Scores]
 
 
@@ -145,11 +144,11 @@ def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
     with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(sources)
         advance(1)
-    floor, measured_controls = controls.run(session, scheme)
+    floor, instrument = controls.run(session, scheme)
     q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base, scheme)
     f1 = session.reference.take(first_look)["adapted"]
     scores = sensitivity.find(session.arms, sources, session.sampler, f1, spec.orders, session.watch)
-    return QuantizedBase(sources, q0, floor, measured_controls, scores)
+    return QuantizedBase(sources, q0, floor, instrument, scores)
 
 
 @dataclass(frozen=True)
@@ -227,19 +226,17 @@ def judged(quantization: Quantization) -> Case:
 def run_case(quantization: Quantization) -> Result:
     """Measure one scheme in one order on more and more probes until there is a verdict."""
     start, session, scheme = time.monotonic(), quantization.session, quantization.scheme
-    limits, weights = session.spec.bounds.computing(scheme.compute), session.sampler.setup.weights
+    limits = session.spec.bounds.computing(scheme.compute)
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         current = look(quantization, count)
-        verdict = decide(
-            limits, weights, quantization.ground.controls, current.samples, current.energies, quantization.builds
-        )
+        verdict = decide(limits, quantization.ground.instrument, current.samples, current.energies, quantization.builds)
         return verdict.outcome, (verdict, current)
 
     _, _, (verdict, final) = until_decided(limits.looks, judge_at)
     sheet = assemble.sheet(session, quantization.title, verdict, final.reference, final.quantized)
     prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
-    worst = ungated.worst_prompt(final.energies, weights, quantization.ground.floor, prompts)
+    worst = ungated.worst_prompt(final.energies, quantization.ground.floor, prompts)
     extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
     simulation = controls.simulation_warnings(
         session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
@@ -248,14 +245,15 @@ def run_case(quantization: Quantization) -> Result:
     warnings = (*verdict.warnings, *simulation, *precision)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra), warnings=warnings)
     steps = along(final.reference, final.quantized, SIDES)
-    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start)
+    trusted = trust.of(
+        verdict, limits, quantization.ground.instrument, final.samples, final.energies, quantization.builds
+    )
+    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start, trusted)
     scores = quantization.ground.scores.get(quantization.order)
     case = assemble.case(
         session, scheme, quantization.order, outcome, quantization.artifact, quantization.folder, scores
     )
-    evidence = curves.gather(
-        final.reference, final.quantized, final.energies, weights, SIDES, (scheme.name, quantization.order)
-    )
+    evidence = curves.gather(final.reference, final.quantized, final.energies, SIDES, (scheme.name, quantization.order))
     arrivals, reason = arrival.arrivals(session.arms, scheme, quantization.order, quantization.artifact)
     return Result(case, sheet, evidence.model_copy(update={"arrivals": arrivals, "no_arrivals": reason}))
 
@@ -268,13 +266,14 @@ def run_given(session: Session, file: Given) -> Result:
     start, limits, setup = time.monotonic(), session.spec.bounds.alone(), session.sampler.setup
     builds = [session.gate.build_given(file, session.example, setup.family.latent)]
     q1 = session.stored(f"{file.name}: LoRA (q1)", "adapted", file.path, file.digest)
+    instrument = controls.yardsticks(session)
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         reference = session.reference.take(count)
         quantized: Traces = {"base": reference["base"], "adapted": trace_artifact(session, q1, reference["adapted"])}
         samples, energies = measure(setup, reference, quantized, np.zeros(len(setup.strata)))
         alone = [sample for sample in samples if not measurement.find(sample.name).compares(sample.arm)]
-        verdict = decide(limits, setup.weights, [], alone, energies, builds)
+        verdict = decide(limits, instrument, alone, energies, builds)
         return verdict.outcome, (verdict, Look(reference, quantized, alone, energies))
 
     _, _, (verdict, final) = until_decided(limits.looks, judge_at)
@@ -284,38 +283,11 @@ def run_given(session: Session, file: Given) -> Result:
     extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     warnings = (*verdict.warnings, *controls.precision_warnings(session, quantized["adapted"]))
     verdict = replace(verdict, measurements=(*verdict.measurements, *extra), warnings=warnings)
-    case = assemble.given_case(session, file, CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start))
-    evidence = curves.gather(reference, quantized, energies, setup.weights, ["adapted"], (file.name, given.ORDER))
+    trusted = trust.of(verdict, limits, instrument, final.samples, energies, builds)
+    outcome = CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start, trusted)
+    case = assemble.given_case(session, file, outcome)
+    evidence = curves.gather(reference, quantized, energies, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
-
-
-def decide(
-    limits: Limits,
-    weights: np.ndarray,
-    controls: Sequence[Control],
-    samples: list[Sample],
-    energies: effect.Energies,
-    builds: list[Build],
-) -> Verdict:
-    """The verdict on the probes so far; ``weights`` [T] are the strata's squared solver coefficients."""
-    measurements = measure_all(samples, limits.ranges, limits.alpha)
-    controlled, limits = held_against(controls, control.judged_error(energies), limits)
-    noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
-    bad_probes = effect.bad_probes(energies, weights, *limits.tail)
-    return judge([*controlled, *noop, *measurements], bad_probes, limits, builds)
-
-
-def held_against(controls: Sequence[Control], judged: np.ndarray, limits: Limits) -> tuple[list[Measurement], Limits]:
-    """The controls as measurements, and the limits with what they have to reach beside the ``judged`` error [T]."""
-    measurements, least = list[Measurement](), dict[tuple[str, Arm], float]()
-    for one in controls:
-        gate = limits.gate(one.name, "adapted")
-        low = 0.0 if gate is None or gate.low is None else gate.low
-        margin = math.inf if gate is None or gate.margin is None else gate.margin
-        measured_control, required = control.resolve(one, judged, low, margin)
-        measurements.append(measured_control)
-        least[one.name, "adapted"] = required
-    return measurements, limits.requiring(least)
 
 
 def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:
@@ -356,7 +328,7 @@ def measure(
     f0, f1, q0, q1 = reference["base"], reference["adapted"], quantized["base"], quantized["adapted"]
     require_matched(f1, f0, q0, q1)
     arms = (_run(f0), _run(f1), _run(q0), _run(q1))
-    view = View(*arms, setup.weights, floor, setup.timesteps(), setup.strata, calibrated)
+    view = View(*arms, floor, setup.timesteps(), setup.strata, calibrated)
     return registry.samples(view), view.once(effect.energies_of)
 
 

@@ -1,6 +1,6 @@
 """The controls of a scheme: whether export, compute type and simulation leave the reference as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +19,20 @@ from qcheck.sampling import subject
 from qcheck.sampling.setup import Subject, forwards
 from qcheck.sampling.store import Trace
 from qcheck.spec.scheme import Scheme
+from qcheck.tasks.decide import Instrument
 from qcheck.tasks.session import Session
 
 
-def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, list[Control]]:
-    """The error of f1 after export, and of f1 in the compute type. The latter is the floor [T] of all errors."""
+def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, Instrument]:
+    """The floor [T] of all errors, which is that of f1 in the compute type, and what measurements are held against."""
     noise = _control(session, scheme.compute)
     floor = np.nan_to_num(noise, nan=0.0, posinf=0.0)
-    return floor, [_export_control(session), _everywhere(session, "compute_control", noise)]
+    return floor, yardsticks(session, [_export_control(session), _everywhere(session, "compute_control", noise)])
+
+
+def yardsticks(session: Session, controls: Sequence[Control] = ()) -> Instrument:
+    """Changes of known size to the reference, beside the ``controls`` of a scheme."""
+    return Instrument(controls, session.yardsticks.half_weight, session.yardsticks.another_seed)
 
 
 def _everywhere(session: Session, name: str, noise: np.ndarray) -> Control:

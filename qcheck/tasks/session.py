@@ -36,6 +36,7 @@ from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import STRATA, Subject, forwards
 from qcheck.sampling.store import Trace
+from qcheck.sampling.yardsticks import Yardsticks
 from qcheck.spec import ranges
 from qcheck.spec.arm import Side
 from qcheck.spec.check import CheckSpec
@@ -68,6 +69,12 @@ class Session:
     def reference(self) -> "Reference":
         """The traces of f0 and f1."""
         return Reference(self.arms, self.sampler, self.watch)
+
+    @functools.cached_property
+    def yardsticks(self) -> Yardsticks:
+        """Changes of known size, beside which errors are held."""
+        count = self.spec.bounds.looks[0]
+        return Yardsticks(self.arms, self.spec.probes, self.sampler.take(count), self.reference.take(count), self.watch)
 
     @functools.cached_property
     def example(self) -> dict[str, np.ndarray]:

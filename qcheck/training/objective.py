@@ -224,13 +224,12 @@ class QatObjective:
         """Evaluate the student on the held-out probes after ``step`` steps."""
         states, f0, f1, q0 = self.exam
         q1 = self._held_out.outputs(self._runner, "adapted", states)
-        weights = self._held_out.setup.weights
         energies = effect.energies(f0, f1, q0, q1, calibrated=True)
         return HeldOut(
             step=step,
-            survival=float(effect.survival(energies, weights).mean()),
-            effect_to_error=float(effect.effect_to_error(energies, weights).mean()),
-            excess_error=float(effect.excess_error(energies, weights, np.zeros(len(weights))).mean()),
+            survival=float(effect.survival(energies).mean()),
+            effect_to_error=float(effect.effect_to_error(energies).mean()),
+            excess_error=float(effect.excess_error(energies, np.zeros(energies.f1.shape[1])).mean()),
         )
 
     def losses(self, pool: Pool, rows: np.ndarray, place: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from qcheck.judge.verdict import judge
@@ -21,7 +20,7 @@ def _outcome(drawn: Drawn) -> str:
     chosen = LIMITS.model_copy(update={"gates": GATES})
     seen: list[Measurement] = measure_all(list(every(drawn).values()), chosen.ranges, chosen.alpha)
     energies = effect.energies(*drawn.arms)
-    return judge(seen, effect.bad_probes(energies, np.ones(3), *chosen.tail), chosen).outcome
+    return judge(seen, effect.bad_probes(energies, *chosen.tail), chosen).outcome
 
 
 @pytest.mark.parametrize("trials", [60, pytest.param(1000, marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from qcheck.spec.measurement import Limit
 from tests import views
 
 SHAPE = (12, 4, 4, 16, 16)
-ONES, TIMES = np.ones(4), (900.0, 600.0, 300.0, 1.0)
+TIMES = (900.0, 600.0, 300.0, 1.0)
 
 
 def _measured(samples: list[Sample]) -> list[Measurement]:
@@ -34,10 +34,11 @@ def _arms(seed: int = 0, noise: float = 0.02) -> dict[str, np.ndarray]:
 def test_a_perfect_artifact_measures_perfect() -> None:
     a = _arms()
     e = effect.energies(a["f0"], a["f1"], a["f0"], a["f1"])
-    assert effect.survival(e, ONES) == pytest.approx(1)
-    assert np.isposinf(effect.effect_to_error(e, ONES)).all()
-    assert effect.excess_error(e, ONES, np.full(4, 1e-6)) == pytest.approx(
-        10 * np.log10(e.f1.sum(1) / e.f0.sum(1)), abs=1e-9
+    even = effect.evenly(e)
+    assert effect.survival(e) == pytest.approx(1)
+    assert np.isposinf(effect.effect_to_error(e)).all()
+    assert effect.excess_error(e, np.full(4, 1e-6)) == pytest.approx(
+        10 * np.log10((e.f1 * even).sum(1) / (e.f0 * even).sum(1)), abs=1e-9
     )
 
 
@@ -45,16 +46,16 @@ def test_a_perfect_artifact_measures_perfect() -> None:
 def test_survival_reads_back_how_much_of_the_adapter_is_left(scale: float, expected: float) -> None:
     a = _arms()
     e = effect.energies(a["f0"], a["f1"], a["f0"], a["f0"] + scale * (a["f1"] - a["f0"]))
-    assert effect.survival(e, ONES) == pytest.approx(expected)
+    assert effect.survival(e) == pytest.approx(expected)
 
 
 def test_what_a_calibrated_adapter_takes_back_of_the_bases_error_is_no_effect() -> None:
     a = _arms()
     whole = effect.energies(a["f0"], a["f1"], a["q0"], a["f1"], calibrated=True)
     half = effect.energies(a["f0"], a["f1"], a["q0"], (a["f0"] + a["f1"]) / 2, calibrated=True)
-    assert effect.survival(whole, ONES) == pytest.approx(1)
-    assert effect.survival(half, ONES) == pytest.approx(0.5)
-    beside = effect.survival(effect.energies(a["f0"], a["f1"], a["q0"], a["f1"]), ONES)
+    assert effect.survival(whole) == pytest.approx(1)
+    assert effect.survival(half) == pytest.approx(0.5)
+    beside = effect.survival(effect.energies(a["f0"], a["f1"], a["q0"], a["f1"]))
     assert np.abs(beside - 1).min() > 1e-6
 
 
@@ -62,7 +63,7 @@ def test_independent_double_rounding_is_three_decibels_of_excess() -> None:
     a = _arms()
     twice = a["q1"] + 0.02 * np.random.default_rng(9).standard_normal(SHAPE)
     e = effect.energies(a["f0"], a["f1"], a["q0"], twice)
-    assert effect.excess_error(e, ONES, np.zeros(4)).mean() == pytest.approx(3.01, abs=0.1)
+    assert effect.excess_error(e, np.zeros(4)).mean() == pytest.approx(3.01, abs=0.1)
 
 
 def test_the_difference_of_errors_is_the_difference_of_effects() -> None:
@@ -70,16 +71,16 @@ def test_the_difference_of_errors_is_the_difference_of_effects() -> None:
     left, right = (a["q1"] - a["f1"]) - (a["q0"] - a["f0"]), (a["q1"] - a["q0"]) - (a["f1"] - a["f0"])
     assert np.allclose(left, right, atol=1e-12)
     e = effect.energies(a["f0"], a["f1"], a["q0"], a["q1"])
-    r, g = effect.effect_to_error(e, ONES), effect.excess_error(e, ONES, np.zeros(4))
-    assert r + g == pytest.approx(10 * np.log10(e.effect.sum(1) / e.error0.sum(1)))
+    r, g, even = effect.effect_to_error(e), effect.excess_error(e, np.zeros(4)), effect.evenly(e)
+    assert r + g == pytest.approx(10 * np.log10((e.effect * even).sum(1) / (e.error0 * even).sum(1)))
 
 
 def test_errors_below_the_floor_are_not_told_apart() -> None:
     a = _arms(noise=1e-6)
     a["q1"] = a["f1"] + 100 * (a["q1"] - a["f1"])
     e = effect.energies(**a)
-    assert effect.excess_error(e, ONES, np.zeros(4)).mean() > 30
-    assert abs(effect.excess_error(e, ONES, np.full(4, 1e-4))).max() < 1
+    assert effect.excess_error(e, np.zeros(4)).mean() > 30
+    assert abs(effect.excess_error(e, np.full(4, 1e-4))).max() < 1
 
 
 def test_the_worst_stratum_is_found_and_named() -> None:
@@ -92,9 +93,13 @@ def test_the_worst_stratum_is_found_and_named() -> None:
 
 
 def test_an_error_of_one_timestep_is_excess_there_and_hidden_in_the_sum() -> None:
+    """Beside an effect that is ten times as large there as elsewhere."""
     a = _arms()
+    more = 9 * (a["f1"] - a["f0"])[:, 2]
+    a["f1"][:, 2] += more
+    a["q1"][:, 2] += more
     a["q1"][:, 2] = a["f1"][:, 2] + 3 * (a["q1"][:, 2] - a["f1"][:, 2])
-    view = views.view(**a, weights=np.array([10, 10, 0.1, 10]), timesteps=TIMES)
+    view = views.view(**a, timesteps=TIMES)
     (worst,), (whole,) = effect.worst_stratum(view), effect.excess_error_of(view)
     found = measure(worst, Limit(high=6.0), 0.05)
     assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
@@ -132,17 +137,18 @@ def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     assert np.isnan(_measured(effect.effect_survival(view))[0].value)  # type: ignore[arg-type]
     assert np.isnan(values["adapted"])
     assert np.isfinite(values["base"])
-    assert effect.bad_probes(view.once(effect.energies_of), ONES, 0.5, 1.5) == [3]
+    assert effect.bad_probes(view.once(effect.energies_of), 0.5, 1.5) == [place == 3 for place in range(12)]
 
 
-def test_the_size_of_an_effect_is_weighed_by_the_strata() -> None:
-    """An effect of one stratum alone, a tenth of the signal there, counts by that stratum's weight."""
+@pytest.mark.parametrize("loud", [1.0, 100.0])
+def test_the_size_of_an_effect_counts_every_stratum_alike(loud: float) -> None:
+    """An effect of one stratum alone, a tenth of the signal there, however loud it is: the root of a quarter."""
     f0 = np.random.default_rng(0).standard_normal(SHAPE)
+    f0[:, 1] *= loud
     f1 = f0.copy()
     f1[:, 1] *= 1.1
-    alone = effect.effect_size(f0, f1, np.array([0.0, 1.0, 0.0, 0.0]))
-    assert alone == pytest.approx(0.1 / 1.1)
-    assert effect.effect_size(f0, f1, np.array([1.0, 0.0, 1.0, 1.0])) == pytest.approx(0)
+    assert effect.effect_size(f0, f1) == pytest.approx(0.1 / 1.1 / 2)
+    assert effect.effect_size(f0, f0) == pytest.approx(0)
 
 
 def test_the_profile_of_signal_over_error_is_the_mean_over_probes_by_stratum() -> None:
@@ -155,11 +161,11 @@ def test_the_prompt_with_most_excess_is_named_and_one_that_broke_before_all() ->
     size = np.where(np.arange(12) % 3 == 1, 3.0, 1.0)[:, None, None, None, None]
     a["q1"] = a["f1"] + size * (a["q1"] - a["f1"])
     prompts = ["red", "green", "blue"] * 4
-    found = effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts)
+    found = effect.worst_prompt(effect.energies(**a), np.zeros(4), prompts)
     assert (found.where, found.low, found.p) == ("green", None, None)
     assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
     a["q1"][2, 0, 0, 0, 0] = np.nan
-    assert effect.worst_prompt(effect.energies(**a), ONES, np.zeros(4), prompts).where == "blue"
+    assert effect.worst_prompt(effect.energies(**a), np.zeros(4), prompts).where == "blue"
 
 
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
@@ -183,6 +189,14 @@ def test_a_collapsed_reference_is_seen() -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
     (found,) = _measured(endpoint.reference_deviation(views.only("finals", [finals, 0.1 * finals, (), ()])))
     assert found.value == pytest.approx(-20)
+
+
+def test_one_flat_picture_of_the_base_is_no_saturated_adapter() -> None:
+    """Of all probes together: eight pictures over seven. Decibels of each alone would have a mean of 7.5."""
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    flat = np.where(np.arange(8) == 3, 1e-3, 1.0)[:, None, None, None] * finals
+    (found,) = _measured(endpoint.reference_deviation(views.only("finals", [flat, finals, (), ()])))
+    assert found.value == pytest.approx(10 * np.log10(8 / 7), abs=0.2)
 
 
 def _texture(quantized: np.ndarray, finals: np.ndarray) -> dict[str, Measurement]:
@@ -312,3 +326,10 @@ def test_a_value_that_is_not_finite_or_never_varies_has_a_certain_p_value() -> N
     assert measure(still, Limit(high=5.0), 0.05).p == 1
     assert measure(still, Limit(low=2.0), 0.05).p == 0
     assert measure(still, None, 0.05).p is None
+
+
+def test_what_is_measured_at_full_precision_has_its_value_for_bounds_and_no_p_value() -> None:
+    half, moved = control.half_weight(np.array([0.4, 0.6])), control.another_seed("base", 1.2)
+    assert (half.name, half.arm, half.value, half.low, half.high) == ("half_weight", "adapted", 0.5, 0.5, 0.5)
+    assert (moved.name, moved.arm, moved.value, moved.low, moved.high) == ("another_seed", "base", 1.2, 1.2, 1.2)
+    assert half.p is moved.p is None

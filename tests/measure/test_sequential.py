@@ -12,7 +12,7 @@ from qcheck.spec import limits, measurement
 from qcheck.spec.limits import Gate, Limits
 
 LIMITS = limits.find("default").model_copy(
-    update={"gates": [Gate(name="excess_error", arm="adapted", role="adapter", high=3.0)]}
+    update={"gates": [Gate(name="effect_survival", arm="adapted", role="adapter", high=3.0)]}
 )
 
 

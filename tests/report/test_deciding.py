@@ -13,7 +13,7 @@ from qcheck.report.html import view
 from qcheck.result.report import Report
 from tests import reports
 
-NAMES = ("effect_survival", "excess_error", "stratum_sqnr")
+NAMES = ("effect_survival", "stratum_survival", "endpoint_error")
 
 
 def _told(shown: str) -> str:

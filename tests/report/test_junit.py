@@ -51,8 +51,8 @@ def test_every_scheme_in_every_order_is_one_test_case() -> None:
     assert [found.get("name") for found in root.iter("testcase")] == names
     assert root.get("tests") == root[0].get("tests") == "4"
     shown = root.findtext(".//system-out")
-    assert "stratum_sqnr (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8: pass" in shown
-    assert "closest to its limit: stratum_sqnr (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8\n" in shown
+    assert "endpoint_error (LoRA) 0.15 [0.13 .. 0.17], limit <= 0.5: pass" in shown
+    assert "closest to its limit: endpoint_error (LoRA) 0.15 [0.13 .. 0.17], limit <= 0.5\n" in shown
     refused = _read(reports.report(reports.case(verdict="FAIL-RECIPE", deciding=None)))
     assert "decided by" not in refused.findtext(".//system-out")
 

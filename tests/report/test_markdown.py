@@ -89,17 +89,17 @@ def _refused(text: str) -> dict[str, object]:
 
 def test_the_table_names_what_decided() -> None:
     shown = markdown.render(reports.report())
-    assert "| int8 | merge-quantize | ✅ **PASS** | stratum\\_sqnr (LoRA) 15.00 dB | 13.00 .. 17.00 |" in shown
-    lost = [reports.measurement("stratum_sqnr", value=3.0, low=2.0, high=4.0, status="fail")]
+    assert "| int8 | merge-quantize | ✅ **PASS** | endpoint\\_error (LoRA) 0.15 | 0.13 .. 0.17 |" in shown
+    lost = [reports.measurement("endpoint_error", value=0.8, low=0.7, high=0.9, status="fail")]
     failed = markdown.render(reports.report(reports.case(verdict="NEEDS-QAT", measurements=lost)))
-    assert "⚠️ **NEEDS-QAT** | stratum\\_sqnr (LoRA) 3.00 dB | 2.00 .. 4.00 | \\>= 8 |" in failed
+    assert "⚠️ **NEEDS-QAT** | endpoint\\_error (LoRA) 0.80 | 0.70 .. 0.90 | \\<= 0.5 |" in failed
     assert "0 of 1 pass" in failed
     refused = markdown.render(reports.report(reports.case(verdict="FAIL-RECIPE", deciding=None)))
     assert "❌ **FAIL-RECIPE** | - |  |  |" in refused
 
 
 def test_many_cases_fit_a_comment() -> None:
-    many = [reports.case(f"scheme-{i}", measurements=[reports.measurement("stratum_sqnr")] * 30) for i in range(64)]
+    many = [reports.case(f"scheme-{i}", measurements=[reports.measurement("endpoint_error")] * 30) for i in range(64)]
     shown = markdown.render(reports.report(*many))
     assert len(shown) <= markdown.COMMENT
     assert "Every measurement is in `report.json`" in shown

@@ -35,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 def judged(value: float, low: float, high: float, limit: Limit, status: str = "pass") -> Judged:
     return Judged.model_validate(
-        {"name": "stratum_sqnr", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high, "limit": limit}
-        | {"status": status}
+        {"name": "over_smoothing", "arm": "base", "unit": "dB", "value": value, "low": low, "high": high}
+        | {"limit": limit, "status": status}
     )
 
 
@@ -74,7 +74,7 @@ def test_of_many_cases_the_sentence_counts_those_that_pass_and_those_that_are_op
 
 def test_the_overview_shows_what_decided_or_the_reason_where_no_measurement_did(report: Report) -> None:
     near = judged(1.0, 0.9, 1.9, Limit(high=2))
-    by = Deciding(name="stratum_sqnr", arm="base")
+    by = Deciding(name="over_smoothing", arm="base")
     case = report.cases[0].model_copy(update={"measurements": [near], "verdict": "PASS", "deciding": by})
     found = view.overview(case)
     assert found.decided == view.row(near)

@@ -91,11 +91,11 @@ def test_the_text_names_scheme_verdict_bounds_limits_and_what_was_not_measured(r
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"), [("PASS", "closest to its limit: stratum_sqnr"), ("NEEDS-QAT", "decided by stratum_sqnr")]
+    ("verdict", "words"), [("PASS", "closest to its limit: endpoint_error"), ("NEEDS-QAT", "decided by endpoint_error")]
 )
 def test_the_text_names_the_measurement_that_decided(verdict: str, words: str) -> None:
     shown = _text(reports.report(reports.case(verdict=verdict)))
-    assert f"{words} (LoRA) 15.00 dB [13.00 .. 17.00], limit >= 8" in shown
+    assert f"{words} (LoRA) 0.15 [0.13 .. 0.17], limit <= 0.5" in shown
     alone = _text(reports.report(reports.case(verdict=verdict, deciding=None)))
     assert "closest to its limit" not in alone
     assert "decided by" not in alone

@@ -1,0 +1,186 @@
+"""The no-harm suite: changes that harm nobody, judged as if they were quantization. Every alarm is a false one.
+
+``python -m benchmarks.zoo.harmless PIPELINE`` makes ``zoo/PIPELINE/harmless/ADAPTER-GUIDANCE.json``, resumable: a trial
+is both arms under one change, on probes of its own, through qcheck's own sampling, measurements and verdict. Beside it
+stand the PSNR and SSIM of the free runs' pictures, which many gates hold to fixed bars.
+
+The controls that ask whether something was quantized, and how exactly a file was exported, have no part in it.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.zoo import cases
+from benchmarks.zoo.pipelines import PIPELINES, SCALARS, Pipeline
+from qcheck.core.cache import Cache, location
+from qcheck.core.progress import Silent
+from qcheck.measure import picture
+from qcheck.runtime.runner import Runner
+from qcheck.sampling import subject
+from qcheck.sampling.setup import Subject
+from qcheck.spec import limits
+from qcheck.spec.arm import SIDES, Side
+from qcheck.tasks import check
+from qcheck.tasks import session as sessions
+from qcheck.tasks.controls import yardsticks
+from qcheck.tasks.decide import decide
+from qcheck.tasks.session import Session
+
+PROBES, STEPS = 8, 10
+_FLOOR = 1e-7  # relative power of float16's rounding, as the compute control finds it on these pipelines
+
+Change = Callable[[Session, Side, int], AbstractContextManager[Runner]]
+
+
+@dataclass(frozen=True)
+class _Altered:
+    """A runner whose inputs or output are changed at every call."""
+
+    inner: Runner
+    inputs: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda given: given
+    output: Callable[[np.ndarray], np.ndarray] = lambda made: made
+    name: str = "altered"
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.float32(self.output(self.inner(self.inputs(inputs))))
+
+
+@contextmanager
+def float_noise(session: Session, side: Side, seed: int) -> Iterator[Runner]:
+    """Every output is off by 1e-5 of its size at random, as other kernels and thread counts make it."""
+    rng = np.random.default_rng(seed)
+    with subject.full(session.arms, side).open() as runner:
+        yield _Altered(
+            runner, output=lambda x: x * (1 + 1e-5 * rng.standard_normal(x.shape, np.float32)).astype(np.float32)
+        )
+
+
+@contextmanager
+def one_ulp(session: Session, side: Side, seed: int) -> Iterator[Runner]:
+    """One number of the latents is the next one that bfloat16 can hold, at every call."""
+    rng, name = np.random.default_rng(seed), session.arms.base.family.latent
+
+    def moved(given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        latents = given[name].copy()
+        latents.reshape(len(latents), -1)[:, rng.integers(latents[0].size)] *= 1 + 2.0**-7
+        return {**given, name: latents}
+
+    with subject.full(session.arms, side).open() as runner:
+        yield _Altered(runner, inputs=moved)
+
+
+@contextmanager
+def attention_kernel(session: Session, side: Side, seed: int) -> Iterator[Runner]:
+    """Attention by another kernel of torch."""
+    del seed
+    with sdpa_kernel(SDPBackend.MATH), subject.full(session.arms, side).open() as runner:
+        yield runner
+
+
+def _rounded(dtype: torch.dtype) -> Change:
+    @contextmanager
+    def change(session: Session, side: Side, seed: int) -> Iterator[Runner]:
+        del seed
+        with session.arms.running(side) as family:
+            module = copy.deepcopy(family.module)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(parameter.to(dtype).to(parameter.dtype))
+        yield subject.runner(session.arms, module)
+
+    return change
+
+
+CHANGES: dict[str, Change] = {
+    "float noise": float_noise,
+    "one ulp of bfloat16": one_ulp,
+    "another attention kernel": attention_kernel,
+    "weights in float16": _rounded(torch.float16),
+    "weights in bfloat16": _rounded(torch.bfloat16),
+}
+
+
+def trial(session: Session, name: str, seed: int) -> dict[str, Any]:
+    """One change of both arms: what the verdict says, and PSNR (dB) and SSIM of the pictures."""
+    reference, sampler = session.reference.take(PROBES), session.sampler.take(PROBES)
+    asked = session.spec.bounds.computing("float16")
+    asked = asked.model_copy(
+        update={"gates": [g for g in asked.gates if g.role != "control" or g.name == "half_weight"]}
+    )
+    traces = {}
+    for side in SIDES:
+        arm = subject.full(session.arms, side)
+        changed = Subject(
+            f"{arm.name}, {name}",
+            side,
+            f"{arm.content} {name} {seed} {STEPS}",
+            lambda side=side: CHANGES[name](session, side, seed),  # type: ignore[misc]
+        )
+        traces[side] = sampler.arm(changed, reference["adapted"], lambda _: None)
+    floor = np.full(len(sampler.setup.strata), _FLOOR)
+    samples, energies = check.measure(sampler.setup, reference, traces, floor)
+    verdict = decide(asked, yardsticks(session), samples, energies, [])
+    full, quantized = (session.decoder.pictures(t["adapted"], PROBES) for t in (reference, traces))
+    return {
+        "change": name,
+        "seed": seed,
+        "outcome": verdict.outcome,
+        "reasons": list(verdict.reasons[:2]),
+        "warnings": len(verdict.warnings),
+        "psnr": float(picture.psnr("adapted", quantized, full).values.mean()),
+        "ssim": float(picture.ssim("adapted", quantized, full).values.mean()),
+    }
+
+
+def run(pipeline: Pipeline, adapter: str, guidance: float, rounds: int) -> list[dict[str, Any]]:
+    """All trials of one adapter: every round has other prompts' seeds and another noise."""
+    made = []
+    for number in range(rounds):
+        asked = pipeline.probes().model_copy(update={"steps": STEPS, "seed": 700_000 + 1000 * number})
+        spec = cases.request(
+            pipeline,
+            pipeline.adapter(adapter),
+            guidance,
+            probes=asked,
+            limits=limits.find("default").model_copy(update={"looks": (PROBES,)}),
+        )
+        with sessions.opened(spec, Cache(location()), Silent()) as session:
+            made += [trial(session, name, number) for name in CHANGES]
+    return made
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pipeline", choices=tuple(PIPELINES))
+    parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
+    parser.add_argument("--guidance", type=float, action="append", help="default: all of the pipeline's")
+    parser.add_argument("--rounds", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline = PIPELINES[asked.pipeline]
+    adapters = [made for made in pipeline.records() if made["name"] in asked.names or not asked.names]
+    for made, guidance in itertools.product(cases.in_turn(adapters), asked.guidance or pipeline.guidances):
+        path, start = SCALARS / pipeline.name / "harmless" / f"{made['name']}-{guidance:g}.json", time.monotonic()
+        if path.exists():
+            continue
+        found = cases.plain(run(pipeline, made["name"], guidance, asked.rounds))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(one) for one in found) + "\n]\n")
+        alarms = [one for one in found if one["outcome"] not in {"PASS", "INCONCLUSIVE"}]
+        print(f"{path.stem}: {len(found)} trials, {len(alarms)} alarms, {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

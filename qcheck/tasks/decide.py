@@ -1,0 +1,79 @@
+"""From samples to the verdict: measurements beside limits, and limits beside what the instrument can tell."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcheck.judge.verdict import judge
+from qcheck.measure import control, effect
+from qcheck.measure.control import Control
+from qcheck.measure.interval import measure, measure_all
+from qcheck.measure.sample import Sample
+from qcheck.result.build import Build
+from qcheck.result.measurement import Measurement
+from qcheck.result.verdict import Verdict
+from qcheck.spec.arm import SIDES, Arm, Side
+from qcheck.spec.limits import Limits
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """What a case's measurements are held against: the controls of its scheme, and changes of known size.
+
+    ``half_weight`` gives the survival [n] at half of the adapter's weight, and ``another_seed`` how far another seed
+    moves the final latents of an arm, None where that is not known. Both may take a run, and are called only if needed.
+    """
+
+    controls: Sequence[Control]
+    half_weight: Callable[[], np.ndarray]
+    another_seed: Callable[[Side], float | None]
+
+
+def decide(
+    limits: Limits, instrument: Instrument, samples: Sequence[Sample], energies: effect.Energies, builds: list[Build]
+) -> Verdict:
+    """The verdict on the probes so far."""
+    limits, moved = beside_seeds(limits, samples, instrument.another_seed)
+    measurements = measure_all(samples, limits.ranges, limits.alpha)
+    controlled, limits = held_against(instrument.controls, control.judged_error(energies), limits)
+    noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
+    halved = [control.half_weight(instrument.half_weight())] if limits.gate("half_weight", "adapted") else []
+    bad_probes = effect.bad_probes(energies, *limits.tail)
+    return judge([*controlled, *noop, *halved, *measurements, *moved], bad_probes, limits, builds)
+
+
+def held_against(controls: Sequence[Control], judged: np.ndarray, limits: Limits) -> tuple[list[Measurement], Limits]:
+    """The controls as measurements, and the limits with what they have to reach beside the ``judged`` error [T]."""
+    measurements, least = list[Measurement](), dict[tuple[str, Arm], float]()
+    for one in controls:
+        gate = limits.gate(one.name, "adapted")
+        low = 0.0 if gate is None or gate.low is None else gate.low
+        margin = math.inf if gate is None or gate.margin is None else gate.margin
+        measured_control, required = control.resolve(one, judged, low, margin)
+        measurements.append(measured_control)
+        least[one.name, "adapted"] = required
+    return measurements, limits.requiring(least)
+
+
+def beside_seeds(
+    limits: Limits, samples: Sequence[Sample], another_seed: Callable[[Side], float | None]
+) -> tuple[Limits, list[Measurement]]:
+    """The limits with errors allowed up to their share of what another seed does, and these distances.
+
+    Nothing is asked for an arm whose error is inside its limit anyway, or is not finite.
+    """
+    most, distances = dict[tuple[str, Arm], float](), list[Measurement]()
+    for side in SIDES:
+        gate = limits.gate("endpoint_error", side)
+        sample = next((one for one in samples if (one.name, one.arm) == ("endpoint_error", side)), None)
+        if gate is None or gate.of_seed is None or gate.high is None or sample is None:
+            continue
+        seen = measure(sample, gate.limit, limits.alpha)
+        if seen.value is None or not math.isfinite(seen.value) or gate.holds(seen.low, seen.high):
+            continue
+        if (distance := another_seed(side)) is not None:
+            most["endpoint_error", side] = max(gate.high, math.floor(100 * gate.of_seed * distance) / 100)
+            distances.append(control.another_seed(side, distance))
+    return limits.allowing(most), distances
