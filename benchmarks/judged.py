@@ -1,8 +1,8 @@
 """The zoo's cases as they are stored, what the judges say of each, and how scores and limits agree with that."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qcheck.tasks.decide import Instrument, decide, held_against
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
 UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
 _RESAMPLED = 200
+Rows = slice | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ class Case:
     def scheme(self) -> str:
         """The scheme's name, also of a file."""
         return Path(self.stored["scheme"]).stem
-
-    @property
-    def sets(self) -> bool:
-        """Whether it is of the demo's half that limits were set on."""
-        return bool(self.adapter.get("half") == "setting")
 
     @cached_property
     def utility(self) -> Utility:
@@ -85,21 +81,48 @@ class Case:
             return True
         return None if self.by_utility is None else False
 
-    def samples(self, count: int | None = None) -> list[Sample]:
-        """The samples on the first ``count`` probes: of energies by today's code, others as they were stored.
+    @property
+    def own_utility(self) -> float:
+        """What the adapter gives on the quantized base, as a share of what it gives the base at full precision."""
+        gain = self.adapter["loss_f0"] - self.adapter["loss_f1"]
+        return float((self.stored["loss_q0"] - self.stored["loss_q1"]) / gain)
 
-        What is not a row for each probe stays whole.
-        """
-        probes = self.adapter["probes"]
-        today = {(sample.name, sample.arm): sample for sample in self._of_energies(self.energies(count))}
-        found = []
-        for kept in self.stored["samples"]:
-            values = np.array(kept["values"], np.float64)
-            rows = values[:count] if len(values) == probes else values
-            stored = Sample(kept["name"], kept["arm"], rows, tuple(kept["places"]), kept["worst"])
-            fresh = today.get((stored.name, stored.arm), stored)
-            found.append(stored if np.isnan(fresh.values).all() else fresh)
-        return found
+    @property
+    def by_own_utility(self) -> bool | None:
+        """As ``by_utility``, without what the scheme costs the base."""
+        return None if self.by_utility is None else self.own_utility < HARMED
+
+    @property
+    def survival(self) -> float:
+        """effect_survival on all probes."""
+        return self.means["effect_survival", "adapted"]
+
+    @property
+    def half(self) -> float | None:
+        """Survival at half of the adapter's weight; None where nobody looked."""
+        return None if "weakened" not in self.adapter else float(self.weakened(0.5).mean())
+
+    def weakened(self, share: float) -> np.ndarray:
+        """Survival [n] at a share of the adapter's weight."""
+        return np.array(self.adapter["weakened"][str(share)])
+
+    def samples(self, rows: Rows = slice(None)) -> list[Sample]:
+        """The samples on probes ``rows``: of energies by today's code, others as they were stored."""
+        today = {(sample.name, sample.arm): sample for sample in self._of_energies(self.energies(rows))}
+        return [today.get((sample.name, sample.arm), sample) for sample in self._stored(rows)]
+
+    def _stored(self, rows: Rows) -> Iterator[Sample]:
+        for kept in self._kept:
+            yield replace(kept, values=kept.values[rows])
+
+    @cached_property
+    def _kept(self) -> list[Sample]:
+        return [
+            Sample(
+                kept["name"], kept["arm"], np.array(kept["values"], np.float64), tuple(kept["places"]), kept["worst"]
+            )
+            for kept in self.stored["samples"]
+        ]
 
     def _of_energies(self, e: Energies) -> list[Sample]:
         floor = np.array(self.stored.get("floor", np.zeros(e.f1.shape[1])))
@@ -119,9 +142,13 @@ class Case:
             )
             return [sample for measured in measurements for sample in measured(view)]
 
-    def energies(self, count: int | None = None) -> Energies:
-        """The inner products on the first ``count`` probes."""
-        return Energies(**{name: np.array(value)[:count] for name, value in self.stored["energies"].items()})
+    def energies(self, rows: Rows = slice(None)) -> Energies:
+        """The inner products on probes ``rows``."""
+        return Energies(**{name: value[rows] for name, value in self._energies.items()})
+
+    @cached_property
+    def _energies(self) -> dict[str, np.ndarray]:
+        return {name: np.array(value) for name, value in self.stored["energies"].items()}
 
     def another_seed(self, side: Side) -> float | None:
         """How far another seed moves an arm's final latents, as a share of their size; None where nobody looked."""
@@ -145,11 +172,14 @@ class Case:
         """What a gate looks at, NaN where it was not measured."""
         return self.means.get((gate.name, gate.arm), float("nan"))
 
-    def replayed(self, gates: Limits, looks: Sequence[int]) -> tuple[str, int]:
-        """The verdict of a check that looks at more and more probes, by what is stored, and how many it took."""
-        outcome, count = "INVALID", 0
+    def replayed(self, gates: Limits, looks: Sequence[int], rows: np.ndarray | None = None) -> tuple[str, int]:
+        """The verdict of a check that looks at more and more probes, by what is stored, and how many it took.
+
+        The probes are ``rows``, by default those that were stored.
+        """
+        outcome, count, every = "INVALID", 0, np.arange(self.adapter["probes"]) if rows is None else rows
         for count in looks:
-            outcome = self.verdict(gates, count).outcome
+            outcome = self.verdict(gates, every[:count]).outcome
             if outcome != "INCONCLUSIVE":
                 break
         return outcome, count
@@ -159,16 +189,15 @@ class Case:
         first = self.verdict(gates).deciding
         return "-" if first is None else f"{first.name} ({first.arm})"
 
-    def verdict(self, gates: Limits, count: int | None = None) -> Verdict:
-        """The verdict on the first ``count`` probes, by the gates whose measurements are stored."""
+    def verdict(self, gates: Limits, rows: Rows = slice(None)) -> Verdict:
+        """The verdict on probes ``rows``, by the gates whose measurements are stored."""
         chosen = gates.computing(self.stored["compute"])
         stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
-        halved = self.adapter.get("half_survival")
-        if halved is not None:
-            stored += [gate for gate in chosen.gates if gate.name == "half_weight"]
+        if self.half is not None:
+            stored += [gate for gate in chosen.gates if gate.name == "weakened_survival"]
         chosen = chosen.model_copy(update={"gates": stored})
-        instrument = Instrument(self.controls, lambda: np.array(halved), self.another_seed)
-        return decide(chosen, instrument, self.samples(count), self.energies(count), [])
+        instrument = Instrument(self.controls, self.weakened, self.another_seed)
+        return decide(chosen, instrument, self.samples(rows), self.energies(rows), [])
 
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:

@@ -1,273 +1,327 @@
-"""How well gates and verdicts agree with what became of the zoo's adapters, by judges that are no metrics of qcheck.
+"""How well the verdicts agree with what became of the zoo's adapters, by judges that are no measurements of qcheck.
 
-``python -m benchmarks.verdicts`` reads ``zoo/*/cases/*.json``, which ``benchmarks.zoo.cases`` makes. Of the demo it
-prints, for every gate, how its measurement ranks them, what limits one half of the adapters would set, and what lies
-beyond today's on the other half; then verdicts by the limits of today, replayed look by look. At the end are the
-verdicts of every pipeline at every guidance, on which no limit was set. Intervals resample adapters.
-
-Setting a limit, on the setting half alone and by utility: where a measurement separates the damaged from the intact,
-midway between them; elsewhere where 95 % of the intact cases are inside: a fault that the zoo does not have is for the
-fault bench. The testing half was trained when the limits stood; the style judge looks at it alone.
+``python -m benchmarks.verdicts`` reads ``zoo/*/cases`` and ``zoo/*/harmless``, which ``benchmarks.zoo.cases`` and
+``benchmarks.zoo.harmless`` make, and prints: every pipeline at every guidance with the causes of alarms and of what
+passed although it is damaged; each pipeline with the limits that the other pipelines alone would set; harmless changes;
+half of an adapter's weight; reruns. Intervals resample adapters. Targets that are missed are listed at the end.
 """
 
 import argparse
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, kept_by, rank_correlation, read
-from benchmarks.zoo import style
+from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
 
 LOOKS = (8, 16)
+ALARMS = frozenset({"NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INVALID"})
+PSNR, SSIM = 30.0, 0.95  # bars that golden pictures are often held to
+_RERUNS, _PROBES = 20, 16
 
 
-def _limit(gate: Gate, cut: float) -> str:
-    """The limit that a cut of badness stands for."""
-    if np.isnan(cut):
-        return "-"
-    sides = ([f">= {gate.low - cut:.3g}"] if gate.low is not None else []) + (
-        [f"<= {gate.high + cut:.3g}"] if gate.high is not None else []
-    )
-    return ", ".join(sides)
+@dataclass(frozen=True)
+class Judged:
+    """A case, what a check by the limits of today says, and after how many probes."""
+
+    case: Case
+    outcome: str
+    probes: int
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it is called damaged although both judges call it intact."""
+        return self.case.damaged is False and self.outcome in ALARMS
+
+    @property
+    def missed(self) -> bool:
+        """Whether it passes although a judge calls it damaged."""
+        return bool(self.case.damaged) and self.outcome == "PASS"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns, the first row their titles."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _two(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
-def judges(cases: Sequence[Case], refused: Sequence[dict[str, Any]]) -> str:
-    """Base rates, and where the judges disagree."""
-    names = {True: "damaged", False: "intact", None: "undefined"}
-    seen = Counter((names[c.by_utility], c.style.fate if c.style else "setting half") for c in cases)
-    columns = ("setting half", *names.values())
-    rows = [["utility \\ style, testing half", *columns]]
-    rows += [[a, *(str(seen[a, b]) for b in columns)] for a in names.values()]
-    untold = dict.fromkeys(c.adapter["adapter"] for c in cases if c.style and c.style.told > style.TOLD)
-    void = dict.fromkeys(c.adapter["adapter"] for c in cases if c.by_utility is None)
-    return "\n".join(
-        (
-            f"{len(cases)} cases of {len({c.adapter['adapter'] for c in cases})} adapters",
-            table(rows),
-            f"no style to be seen in f1 of {len(untold)} adapters: {', '.join(untold)}",
-            f"utility void or unsure for {len(void)} adapters: {', '.join(void)}",
-            *(f"refused by qcheck: {one['adapter']}: {one['refused']}" for one in refused),
-        )
-    )
+def _of(count: int, whole: int) -> str:
+    return f"{count}/{whole}" + (f" ({100 * count / whole:.1f} %)" if whole else "")
 
 
-def every_gate(cases: Sequence[Case], chosen: Limits) -> tuple[list[Gate], list[Gate]]:
-    """The gates of sampled measurements, and stand-ins at 0 for what has none, as if low were bad."""
-    gates = [gate for gate in chosen.gates if gate.role != "control"]
-    gated = {(gate.name, gate.arm) for gate in gates}
-    seen = dict.fromkeys((s.name, s.arm) for case in cases for s in case.samples())
-    return gates, [Gate(name=name, arm=arm, role="adapter", low=0.0) for name, arm in seen if (name, arm) not in gated]
-
-
-def gates_table(cases: Sequence[Case], chosen: Limits) -> str:
-    """For every gate: how it ranks, what the setting half would set, and what is beyond today's on the testing half."""
-    gates, others = every_gate(cases, chosen)
-    told = [c for c in cases if c.by_style is not None and not c.utility.void]
-    useful = [c for c in cases if c.by_utility is not None]
-    known = [c for c in cases if c.damaged is not None]
-    by_style, by_utility = np.array([c.by_style for c in told], bool), np.array([c.by_utility for c in useful], bool)
-    utilities, fates = np.array([c.utility.value for c in useful]), np.array([c.damaged for c in known], bool)
-    train = np.array([c.sets for c in known], bool)
-    rows = [
-        [
-            "gate",
-            "today",
-            "AUC style [90 %]",
-            "AUC U",
-            "rank corr. U [90 %]",
-            "set: separates",
-            "with",
-            "set: 95 % of intact",
-            "tested: damaged beyond",
-            "intact",
-        ]
-    ]
-    for gate in (*gates, *others):
-        seen, against, all_of = (
-            badness(np.array([c.value(gate) for c in those]), gate) for those in (told, useful, known)
-        )
-        low, high = interval(told, lambda i, s=seen: auc(s[i], by_style[i]))
-        least, most = interval(useful, lambda i, s=against: rank_correlation(s[i], utilities[i]))
-        cut = best_cut(all_of[train], fates[train])
-        beyond = (all_of > 0) & ~train
-        rows.append(
-            [
-                f"{gate.name} ({gate.arm})",
-                gate.text() if gate in gates else "none; low is bad?",
-                f"{_two(auc(seen, by_style))} [{_two(low)}, {_two(high)}]",
-                _two(auc(against, by_utility)),
-                f"{_two(rank_correlation(against, utilities))} [{_two(least)}, {_two(most)}]",
-                _limit(gate, cut),
-                _two(balanced(all_of[train], fates[train], cut)),
-                _limit(gate, kept_by(all_of[train], fates[train])),
-                f"{int((beyond & fates).sum())}/{int((fates & ~train).sum())}" if gate in gates else "",
-                f"{int((beyond & ~fates).sum())}/{int((~fates & ~train).sum())}" if gate in gates else "",
-            ]
-        )
-    return table(rows)
-
-
-def by_scheme(cases: Sequence[Case], chosen: Limits, gate: Gate) -> str:
-    """What one gate sees and does under every scheme, beside both judges."""
-    title = f"{gate.name} ({gate.arm}) {gate.text()}"
-    rows = [[title, "cases", "median", "median U", "median style kept", "intact", "of these beyond"]]
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.scheme, case.stored["order"]), []).append(case)
-    for (name, order), those in groups.items():
-        values = np.array([c.value(gate) for c in those])
-        fine = np.array([c.damaged is False for c in those])
-        utilities = [c.utility.value for c in those if c.by_utility is not None]
-        kept = [c.style.kept for c in those if c.style and c.by_style is not None]
-        rows.append(
-            [
-                f"{name} {order}",
-                str(len(those)),
-                _two(float(np.median(values))),
-                _two(float(np.median(utilities))) if utilities else "-",
-                _two(float(np.median(kept))) if kept else "-",
-                str(int(fine.sum())),
-                str(int((badness(values, gate) > 0)[fine].sum())),
-            ]
-        )
-    return table(rows)
+def deciding(chosen: Limits) -> list[Gate]:
+    """The gates of sampled measurements that decide, whatever the compute type."""
+    return [gate for gate in chosen.gates if gate.role in {"absolute", "adapter"}]
 
 
 def margins(cases: Sequence[Case], chosen: Limits) -> np.ndarray:
     """The deciding score: how far the worst gate of a case is beyond its limit, in units of the limit's own size.
 
-    -1 is far inside, 0 at a limit. A limit's size is half its width where it has two sides, else its absolute value.
+    -1 is far inside, 0 at a limit. A limit's size is half its width where it has two sides, else its absolute value. A
+    limit that another seed raises is raised here too.
     """
     worst = np.full(len(cases), -np.inf)
-    for gate in every_gate(cases, chosen)[0]:
-        if gate.role not in {"warning", "reference"}:
-            sides = [side for side in (gate.low, gate.high) if side is not None]
+    for gate in deciding(chosen):
+        for place, case in enumerate(cases):
+            own = _beside_seed(case, gate)
+            sides = [side for side in (own.low, own.high) if side is not None]
             size = (sides[1] - sides[0]) / 2 if len(sides) == 2 else abs(sides[0])
-            worst = np.maximum(worst, badness(np.array([c.value(gate) for c in cases]), gate) / size)
+            worst[place] = max(worst[place], float(badness(np.array([case.value(own)]), own)[0]) / size)
     return worst
 
 
-def deciding(cases: Sequence[Case], chosen: Limits, title: str) -> str:
-    """How the deciding score ranks cases by both judges."""
-    told = [c for c in cases if c.by_style is not None and not c.utility.void]
-    useful = [c for c in cases if c.by_utility is not None]
-    known = [c for c in cases if c.damaged is not None]
-    lines = [f"{title}: the deciding score"]
-    for name, those, fates in (
-        ("style judge", told, [c.by_style for c in told]),
-        ("either judge", known, [c.damaged for c in known]),
-        ("U < 0.75", useful, [c.by_utility for c in useful]),
-    ):
-        scores, damaged = margins(those, chosen), np.array(fates, bool)
-        low, high = interval(those, lambda i, s=scores, d=damaged: auc(s[i], d[i]))
-        lines.append(
-            f"  AUC against {name}: {_two(auc(scores, damaged))} [{_two(low)}, {_two(high)}], "
-            f"{int(damaged.sum())} damaged of {len(those)}"
-        )
-    utilities, scores = np.array([c.utility.value for c in useful]), margins(useful, chosen)
-    low, high = interval(useful, lambda i: rank_correlation(-scores[i], utilities[i]))
-    below = utilities < 0.95
-    lines.append(
-        f"  rank correlation with U: {_two(rank_correlation(-scores, utilities))} [{_two(low)}, {_two(high)}], "
-        f"{len(useful)} cases; of the {int(below.sum())} with U < 0.95: "
-        f"{_two(rank_correlation(-scores[below], utilities[below]))}"
-    )
-    return "\n".join(lines)
+def _beside_seed(case: Case, gate: Gate) -> Gate:
+    if gate.of_seed is None or gate.high is None or gate.arm == "both":
+        return gate
+    distance = case.another_seed(gate.arm)
+    return gate if distance is None else gate.model_copy(update={"high": max(gate.high, gate.of_seed * distance)})
 
 
-def verdicts(cases: Sequence[Case], chosen: Limits, title: str, fate: Callable[[Case], bool | None]) -> str:
-    """Verdicts by the limits of today on cases of known fate."""
-    told = [(c, fate(c)) for c in cases if fate(c) is not None]
-    found = [(c, damaged, *c.replayed(chosen, LOOKS)) for c, damaged in told]
-    outcomes = sorted({outcome for *_, outcome, _ in found})
-    rows = [[title, "cases", *outcomes]]
-    for name, wanted in (("damaged", True), ("intact", False)):
-        those = [outcome for _, damaged, outcome, _ in found if damaged is wanted]
-        rows.append([name, str(len(those)), *(str(those.count(outcome)) for outcome in outcomes)])
-
-    def share(outcome: str, wanted: bool) -> str:
-        those = [seen == outcome for _, damaged, seen, _ in found if damaged is wanted]
-        return f"{sum(those)}/{len(those)}" + (f" ({100 * np.mean(those):.0f} %)" if those else "")
-
-    probes = [count for *_, count in found] or [0]
-    inconclusive = sum(outcome == "INCONCLUSIVE" for *_, outcome, _ in found)
-    return "\n".join(
-        (
-            table(rows),
-            f"false PASS {share('PASS', True)}, false NEEDS-QAT {share('NEEDS-QAT', False)}, INCONCLUSIVE "
-            f"{inconclusive}/{len(found)}; probes: median {np.median(probes):g}, 90 % {np.quantile(probes, 0.9):g}, "
-            f"of looks {LOOKS}",
-            *(f"false PASS: {c.title}" for c, damaged, outcome, _ in found if damaged and outcome == "PASS"),
-        )
-    )
+def told(cases: Sequence[Case], fate: Callable[[Case], bool | None]) -> tuple[list[Case], np.ndarray]:
+    """The cases whose fate is known, and which of them are damaged."""
+    known = [case for case in cases if fate(case) is not None]
+    return known, np.array([fate(case) for case in known], bool)
 
 
-def by_pipeline(cases: Sequence[Case], chosen: Limits) -> str:
-    """Every pipeline at every guidance: verdicts by the limits of today beside both judges, and what causes alarms."""
-    groups: dict[tuple[str, float], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.adapter["pipeline"], case.adapter["guidance"]), []).append(case)
+def _by_style(case: Case) -> bool | None:
+    return None if case.utility.void else case.by_style
+
+
+FATES: dict[str, Callable[[Case], bool | None]] = {
+    "style": _by_style,
+    "U": lambda case: case.by_utility,
+    "U beyond the base": lambda case: case.by_own_utility,
+}
+
+
+def grouped(found: Sequence[Judged]) -> dict[tuple[str, float], list[Judged]]:
+    """By pipeline and guidance."""
+    groups: dict[tuple[str, float], list[Judged]] = {}
+    for one in found:
+        groups.setdefault((one.case.adapter["pipeline"], one.case.adapter["guidance"]), []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def by_pipeline(found: Sequence[Judged], chosen: Limits) -> str:
+    """Every pipeline at every guidance: verdicts by the limits of today beside the judges."""
     rows = [
         [
             "pipeline, guidance",
+            "adapters",
             "cases",
-            "damaged",
-            "of these PASS",
+            "damaged by both",
+            "PASS",
+            "by either",
+            "PASS",
             "intact",
-            "of these alarms",
+            "alarms",
             "open",
-            "AUC",
-            "median U",
+            "probes",
+            *(f"AUC {name}" for name in FATES),
         ]
     ]
-    causes: Counter[str] = Counter()
-    for (pipeline, guidance), those in sorted(groups.items()):
-        found = [(case, *case.replayed(chosen, LOOKS)) for case in those]
-        known = [case for case in those if case.damaged is not None]
-        fates = np.array([case.damaged for case in known], bool)
-        damaged = [outcome for case, outcome, _ in found if case.damaged]
-        intact = [(case, outcome) for case, outcome, _ in found if case.damaged is False]
-        alarms = [(case, outcome) for case, outcome in intact if outcome not in {"PASS", "INCONCLUSIVE"}]
-        causes.update(f"{pipeline} {guidance:g}: {outcome} by {case.cause(chosen)}" for case, outcome in alarms)
+    for (pipeline, guidance), those in [*grouped(found).items(), (("all", 0.0), list(found))]:
+        cases = [one.case for one in those]
+        scores = [auc(margins(known, chosen), damaged) for known, damaged in (told(cases, f) for f in FATES.values())]
+        both = [one for one in those if one.case.by_style and one.case.by_utility]
+        damaged, intact = [[one for one in those if one.case.damaged is wanted] for wanted in (True, False)]
         rows.append(
             [
-                f"{pipeline} {guidance:g}",
+                pipeline if pipeline == "all" else f"{pipeline} {guidance:g}",
+                str(len({case.adapter["adapter"] for case in cases})),
                 str(len(those)),
+                str(len(both)),
+                str(sum(one.missed for one in both)),
                 str(len(damaged)),
-                str(damaged.count("PASS")),
+                str(sum(one.missed for one in damaged)),
                 str(len(intact)),
-                str(len(alarms)),
-                str(sum(outcome == "INCONCLUSIVE" for _, outcome, _ in found)),
-                _two(auc(margins(known, chosen), fates)) if known else "-",
-                _two(float(np.median([case.utility.value for case in those]))),
+                str(sum(one.alarm for one in intact)),
+                str(sum(one.outcome == "INCONCLUSIVE" for one in those)),
+                f"{np.median([one.probes for one in those]):g}",
+                *map(_two, scores),
             ]
         )
-    alarmed = [f"  {count} x {cause}" for cause, count in causes.most_common()]
-    return "\n".join((table(rows), "alarms over cases that both judges call intact:", *alarmed))
+    return table(rows)
 
 
-def listing(cases: Sequence[Case]) -> str:
+def causes(found: Sequence[Judged], chosen: Limits) -> str:
+    """What raised alarms, what left cases open, and why damaged cases passed."""
+    lines = ["alarms over cases that both judges call intact:"]
+    alarms = Counter(f"{_where(one)}: {one.outcome} by {one.case.cause(chosen)}" for one in found if one.alarm)
+    lines += [f"  {count} x {cause}" for cause, count in alarms.most_common()] or ["  none"]
+    lines.append(f"open after {LOOKS[-1]} probes:")
+    still = Counter(f"{_where(one)}: {one.case.cause(chosen)}" for one in found if one.outcome == "INCONCLUSIVE")
+    lines += [f"  {count} x {cause}" for cause, count in still.most_common()] or ["  none"]
+    lines.append("passed although a judge calls it damaged:")
+    for one in found:
+        if one.missed:
+            style = one.case.style
+            seen = "" if style is None else f", style {_two(style.kept)} ({style.fate})"
+            lines.append(
+                f"  {one.case.title}: U {_two(one.case.utility.value)}, beyond the base's own loss "
+                f"{_two(one.case.own_utility)}{seen}, survival {_two(one.case.survival)}: {_why(one.case)}"
+            )
+    return "\n".join(lines)
+
+
+def _where(one: Judged) -> str:
+    return f"{one.case.adapter['pipeline']} {one.case.adapter['guidance']:g}"
+
+
+def _why(case: Case) -> str:
+    """Why a damaged case passes, in words, by what the judges say of it."""
+    if case.by_utility and not case.by_own_utility:
+        return "the base alone loses that under this scheme, with or without the adapter"
+    if case.by_style and not case.by_utility:
+        return "the style fades in free runs, the benefit at given states does not"
+    return "not seen"
+
+
+def left_out(cases: Sequence[Case], chosen: Limits) -> str:
+    """Each pipeline by the limits that the others alone would set on survival, and by the score of today's limits."""
+    rows = [
+        [
+            "left out",
+            "survival: others say",
+            "balanced accuracy here",
+            "lowest timestep: others say",
+            "balanced accuracy here",
+            *(f"AUC {name} [90 %]" for name in FATES),
+        ]
+    ]
+    for name in sorted({case.adapter["pipeline"] for case in cases}):
+        here = [case for case in cases if case.adapter["pipeline"] == name]
+        others = [case for case in cases if case.adapter["pipeline"] != name]
+        cells = []
+        for measured in ("effect_survival", "stratum_survival"):
+            gate = Gate(name=measured, arm="adapted", role="adapter", low=1.0)
+            (learned, fates), (tested, truth) = told(others, _own_fate), told(here, _own_fate)
+            cut = best_cut(badness(np.array([case.value(gate) for case in learned]), gate), fates)
+            seen = badness(np.array([case.value(gate) for case in tested]), gate)
+            cells += [f">= {1 - cut:.2f}", _two(balanced(seen, truth, cut))]
+        for fate in FATES.values():
+            known, damaged = told(here, fate)
+            scores = margins(known, chosen)
+            low, high = interval(known, lambda i, s=scores, d=damaged: auc(s[i], d[i])) if known else (np.nan, np.nan)
+            cells.append(f"{_two(auc(scores, damaged))} [{_two(low)}, {_two(high)}]")
+        rows.append([name, *cells])
+    return table(rows)
+
+
+def _own_fate(case: Case) -> bool | None:
+    """Whether the adapter itself is damaged: by style, or by what it still gives on the quantized base."""
+    if case.by_style or case.by_own_utility:
+        return True
+    return case.by_own_utility
+
+
+def harmless(zoo: Path) -> tuple[str, float]:
+    """False alarms over harmless changes, beside gates on PSNR and SSIM of the same runs; and their share."""
+    files = {path: json.loads(path.read_text()) for path in sorted(zoo.glob("*/harmless/*.json"))}
+    trials = [(path.parent.parent.name, one) for path, every in files.items() for one in every]
+    rows = [["harmless change", "trials", "alarms", "open", f"PSNR < {PSNR:g}", f"SSIM < {SSIM:g}"]]
+    names = [*dict.fromkeys(one["change"] for _, one in trials)]
+    groups: list[tuple[str, list[dict[str, Any]]]] = [
+        (name, [one for _, one in trials if one["change"] == name]) for name in names
+    ]
+    groups += [
+        (f"on {name}", [one for at, one in trials if at == name]) for name in sorted({name for name, _ in trials})
+    ]
+    groups.append(("all", [one for _, one in trials]))
+    for name, those in groups:
+        counts = (
+            sum(one["outcome"] in ALARMS for one in those),
+            sum(one["outcome"] == "INCONCLUSIVE" for one in those),
+            sum(one["psnr"] < PSNR for one in those),
+            sum(one["ssim"] < SSIM for one in those),
+        )
+        rows.append([name, str(len(those)), *(_of(count, len(those)) for count in counts)])
+    share = float(np.mean([one["outcome"] in ALARMS for _, one in trials])) if trials else float("nan")
+    alarms = Counter(
+        f"{at} {one['change']}: {one['outcome']}: {one['reasons'][0]}" for at, one in trials if _rings(one)
+    )
+    return "\n".join((table(rows), *(f"  {count} x {what}" for what, count in alarms.most_common(8)))), share
+
+
+def _rings(one: dict[str, Any]) -> bool:
+    return one["outcome"] in ALARMS
+
+
+def halves(cases: Sequence[Case], chosen: Limits) -> tuple[str, float]:
+    """Survival at half of the weight, of every adapter and guidance, and the share that would pass for the whole."""
+    (low,) = [gate.low for gate in chosen.gates if gate.name == "effect_survival"]
+    known = {(c.adapter["pipeline"], c.adapter["adapter"], c.adapter["guidance"]): c.half for c in cases}
+    values = np.array([value for value in known.values() if value is not None])
+    passed = int((values >= (low or 0)).sum())
+    spread = ", ".join(_two(float(np.quantile(values, q))) for q in (0, 0.05, 0.5, 0.95, 1))
+    text = f"half weight: {_of(passed, len(values))} would pass; survival at quantiles 0, 5, 50, 95, 100 %: {spread}"
+    return text, passed / len(values)
+
+
+def reruns(found: Sequence[Judged], chosen: Limits) -> tuple[str, float]:
+    """How often a check on other probes, drawn again from these, ends with the verdict that the case had."""
+    draws, same, whole = np.random.default_rng(0), Counter[str](), Counter[str]()
+    for one in found:
+        for _ in range(_RERUNS):
+            rows = draws.integers(one.case.adapter["probes"], size=_PROBES)
+            again, _ = one.case.replayed(chosen, LOOKS, rows)
+            same[one.outcome] += again == one.outcome
+            whole[one.outcome] += 1
+    share = sum(same.values()) / sum(whole.values())
+    each = ", ".join(f"{name} {_of(same[name], whole[name])}" for name in sorted(whole))
+    return f"reruns with the same verdict: {_of(sum(same.values()), sum(whole.values()))}; of {each}", share
+
+
+def targets(found: Sequence[Judged], chosen: Limits, others: dict[str, float]) -> Iterator[str]:
+    """Every target with what was measured, and whether it is met."""
+    cases = [one.case for one in found]
+    both = [one for one in found if one.case.by_style and one.case.by_utility]
+    damaged, intact = [[one for one in found if one.case.damaged is wanted] for wanted in (True, False)]
+    for name, fate in FATES.items():
+        for pipeline in sorted({case.adapter["pipeline"] for case in cases}):
+            known, fates = told([case for case in cases if case.adapter["pipeline"] == pipeline], fate)
+            yield _target(f"AUC against {name} on {pipeline}", auc(margins(known, chosen), fates), 0.95, least=True)
+    yield _target("false PASS of what both judges call damaged", _share(both, lambda one: one.missed), 0.0)
+    yield _target("false PASS of what either calls damaged", _share(damaged, lambda one: one.missed), 0.02)
+    yield _target("false alarms", _share(intact, lambda one: one.alarm), 0.02)
+    yield _target(f"open at {LOOKS[-1]} probes", _share(found, lambda one: one.outcome == "INCONCLUSIVE"), 0.1)
+    yield _target("median probes", float(np.median([one.probes for one in found])), 16)
+    yield _target("alarms over harmless changes", others["harmless"], 0.01)
+    yield _target("half weight passes", others["half"], 0.01)
+    yield _target("reruns with the same verdict", others["reruns"], 0.95, least=True)
+
+
+def _share(those: Sequence[Judged], holds: Callable[[Judged], bool]) -> float:
+    return float(np.mean([holds(one) for one in those])) if those else float("nan")
+
+
+def _target(name: str, value: float, wanted: float, least: bool = False) -> str:
+    met = value >= wanted if least else value <= wanted
+    word = "not measured" if np.isnan(value) else "met" if met else "MISSED"
+    return f"  {word:12} {name}: {value:.3g}, wanted {'>=' if least else '<='} {wanted:g}"
+
+
+def listing(found: Sequence[Judged]) -> str:
     """Every case with what both judges say."""
-    rows = [["case", "U", "se", "style kept", "se", "fate", "verdict"]]
-    for c in cases:
-        shown = ("void", "") if c.utility.void else (_two(c.utility.value), _two(c.utility.error))
-        known = (_two(c.style.kept), _two(c.style.error), c.style.fate) if c.style else ("", "", "")
-        rows.append([c.title, *shown, *known, c.stored["verdict"]])
+    rows = [["case", "U", "se", "beyond base", "style kept", "se", "fate", "survival", "verdict", "probes"]]
+    for one in found:
+        case = one.case
+        shown = ("void", "") if case.utility.void else (_two(case.utility.value), _two(case.utility.error))
+        seen = (_two(case.style.kept), _two(case.style.error), case.style.fate) if case.style else ("", "", "")
+        own, kept = _two(case.own_utility), _two(case.survival)
+        rows.append([case.title, *shown, own, *seen, kept, one.outcome, str(one.probes)])
     return table(rows)
 
 
@@ -276,25 +330,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     parser.add_argument("--limits", default="default")
-    parser.add_argument("--gate", nargs="*", default=[], metavar="NAME:ARM", help="by scheme too")
     parser.add_argument("--list", action="store_true", help="every case too")
     asked = parser.parse_args()
     chosen = limits.find(asked.limits)
-    gates = chosen.computing("float16")
     cases, refused = read(asked.zoo)
-    everywhere, cases = cases, [c for c in cases if c.adapter["pipeline"] == "demo" and c.adapter["guidance"] == 3]
-    held = [c for c in cases if not c.sets]
+    found = [Judged(case, *case.replayed(chosen, LOOKS)) for case in cases]
+    quiet, alarms = harmless(asked.zoo)
+    half, passing = halves(cases, chosen)
+    again, same = reruns(found, chosen)
+    missing = [f"refused by qcheck: {one['pipeline']} {one['adapter']}: {one['refused']}" for one in refused]
     parts = [
-        judges(cases, refused),
-        gates_table(cases, gates),
-        *(by_scheme(cases, gates, gate) for gate in gates.gates if f"{gate.name}:{gate.arm}" in asked.gate),
-        deciding(held, gates, "testing half"),
-        verdicts(held, chosen, "testing half, by style", lambda c: None if c.utility.void else c.by_style),
-        verdicts(held, chosen, "testing half, by utility", lambda c: c.by_utility),
-        verdicts(held, chosen, "testing half, by either", lambda c: c.damaged),
-        verdicts([c for c in cases if c.sets], chosen, "setting half, by utility", lambda c: c.damaged),
-        by_pipeline(everywhere, chosen),
-        *([listing(everywhere)] if asked.list else []),
+        by_pipeline(found, chosen),
+        causes(found, chosen),
+        left_out(cases, chosen),
+        quiet,
+        f"{half}\n{again}",
+        "\n".join(["targets:", *targets(found, chosen, {"harmless": alarms, "half": passing, "reruns": same})]),
+        *missing,
+        *([listing(found)] if asked.list else []),
     ]
     print("\n\n".join(parts))
 

@@ -92,7 +92,7 @@ class Bench:
         ]
         full = (self.traces["f0"].outputs(), self.traces["f1"].outputs())
         halved = effect.survival(effect.energies(*full, full[0], (half or self.traces["half"]).outputs()))
-        return decide(LIMITS, Instrument(controls, lambda: halved, lambda _: None), samples, energies, [])
+        return decide(LIMITS, Instrument(controls, lambda _: halved, lambda _: None), samples, energies, [])
 
     def weights(self, of: str) -> State:
         """A copy of the denoiser's weights of an arm at full precision."""
@@ -387,7 +387,7 @@ def no_quantizer(bench: Bench) -> Verdict:
 
 
 def blunt(bench: Bench) -> Verdict:
-    """Half of the adapter's weight does as much as all of it: its survival cannot show a loss."""
+    """A part of the adapter's weight does as much as all of it: its survival cannot show a loss."""
     return bench.verdict(half=bench.traces["exported"])
 
 
@@ -436,7 +436,7 @@ DIAGONAL: list[tuple[str, Arm, str]] = [
     ("effect_survival", "adapted", "dead-zone merge"),
     ("effect_survival", "adapted", "dropped adapter"),
     ("effect_survival", "adapted", "alpha x 4"),
-    ("half_weight", "adapted", "blunt instrument"),
+    ("weakened_survival", "adapted", "blunt instrument"),
     ("stratum_survival", "adapted", "forgotten at the end"),
     ("stratum_survival", "adapted", "both arms clipped"),
     ("effect_to_error", "adapted", "double rounding"),

@@ -88,13 +88,13 @@ def test_what_was_not_sampled_and_a_limit_of_its_own_ask_for_no_seed() -> None:
 
 def _decided(
     drawn: Drawn,
-    half_weight: Callable[[], np.ndarray] = lambda: np.full(8, 0.45),
+    weakened: Callable[[float], np.ndarray] = lambda _: np.full(8, 0.45),
     distance: float | None = None,
     chosen: Limits = LIMITS,
 ) -> Verdict:
     """The verdict on drawn outputs, with an export and a compute type that err by nothing."""
     silent = [Control(name, np.zeros(3), (0, 1, 2), TIMES) for name in ("export_control", "compute_control")]
-    instrument = Instrument(silent, half_weight, Seeds(distance))
+    instrument = Instrument(silent, weakened, Seeds(distance))
     return decide(chosen, instrument, registry.samples(view(drawn)), effect.energies(*drawn.arms), [])
 
 
@@ -102,13 +102,13 @@ def _decided(
 def test_where_half_of_the_adapter_would_pass_for_all_of_it_nothing_is_said(survival: float, outcome: str) -> None:
     found = _decided(Drawn(0, 8, 0.01), lambda: np.full(8, survival))
     assert found.outcome == outcome
-    (seen,) = [one for one in found.measurements if one.name == "half_weight"]
+    (seen,) = [one for one in found.measurements if one.name == "weakened_survival"]
     assert seen.value == pytest.approx(survival)
     assert outcome == "PASS" or "half of the LoRA's weight would pass for all of it" in found.reasons[0]
 
 
 def test_without_its_gate_half_of_the_weight_is_not_measured() -> None:
-    gates = [gate for gate in LIMITS.gates if gate.name != "half_weight"]
+    gates = [gate for gate in LIMITS.gates if gate.name != "weakened_survival"]
     chosen = LIMITS.model_copy(update={"gates": gates})
     found = _decided(Drawn(0, 8, 0.01), lambda: pytest.fail("measured"), chosen=chosen)
     assert found.outcome == "PASS"

@@ -114,7 +114,7 @@ def test_a_limit_that_nothing_can_meet_is_an_error_of_its_file(
 def test_without_its_base_an_artifact_has_no_limit_that_compares_with_it() -> None:
     kept = limits.find("default").alone().gates
     assert {gate.arm for gate in kept} == {"adapted"}
-    assert {gate.name for gate in kept}.isdisjoint({"worst_stratum", "export_control", "half_weight"})
+    assert {gate.name for gate in kept}.isdisjoint({"worst_stratum", "export_control", "weakened_survival"})
     assert "effect_survival" in {gate.name for gate in kept}
 
 

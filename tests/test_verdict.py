@@ -60,10 +60,10 @@ def _inside(gate: Gate) -> float:
         ),
         ({"reference_deviation__adapted": (NAN, NAN, NAN), "export_control__adapted": (0.0, 0.0, 0.0)}, "FAIL-ADAPTER"),
         ({"export_control__adapted": (20.0, 20.0, 20.0), "stratum_survival__adapted": (0.3, 0.4, 0.5)}, "INVALID"),
-        ({"half_weight__adapted": (0.9, 0.9, 0.9)}, "INVALID"),
-        ({"half_weight__adapted": (0.81, 0.81, 0.81), "effect_survival__adapted": (0.0, 0.05, 0.1)}, "INVALID"),
-        ({"half_weight__adapted": (0.8, 0.8, 0.8)}, "PASS"),
-        ({"half_weight__adapted": None}, "INVALID"),
+        ({"weakened_survival__adapted": (0.9, 0.9, 0.9)}, "INVALID"),
+        ({"weakened_survival__adapted": (0.81, 0.81, 0.81), "effect_survival__adapted": (0.0, 0.05, 0.1)}, "INVALID"),
+        ({"weakened_survival__adapted": (0.8, 0.8, 0.8)}, "PASS"),
+        ({"weakened_survival__adapted": None}, "INVALID"),
         ({"effect_survival__adapted": None}, "INVALID"),
         (
             {"reference_deviation__adapted": (-9.0, -7.5, -6.0), "stratum_survival__adapted": (0.3, 0.4, 0.5)},
@@ -290,7 +290,7 @@ def test_not_measured_is_never_a_pass() -> None:
 
 def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> None:
     assert {g.name for g in LIMITS.gates} == {
-        "export_control", "compute_control", "noop_control", "half_weight", "reference_deviation", "effect_survival",
+        "export_control", "compute_control", "noop_control", "weakened_survival", "reference_deviation", "effect_survival",
         "stratum_survival", "endpoint_error", "over_smoothing", "lattice_amplitude", "latent_kl_excess",
         "effect_to_error", "worst_stratum", "hidden_jitter", "hidden_lattice",
     }  # fmt: skip

@@ -44,7 +44,7 @@ from qcheck.spec.scheme import Scheme
 from qcheck.tasks import check, controls
 from qcheck.tasks import session as sessions
 from qcheck.tasks.check import QuantizedBase
-from qcheck.tasks.decide import decide
+from qcheck.tasks.decide import SHARES, decide
 from qcheck.tasks.session import Session
 
 _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
@@ -176,7 +176,7 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
         }
         try:
             known["effect_size"] = check.require_effect(session, reference)
-            known["half_survival"] = session.yardsticks.half_weight()
+            known["weakened"] = {str(share): session.yardsticks.weakened(share) for share in SHARES}
             here = Path(folder)
             cases = [c for one in session.spec.schemes for c in cases_of(session, one, judges, full, here)]
         except UserError as error:

@@ -116,7 +116,7 @@ def trial(session: Session, name: str, seed: int) -> dict[str, Any]:
     reference, sampler = session.reference.take(PROBES), session.sampler.take(PROBES)
     asked = session.spec.bounds.computing("float16")
     asked = asked.model_copy(
-        update={"gates": [g for g in asked.gates if g.role != "control" or g.name == "half_weight"]}
+        update={"gates": [g for g in asked.gates if g.role != "control" or g.name == "weakened_survival"]}
     )
     traces = {}
     for side in SIDES:

@@ -61,11 +61,14 @@ def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -
     return measured, math.floor(10 * float(required[worst])) / 10
 
 
-@measures("half_weight", when="control")
-def half_weight(survival: np.ndarray) -> Measurement:
-    """Mean survival [n] of the adapter at half of its weight, at full precision; the bounds equal the value."""
-    value, unit = float(survival.mean()), measurement.find("half_weight").unit
-    return Measurement(name="half_weight", arm="adapted", unit=unit, value=value, low=value, high=value)
+@measures("weakened_survival", when="control")
+def weakened_survival(survival: np.ndarray, share: float) -> Measurement:
+    """Mean survival [n] of the adapter at a ``share`` of its weight, at full precision; the bounds equal the value."""
+    value, unit = float(survival.mean()), measurement.find("weakened_survival").unit
+    where = f"{share:g} of the weight"
+    return Measurement(
+        name="weakened_survival", arm="adapted", unit=unit, value=value, low=value, high=value, where=where
+    )
 
 
 @measures("another_seed", when="control")

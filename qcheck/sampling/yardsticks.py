@@ -3,7 +3,6 @@
 Each is measured once, on the probes of the first look, when it is asked for.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -34,22 +33,25 @@ class Yardsticks:
     traces: Mapping[Side, Trace]
     watch: Stopwatch
     _seeds: dict[Side, float] = field(default_factory=dict, init=False, repr=False)
+    _weakened: dict[float, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
-    def half_weight(self) -> np.ndarray:
-        """Survival [n] of the adapter at half of its weight, which is a loss of known size."""
-        return self._half
+    def weakened(self, share: float) -> np.ndarray:
+        """Survival [n] of the adapter at a share of its weight, at full precision."""
+        if share not in self._weakened:
+            self._weakened[share] = self._at(share)
+        return self._weakened[share]
 
-    @functools.cached_property
-    def _half(self) -> np.ndarray:
-        halves = [replace(adapter, weight=adapter.weight / 2) for adapter in self.arms.adapters]
-        arms = merged.alike(self.arms, halves)
+    def _at(self, share: float) -> np.ndarray:
+        weaker = [replace(adapter, weight=share * adapter.weight) for adapter in self.arms.adapters]
+        arms = merged.alike(self.arms, weaker)
         setup, sampler = self.sampler.setup, self.sampler
         if not arms.encode_alike:
             sampler = replace(sampler, setup=setups.make(arms, self.probe_set, len(setup.strata), setup.batch))
-        with self.watch.stage("control: half weight", forwards(setup, 0, 1, len(sampler.probes))) as advance:
-            half = sampler.forced(subject.full(arms, "adapted"), self.traces["adapted"], advance)
+        title, calls = f"control: {share:g} of the weight", forwards(setup, 0, 1, len(sampler.probes))
+        with self.watch.stage(title, calls) as advance:
+            trace = sampler.forced(subject.full(arms, "adapted"), self.traces["adapted"], advance)
         f0, f1 = self.traces["base"].outputs(), self.traces["adapted"].outputs()
-        return effect.survival(effect.energies(f0, f1, f0, half.outputs()))
+        return effect.survival(effect.energies(f0, f1, f0, trace.outputs()))
 
     def another_seed(self, side: Side) -> float:
         """Mean distance |x' - x| / |x| of an arm's final latents from those of another seed."""

@@ -32,7 +32,7 @@ def run(session: Session, scheme: Scheme) -> tuple[np.ndarray, Instrument]:
 
 def yardsticks(session: Session, controls: Sequence[Control] = ()) -> Instrument:
     """Changes of known size to the reference, beside the ``controls`` of a scheme."""
-    return Instrument(controls, session.yardsticks.half_weight, session.yardsticks.another_seed)
+    return Instrument(controls, session.yardsticks.weakened, session.yardsticks.another_seed)
 
 
 def _everywhere(session: Session, name: str, noise: np.ndarray) -> Control:

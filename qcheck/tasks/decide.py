@@ -22,12 +22,12 @@ from qcheck.spec.limits import Limits
 class Instrument:
     """What a case's measurements are held against: the controls of its scheme, and changes of known size.
 
-    ``half_weight`` gives the survival [n] at half of the adapter's weight, and ``another_seed`` how far another seed
+    ``weakened`` gives the survival [n] at a share of the adapter's weight, and ``another_seed`` how far another seed
     moves the final latents of an arm, None where that is not known. Both may take a run, and are called only if needed.
     """
 
     controls: Sequence[Control]
-    half_weight: Callable[[], np.ndarray]
+    weakened: Callable[[float], np.ndarray]
     another_seed: Callable[[Side], float | None]
 
 
@@ -39,9 +39,27 @@ def decide(
     measurements = measure_all(samples, limits.ranges, limits.alpha)
     controlled, limits = held_against(instrument.controls, control.judged_error(energies), limits)
     noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
-    halved = [control.half_weight(instrument.half_weight())] if limits.gate("half_weight", "adapted") else []
+    weakened = positive_control(limits, instrument.weakened)
     bad_probes = effect.bad_probes(energies, *limits.tail)
-    return judge([*controlled, *noop, *halved, *measurements, *moved], bad_probes, limits, builds)
+    return judge([*controlled, *noop, *weakened, *measurements, *moved], bad_probes, limits, builds)
+
+
+SHARES = (0.5, 0.25, 0.125)
+
+
+def positive_control(limits: Limits, weakened: Callable[[float], np.ndarray]) -> list[Measurement]:
+    """The survival of an adapter that is weakened on purpose, where it has a limit.
+
+    It is taken at half of the weight, or less for an adapter of which half does nearly as much as all of it.
+    """
+    gate = limits.gate("weakened_survival", "adapted")
+    if gate is None:
+        return []
+    for share in SHARES:
+        seen = control.weakened_survival(weakened(share), share)
+        if gate.holds(seen.low, seen.high):
+            break
+    return [seen]
 
 
 def held_against(controls: Sequence[Control], judged: np.ndarray, limits: Limits) -> tuple[list[Measurement], Limits]:

@@ -329,7 +329,7 @@ def test_a_value_that_is_not_finite_or_never_varies_has_a_certain_p_value() -> N
 
 
 def test_what_is_measured_at_full_precision_has_its_value_for_bounds_and_no_p_value() -> None:
-    half, moved = control.half_weight(np.array([0.4, 0.6])), control.another_seed("base", 1.2)
-    assert (half.name, half.arm, half.value, half.low, half.high) == ("half_weight", "adapted", 0.5, 0.5, 0.5)
+    half, moved = control.weakened_survival(np.array([0.4, 0.6]), 0.5), control.another_seed("base", 1.2)
+    assert (half.name, half.arm, half.value, half.low, half.high) == ("weakened_survival", "adapted", 0.5, 0.5, 0.5)
     assert (moved.name, moved.arm, moved.value, moved.low, moved.high) == ("another_seed", "base", 1.2, 1.2, 1.2)
     assert half.p is moved.p is None
