@@ -34,7 +34,7 @@ from qcheck.quantize.artifact import Exporter, QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner, session
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.spec import recipe, scheme
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 
 warnings.simplefilter("ignore")
 RECORD = Path(__file__).with_suffix(".json")

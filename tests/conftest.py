@@ -27,7 +27,7 @@ from qcheck.model.inputs import observed
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import Exporter
 from qcheck.spec import recipe, scheme
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 
 torch.set_num_threads(1)
 

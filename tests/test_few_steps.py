@@ -14,8 +14,8 @@ from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.sampling import subject as subjects
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import Use
 from qcheck.spec.probe import ProbeSet
+from qcheck.spec.use import Use
 from tests.conftest import run
 from tests.test_trace import quiet, sampler_for
 

@@ -19,7 +19,7 @@ from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family.unet import StableDiffusion
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 from qcheck.tasks import export
 from tests import families
 from tests.conftest import run

@@ -28,8 +28,8 @@ from qcheck.quantize import artifact, formats, plan
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.plan import LayerPlan, Static
 from qcheck.spec import recipe, scheme
-from qcheck.spec.check import Use
 from qcheck.spec.order import Order
+from qcheck.spec.use import Use
 from tests.conftest import Finished, Prepared
 
 INT8 = scheme.find("int8")

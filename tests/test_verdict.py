@@ -290,9 +290,9 @@ def test_not_measured_is_never_a_pass() -> None:
 
 def test_every_gate_of_the_default_limits_is_a_measurement_of_this_version() -> None:
     assert {g.name for g in LIMITS.gates} == {
-        "export_control", "compute_control", "noop_control", "weakened_survival", "reference_deviation", "effect_survival",
-        "stratum_survival", "endpoint_error", "over_smoothing", "lattice_amplitude", "latent_kl_excess",
-        "effect_to_error", "worst_stratum", "hidden_jitter", "hidden_lattice",
+        "export_control", "compute_control", "noop_control", "weakened_survival", "reference_deviation",
+        "effect_survival", "stratum_survival", "endpoint_error", "over_smoothing", "lattice_amplitude",
+        "latent_kl_excess", "effect_to_error", "worst_stratum", "hidden_jitter", "hidden_lattice",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ _TITLES = (
     "good is",
     "perfect is",
     "limit by default",
+    "beyond it",
     "must see",
 )
 _GOOD = {"high": "high", "low": "low", "middle": "between", None: "-"}
@@ -34,6 +35,12 @@ def _limits(defined: Definition) -> str:
     return ", ".join(found) or "-"
 
 
+def _beyond(defined: Definition) -> str:
+    """What it means to be outside of the default limits."""
+    gates = [gate for gate in limits.find("default").gates if gate.name == defined.name]
+    return "; ".join(dict.fromkeys(gate.beyond for gate in gates)) or "-"
+
+
 def _row(defined: Definition) -> Sequence[str]:
     units = dict.fromkeys(defined.of(arm).unit for arm in defined.arms)
     return (
@@ -44,6 +51,7 @@ def _row(defined: Definition) -> Sequence[str]:
         _GOOD[defined.better],
         "-" if defined.perfect is None else f"{defined.perfect:g}",
         _limits(defined),
+        _beyond(defined),
         ", ".join(defined.faults) or "-",
     )
 

@@ -30,7 +30,7 @@ from qcheck.quantize.artifact import Exporter, QuantizedWeights
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling.setup import Setup
 from qcheck.spec import recipe, scheme
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 
 warnings.simplefilter("ignore")
 STEPS = 20

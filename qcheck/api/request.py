@@ -32,7 +32,7 @@ from qcheck.spec import recipe as recipes
 from qcheck.spec import sampling as samplings
 from qcheck.spec import scheme as schemes_files
 from qcheck.spec import target as targets
-from qcheck.spec.check import CheckSpec, Execution, Use
+from qcheck.spec.check import CheckSpec, Execution
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import MERGES, ORDERS, Order
 from qcheck.spec.probe import SAMPLING, ProbeSet
@@ -40,6 +40,7 @@ from qcheck.spec.recipe import MERGES as RANGE_MERGES
 from qcheck.spec.recipe import METHODS, Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import Target
+from qcheck.spec.use import Use
 
 TARGET = "jetson-agx-orin-64gb"
 ALL = "all"

@@ -28,12 +28,13 @@ from qcheck.sampling.store import Arrays
 from qcheck.spec import ranges as range_files
 from qcheck.spec import recipe
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
 from qcheck.spec.probe import ProbeSet
 from qcheck.spec.ranges import Ranges as RangesFile
 from qcheck.spec.recipe import METHODS, Method, PromptSet, Recipe
 from qcheck.spec.scheme import Scheme, Smoothing
+from qcheck.spec.use import Use
 
 # the arm whose run gives the states, and the arm whose layers are observed at them
 _RUNS: Mapping[Origin, tuple[Side, Side]] = {

@@ -44,9 +44,9 @@ class Yardsticks:
     def _at(self, share: float) -> np.ndarray:
         weaker = [replace(adapter, weight=share * adapter.weight) for adapter in self.arms.adapters]
         arms = merged.alike(self.arms, weaker)
-        setup, sampler = self.sampler.setup, self.sampler
-        if not arms.encode_alike:
-            sampler = replace(sampler, setup=setups.make(arms, self.probe_set, len(setup.strata), setup.batch))
+        ours = self.sampler.setup
+        setup = setups.make(arms, self.probe_set, len(ours.strata), ours.batch)  # its text encoders are weakened too
+        sampler = replace(self.sampler, setup=setup)
         title, calls = f"control: {share:g} of the weight", forwards(setup, 0, 1, len(sampler.probes))
         with self.watch.stage(title, calls) as advance:
             trace = sampler.forced(subject.full(arms, "adapted"), self.traces["adapted"], advance)

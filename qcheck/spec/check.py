@@ -20,15 +20,9 @@ from qcheck.spec.probe import ProbeSet
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import Target
+from qcheck.spec.use import Use
 
 PRECISIONS = ("float32", "tf32")
-
-
-class Use(Value):
-    """An adapter's file and the weight it is applied with."""
-
-    source: str
-    weight: float
 
 
 def _device(name: str) -> str:

@@ -12,12 +12,13 @@ import tomli_w
 from qcheck.core.values import Value, named, names_in
 from qcheck.demo import library
 from qcheck.spec import limits, probe, recipe, scheme, target
-from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.probe import SAMPLING, ProbeSet
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.target import Target
+from qcheck.spec.use import Use
 
 INPUTS = "inputs"  # the folder beside a report
 _SHELVES: Mapping[type[Value], Path] = {

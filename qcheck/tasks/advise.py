@@ -25,9 +25,10 @@ from qcheck.result.advice import Advice, CaseAdvice, Tried
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.result.verdict import CURABLE
 from qcheck.spec import command, order, target
-from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Numbers, Scheme
+from qcheck.spec.use import Use
 from qcheck.tasks import check, inspect, qat, remedies
 from qcheck.tasks.remedies import FailingCase, Remedy
 from qcheck.training.objective import Settings

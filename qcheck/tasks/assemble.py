@@ -28,9 +28,10 @@ from qcheck.result.verdict import Verdict
 from qcheck.sampling.store import Trace
 from qcheck.spec import order as orders
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import ORDERS, Order
 from qcheck.spec.scheme import Scheme
+from qcheck.spec.use import Use
 from qcheck.tasks import controls, provenance
 from qcheck.tasks.session import Session
 

@@ -26,10 +26,10 @@ from qcheck.model.lora.layout import Factors, Names
 from qcheck.quantize import merge, plan
 from qcheck.result.inspection import Arrival, Forecast, Inspection, LayerReport
 from qcheck.spec import order as orders
-from qcheck.spec.check import Use
 from qcheck.spec.order import MERGES, Merged, Order
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
+from qcheck.spec.use import Use
 
 _WORDS = 20
 _TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions compared, and the cosine below which one is new

@@ -12,7 +12,8 @@ from qcheck.model.lora import Adapter, trainable
 from qcheck.model.lora.note import KEY, Gap, Note, note
 from qcheck.quantize import artifact
 from qcheck.result.report import Case, Report
-from qcheck.spec.check import CheckSpec, Use
+from qcheck.spec.check import CheckSpec
+from qcheck.spec.use import Use
 from qcheck.tasks import check
 from qcheck.tasks import session as sessions
 from qcheck.tasks.session import Session

@@ -26,7 +26,7 @@ from qcheck.model.lora import layout
 from qcheck.model.quiet import quiet
 from qcheck.spec import recipe
 from qcheck.spec.arm import Side
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 from tests import families, layouts
 from tests.layouts import Parts, Writer

@@ -17,7 +17,7 @@ from qcheck.model.arms import Arms
 from qcheck.model.family import Family
 from qcheck.spec import recipe
 from qcheck.spec.arm import SIDES, Side
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 
 FLAT = library.ADAPTERS / "flat.safetensors"

@@ -14,7 +14,7 @@ from qcheck.demo import library
 from qcheck.model import load, lora
 from qcheck.model.lora import note as calibrated
 from qcheck.model.lora import trainable
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 from tests import layouts
 
 LAYERS = r"^unet.*(attn1\.to_(q|v)|conv1)$|^text_encoder.*q_proj$"

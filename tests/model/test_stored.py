@@ -28,8 +28,8 @@ from qcheck.quantize.artifact import Exporter
 from qcheck.sampling import subject
 from qcheck.spec import probe as probes
 from qcheck.spec.arm import SIDES
-from qcheck.spec.check import Use
 from qcheck.spec.probe import Probe
+from qcheck.spec.use import Use
 from tests import families
 from tests.conftest import Prepared
 

@@ -11,8 +11,9 @@ from qcheck.cli.check import parse
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.spec import command, limits, probe, recipe, scheme, target
-from qcheck.spec.check import CheckSpec, Execution, Use
+from qcheck.spec.check import CheckSpec, Execution
 from qcheck.spec.order import ORDERS
+from qcheck.spec.use import Use
 
 DEVICE = target.find("jetson-thor-t5000")
 SCHEMES = [found for found in DEVICE.runnable() if not found.needs]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
-from qcheck.spec.check import Use
+from qcheck.spec.use import Use
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # what PEFT and diffusers save
