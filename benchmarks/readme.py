@@ -17,13 +17,11 @@ from typing import Any
 
 from benchmarks.peers import tables as peers
 from qcheck.demo import library
-from qcheck.spec import limits, scheme, target
+from qcheck.spec import scheme, target
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-LIMITED = {"control": "", "reference": "", "absolute": "", "adapter": "", "warning": "a warning unless "}
-ARMS = {"base": "base", "adapted": "adapted", "both": "adapted beside base"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,35 +89,6 @@ def _distilled(record: Mapping[str, Any]) -> str:
     )
 
 
-def gates() -> dict[str, str]:
-    """Every gated measurement's limits in words, arms with the same limit together."""
-    every: dict[str, list[limits.Gate]] = {}
-    for gate in limits.find("default").gates:
-        every.setdefault(gate.name, []).append(gate)
-    return {name: _limits(several) for name, several in every.items()}
-
-
-def _limits(several: Sequence[limits.Gate]) -> str:
-    arms: dict[str, list[str]] = {}
-    for gate in several:
-        text = f"{LIMITED[gate.role]}{_between(gate)}"
-        arms.setdefault(text, []).append(f"in {gate.compute}" if gate.compute else ARMS[gate.arm])
-    return "; ".join(f"{text} ({', '.join(names)})" for text, names in arms.items())
-
-
-def _between(gate: limits.Gate) -> str:
-    if gate.low is not None and gate.high is not None:
-        return f"{gate.low:g} .. {gate.high:g}"
-    return f">= {gate.low:g}" if gate.low is not None else f"<= {gate.high:g}"
-
-
-def measurements(rows: str) -> str:
-    """The table of measurements with its last column, the limits, written again; names and words are kept."""
-    known = gates()
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
-    return table(["name", "what it reads", "limit"], [[*row[:2], known[row[0].strip("`")]] for row in cells])
-
-
 def quantizers() -> str:
     """Signal to noise of qcheck's ranges beside other quantizers', as ``python -m benchmarks.quantizers`` kept it."""
     measured = json.loads((ROOT / "benchmarks" / "quantizers.json").read_text("utf-8"))
@@ -147,7 +116,6 @@ def tables() -> Iterator[tuple[Path, str, str]]:
     yield DOCS / "peers.md", "rankings", peers.rankings(peers.record())
     yield README, "peers", peers.ratios(peers.record())
     yield DOCS / "demo.md", "training", training()
-    yield DOCS / "measurements.md", "gates", measurements(read(DOCS / "measurements.md", "gates"))
 
 
 TUTORIAL = {  # name of the capture, command, what stands before the part that is shown

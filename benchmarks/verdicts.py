@@ -8,6 +8,7 @@ half of an adapter's weight; reruns. Intervals resample adapters. Targets that a
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, 
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
 
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+MARKED = re.compile(r"(<!-- verdicts:begin -->\n).*?(<!-- verdicts:end -->)", re.DOTALL)
 LOOKS = (8, 16)
 ALARMS = frozenset({"NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INVALID"})
 PSNR, SSIM = 30.0, 0.95  # bars that golden pictures are often held to
@@ -331,6 +334,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     parser.add_argument("--limits", default="default")
     parser.add_argument("--list", action="store_true", help="every case too")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name} too")
     asked = parser.parse_args()
     chosen = limits.find(asked.limits)
     cases, refused = read(asked.zoo)
@@ -349,7 +353,11 @@ def main() -> None:
         *missing,
         *([listing(found)] if asked.list else []),
     ]
-    print("\n\n".join(parts))
+    text = "\n\n".join(parts)
+    print(text)
+    if asked.write:
+        page = PAGE.read_text("utf-8")
+        PAGE.write_text(MARKED.sub(lambda marks: f"{marks[1]}```\n{text}\n```\n{marks[2]}", page), "utf-8")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _decided(
 
 
 @pytest.mark.parametrize(("survival", "outcome"), [(0.45, "PASS"), (0.8, "PASS"), (0.81, "INVALID"), (1.0, "INVALID")])
-def test_where_half_of_the_adapter_would_pass_for_all_of_it_nothing_is_said(survival: float, outcome: str) -> None:
+def test_where_a_weakened_adapter_would_pass_for_all_of_it_nothing_is_said(survival: float, outcome: str) -> None:
     found = _decided(Drawn(0, 8, 0.01), lambda _: np.full(8, survival))
     assert found.outcome == outcome
     (seen,) = [one for one in found.measurements if one.name == "weakened_survival"]
@@ -107,7 +107,32 @@ def test_where_half_of_the_adapter_would_pass_for_all_of_it_nothing_is_said(surv
     assert outcome == "PASS" or "of the LoRA's weight would pass for all of it" in found.reasons[0]
 
 
-def test_without_its_gate_half_of_the_weight_is_not_measured() -> None:
+@pytest.mark.parametrize(
+    ("survivals", "shares", "outcome"),
+    [
+        ({0.5: 0.45}, [0.5], "PASS"),
+        ({0.5: 0.9, 0.25: 0.6}, [0.5, 0.25], "PASS"),
+        ({0.5: 0.95, 0.25: 0.9, 0.125: 0.7}, [0.5, 0.25, 0.125], "PASS"),
+        ({0.5: 1.0, 0.25: 0.95, 0.125: 0.9}, [0.5, 0.25, 0.125], "INVALID"),
+        ({0.5: np.nan, 0.25: np.nan, 0.125: np.nan}, [0.5, 0.25, 0.125], "INVALID"),
+    ],
+)
+def test_an_adapter_is_weakened_only_as_far_as_a_loss_is_seen(
+    survivals: dict[float, float], shares: list[float], outcome: str
+) -> None:
+    asked: list[float] = []
+
+    def weakened(share: float) -> np.ndarray:
+        asked.append(share)
+        return np.full(8, survivals[share])
+
+    found = _decided(Drawn(0, 8, 0.01), weakened)
+    assert (asked, found.outcome) == (shares, outcome)
+    (seen,) = [one for one in found.measurements if one.name == "weakened_survival"]
+    assert seen.where == f"{shares[-1]:g} of the weight"
+
+
+def test_without_its_gate_no_weakened_adapter_is_measured() -> None:
     gates = [gate for gate in LIMITS.gates if gate.name != "weakened_survival"]
     chosen = LIMITS.model_copy(update={"gates": gates})
     found = _decided(Drawn(0, 8, 0.01), lambda _: pytest.fail("measured"), chosen=chosen)

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import readme
 from qcheck.result.verdict import Outcome
-from qcheck.spec import limits
 from tests.conftest import Finished
 
 TEXT = readme.README.read_text("utf-8")
@@ -48,17 +47,3 @@ def test_readme_shows_the_tutorial_s_lost_adapter() -> None:
 def test_every_verdict_is_explained(page: readme.Path) -> None:
     for outcome in Outcome.__args__:  # type: ignore[attr-defined]
         assert f"| {outcome} |" in page.read_text("utf-8")
-
-
-def test_every_gate_has_a_row_in_the_measurements() -> None:
-    named = re.findall(r"^\| (\w+) \|", readme.read(readme.DOCS / "measurements.md", "gates"), re.MULTILINE)
-    assert {gate.name for gate in limits.find("default").gates} == {*named} - {"name"}
-
-
-def test_limits_in_words_name_the_arm_and_the_type_they_are_for() -> None:
-    told = readme.gates()
-    assert told["effect_survival"] == "0.8 .. 1.2 (adapted)"
-    assert told["stratum_survival"] == ">= 0.6 (adapted)"
-    assert told["effect_to_error"].startswith("a warning unless >= ")
-    assert "(in bfloat16)" in told["compute_control"]
-    assert told["hidden_jitter"].startswith("a warning unless <= ")
