@@ -185,10 +185,10 @@ def _where(one: Judged) -> str:
 
 def _why(case: Case) -> str:
     """Why a damaged case passes, in words, by what the judges say of it."""
+    if case.by_style and not case.by_own_utility:
+        return "the style fades in free runs, the benefit at given states does not"
     if case.by_utility and not case.by_own_utility:
         return "the base alone loses that under this scheme, with or without the adapter"
-    if case.by_style and not case.by_utility:
-        return "the style fades in free runs, the benefit at given states does not"
     return "not seen"
 
 
