@@ -158,3 +158,8 @@ def test_an_error_beyond_its_limit_passes_where_another_seed_moves_pictures_twic
     assert moved == ({(side, distance, "reported") for side in SIDES} if distance else set())
     limited = {one.limit.high for one in found.measurements if one.name == "endpoint_error" and one.limit is not None}
     assert limited == {0.8 if distance == 1.6 else 0.55 if distance else 0.5}
+
+
+@pytest.mark.parametrize("distance", [float("nan"), float("inf")])
+def test_a_run_of_another_seed_that_is_not_finite_raises_no_limit(distance: float) -> None:
+    assert _beside(Seeds(distance), 0.8, 0.8) == _beside(Seeds(None), 0.8, 0.8)

@@ -91,7 +91,8 @@ def beside_seeds(
         seen = measure(sample, gate.limit, limits.alpha)
         if seen.value is None or not math.isfinite(seen.value) or gate.holds(seen.low, seen.high):
             continue
-        if (distance := another_seed(side)) is not None:
+        distance = another_seed(side)
+        if distance is not None and math.isfinite(distance):
             most["endpoint_error", side] = max(gate.high, math.floor(100 * gate.of_seed * distance) / 100)
             distances.append(control.another_seed(side, distance))
     return limits.allowing(most), distances
