@@ -16,7 +16,6 @@ from qcheck.measure import effect
 from qcheck.measure.control import Control, judged_error
 from qcheck.measure.effect import Energies
 from qcheck.measure.interval import measure_all
-from qcheck.measure.registry import Run, View
 from qcheck.measure.sample import Sample
 from qcheck.result.verdict import Verdict
 from qcheck.sampling import subject
@@ -98,9 +97,9 @@ class Case:
         return self.means["effect_survival", "adapted"]
 
     @property
-    def half(self) -> float | None:
-        """Survival at half of the adapter's weight; None where nobody looked."""
-        return None if "weakened" not in self.adapter else float(self.weakened(0.5).mean())
+    def half(self) -> float:
+        """Survival at half of the adapter's weight."""
+        return float(self.weakened(0.5).mean())
 
     def weakened(self, share: float) -> np.ndarray:
         """Survival [n] at a share of the adapter's weight."""
@@ -125,22 +124,9 @@ class Case:
         ]
 
     def _of_energies(self, e: Energies) -> list[Sample]:
-        floor = np.array(self.stored.get("floor", np.zeros(e.f1.shape[1])))
-        timesteps = tuple(float(t) for t in self.controls[-1].timesteps)  # the compute control's: all of them
-        gone = Run((), (), (), (), (), ())
-        view = View(gone, gone, gone, gone, floor, timesteps, tuple(range(len(timesteps)))).knowing(
-            effect.energies_of, e
-        )
-        with np.errstate(all="ignore"):  # what the demo's oldest cases never stored is NaN
-            measurements = (
-                effect.effect_survival,
-                effect.stratum_survival,
-                effect.effect_to_error_of,
-                effect.excess_error_of,
-                effect.worst_stratum,
-                effect.stratum_sqnr,
-            )
-            return [sample for measured in measurements for sample in measured(view)]
+        floor = np.array(self.stored["floor"])
+        timesteps = self.controls[-1].timesteps  # those of the compute control, which is taken at all of them
+        return [sample for samples in effect.samples(e, floor, timesteps).values() for sample in samples]
 
     def energies(self, rows: Rows = slice(None)) -> Energies:
         """The inner products on probes ``rows``."""
@@ -192,9 +178,8 @@ class Case:
     def verdict(self, gates: Limits, rows: Rows = slice(None)) -> Verdict:
         """The verdict on probes ``rows``, by the gates whose measurements are stored."""
         chosen = gates.computing(self.stored["compute"])
-        stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in self.means]
-        if self.half is not None:
-            stored += [gate for gate in chosen.gates if gate.name == "weakened_survival"]
+        known = {*self.means, ("weakened_survival", "adapted")}
+        stored = [gate for gate in chosen.gates if (gate.name, gate.arm) in known]
         chosen = chosen.model_copy(update={"gates": stored})
         instrument = Instrument(self.controls, self.weakened, self.another_seed)
         return decide(chosen, instrument, self.samples(rows), self.energies(rows), [])
@@ -202,8 +187,8 @@ class Case:
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
     """All cases, and the adapters that qcheck refused to judge."""
-    files = [json.loads(path.read_text()) for path in sorted(zoo.glob("*/cases/*.json"))]
-    files = [found for found in files if "yardsticks" in found]  # older ones lack what today's limits ask for
+    stored = [json.loads(path.read_text()) for path in sorted(zoo.glob("*/cases/*.json"))]
+    files = [file for file in stored if "weakened" in file or "refused" in file]  # older ones lack a control of today
     heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
     cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
     return cases, [head for head in heads if "refused" in head]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qcheck.measure import effect, registry
+from qcheck.measure import control, effect, registry
 from qcheck.measure.control import Control
 from qcheck.measure.sample import Sample
 from qcheck.result.verdict import Verdict
@@ -161,5 +161,8 @@ def test_an_error_beyond_its_limit_passes_where_another_seed_moves_pictures_twic
 
 
 @pytest.mark.parametrize("distance", [float("nan"), float("inf")])
-def test_a_run_of_another_seed_that_is_not_finite_raises_no_limit(distance: float) -> None:
-    assert _beside(Seeds(distance), 0.8, 0.8) == _beside(Seeds(None), 0.8, 0.8)
+def test_a_run_of_another_seed_that_is_not_finite_raises_no_limit_and_says_so(distance: float) -> None:
+    high, _ = _beside(Seeds(distance), 0.8, 0.8)
+    assert high == _beside(Seeds(None), 0.8, 0.8)[0]
+    shown = control.another_seed("base", distance)
+    assert (shown.value, shown.where) == (None, "the run with other seeds is not finite")

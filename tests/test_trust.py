@@ -5,6 +5,7 @@ import pytest
 
 from qcheck.measure import effect, registry
 from qcheck.measure.interval import bounds
+from qcheck.result.report import Trust
 from qcheck.spec import limits
 from qcheck.spec.measurement import Limit
 from qcheck.tasks import trust
@@ -20,6 +21,11 @@ def test_without_spread_a_loss_down_to_the_limit_is_caught() -> None:
     assert trust.detectable_loss(np.ones(8), SURVIVAL, 0.0165) == pytest.approx(0.2)
     assert trust.detectable_loss(np.array([1.0, np.nan]), SURVIVAL, 0.0165) is None
     assert trust.detectable_loss(np.ones(8), Limit(high=1.2), 0.0165) is None
+
+
+def test_what_was_not_measured_says_so() -> None:
+    words = Trust(detectable_loss=None, rerun_stability=None).text()
+    assert words.count("not measured") == 2
 
 
 def test_an_adapter_that_lost_that_much_fails_to_pass_four_times_of_five() -> None:

@@ -73,8 +73,14 @@ def weakened_survival(survival: np.ndarray, share: float) -> Measurement:
 
 @measures("another_seed", when="control")
 def another_seed(side: Side, distance: float) -> Measurement:
-    """How far another seed moves an arm's final latents at full precision; the bounds equal the value."""
+    """How far another seed moves an arm's final latents at full precision; the bounds equal the value.
+
+    Not measured where that run is not finite.
+    """
     unit = measurement.find("another_seed").unit
+    if not math.isfinite(distance):
+        reason = "the run with other seeds is not finite"
+        return Measurement(name="another_seed", arm=side, unit=unit, value=None, where=reason)
     return Measurement(name="another_seed", arm=side, unit=unit, value=distance, low=distance, high=distance)
 
 

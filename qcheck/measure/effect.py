@@ -122,53 +122,69 @@ def energies_of(view: View) -> Energies:
     return energies(*arms, view.calibrated)
 
 
-def _places(timesteps: Sequence[float]) -> tuple[str, ...]:
-    return tuple(f"timestep {t:g}" for t in timesteps)
+@BROKEN
+def samples(e: Energies, floor: np.ndarray, timesteps: Sequence[float]) -> dict[str, list[Sample]]:
+    """The samples of every measurement of energies, by its name; ``floor`` [T] as for ``excess_error``.
+
+    Of the strata the lowest or the highest counts. ``stratum_survival`` is that of the sums over probes, as
+    pseudo-values, at the strata where the adapter does anything.
+    """
+    places = tuple(f"timestep {t:g}" for t in timesteps)
+    awake = np.flatnonzero(e.effect.sum(0) != 0)
+    kept, effects = e.kept[:, awake], e.effect[:, awake]
+    by_stratum = pseudo_values(lambda rows: kept[rows].sum(0) / effects[rows].sum(0), len(kept))
+    ratio = np.minimum(effect_to_error(e), EXACT)
+    return {
+        "effect_survival": [Sample("effect_survival", "adapted", survival(e))],
+        "stratum_survival": [Sample("stratum_survival", "adapted", by_stratum, tuple(places[i] for i in awake))],
+        "effect_to_error": [Sample("effect_to_error", "adapted", ratio)],
+        "excess_error": [Sample("excess_error", "adapted", excess_error(e, floor))],
+        "worst_stratum": [Sample("worst_stratum", "adapted", stratum_excess(e, floor), places, "highest")],
+        "stratum_sqnr": [
+            Sample("stratum_sqnr", "base", sqnr(e.f0, e.error0), places),
+            Sample("stratum_sqnr", "adapted", sqnr(e.f1, e.error1), places),
+        ],
+    }
+
+
+def _samples_of(view: View) -> dict[str, list[Sample]]:
+    return samples(view.once(energies_of), view.floor, view.timesteps)
 
 
 @measures("effect_survival")
 def effect_survival(view: View) -> list[Sample]:
     """Survival S of every probe."""
-    return [Sample("effect_survival", "adapted", survival(view.once(energies_of)))]
+    return view.once(_samples_of)["effect_survival"]
 
 
 @measures("stratum_survival")
-@BROKEN
 def stratum_survival(view: View) -> list[Sample]:
-    """Survival at every stratum, of the sums over probes, as pseudo-values [n, T]; the lowest counts."""
-    e = view.once(energies_of)
-    values = pseudo_values(lambda i: e.kept[i].sum(0) / e.effect[i].sum(0), len(e.kept))
-    return [Sample("stratum_survival", "adapted", values, _places(view.timesteps))]
+    """Survival at every stratum; the lowest counts."""
+    return view.once(_samples_of)["stratum_survival"]
 
 
 @measures("effect_to_error")
 def effect_to_error_of(view: View) -> list[Sample]:
     """R of every probe, at most ``EXACT`` dB."""
-    values = np.minimum(effect_to_error(view.once(energies_of)), EXACT)
-    return [Sample("effect_to_error", "adapted", values)]
+    return view.once(_samples_of)["effect_to_error"]
 
 
 @measures("excess_error")
 def excess_error_of(view: View) -> list[Sample]:
     """G of every probe."""
-    return [Sample("excess_error", "adapted", excess_error(view.once(energies_of), view.floor))]
+    return view.once(_samples_of)["excess_error"]
 
 
 @measures("worst_stratum")
 def worst_stratum(view: View) -> list[Sample]:
     """G of every probe at every stratum; the highest counts."""
-    values = stratum_excess(view.once(energies_of), view.floor)
-    return [Sample("worst_stratum", "adapted", values, _places(view.timesteps), "highest")]
+    return view.once(_samples_of)["worst_stratum"]
 
 
 @measures("stratum_sqnr")
 def stratum_sqnr(view: View) -> list[Sample]:
     """SQNR of every probe at every stratum, at most ``EXACT`` dB; the lowest counts."""
-    e, places = view.once(energies_of), _places(view.timesteps)
-    return [
-        Sample("stratum_sqnr", "base", sqnr(e.f0, e.error0), places),
-        Sample("stratum_sqnr", "adapted", sqnr(e.f1, e.error1), places),
-    ]
+    return view.once(_samples_of)["stratum_sqnr"]
 
 
 @measures("worst_prompt", when="end")

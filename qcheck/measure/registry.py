@@ -64,11 +64,6 @@ class View:
         value: T = self._shared[function]
         return value
 
-    def knowing(self, function: Callable[["View"], T], value: T) -> "View":
-        """This view, with the value of ``function`` that was computed before, from traces that are gone."""
-        self._shared[function] = value
-        return self
-
 
 FUNCTIONS: dict[str, tuple[When, Callable[..., Any]]] = {}
 

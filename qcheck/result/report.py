@@ -74,21 +74,23 @@ class Trust(Value):
     """How far a verdict can be trusted.
 
     ``detectable_loss`` is the smallest share of the adapter's effect whose loss would have kept these probes from PASS
-    four times of five. ``rerun_stability`` is the share of checks on other probes that would end alike, by drawing
-    these again. None where a value is not finite.
+    four times of five, None where a value is not finite or no limit bounds it. ``rerun_stability`` is the share of
+    checks on other probes that would end alike, by drawing these again; None where a value is not finite.
     """
 
     detectable_loss: Number | None
     rerun_stability: Number | None
 
     def text(self) -> str:
-        """Both in words."""
+        """Both in words; what was not measured says why."""
         loss, stability = self.detectable_loss, self.rerun_stability
-        parts = [
-            *([] if loss is None else [f"a loss of {100 * loss:.0f} % of the effect would have been caught"]),
-            *([] if stability is None else [f"{100 * stability:.0f} % of reruns on other probes would say the same"]),
-        ]
-        return "; ".join(parts)
+        caught = "the smallest detectable loss was not measured: no limit bounds it, or a value is not finite"
+        same = "reruns were not measured: a value is not finite"
+        if loss is not None:
+            caught = f"a loss of {100 * loss:.0f} % of the effect would have been caught"
+        if stability is not None:
+            same = f"{100 * stability:.0f} % of reruns on other probes would say the same"
+        return f"{caught}; {same}"
 
 
 class Case(Value):

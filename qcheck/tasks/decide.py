@@ -35,13 +35,13 @@ def decide(
     limits: Limits, instrument: Instrument, samples: Sequence[Sample], energies: effect.Energies, builds: list[Build]
 ) -> Verdict:
     """The verdict on the probes so far."""
-    limits, moved = beside_seeds(limits, samples, instrument.another_seed)
+    limits, distances = beside_seeds(limits, samples, instrument.another_seed)
     measurements = measure_all(samples, limits.ranges, limits.alpha)
     controlled, limits = held_against(instrument.controls, control.judged_error(energies), limits)
     noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
     weakened = positive_control(limits, instrument.weakened)
     bad_probes = effect.bad_probes(energies, *limits.tail)
-    return judge([*controlled, *noop, *weakened, *measurements, *moved], bad_probes, limits, builds)
+    return judge([*controlled, *noop, *weakened, *measurements, *distances], bad_probes, limits, builds)
 
 
 SHARES = (0.5, 0.25, 0.125)
@@ -56,10 +56,10 @@ def positive_control(limits: Limits, weakened: Callable[[float], np.ndarray]) ->
     if gate is None:
         return []
     for share in SHARES:
-        seen = control.weakened_survival(weakened(share), share)
-        if gate.holds(seen.low, seen.high):
+        survival = control.weakened_survival(weakened(share), share)
+        if gate.holds(survival.low, survival.high):
             break
-    return [seen]
+    return [survival]
 
 
 def held_against(controls: Sequence[Control], judged: np.ndarray, limits: Limits) -> tuple[list[Measurement], Limits]:
@@ -80,19 +80,21 @@ def beside_seeds(
 ) -> tuple[Limits, list[Measurement]]:
     """The limits with errors allowed up to their share of what another seed does, and these distances.
 
-    Nothing is asked for an arm whose error is inside its limit anyway, or is not finite.
+    Nothing is asked for an arm whose error is inside its limit anyway, or is not finite. A distance that is not finite
+    is not measured, and raises no limit.
     """
-    most, distances = dict[tuple[str, Arm], float](), list[Measurement]()
+    raised, distances = dict[tuple[str, Arm], float](), list[Measurement]()
     for side in SIDES:
         gate = limits.gate("endpoint_error", side)
         sample = next((one for one in samples if (one.name, one.arm) == ("endpoint_error", side)), None)
         if gate is None or gate.of_seed is None or gate.high is None or sample is None:
             continue
-        seen = measure(sample, gate.limit, limits.alpha)
-        if seen.value is None or not math.isfinite(seen.value) or gate.holds(seen.low, seen.high):
+        error = measure(sample, gate.limit, limits.alpha)
+        if error.value is None or not math.isfinite(error.value) or gate.holds(error.low, error.high):
             continue
-        distance = another_seed(side)
-        if distance is not None and math.isfinite(distance):
-            most["endpoint_error", side] = max(gate.high, math.floor(100 * gate.of_seed * distance) / 100)
-            distances.append(control.another_seed(side, distance))
-    return limits.allowing(most), distances
+        if (distance := another_seed(side)) is None:
+            continue
+        distances.append(control.another_seed(side, distance))
+        if math.isfinite(distance):
+            raised["endpoint_error", side] = max(gate.high, math.floor(100 * gate.of_seed * distance) / 100)
+    return limits.allowing(raised), distances

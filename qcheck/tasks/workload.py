@@ -52,7 +52,7 @@ def plan(spec: CheckSpec, setup: Setup) -> Workload:
     cases = schemes * len(spec.orders) + files
     calibrated = any(rule.activations for scheme in spec.schemes for rule in scheme.rules)
     computes = {TWIN, *(scheme.compute for scheme in spec.schemes)} if schemes else set()
-    weakened = spec.bounds.gate("weakened_survival", "adapted") is not None
+    weakened = schemes > 0 and spec.bounds.gate("weakened_survival", "adapted") is not None
     fixed_calls = forwards(setup, 0, len(computes) + weakened, spec.bounds.looks[0])
     fixed_calls += forwards(setup, 0, 1, min(alignment.PROBES, spec.bounds.looks[0]))
     fixed_calls += _calibration(spec, setup) if calibrated else 0

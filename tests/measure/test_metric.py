@@ -333,3 +333,13 @@ def test_what_is_measured_at_full_precision_has_its_value_for_bounds_and_no_p_va
     assert (half.name, half.arm, half.value, half.low, half.high) == ("weakened_survival", "adapted", 0.5, 0.5, 0.5)
     assert (moved.name, moved.arm, moved.value, moved.low, moved.high) == ("another_seed", "base", 1.2, 1.2, 1.2)
     assert half.p is moved.p is None
+
+
+def test_a_timestep_at_which_the_adapter_does_nothing_is_no_place_of_its_survival() -> None:
+    ones = np.ones((4, 3))
+    asleep = ones * [1.0, 0.0, 1.0]
+    e = effect.Energies(f1=ones, f0=ones, effect=asleep, kept=0.9 * asleep, error1=ones, error0=ones)
+    (sample,) = effect.samples(e, np.zeros(3), (9.0, 5.0, 1.0))["stratum_survival"]
+    assert sample.places == ("timestep 9", "timestep 1")
+    assert sample.values == pytest.approx(0.9)
+    assert effect.survival(e) == pytest.approx(0.9)
