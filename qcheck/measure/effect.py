@@ -89,12 +89,15 @@ def stratum_excess(e: Energies, floor: np.ndarray) -> np.ndarray:
     return decibels(np.maximum(e.error1, e.f1 * floor), np.maximum(e.error0, e.f0 * floor))
 
 
-def effect_size(f0: Rows, f1: Rows) -> np.ndarray:
-    """Root mean square of |Df| / |f1| over the strata [n], a ratio: the size of the adapter's effect."""
+def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
+    """|Df| / |f1| [n] over all strata, a ratio: the size of the adapter's effect at full precision.
+
+    ``weights`` [T] are the strata's squared solver coefficients.
+    """
     sizes = []
     for a0, a1 in zip(f0, f1, strict=True):
         change, signal = np.asarray(a1, np.float64) - a0, np.asarray(a1, np.float64)
-        sizes.append(np.sqrt((_dot(change, change) / _dot(signal, signal)).mean()))
+        sizes.append(np.sqrt((_dot(change, change) * weights).sum() / (_dot(signal, signal) * weights).sum()))
     return np.array(sizes)
 
 

@@ -103,7 +103,7 @@ def require_effect(session: Session, reference: Traces) -> float:
         UserError: the effect is negligible, so its survival cannot be judged.
     """
     f0, f1 = reference["base"], reference["adapted"]
-    size = float(effect.effect_size(f0.outputs(), f1.outputs()).mean())
+    size = float(effect.effect_size(f0.outputs(), f1.outputs(), session.sampler.setup.weights).mean())
     limit = session.spec.bounds.negligible_effect
     if size < limit:
         weights = ", ".join(f"{adapter.weight:g}" for adapter in session.spec.adapters)
