@@ -113,7 +113,8 @@ def _took(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> str:
-    return (folder / name).read_text("utf-8").replace(f"{ROOT}/", "").rstrip()
+    """A file of the runs, with paths relative to the repository or to the project in ``folder``."""
+    return (folder / name).read_text("utf-8").replace(f"{ROOT}/", "").replace(f"{folder}/", "").rstrip()
 
 
 def main() -> None:
