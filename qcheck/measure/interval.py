@@ -17,38 +17,40 @@ from qcheck.spec.measurement import Limit
 Ranges = Mapping[tuple[str, Arm], Limit]
 
 
-def bounds(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
-    """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [n], n >= 2.
+def bounds(values: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [..., n], n >= 2, along the last axis.
 
-    NaN if any value is not finite: a broken probe must not be averaged away.
+    NaN where any value is not finite: a broken probe must not be averaged away.
     """
-    if not np.isfinite(values).all():
-        return float("nan"), float("nan"), float("nan")
-    mean = float(values.mean())
-    half = float(special.stdtrit(len(values) - 1, 1 - alpha)) * _error(values)
-    return mean, mean - half, mean + half
+    count, finite = values.shape[-1], np.isfinite(values).all(-1)
+    safe = np.where(finite[..., None], values, 0.0)
+    mean, half = safe.mean(-1), special.stdtrit(count - 1, 1 - alpha) * _error(safe)
+    return tuple(np.where(finite, one, np.nan) for one in (mean, mean - half, mean + half))  # type: ignore[return-value]
 
 
-def _error(values: np.ndarray) -> float:
-    """Standard error of the mean of ``values`` [n]."""
-    return float(values.std(ddof=1)) / float(np.sqrt(len(values)))
+def _error(values: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of ``values`` [..., n]."""
+    error: np.ndarray = values.std(-1, ddof=1) / np.sqrt(values.shape[-1])
+    return error
 
 
-def beyond(values: np.ndarray, limit: Limit) -> float:
-    """p-value of "the mean of ``values`` [n] is inside ``limit``": small when it lies beyond either side.
+def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
+    """p-value of "the mean of ``values`` [..., n] is inside ``limit``": small when it lies beyond either side.
 
     The smaller of two one-sided t-tests; the other side adds next to nothing while the interval is narrower than the
     limits, and an interval that is not never passes. 0 where a value is not finite.
     """
-    if not np.isfinite(values).all():
-        return 0.0
-    mean, error = float(values.mean()), _error(values)
-    excess = [
-        *([] if limit.low is None else [limit.low - mean]),
-        *([] if limit.high is None else [mean - limit.high]),
-    ]
-    p_values = [float(special.stdtr(len(values) - 1, -e / error)) if error else float(e <= 0) for e in excess]
-    return min(p_values)
+    finite = np.isfinite(values).all(-1)
+    safe = np.where(finite[..., None], values, 0.0)
+    mean, error = safe.mean(-1), _error(safe)
+    sides = [] if limit.low is None else [limit.low - mean]
+    sides += [] if limit.high is None else [mean - limit.high]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_values = [
+            np.where(error > 0, special.stdtr(values.shape[-1] - 1, -side / error), side <= 0) for side in sides
+        ]
+    smallest: np.ndarray = np.where(finite, np.min(p_values, 0), 0.0)
+    return smallest
 
 
 def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
@@ -60,7 +62,7 @@ def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
     sign = 1 if sample.worst == "lowest" else -1
     columns = sign * sample.values.reshape(len(sample.values), -1).T
     mean, low, high, worst = _lowest(columns, alpha)
-    p = None if limit is None else min(1.0, len(columns) * min(beyond(x, _signed(limit, sign)) for x in columns))
+    p = None if limit is None else min(1.0, len(columns) * float(beyond(columns, _signed(limit, sign)).min()))
     return Measurement(
         name=sample.name,
         arm=sample.arm,
@@ -76,10 +78,10 @@ def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
 def _lowest(columns: np.ndarray, alpha: float) -> tuple[float, float, float, int]:
     """Lowest mean of ``columns`` [k, n], a bound below all means, a bound above the lowest, and the lowest's index."""
     count = len(columns)
-    single = np.array([bounds(column, alpha) for column in columns])
-    jointly = single if count == 1 else np.array([bounds(column, alpha / count) for column in columns])
-    worst = int(np.argmin(np.where(np.isnan(single[:, 0]), -np.inf, single[:, 0])))
-    return float(single[:, 0].min()), float(single[:, 1].min()), float(jointly[:, 2].min()), worst
+    means, lows, highs = bounds(columns, alpha)
+    jointly = highs if count == 1 else bounds(columns, alpha / count)[2]
+    worst = int(np.argmin(np.where(np.isnan(means), -np.inf, means)))
+    return float(means.min()), float(lows.min()), float(jointly.min()), worst
 
 
 def _signed(limit: Limit, sign: int) -> Limit:
