@@ -29,8 +29,8 @@ from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
-from qcheck.measure import effect, endpoint
-from qcheck.quantize import artifact
+from qcheck.device import arithmetic
+from qcheck.measure import effect
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
@@ -41,9 +41,8 @@ from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import Order
 from qcheck.spec.probe import ProbeSet
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import check, controls
+from qcheck.tasks import check
 from qcheck.tasks import session as sessions
-from qcheck.tasks.check import QuantizedBase
 from qcheck.tasks.decide import SHARES, decide
 from qcheck.tasks.session import Session
 
@@ -123,7 +122,7 @@ def yardsticks(session: Session, arm: Subject, finals: Rows) -> dict[str, np.nda
     if asked.guidance <= 1:
         del changes["guidance"]
     others = {name: _finals(session, arm, asked.model_copy(update=change)) for name, change in changes.items()}
-    return {name: endpoint.relative(other, finals) for name, other in others.items()}
+    return {name: arithmetic.relative(other, finals) for name, other in others.items()}
 
 
 def ends(reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> dict[str, np.ndarray]:
@@ -184,19 +183,12 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
     return known | {"cases": cases}
 
 
-def ground(session: Session, scheme: Scheme) -> QuantizedBase:
-    """What the orders of a scheme are made from and compared with, without the sensitivity of layers."""
-    sources = session.sources(scheme)
-    q0 = session.quantized(f"q0 {scheme.name}", "base", artifact.write_base(sources), scheme)
-    return QuantizedBase(sources, q0, *controls.run(session, scheme), {})
-
-
 def cases_of(
     session: Session, scheme: Scheme, judges: Judges, full: Mapping[Side, np.ndarray], folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The cases of one scheme: samples, controls, inner products, verdict by the limits of today, and both judges."""
     asked = session.spec.bounds.computing(scheme.compute)
-    base = ground(session, scheme)
+    base = check.quantize_base(session, scheme)
     loss_q0 = judges.losses(session, base.q0)
     for order in session.spec.orders:
         made = check.make(session, order, base, folder)

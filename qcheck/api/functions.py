@@ -24,6 +24,7 @@ from qcheck.judge import compare as comparing
 from qcheck.judge.compare import Comparison
 from qcheck.result import store
 from qcheck.result.advice import Advice
+from qcheck.result.bundled import Bundled
 from qcheck.result.exported import Exported, Size
 from qcheck.result.inspection import Inspection
 from qcheck.result.report import Report
@@ -164,6 +165,48 @@ def export(
     with writing(out, overwrite) as folder, caching(cache) as entries:
         exported: Exported = host("qcheck.tasks.export").export(spec, size, folder, entries, progress or Silent())
     return exported
+
+
+def bundle(
+    base: Named | CheckSpec,
+    lora: Files = None,
+    *,
+    out: Named,
+    bundle_probes: int | None = None,
+    base_arm: bool = False,
+    twin: bool = True,
+    pack: bool = False,
+    overwrite: bool = False,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Unpack[Request],
+) -> Bundled:
+    """Write what a board needs to judge its own engines: a request's first scheme in its first order.
+
+    Args:
+        base: As for ``check``; ``report.spec`` of a check bundles what was checked, from its cache.
+        lora: As for ``check``.
+        out: The bundle's folder.
+        bundle_probes: The number of probes; by default as many as the host's verdict takes, at most 16.
+        base_arm: The board also runs the quantized base, whose outputs are otherwise the host's.
+        twin: The denoiser in 16 bit too, which the board times beside the quantized one.
+        pack: Also write ``out``.tar.zst.
+        overwrite: Replace an earlier bundle in ``out``.
+        cache: Use and keep results of earlier runs.
+        progress: Receives every stage.
+        **request: The options of ``qcheck check``, see ``qcheck.api.keywords.Request``.
+
+    Raises:
+        UserError: bad input, a scheme that TensorRT does not run, or a disk without room.
+    """
+    spec = asked(base, lora, **(request if isinstance(base, CheckSpec) else {"scheme": library.SCHEME} | request))
+    tasks = host("qcheck.tasks.bundle")
+    content = tasks.Content(bundle_probes, base_arm, twin)
+    with writing(out, overwrite) as folder, caching(cache) as entries:
+        bundled: Bundled = tasks.bundle(spec, content, folder, entries, progress or Silent())
+    if pack:
+        host("qcheck.tasks.pack").archive(Path(out), Path(out).with_name(f"{Path(out).name}.tar.zst"))
+    return bundled
 
 
 def inspect(

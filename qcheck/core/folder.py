@@ -62,7 +62,8 @@ def ours(path: Path) -> bool:
 
 
 _PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
-_MARKS = ("report.json", "manifest.json", "advice.json", "after/report.json")  # the last: `qcheck qat --report`
+# the last: `qcheck qat --report`
+_MARKS = ("report.json", "manifest.json", "advice.json", "bundle.json", "after/report.json")
 
 
 def _partial_folder(out: Path) -> Path:

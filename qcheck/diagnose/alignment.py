@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from qcheck.core import cache
 from qcheck.core.progress import Stopwatch
+from qcheck.device.arithmetic import decibels
 from qcheck.diagnose.kept import Kept
-from qcheck.measure.sample import decibels
 from qcheck.model.arms import Arms
 from qcheck.model.inputs import observed
 from qcheck.sampling import subject

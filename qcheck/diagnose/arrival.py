@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from qcheck.measure.sample import decibels
+from qcheck.device.arithmetic import decibels
 from qcheck.model.arms import Arms
 from qcheck.quantize import merge, plan
 from qcheck.quantize.artifact import Artifact

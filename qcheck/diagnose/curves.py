@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels
 from qcheck.measure import distribution, effect, spectrum
-from qcheck.measure.sample import BROKEN, decibels
+from qcheck.measure.sample import BROKEN
 from qcheck.result.evidence import Along, CaseEvidence, Histogram, Spread
 from qcheck.sampling.store import Trace
 from qcheck.spec.arm import Side

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels
 from qcheck.measure.effect import Energies
 from qcheck.measure.registry import measures
-from qcheck.measure.sample import EXACT, decibels
+from qcheck.measure.sample import EXACT
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
 from qcheck.spec.arm import Arm, Side

@@ -6,8 +6,9 @@ probes they give the pooled Gaussian exactly (law of total variance). Pixels are
 
 import numpy as np
 
+from qcheck.device.arithmetic import pseudo_values
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import BROKEN, Sample, pseudo_values
+from qcheck.measure.sample import BROKEN, Sample
 
 _SWAPS = 256
 

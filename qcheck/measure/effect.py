@@ -1,71 +1,17 @@
-"""The adapter's effect and the error of quantization, on outputs at the latents of the reference f1.
-
-E1 = q1 - f1, E0 = q0 - f0, Df = f1 - f0, Dq = q1 - q0. Sums over strata count each of them alike: inner products are
-divided by the mean |Df|^2 there, so that epsilon, v and flow outputs are comparable. (The solver's own coefficients
-would give the first of 20 steps of an epsilon model most of the sum, and later steps correct its error: docs/zoo.md.) A
-calibrated adapter also corrects the base's error, which is no effect of its own: for it Dq = q1 - f0, so that a perfect
-one has survival 1.
-"""
+"""Measurements of the adapter's effect and of the error of quantization; the inner products are ``device.effect``'s."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels, dot
+from qcheck.device.effect import Energies, awake, bad_probes, energies, evenly, stratum_survival, survival
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import BROKEN, EXACT, Sample, decibels, pseudo_values
+from qcheck.measure.sample import BROKEN, EXACT, Sample
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
 
-
-@dataclass(frozen=True)
-class Energies:
-    """Inner products over the latent, all [n, T] float64: signal powers, effects and errors at each stratum."""
-
-    f1: np.ndarray
-    f0: np.ndarray
-    effect: np.ndarray
-    kept: np.ndarray
-    error1: np.ndarray
-    error0: np.ndarray
-
-
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    products: np.ndarray = np.einsum("tchw,tchw->t", a, b)
-    return products
-
-
-def energies(f0: Rows, f1: Rows, q0: Rows, q1: Rows, calibrated: bool = False) -> Energies:
-    """Reduce four arms of guided outputs, n of [T, C, h, w], to scalars, one probe in memory at a time."""
-    rows = []
-    for arrays in zip(f0, f1, q0, q1, strict=True):
-        a0, a1, b0, b1 = (np.asarray(x, np.float64) for x in arrays)
-        effect, quantized_effect = a1 - a0, b1 - (a0 if calibrated else b0)
-        rows.append(
-            (
-                _dot(a1, a1),
-                _dot(a0, a0),
-                _dot(effect, effect),
-                _dot(quantized_effect, effect),
-                _dot(b1 - a1, b1 - a1),
-                _dot(b0 - a0, b0 - a0),
-            )
-        )
-    return Energies(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-def evenly(e: Energies) -> np.ndarray:
-    """Weights [T] by which every stratum counts alike: 1 / mean |Df|^2, and 0 where the adapter does nothing."""
-    sizes = e.effect.mean(0)
-    weights: np.ndarray = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
-    return weights
-
-
-def survival(e: Energies) -> np.ndarray:
-    """S [n] = sum <Dq, Df> / sum |Df|^2: 1 is intact, 0 erased, above 1 over-applied, negative reversed."""
-    weights = evenly(e)
-    ratio: np.ndarray = (e.kept * weights).sum(1) / (e.effect * weights).sum(1)
-    return ratio
+__all__ = ["Energies", "bad_probes", "energies", "survival"]
 
 
 def effect_to_error(e: Energies) -> np.ndarray:
@@ -97,7 +43,7 @@ def effect_size(f0: Rows, f1: Rows, weights: np.ndarray) -> np.ndarray:
     sizes = []
     for a0, a1 in zip(f0, f1, strict=True):
         change, signal = np.asarray(a1, np.float64) - a0, np.asarray(a1, np.float64)
-        sizes.append(np.sqrt((_dot(change, change) * weights).sum() / (_dot(signal, signal) * weights).sum()))
+        sizes.append(np.sqrt((dot(change, change) * weights).sum() / (dot(signal, signal) * weights).sum()))
     return np.array(sizes)
 
 
@@ -110,13 +56,6 @@ def sqnr(signal: np.ndarray, error: np.ndarray) -> np.ndarray:
 def stratum_profile(signal: np.ndarray, error: np.ndarray) -> list[float]:
     """Mean SQNR [T] in dB at each stratum, for the report."""
     return [float(x) for x in sqnr(signal, error).mean(0)]
-
-
-def bad_probes(e: Energies, low: float, high: float) -> list[bool]:
-    """Of each probe, whether its survival is outside [low, high] or not finite: the tail that a mean hides."""
-    values = survival(e)
-    finite = np.isfinite(e.error0).all(1) & np.isfinite(e.error1).all(1)
-    return [not (sound and low <= value <= high) for sound, value in zip(finite, values, strict=True)]
 
 
 def energies_of(view: View) -> Energies:
@@ -133,13 +72,12 @@ def samples(e: Energies, floor: np.ndarray, timesteps: Sequence[float]) -> dict[
     pseudo-values, at the strata where the adapter does anything.
     """
     places = tuple(f"timestep {t:g}" for t in timesteps)
-    awake = np.flatnonzero(e.effect.sum(0) != 0)
-    kept, effects = e.kept[:, awake], e.effect[:, awake]
-    by_stratum = pseudo_values(lambda rows: kept[rows].sum(0) / effects[rows].sum(0), len(kept))
     ratio = np.minimum(effect_to_error(e), EXACT)
     return {
         "effect_survival": [Sample("effect_survival", "adapted", survival(e))],
-        "stratum_survival": [Sample("stratum_survival", "adapted", by_stratum, tuple(places[i] for i in awake))],
+        "stratum_survival": [
+            Sample("stratum_survival", "adapted", stratum_survival(e), tuple(places[i] for i in awake(e)))
+        ],
         "effect_to_error": [Sample("effect_to_error", "adapted", ratio)],
         "excess_error": [Sample("excess_error", "adapted", excess_error(e, floor))],
         "worst_stratum": [Sample("worst_stratum", "adapted", stratum_excess(e, floor), places, "highest")],
@@ -161,7 +99,7 @@ def effect_survival(view: View) -> list[Sample]:
 
 
 @measures("stratum_survival")
-def stratum_survival(view: View) -> list[Sample]:
+def stratum_survival_of(view: View) -> list[Sample]:
     """Survival at every stratum; the lowest counts."""
     return view.once(_samples_of)["stratum_survival"]
 

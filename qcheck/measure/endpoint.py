@@ -2,16 +2,9 @@
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels, pseudo_values, relative
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import Sample, decibels, pseudo_values
-
-
-def relative(final: Rows, against: Rows) -> np.ndarray:
-    """|x_q - x_f| / |x_f| [n] of final latents, n of [C, h, w]."""
-    norms = [
-        (np.linalg.norm(np.float64(q) - f), np.linalg.norm(np.float64(f))) for q, f in zip(final, against, strict=True)
-    ]
-    return np.array([error / size if size else np.nan for error, size in norms])
+from qcheck.measure.sample import Sample
 
 
 @measures("endpoint_error")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels
 from qcheck.measure.registry import View, measures
-from qcheck.measure.sample import BROKEN, Sample, decibels
+from qcheck.measure.sample import BROKEN, Sample
 from qcheck.spec.arm import Arm
 
 PERIODS = (2, 4)  # latent pixels: a transformer's patch, and two stages of resampling

@@ -1,6 +1,5 @@
 """Samples of a measurement: one scalar of each probe, for the mean and its interval."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,22 +23,3 @@ class Sample:
     values: np.ndarray
     places: tuple[str, ...] = ()
     worst: Literal["lowest", "highest"] = "lowest"
-
-
-def pseudo_values(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-    """Jackknife pseudo-values [n, ...] of a statistic of a set of ``count`` probes, n >= 2 (Tukey 1958).
-
-    ``statistic`` is called with the indices of a set of probes. The mean of n T - (n - 1) T without i is T less its
-    bias of order 1/n, and their spread is its standard error, so a value of the set is bounded like a mean of scalars.
-    """
-    indices = np.arange(count)
-    full = statistic(indices)
-    values: np.ndarray = np.array([count * full - (count - 1) * statistic(np.delete(indices, i)) for i in indices])
-    return values
-
-
-def decibels(power: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """10 log10(power / against); +-inf where one is 0, NaN where both are."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio: np.ndarray = 10 * np.log10(power / against)
-    return ratio

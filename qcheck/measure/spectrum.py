@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from qcheck.device.arithmetic import decibels
 from qcheck.measure.registry import Rows, View, measures
-from qcheck.measure.sample import BROKEN, Sample, decibels
+from qcheck.measure.sample import BROKEN, Sample
 from qcheck.spec.arm import SIDES
 
 HIGH = 0.25  # cycles per latent pixel

@@ -24,7 +24,7 @@ class Component:
 
     The first axis of every input is the batch, except for inputs in ``fixed``; inputs in ``kept`` keep their type.
     ``growing`` names the axes that grow with the picture, which are multiples of ``step`` where they vary; ``spread``
-    is the standard deviation of the float inputs in a real run.
+    is the standard deviation of the float inputs in a real run. ``upcast`` says that its authors run it in no float16.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Component:
     growing: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     step: int = 1
     spread: float = 1.0
+    upcast: bool = False
 
     def cast(self, dtype: torch.dtype) -> "Component":
         """The component with weights and inputs in ``dtype``: a copy of its module where it is in another."""

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,55 @@ def _respond(solver: Any, outputs: np.ndarray) -> float:
         scaled(solver, x, timestep)
         x = step(solver, torch.full_like(x, output), timestep, x, draws)
     return float(x)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A solver as data: after call k the state is start[k] x0 + sum over j of outputs[k, j] e_j, e_j the outputs.
+
+    ``start`` [calls], ``outputs`` [calls, calls]. x0 has unit variance; ``first`` is its scale before the first call,
+    and ``scales`` [calls] those of the states as they are fed to the denoiser.
+    """
+
+    first: float
+    start: np.ndarray
+    outputs: np.ndarray
+    scales: np.ndarray
+
+
+def as_data(solver: Callable[[], Any]) -> Linear | str:
+    """The solver as data, from its response to unit impulses, or the reason why it cannot be given so.
+
+    Every impulse is one element of the latents. The data are then held against the solver on noise of unit variance,
+    with two different seeds of its own: one that clips, thresholds or draws noise does not agree.
+    """
+    count = len(solver().timesteps)
+    first = float(getattr(solver(), "init_noise_sigma", 1.0))
+    impulses = _IMPULSE * np.eye(count + 1)
+    states, scales = _run(solver(), impulses[0], impulses[1:], 0)
+    data = Linear(first, states[:, 0] / _IMPULSE, states[:, 1:] / _IMPULSE, scales)
+    noise = np.random.default_rng(0)
+    x0, outputs = first * noise.standard_normal(_ELEMENTS), noise.standard_normal((count, _ELEMENTS))
+    expected = np.outer(data.start, x0) + data.outputs @ outputs
+    for seed in (1, 2):
+        actual, _ = _run(solver(), x0, outputs, seed)
+        if not np.allclose(actual, expected, rtol=_AGREE, atol=_AGREE * float(np.abs(expected).max())):
+            return f"{type(solver()).__name__} clips its samples or adds noise: its run is no sum of the outputs"
+    return data
+
+
+_ELEMENTS, _AGREE = 64, 1e-4
+
+
+def _run(solver: Any, x0: np.ndarray, outputs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """States [calls, e] after each call from ``x0`` [e] with ``outputs`` [calls, e], and the scales of the inputs."""
+    x, states, scales = torch.from_numpy(x0.copy())[None, None, None], [], []
+    draws = torch.Generator().manual_seed(seed)
+    for output, timestep in zip(outputs, solver.timesteps, strict=True):
+        scales.append(float(scaled(solver, torch.ones(1, 1, 1, 1, dtype=torch.float64), timestep)))
+        x = step(solver, torch.from_numpy(output.copy())[None, None, None], timestep, x, draws)
+        states.append(x.double().flatten().numpy())
+    return np.array(states), np.array(scales)
 
 
 def at(solver: Any, index: int) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcheck.core.progress import Stopwatch
-from qcheck.measure import effect, endpoint
+from qcheck.device import arithmetic
+from qcheck.measure import effect
 from qcheck.model import arms as merged
 from qcheck.model.arms import Arms
 from qcheck.sampling import setup as setups
@@ -61,5 +62,5 @@ class Yardsticks:
             sampler, arm = replace(self.sampler, probes=others), subject.full(self.arms, side)
             with self.watch.stage(f"{arm.name}: other seeds", forwards(setup, 1, 0, len(others))) as advance:
                 moved = sampler.reference(arm, advance)
-            self._seeds[side] = float(endpoint.relative(moved.finals(), self.traces[side].finals()).mean())
+            self._seeds[side] = float(arithmetic.relative(moved.finals(), self.traces[side].finals()).mean())
         return self._seeds[side]

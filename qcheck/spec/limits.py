@@ -69,7 +69,9 @@ class Limits(Value):
 
     Probes are added until there is a verdict: ``looks`` are the numbers of probes at which it is computed, ``alpha`` is
     the one-sided error of each look. A probe with effect_survival outside ``tail`` is a bad one, and a share of them
-    above ``bad_share`` blocks PASS. ``grounds`` is the justification of the limits in words, for the report.
+    above ``bad_share`` blocks PASS. ``embedding_cosine`` and ``picture_error`` are what a board's text encoders and
+    decoder have to reach beside full precision: the lowest cosine of an embedding, and the highest root mean square
+    error of a picture whose range is 1. ``grounds`` is the justification of the limits in words, for the report.
     """
 
     name: str
@@ -79,6 +81,8 @@ class Limits(Value):
     negligible_effect: Annotated[float, Field(gt=0)]
     tail: Annotated[tuple[float, float], BeforeValidator(as_tuple)]
     bad_share: Annotated[float, Field(ge=0, lt=1)]
+    embedding_cosine: Annotated[float, Field(gt=0, lt=1)]
+    picture_error: Annotated[float, Field(gt=0, lt=1)]
     gates: Annotated[list[Gate], Field(min_length=1)]
 
     @model_validator(mode="after")

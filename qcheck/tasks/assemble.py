@@ -9,11 +9,11 @@ import numpy as np
 
 from qcheck.build import profile
 from qcheck.core.digest import digest_of, digest_of_value
+from qcheck.device.arithmetic import decibels
 from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
-from qcheck.measure.sample import decibels
 from qcheck.model.device import Device
 from qcheck.model.lora import Adapter
 from qcheck.quantize import plan

@@ -139,16 +139,23 @@ def run_scheme(session: Session, scheme: Scheme, folder: Path) -> list[Result]:
 
 def prepare_scheme(session: Session, scheme: Scheme) -> QuantizedBase:
     """Prepare a scheme: its ranges, the quantized base, controls and the sensitivity of layers."""
-    spec, first_look = session.spec, session.spec.bounds.looks[0]
+    quantized_base = quantize_base(session, scheme)
+    f1 = session.reference.take(session.spec.bounds.looks[0])["adapted"]
+    scores = sensitivity.find(
+        session.arms, quantized_base.sources, session.sampler, f1, session.spec.orders, session.watch
+    )
+    return replace(quantized_base, scores=scores)
+
+
+def quantize_base(session: Session, scheme: Scheme) -> QuantizedBase:
+    """The ranges of a scheme, the quantized base and controls, without the sensitivity of layers."""
     sources = session.sources(scheme)
     with session.watch.stage(f"{scheme.name}: base artifact", 1) as advance:
         base = artifact.write_base(sources)
         advance(1)
     floor, instrument = controls.run(session, scheme)
     q0 = session.quantized(f"{scheme.name}: base (q0)", "base", base, scheme)
-    f1 = session.reference.take(first_look)["adapted"]
-    scores = sensitivity.find(session.arms, sources, session.sampler, f1, spec.orders, session.watch)
-    return QuantizedBase(sources, q0, floor, instrument, scores)
+    return QuantizedBase(sources, q0, floor, instrument, {})
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from qcheck.core.digest import digest_of
+from qcheck.device.arithmetic import decibels
 from qcheck.measure import control
 from qcheck.measure.control import Control
-from qcheck.measure.sample import EXACT, decibels
+from qcheck.measure.sample import EXACT
 from qcheck.model.device import CPU
 from qcheck.quantize.artifact import TWIN
 from qcheck.result.manifest import model_files

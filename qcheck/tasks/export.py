@@ -60,7 +60,7 @@ def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, p
         manifest, path = _denoiser(session, sizes, folder)
         family = session.sampler.setup.family
         copy_rest(load.locate(spec.base), folder, type(family), list(session.shape[2:]))
-        computes = {family.denoiser: scheme.compute} | _others(session, scheme.compute, _vary(sizes), folder)
+        computes = {family.denoiser: scheme.compute} | others(session, scheme.compute, _vary(sizes), folder)
         shapes = _shapes(session, sizes)
         if "tensorrt" in scheme.runs:
             shared = orders.merge(order).ranges == "shared"
@@ -188,22 +188,30 @@ def _write_vocabulary(folder: Path) -> None:
         vocabulary.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
 
 
-def _others(session: Session, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
-    """Export all components but the denoiser; returns their compute types by name."""
+def others(session: Session, compute: str, sizes: bool, folder: Path) -> dict[str, str]:
+    """Export all components but the denoiser below ``folder``; returns their compute types by name."""
     computes = {}
     with session.arms.held("adapted") as family:
         for part in family.others(session.shape):
             with session.watch.stage(part.name, 1) as advance:
                 computes[part.name] = _safe(part, compute)
-                qdq.save(artifact.unquantized(part, computes[part.name], sizes), folder / part.name / _MODEL)
+                path = folder / part.name / _MODEL
+                path.parent.mkdir(parents=True, exist_ok=True)
+                qdq.save(artifact.unquantized(part, computes[part.name], sizes), path)
                 advance(1)
     return computes
 
 
 def _safe(part: Component, compute: str) -> str:
-    """``compute``, or bfloat16 where a module's output on noise comes near the end of float16's range, or is NaN."""
+    """``compute``, or bfloat16 where float16 may overflow.
+
+    That is where the base's authors say so (``force_upcast`` of an autoencoder), and where a module's output on noise
+    comes near the end of float16's range, or is NaN.
+    """
     if compute != "float16":
         return compute
+    if part.upcast:
+        return "bfloat16"
     fits = True
 
     def check_range(_module: nn.Module, _inputs: object, output: object) -> None:

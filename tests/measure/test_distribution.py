@@ -3,7 +3,8 @@ import pytest
 
 from qcheck.measure import distribution
 from qcheck.measure.interval import measure
-from qcheck.measure.sample import Sample, pseudo_values
+from qcheck.device.arithmetic import pseudo_values
+from qcheck.measure.sample import Sample
 from qcheck.spec.measurement import Limit
 from tests import views
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qcheck.diagnose import arrival
-from qcheck.measure.sample import decibels
+from qcheck.device.arithmetic import decibels
 from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -235,7 +235,10 @@ class Family(ABC):
         latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
         sides = {"latent_sample": {2: "height", 3: "width"}}
         spread = 1 / self.pipe.vae.config.scaling_factor
-        decoder = Component("vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread)
+        upcast = bool(self.pipe.vae.config.get("force_upcast", False))
+        decoder = Component(
+            "vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
+        )
         return [*components, decoder]
 
     @torch.no_grad()
@@ -251,10 +254,23 @@ class Family(ABC):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
-        vae = self.pipe.vae
-        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        pictures = [vae.decode(x[None].to(self.device) / scale + shift, return_dict=False)[0].cpu() for x in latents]
+        decode = self.pipe.vae.decode
+        pictures = [decode(x[None].to(self.device), return_dict=False)[0].cpu() for x in self.unscaled(latents)]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Final latents [n, C, h, w] as the autoencoder's decoder takes them."""
+        config = self.pipe.vae.config
+        scaled: torch.Tensor = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return scaled
+
+    def tokens(self, encoder: str, prompts: Sequence[str]) -> torch.Tensor:
+        """The tokens [n, L] of prompts as a text encoder takes them."""
+        tokenizer = getattr(self.pipe, self.tokenizer_of(encoder))
+        length = self.encoders[encoder] or tokenizer.model_max_length
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        ids: torch.Tensor = tokenizer([*prompts], **options).input_ids
+        return ids
 
 
 def guided(probe: Probe) -> bool:

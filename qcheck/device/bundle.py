@@ -1,0 +1,239 @@
+"""A bundle: its digests, and what is in it.
+
+SHA256SUMS      of every other file, in the format of ``sha256sum``
+bundle.json     what was exported, what is asked, how it is judged, and what the host found
+model/          ONNX of every component, with its weights
+probes/NNN/     inputs of the denoiser at each stratum, in its bindings' types, and the first latents of a free run
+reference/NNN/  the guided outputs of the host's arms at each stratum, and their final latents, float32
+components/     inputs and reference outputs of the other components
+verify.pyz      this verifier
+README.txt
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from . import tensors
+from .errors import CannotVerify
+from .tensors import Tensor
+
+NAME, SUMS, SCHEMA = "bundle.json", "SHA256SUMS", "qcheck-bundle/1"
+AGAIN = "Copy the whole bundle again, or export it again."
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized layer: its ONNX nodes and the formats of the scheme; ``activation`` is None where it stays wide."""
+
+    name: str
+    node: str
+    dequantizer: str | None
+    weight: str
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class Component:
+    """One ONNX file: its ``role`` (denoiser, base, twin, encoder or decoder), its bindings, and what it should run in.
+
+    ``base`` is the quantized base without the adapter, ``twin`` the denoiser in 16 bit, which is timed beside it.
+    """
+
+    name: str
+    role: str
+    path: Path
+    compute: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the file and of its weights beside it."""
+        return sum(path.stat().st_size for path in self.path.parent.glob(f"{self.path.name}*"))
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A linear solver as data: the state after call k is start[k] x0 + sum over j <= k of outputs[k, j] e_j.
+
+    ``scales`` [calls] multiply the state before it is the denoiser's input; ``timesteps`` [calls] are its input
+    of time. The first latents in a bundle have the solver's own size already.
+    """
+
+    timesteps: np.ndarray
+    scales: np.ndarray
+    start: np.ndarray
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose digests were checked; ``facts`` is the rest of bundle.json."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+    components: tuple[Component, ...]
+    solver: Solver | None
+
+    def component(self, role: str) -> Component | None:
+        """The first component of a role."""
+        return next((one for one in self.components if one.role == role), None)
+
+    @property
+    def denoiser(self) -> Component:
+        """The quantized denoiser with its adapter."""
+        denoiser = self.component("denoiser")
+        if denoiser is None:
+            raise CannotVerify(f"{self.folder / NAME} has no denoiser", AGAIN)
+        return denoiser
+
+    @property
+    def probes(self) -> int:
+        """The number of probes."""
+        return len(self.facts["probes"])
+
+    @property
+    def strata(self) -> int:
+        """The number of timesteps at which arms are compared."""
+        return len(self.facts["strata"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one picture's output, without its rows."""
+        return tuple(self.facts["denoiser"]["shape"])
+
+    def inputs(self, probe: int, arm: str) -> dict[str, np.ndarray]:
+        """The denoiser's inputs [T or 1, ...] for a probe; 1 where they are equal at every stratum.
+
+        ``arm`` is "adapted" or "base": their text encoders may differ.
+        """
+        described = self.facts["denoiser"]
+        folder = self.folder / "probes" / f"{probe:03d}"
+        found = {}
+        for tensor in self.denoiser.inputs:
+            repeats = self.strata if tensor.name in described["varying"] else 1
+            own = folder / "base" / f"{tensor.name}.bin"
+            place = own if arm == "base" and tensor.name in described["own_in_base"] else folder / f"{tensor.name}.bin"
+            found[tensor.name] = tensors.read(place, tensor, repeats)
+        return found
+
+    def start(self, probe: int) -> np.ndarray:
+        """The first latents of a probe's free run, in the layout of the denoiser's output."""
+        return self._single(f"probes/{probe:03d}/start.bin")
+
+    def outputs(self, probe: int, arm: str) -> np.ndarray:
+        """The host's guided outputs [T, ...] of f0, f1, q0 or q1 for a probe, float32."""
+        return self._plain(f"reference/{probe:03d}/{arm}.bin", self.strata)
+
+    def final(self, probe: int, arm: str) -> np.ndarray:
+        """The final latents of the host's free run of an arm, float32."""
+        return self._single(f"reference/{probe:03d}/{arm}.final.bin")
+
+    def component_inputs(self, component: Component) -> dict[str, np.ndarray]:
+        """The inputs [samples, ...] of a text encoder or the decoder."""
+        folder, count = self.folder / "components" / component.name / "inputs", self.facts["component_samples"]
+        return {tensor.name: tensors.read(folder / f"{tensor.name}.bin", tensor, count) for tensor in component.inputs}
+
+    def component_outputs(self, component: Component, sample: int) -> dict[str, np.ndarray]:
+        """The outputs in full precision of a text encoder or the decoder, float32, of one sample."""
+        folder, count = self.folder / "components" / component.name / "outputs", self.facts["component_samples"]
+        wide = [Tensor(tensor.name, "float32", tensor.shape) for tensor in component.outputs]
+        return {tensor.name: tensors.read(folder / f"{tensor.name}.bin", tensor, count)[sample] for tensor in wide}
+
+    def _single(self, name: str) -> np.ndarray:
+        value: np.ndarray = self._plain(name, 1)[0]
+        return value
+
+    def _plain(self, name: str, repeats: int) -> np.ndarray:
+        return tensors.read(self.folder / name, Tensor(name, "float32", self.shape), repeats)
+
+
+def read(folder: Path) -> Bundle:
+    """Check the digests of a bundle, then read it.
+
+    Raises:
+        CannotVerify: no bundle, changed, missing or added bytes, or another schema.
+    """
+    check(folder)
+    facts = json.loads((folder / NAME).read_text("utf-8"))
+    if facts.get("schema") != SCHEMA:
+        raise CannotVerify(
+            f"{folder / NAME} is of the schema {facts.get('schema')!r}, and this verifier reads {SCHEMA!r}",
+            "Run the verify.pyz that lies in the bundle, or the qcheck that exported it.",
+        )
+    components = tuple(_component(folder, one) for one in facts["components"])
+    solver = facts["solver"]
+    if solver is not None:
+        solver = Solver(*(np.array(solver[name], np.float64) for name in ("timesteps", "scales", "start", "outputs")))
+    return Bundle(folder, facts, components, solver)
+
+
+def _component(folder: Path, one: Mapping[str, Any]) -> Component:
+    inputs, outputs = (
+        tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in one[side]) for side in ("inputs", "outputs")
+    )
+    layers = tuple(Layer(**layer) for layer in one["layers"])
+    return Component(one["name"], one["role"], folder / one["file"], one["compute"], inputs, outputs, layers)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(_CHUNK), b""):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def sums(digests: Mapping[str, str]) -> bytes:
+    """The text of SHA256SUMS, as ``sha256sum`` writes and checks it."""
+    return "".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode("utf-8")
+
+
+def check(folder: Path) -> None:
+    """Compare every file with its digest.
+
+    Raises:
+        CannotVerify: it is no bundle, or a file is changed or missing.
+    """
+    try:
+        content = (folder / SUMS).read_bytes()
+    except OSError as error:
+        raise CannotVerify(
+            f"{folder} is no bundle: {SUMS}: {error.strerror}", "Give the folder of a bundle."
+        ) from error
+    known = _parsed(content)
+    if known is None or NAME not in known or sums(known) != content:
+        raise CannotVerify(f"{folder / SUMS} was changed", AGAIN)
+    for name, expected in sorted(known.items()):
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            raise CannotVerify(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
+        if found != expected:
+            raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {found}, not {expected}", AGAIN)
+
+
+def _parsed(content: bytes) -> dict[str, str] | None:
+    """Digests by name; None where a line is none of ``sha256sum``'s, or names a file outside of the bundle."""
+    found: dict[str, str] = {}
+    try:
+        lines = content.decode("utf-8").split("\n")[:-1]
+    except UnicodeDecodeError:
+        return None
+    for line in lines:
+        value, gap, name = line[:64], line[64:66], line[66:]
+        parts: Sequence[str] = name.split("/")
+        if gap != "  " or not name or name.startswith("/") or ".." in parts or set(value) - set("0123456789abcdef"):
+            return None
+        found[name] = value
+    return found

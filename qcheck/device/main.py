@@ -1,0 +1,126 @@
+"""The command: ``python3 verify.pyz BUNDLE``, and ``qcheck verify BUNDLE`` on a workstation.
+
+Exit codes: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 where nothing can be verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from . import backends, bundle, page
+from .board import Board
+from .bundle import Bundle
+from .errors import CannotVerify
+from .replay import whole
+from .verify import SCHEMA, Outcome, Verification
+
+EXITS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+RUNNERS = ("tensorrt", "trtexec", "onnxruntime")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
+        prog="verify",
+        description="Verify a qcheck bundle on this board: build its engines, replay its probes, and compare them with "
+        "the host's full-precision reference. Exit code 0: pass, 1: fail, 3: open, 2: cannot be verified.",
+    )
+    options.add_argument("bundle", type=Path, help="the bundle's folder")
+    options.add_argument("--out", type=Path, help="verify.json; verify.txt lies beside it (default: in --work)")
+    options.add_argument("--runner", choices=RUNNERS, help="default: the first of them that works here")
+    options.add_argument("--work", type=Path, help="engines and results, for the next run (default: BUNDLE-verify)")
+    options.add_argument("--no-free-run", action="store_true", help="leave out the probes' own runs")
+    options.add_argument("--json", action="store_true", help="print verify.json instead of the page")
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Verify, print, and return the exit code."""
+    words = sys.argv[1:] if words is None else list(words)
+    if words[:1] == [backends.BUILD]:
+        return int(backends.build_here(words[1:]))
+    given = parser().parse_args(words)
+    try:
+        found = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
+    except CannotVerify as error:
+        print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1) if given.json else page.text(found), end="" if not given.json else "\n")
+    return EXITS[found["verdict"]]
+
+
+def say(message: str) -> None:
+    """Progress, on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def run(folder: Path, work: Path | None, out: Path | None, runner: str | None, free_run: bool) -> Mapping[str, Any]:
+    """Verify the bundle in ``folder`` and write verify.json and verify.txt; verify.json's content.
+
+    Raises:
+        CannotVerify: the bundle, this machine or this Python does not allow it.
+    """
+    start, board = time.monotonic(), Board.here()
+    say("compare digests")
+    opened = bundle.read(folder)
+    work = work or folder.resolve().with_name(f"{folder.resolve().name}-verify")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotVerify(f"--work {work}: {error.strerror}", "Give a folder that can be written.") from error
+    backend = backends.choose(runner, opened, work, board, say)
+    outcome = Verification(opened, backend, work, say, free_run).run()
+    found = _found(opened, backend, board, outcome, time.monotonic() - start)
+    place = out or work / "verify.json"
+    try:
+        whole(place, lambda path: _write(path, json.dumps(found, indent=1) + "\n"))
+        whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(found)))
+    except OSError as error:
+        raise CannotVerify(
+            f"--out {place}: {error.strerror}", "Give a file in a folder that can be written."
+        ) from error
+    say(f"{place}")
+    return found
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, "utf-8")
+
+
+def _found(
+    opened: Bundle, backend: backends.Backend, board: Board, outcome: Outcome, seconds: float
+) -> Mapping[str, Any]:
+    facts = opened.facts
+    return {
+        "schema": SCHEMA,
+        "bundle": bundle.digest(opened.folder / bundle.SUMS),
+        "asked": facts["asked"],
+        "probes": opened.probes,
+        "runner": {"name": backend.name, "deployed": backend.deployed},
+        "board": board.to_json(),
+        **outcome.to_json(),
+        "warnings": [*backend.warnings(), *_slower(outcome.components)],
+        "forecast": facts["forecast"],
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "verifier": facts["qcheck"]},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _slower(components: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where the quantized engine is no faster than the one in 16 bit."""
+    medians = {
+        one["role"]: one["cost"]["latency"]["median"] for one in components if one["cost"].get("latency") is not None
+    }
+    if not {"denoiser", "twin"} <= set(medians) or medians["denoiser"] < medians["twin"]:
+        return []
+    return [
+        f"the quantized engine takes {medians['denoiser']:.3g} ms a call, the one in 16 bit {medians['twin']:.3g} ms: "
+        "quantization gains no time here"
+    ]

@@ -1,0 +1,89 @@
+"""The parts of a bundle that are no data: the verifier, digests, what a person reads first, and one file to send."""
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qcheck import device
+from qcheck.core.errors import UserError
+from qcheck.device import bundle
+
+VERIFIER = "verify.pyz"
+_PACKAGE = "qcheck_verify"
+_MAIN = f"""import sys
+
+if sys.version_info < (3, 8):
+    sys.exit("error: this Python is older than 3.8\\nfix:   run /usr/bin/python3")
+
+from {_PACKAGE}.main import main
+
+sys.exit(main())
+"""
+_EPOCH = (2020, 1, 1, 0, 0, 0)  # equal sources give equal bytes
+
+
+def verifier(path: Path) -> None:
+    """Write the verifier as one file that Python runs: the modules of ``qcheck.device``."""
+    source = Path(device.__file__).parent
+    modules = {f"{_PACKAGE}/{module.name}": module.read_bytes() for module in sorted(source.glob("*.py"))}
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in ({"__main__.py": _MAIN.encode()} | modules).items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
+    path.write_bytes(b"#!/usr/bin/env python3\n" + content.getvalue())
+    path.chmod(0o755)
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Write SHA256SUMS of every file in ``folder``; the digests by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): bundle.digest(path) for path in files}
+    (folder / bundle.SUMS).write_bytes(bundle.sums(digests))
+    return digests
+
+
+def archive(folder: Path, path: Path) -> None:
+    """Pack a bundle into one .tar.zst, which ``tar --zstd -xf`` unpacks into a folder of the bundle's name.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    import zstandard  # an archive alone needs it
+
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with (
+            partial.open("wb") as stream,
+            zstandard.ZstdCompressor(level=3).stream_writer(stream) as compressed,
+            tarfile.open(mode="w|", fileobj=compressed) as packed,
+        ):
+            packed.add(folder, arcname=folder.name)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}", "Give a --bundle folder elsewhere.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def readme(facts: Mapping[str, Any]) -> str:
+    """README.txt."""
+    asked = facts["asked"]
+    return f"""{asked["adapter"]} on {asked["base"]}: {asked["scheme"]} {asked["order"]} for {asked["target"]}
+Written by qcheck {facts["qcheck"]} on {facts["created"]}.
+The host's verdict on these {len(facts["probes"])} probes: {asked["verdict"]}.
+
+On the board, with nothing but its own Python, numpy and TensorRT:
+
+    python3 verify.pyz .
+
+It compares the digests of all files, builds the engines, runs the probes, and says whether the LoRA survives on this
+board: exit code 0 pass, 1 fail, 3 open, 2 if it could not be verified. verify.json, verify.txt and the engines go
+into a folder beside this one, whose name ends in -verify. Killed, it goes on where it was.
+
+Back on the workstation, with the report of `qcheck check`:
+
+    qcheck report --merge verify.json REPORT_FOLDER
+"""
