@@ -18,13 +18,16 @@ __version__ = "0.2.0.dev0"
 if TYPE_CHECKING:
     from qcheck.api.functions import (
         advise,
+        bundle,
         calibrate,
         check,
         compare,
         export,
         inspect,
         load_report,
+        merge,
         qat,
+        verify,
     )
     from qcheck.api.session import Session
     from qcheck.core.errors import UserError
@@ -38,7 +41,19 @@ _PLACES = {
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
 }
-_FUNCTIONS = ("advise", "calibrate", "check", "compare", "export", "inspect", "load_report", "qat")
+_FUNCTIONS = (
+    "advise",
+    "bundle",
+    "calibrate",
+    "check",
+    "compare",
+    "export",
+    "inspect",
+    "load_report",
+    "merge",
+    "qat",
+    "verify",
+)
 
 __all__ = [
     "Case",
@@ -48,13 +63,16 @@ __all__ = [
     "UserError",
     "__version__",
     "advise",
+    "bundle",
     "calibrate",
     "check",
     "compare",
     "export",
     "inspect",
     "load_report",
+    "merge",
     "qat",
+    "verify",
 ]
 
 

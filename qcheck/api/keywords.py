@@ -109,5 +109,19 @@ class Probing(TypedDict, total=False):
     max_probes: int | None
 
 
+class Bundling(TypedDict, total=False):
+    """Keywords of a bundle's content.
+
+    ``bundle_probes``: the number of probes, by default as many as the host's verdict takes, at most 16. ``base_arm``:
+    the board also runs the quantized base, whose outputs are otherwise the host's. ``twin``: the denoiser in 16 bit
+    too, which the board times beside the quantized one. ``pack``: also one file to send, a .tar.zst.
+    """
+
+    bundle_probes: int | None
+    base_arm: bool
+    twin: bool
+    pack: bool
+
+
 class Request(Made, Judging, Probing, total=False):
     """Keywords of a check: all of them."""

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report
+from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report, verify
 from qcheck.core.errors import UserError, of_machine
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("check")(check.check)
 app.command("demo")(check.demo)
 app.command("report")(report.report)
 app.command("export")(export.export)
+app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
 app.command("calibrate")(calibrate.calibrate)
 app.command("advise")(advise.advise)

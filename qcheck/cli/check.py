@@ -8,9 +8,10 @@ from rich.console import Console
 
 from qcheck.api import functions
 from qcheck.api.request import ALL, check_spec
-from qcheck.cli import config, options, output
-from qcheck.cli.groups import Adapters, Artifacts, Machine, Output, Probes, grouped, of
+from qcheck.cli import bundling, config, options, output
+from qcheck.cli.groups import Adapters, Artifacts, Bundle, Machine, Output, Probes, grouped, of
 from qcheck.cli.log import LOGGER
+from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.report import text
 from qcheck.result.report import exit_code
@@ -25,6 +26,7 @@ def check(
     adapters: Adapters,
     artifacts: Artifacts,
     probes: Probes,
+    bundle: Bundle,
     output: Output,
     machine: Machine,
     configured: options.Config = None,
@@ -41,11 +43,12 @@ def check(
     if print_config:
         config.show(config.settings(context, spec, machine.no_cache), output.as_json)
     else:
-        _run(spec, output, machine)
+        _run(spec, output, machine, bundle)
 
 
 @grouped
 def demo(
+    bundle: Bundle,
     output: Output,
     machine: Machine,
     lora: Annotated[
@@ -71,7 +74,7 @@ def demo(
     """
     adapters = Adapters(lora=[lora], target=target)
     artifacts = Artifacts(schemes=schemes or [library.SCHEME], orders=orders)
-    _run(_spec(library.NAME, adapters, artifacts, Probes(max_probes=most), machine), output, machine)
+    _run(_spec(library.NAME, adapters, artifacts, Probes(max_probes=most), machine), output, machine, bundle)
 
 
 def _spec(base: str, adapters: Adapters, artifacts: Artifacts, probes: Probes, machine: Machine) -> CheckSpec:
@@ -106,12 +109,20 @@ _parser = typer.Typer()
 _parser.command("check")(check)
 
 
-def _run(spec: CheckSpec, destination: Output, machine: Machine) -> None:
+def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle) -> None:
+    content = bundle.content()
+    if bundle.bundle is not None and len(spec.schemes) * len(spec.orders) != 1:
+        raise UserError(
+            f"--bundle, and {len(spec.schemes)} schemes in {len(spec.orders)} orders",
+            "Name one --scheme and one --order.",
+        )
     out, cache = destination.folder(spec.adapters[0].source), not machine.no_cache
     with output.session(cache, destination.silent, destination.log) as progress:
         report = functions.run(spec, out=out, overwrite=destination.overwrite, cache=cache, progress=progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
+    if bundle.bundle is not None:
+        bundling.write(spec, bundle.bundle, content, destination, cache, says=False)
     if destination.as_json:
         typer.echo(report.to_json(), nl=False)
     elif destination.quiet:

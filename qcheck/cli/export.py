@@ -12,13 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from qcheck.api import functions
-from qcheck.cli import options
-from qcheck.cli.groups import Adapters, Artifact, Machine, Output, grouped
+from qcheck.api.keywords import Made
+from qcheck.api.request import check_spec
+from qcheck.cli import bundling, options
+from qcheck.cli.groups import Adapters, Artifact, Bundle, Machine, Output, grouped
 from qcheck.cli.output import session
 from qcheck.core.errors import UserError
 from qcheck.core.size import megabytes
 from qcheck.report.text import build_line
 from qcheck.result.exported import Exported
+from qcheck.spec.check import CheckSpec
 
 _FAILED = ("refused", "crashed", "fell back")
 
@@ -28,9 +31,11 @@ def export(
     base: options.Base,
     adapters: Adapters,
     artifact: Artifact,
+    bundle: Bundle,
     output: Output,
     machine: Machine,
     probes: options.Probes = None,
+    prompts: options.Prompts = None,
     trigger: options.Trigger = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -43,14 +48,24 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write base + LoRA for a device, without judging it: ONNX of every component, engines, and a build script.
+    """Write base + LoRA for a device: ONNX of every component, engines, and a build script; nothing is judged.
 
     The folder loads in optimum's ORTDiffusionPipeline. `build.sh` in it builds the engines on the device. Example:
 
     `qcheck export ./my-pipeline --lora style.safetensors --scheme int8 --target jetson-agx-orin-64gb -o board`
+
+    With `--bundle DIR` a bundle is written instead: it is judged here, and the board verifies it by itself.
     """
+    pixel_sizes, content = [_size(text) for text in sizes or []], bundle.content()
+    made: Made = {"probes": probes, "trigger": trigger, "steps": steps, "guidance": guidance}
+    made = {**made, **adapters.keywords(), **artifact.keywords(), **machine.keywords()}
+    if bundle.bundle is not None:
+        spec = _bundled_spec(base, adapters, made, prompts, pixel_sizes)
+        bundling.write(spec, bundle.bundle, content, output, keeps=not machine.no_cache)
+        return
+    if prompts is not None:
+        raise UserError("--prompts is given, and an export runs no probes", "Leave it out, or add --bundle DIR.")
     out = output.folder(f"{Path(adapters.lora[0]).stem}-{Path(artifact.scheme).stem}")
-    pixel_sizes = [_size(text) for text in sizes or []]
     with session(not machine.no_cache, output.silent, output.log) as progress:
         exported = functions.export(
             base,
@@ -60,13 +75,7 @@ def export(
             overwrite=output.overwrite,
             cache=not machine.no_cache,
             progress=progress,
-            probes=probes,
-            trigger=trigger,
-            steps=steps,
-            guidance=guidance,
-            **adapters.keywords(),
-            **artifact.keywords(),
-            **machine.keywords(),
+            **made,
         )
     if output.as_json:
         typer.echo(exported.to_json(), nl=False)
@@ -76,6 +85,21 @@ def export(
         _render(exported, out, Console())
     if any(part.build.status in _FAILED for part in exported.parts):
         raise typer.Exit(1)
+
+
+def _bundled_spec(
+    base: str, adapters: Adapters, made: Made, prompts: Path | None, sizes: list[tuple[int, int]]
+) -> CheckSpec:
+    """The request of a bundle.
+
+    Raises:
+        UserError: several sizes, or bad input.
+    """
+    if len(sizes) > 1:
+        raise UserError(f"{len(sizes)} sizes are given, and a bundle's engines take one", "Give one --size.")
+    if sizes:
+        made = {**made, "width": sizes[0][0], "height": sizes[0][1]}
+    return check_spec(base, [*adapters.lora], prompts=prompts, **made)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from qcheck.api.functions import default_out
-from qcheck.api.keywords import Adapting, Judging, Probing, Quantizing, Running, Sampling
+from qcheck.api.keywords import Adapting, Bundling, Judging, Probing, Quantizing, Running, Sampling
 from qcheck.api.request import CORES, TARGET, requirement
 from qcheck.cli import options
+from qcheck.core.errors import UserError
 from qcheck.demo import library
 
 G = TypeVar("G")
@@ -174,6 +175,32 @@ class Machine:
             "precision": self.precision,
             "threads": self.threads,
             "batch": self.batch,
+        }
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The bundle for the board, if there is to be one."""
+
+    bundle: options.BundleFolder = None
+    bundle_probes: options.BundleProbes = None
+    base_arm: options.BaseArm = False
+    twin: options.Twin = True
+    pack: options.Pack = False
+
+    def content(self) -> Bundling:
+        """Keywords of the Python API.
+
+        Raises:
+            UserError: an option of a bundle without a bundle.
+        """
+        if self.bundle is None and self != Bundle():
+            raise UserError("an option of a bundle is given, and no bundle", "Add --bundle DIR.")
+        return {
+            "bundle_probes": self.bundle_probes,
+            "base_arm": self.base_arm,
+            "twin": self.twin,
+            "pack": self.pack,
         }
 
 

@@ -206,6 +206,42 @@ Out = Annotated[
         rich_help_panel=_RUNNING,
     ),
 ]
+_BUNDLING = "Bundle for the board"
+BundleFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="DIR",
+        help="Write a bundle that the board verifies by itself (docs/board.md); its size is said before it is written.",
+        rich_help_panel=_BUNDLING,
+    ),
+]
+BundleProbes = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Probes in the bundle. Default: as many as the verdict takes, at most 16.",
+        rich_help_panel=_BUNDLING,
+    ),
+]
+BaseArm = Annotated[
+    bool,
+    typer.Option(
+        "--base-arm",
+        help="The board also runs the quantized base, instead of taking the host's run of it: twice the file.",
+        rich_help_panel=_BUNDLING,
+    ),
+]
+Twin = Annotated[
+    bool,
+    typer.Option(
+        "--twin/--no-twin",
+        help="Also the denoiser in 16 bit: the board times it beside the quantized one.",
+        rich_help_panel=_BUNDLING,
+    ),
+]
+Pack = Annotated[bool, typer.Option("--pack", help="Also one file to send, DIR.tar.zst.", rich_help_panel=_BUNDLING)]
+
 Overwrite = Annotated[
     bool,
     typer.Option(

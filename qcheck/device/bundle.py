@@ -83,10 +83,17 @@ class Bundle:
     facts: Mapping[str, Any]
     components: tuple[Component, ...]
     solver: Solver | None
+    digests: Mapping[str, str]
 
     def component(self, role: str) -> Component | None:
         """The first component of a role."""
         return next((one for one in self.components if one.role == role), None)
+
+    def digest_of(self, component: Component) -> str:
+        """The digest of a component's file and of its weights beside it."""
+        prefix = component.path.relative_to(self.folder).as_posix()
+        parts = [value for name, value in sorted(self.digests.items()) if name.startswith(prefix)]
+        return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
 
     @property
     def denoiser(self) -> Component:
@@ -163,7 +170,7 @@ def read(folder: Path) -> Bundle:
     Raises:
         CannotVerify: no bundle, changed, missing or added bytes, or another schema.
     """
-    check(folder)
+    digests = check(folder)
     facts = json.loads((folder / NAME).read_text("utf-8"))
     if facts.get("schema") != SCHEMA:
         raise CannotVerify(
@@ -174,7 +181,7 @@ def read(folder: Path) -> Bundle:
     solver = facts["solver"]
     if solver is not None:
         solver = Solver(*(np.array(solver[name], np.float64) for name in ("timesteps", "scales", "start", "outputs")))
-    return Bundle(folder, facts, components, solver)
+    return Bundle(folder, facts, components, solver, digests)
 
 
 def _component(folder: Path, one: Mapping[str, Any]) -> Component:
@@ -199,8 +206,8 @@ def sums(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode("utf-8")
 
 
-def check(folder: Path) -> None:
-    """Compare every file with its digest.
+def check(folder: Path) -> dict[str, str]:
+    """Compare every file with its digest; the digests by name.
 
     Raises:
         CannotVerify: it is no bundle, or a file is changed or missing.
@@ -221,6 +228,7 @@ def check(folder: Path) -> None:
             raise CannotVerify(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
         if found != expected:
             raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {found}, not {expected}", AGAIN)
+    return known
 
 
 def _parsed(content: bytes) -> dict[str, str] | None:

@@ -52,7 +52,7 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; numbers that are not finite become words."""
-        return {key: written(value) for key, value in asdict(self).items()}
+        return {key: written(value) for key, value in asdict(self).items() if key != "beyond"}
 
     def text(self) -> str:
         """One line."""

@@ -5,7 +5,6 @@ Exit codes: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 where nothing can be verified.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -14,37 +13,19 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from . import backends, bundle, page
+from . import backends, bundle, page, tensorrt_engine
 from .board import Board
 from .bundle import Bundle
 from .errors import CannotVerify
+from .options import EXITS, parser
 from .replay import whole
-from .verify import SCHEMA, Outcome, Verification
-
-EXITS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
-RUNNERS = ("tensorrt", "trtexec", "onnxruntime")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options = argparse.ArgumentParser(
-        prog="verify",
-        description="Verify a qcheck bundle on this board: build its engines, replay its probes, and compare them with "
-        "the host's full-precision reference. Exit code 0: pass, 1: fail, 3: open, 2: cannot be verified.",
-    )
-    options.add_argument("bundle", type=Path, help="the bundle's folder")
-    options.add_argument("--out", type=Path, help="verify.json; verify.txt lies beside it (default: in --work)")
-    options.add_argument("--runner", choices=RUNNERS, help="default: the first of them that works here")
-    options.add_argument("--work", type=Path, help="engines and results, for the next run (default: BUNDLE-verify)")
-    options.add_argument("--no-free-run", action="store_true", help="leave out the probes' own runs")
-    options.add_argument("--json", action="store_true", help="print verify.json instead of the page")
-    return options
+from .verify import SCHEMA, Backend, Outcome, Verification
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Verify, print, and return the exit code."""
     words = sys.argv[1:] if words is None else list(words)
-    if words[:1] == [backends.BUILD]:
+    if words[:1] == [tensorrt_engine.OPTION]:
         return int(backends.build_here(words[1:]))
     given = parser().parse_args(words)
     try:
@@ -52,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except CannotVerify as error:
         print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1) if given.json else page.text(found), end="" if not given.json else "\n")
+    print(as_json(found) if given.json else page.text(found), end="")
     return EXITS[found["verdict"]]
 
 
@@ -80,7 +61,7 @@ def run(folder: Path, work: Path | None, out: Path | None, runner: str | None, f
     found = _found(opened, backend, board, outcome, time.monotonic() - start)
     place = out or work / "verify.json"
     try:
-        whole(place, lambda path: _write(path, json.dumps(found, indent=1) + "\n"))
+        whole(place, lambda path: _write(path, as_json(found)))
         whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(found)))
     except OSError as error:
         raise CannotVerify(
@@ -90,13 +71,16 @@ def run(folder: Path, work: Path | None, out: Path | None, runner: str | None, f
     return found
 
 
+def as_json(found: Mapping[str, Any]) -> str:
+    """verify.json."""
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+
+
 def _write(path: Path, content: str) -> None:
     path.write_text(content, "utf-8")
 
 
-def _found(
-    opened: Bundle, backend: backends.Backend, board: Board, outcome: Outcome, seconds: float
-) -> Mapping[str, Any]:
+def _found(opened: Bundle, backend: Backend, board: Board, outcome: Outcome, seconds: float) -> Mapping[str, Any]:
     facts = opened.facts
     return {
         "schema": SCHEMA,

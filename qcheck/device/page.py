@@ -76,6 +76,7 @@ def _components(components: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"  latency median {latency['median']:.3g} ms, p90 {latency['p90']:.3g}, p95 {latency['p95']:.3g} "
                 f"({latency['count']} calls, drift {100 * latency['drift']:+.1f} %)"
             )
+        lines += [f"  latency inconclusive: {doubt}" for doubt in cost.get("doubts", [])]
         energy = cost.get("energy")
         if energy:
             lines.append(f"  energy {energy['joules']:.3g} J a call, {energy['net_watts']:.3g} W net; indicative")

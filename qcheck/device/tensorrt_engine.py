@@ -344,8 +344,9 @@ class Engine:
                 self._cuda.free(address)
             for event in self._events:
                 self._cuda.destroy_event(event)
-            self._cuda.destroy_stream(self._stream)
-        self._buffers, self._events = {}, []
+            if self._stream:
+                self._cuda.destroy_stream(self._stream)
+        self._buffers, self._events, self._stream = {}, [], 0
 
     def __enter__(self) -> Engine:
         """The engine; it is closed with the block."""
@@ -363,9 +364,9 @@ def fitting(inputs: Mapping[str, np.ndarray], tensor: Tensor) -> np.ndarray:
     """
     values = inputs.get(tensor.name)
     if values is None or values.dtype != TYPES[tensor.dtype] or values.shape != tensor.shape:
-        given = "nothing" if values is None else f"{values.dtype}{list(values.shape)} ({values.nbytes} bytes)"
+        given = "nothing" if values is None else f"{values.dtype}{list(values.shape)} of {values.nbytes} bytes"
         raise CannotVerify(
-            f"the input {tensor.name} is {tensor.dtype}{list(tensor.shape)} ({tensor.bytes} bytes) and was given {given}",
+            f"the input {tensor.name} is {tensor.dtype}{list(tensor.shape)} of {tensor.bytes} bytes, not {given}",
             "Export the bundle again.",
         )
     return np.ascontiguousarray(values)

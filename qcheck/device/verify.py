@@ -26,9 +26,13 @@ Arms = Dict[str, List[np.ndarray]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A component that is ready to run; ``build`` and ``precision`` are None where no engine was built."""
+    """A component that is ready to run; ``build`` and ``precision`` are None where no engine was built.
+
+    ``key`` names what its results depend on beside the bundle.
+    """
 
     runner: Runner
+    key: str
     build: Mapping[str, Any] | None = None
     precision: Mapping[str, Any] | None = None
 
@@ -36,18 +40,20 @@ class Opened:
 class Backend(Protocol):
     """What runs components here.
 
-    ``deployed`` says whether it is what the device would run, ``key`` names what results depend on beside the bundle.
+    ``deployed`` says whether it is what the device would run.
     """
 
     name: str
     deployed: bool
-    key: str
 
     def open(self, component: Component) -> Opened:
         """Build the component's engine where there is none, and load it."""
 
     def cost(self, opened: Opened, inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         """Latency, memory and energy of calls with these inputs; what is missing has its reason."""
+
+    def warnings(self) -> Sequence[str]:
+        """What a person has to know beside the results."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Verification:
                 continue
             opened = self._opened(component)
             with closing(opened.runner) as runner:
-                results = Results(self.work / "results" / f"{self.backend.key}-{component.name}")
+                results = Results(self.work / "results" / f"{component.name}-{opened.key}")
                 forced[arm] = replay.forced(bundle, runner, arm, results, self.say)
                 if bundle.solver is not None and self.free_run:
                     free[arm] = replay.free(bundle, bundle.solver, runner, arm, results, self.say)

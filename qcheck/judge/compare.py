@@ -10,6 +10,7 @@ from qcheck.judge.recommend import ALIKE, recommended, ships
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
+from qcheck.result.verified import Verified
 from qcheck.spec.arm import Arm
 from qcheck.spec.measurement import Limit
 
@@ -20,6 +21,7 @@ class Cell(Value):
     """One report's result for one scheme in one order; ``bytes`` is the size of the artifact's file, None without one.
 
     ``reason`` is the first reason of the verdict; for a PASS it is the measurement that is closest to its limit.
+    ``board`` is the verdict and the latency that a board measured, None where none was asked.
     """
 
     scheme: str
@@ -29,6 +31,7 @@ class Cell(Value):
     deciding: Judged | None
     bytes: int | None
     reason: str
+    board: str | None = None
 
 
 class Row(Value):
@@ -120,7 +123,15 @@ def _cell(case: Case) -> Cell:
         deciding=case.decided,
         bytes=case.artifact[0].bytes if case.artifact else None,
         reason=_reason(case),
+        board=None if case.board is None else _board(case.board),
     )
+
+
+def _board(board: Verified) -> str:
+    """A board's verdict, and its latency where it was measured."""
+    latency = board.denoiser.cost.latency
+    timed = "" if latency is None else f", {latency.median:.3g} ms a call"
+    return f"{board.verdict} on {board.title}{timed}"
 
 
 def _reason(case: Case) -> str:
@@ -207,6 +218,9 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
     """Every change of one case: verdict, builds, then measurements."""
     if was.verdict != now.verdict:
         yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
+    before, after = ("not asked" if case.board is None else case.board.verdict for case in (was, now))
+    if before != after:
+        yield _change(now, "the board", _step("PASS", before, after), before, after)
     statuses = (
         {build.builder: build.status for build in was.builds},
         {build.builder: build.status for build in now.builds},

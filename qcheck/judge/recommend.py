@@ -11,7 +11,7 @@ ALIKE = 1.01  # files that differ by less than this factor are as small as each 
 
 def ships(case: Case) -> bool:
     """Whether the case passes, is no unquantized control, and has a file."""
-    return case.verdict == "PASS" and not case.control and bool(case.artifact)
+    return case.outcome == "PASS" and not case.control and bool(case.artifact)
 
 
 def recommended(cases: Sequence[Case]) -> int | None:

@@ -48,7 +48,8 @@ def _lines(matrix: Matrix) -> Iterator[_Line]:
             survival = cell.survival
             numbers = [f"survival {survival.value:.2f}"] if survival is not None and survival.value is not None else []
             numbers += [] if cell.bytes is None else [megabytes(cell.bytes)]
-            yield _Line(about, column, cell.verdict, "\n".join(numbers), cell.reason, (number, *column) in picks)
+            reason = cell.reason if cell.board is None else f"{cell.reason}; the board: {cell.board}"
+            yield _Line(about, column, cell.verdict, "\n".join(numbers), reason, (number, *column) in picks)
 
 
 def _pick_line(matrix: Matrix, pick: Pick) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from qcheck.core.size import megabytes
 from qcheck.report.next_command import next_command
 from qcheck.report.numbers import ARMS, MARKS, bounds, limit, number, rest, shown
-from qcheck.report.text import CURE, artifact_bytes, build_line, order_loses
+from qcheck.report.text import CURE, artifact_bytes, board_lines, build_line, order_loses
 from qcheck.report.wording import line
 from qcheck.result.report import Case, Report
 
@@ -93,6 +93,10 @@ def _verdicts(report: Report) -> str:
         lines += [f"  - because {escape(reason, 400)}" for reason in case.reasons]
         lines += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
         lines += [f"  - build: {escape(build_line(build), 400)}" for build in case.builds]
+        if case.board is not None:
+            lines.append(f"  - **{case.board.verdict}** on the board: {escape(case.board.title)}")
+            lines += [f"    - because {escape(reason, 400)}" for reason in case.board.reasons]
+            lines += [f"    - {escape(line, 400)}" for line in board_lines(case.board)]
     return "\n".join(lines)
 
 

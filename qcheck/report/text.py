@@ -14,6 +14,7 @@ from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
 from qcheck.result.verdict import Outcome
+from qcheck.result.verified import Verified
 from qcheck.spec import measurement, order
 
 COLOURS: dict[Outcome, str] = {
@@ -170,8 +171,46 @@ def _conclude(case: Case, report: Report, console: Console) -> None:
         console.print(Text(f"  {_share_line(layer)}"))
     if case.estimate is not None:
         console.print(Text(f"  estimate for {report.target}: {case.estimate.text()}"))
+    if case.board is not None:
+        _board(case.board, console)
     for warning in case.warnings:
         console.print(Text.assemble(("  warning ", "yellow"), warning))
+
+
+def boards(report: Report, console: Console) -> None:
+    """Print what boards said of their own engines, beside what the host forecast."""
+    for case in report.cases:
+        if case.board is not None:
+            console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
+            _board(case.board, console)
+
+
+BOARD_COLOURS = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold magenta"}
+
+
+def _board(board: Verified, console: Console) -> None:
+    console.print(Text.assemble("  ", (board.verdict, BOARD_COLOURS[board.verdict]), f" on {board.title}"))
+    for reason in board.reasons:
+        console.print(Text(f"    because {reason}"))
+    for line in board_lines(board):
+        console.print(Text(f"    {line}"))
+    for warning in board.warnings:
+        console.print(Text.assemble(("    warning ", "yellow"), warning))
+
+
+def board_lines(board: Verified) -> list[str]:
+    """Precision, latency, memory and energy that a board measured, beside the host's forecasts."""
+    cost, precision = board.denoiser.cost, board.denoiser.precision
+    lines = [] if precision is None else [f"precision {precision.status}: {precision.text}"]
+    if cost.latency is not None:
+        lines.append(f"latency median {cost.latency.median:.3g} ms a call, p90 {cost.latency.p90:.3g} ms")
+    if board.image_ms is not None:
+        lines.append(f"a picture takes {board.image_ms:.3g} ms, computed from its parts")
+    if cost.energy is not None:
+        lines.append(f"energy {cost.energy.joules:.3g} J a call, {cost.energy.net_watts:.3g} W net; indicative")
+    for name, forecast, measured, error in board.forecasts():
+        lines.append(f"{name}: {measured}, forecast {forecast}{f' ({error})' if error else ''}")
+    return lines + [f"{name} was not measured: {why}" for name, why in cost.missing.items()]
 
 
 def render(report: Report, folder: Path, console: Console) -> None:

@@ -51,6 +51,19 @@ def values(report: Report, folder: Path) -> None:
     command.save(report.spec, folder)
 
 
+def renew(report: Report, folder: Path) -> None:
+    """Write a report that has more in it over the one in ``folder``, whole or not at all, and render it again."""
+    for name, content in (
+        (REPORT, report.to_json()),
+        ("report.md", markdown.render(report)),
+        ("junit.xml", junit.render(report)),
+    ):
+        partial = folder / f".{name}.partial"
+        partial.write_text(content, "utf-8")
+        partial.replace(folder / name)
+    html.write(folder)
+
+
 def evidence(
     results: Sequence[tuple[Case, CaseEvidence | None, Sheet]], shared: SharedEvidence, folder: Path
 ) -> Evidence:

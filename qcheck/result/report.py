@@ -10,6 +10,7 @@ from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.measurement import Judged, NotMeasured
 from qcheck.result.verdict import Deciding, Outcome
+from qcheck.result.verified import Verified
 from qcheck.spec.arm import Arm
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.order import ORDERS
@@ -101,7 +102,7 @@ class Case(Value):
     ``layers`` are those that are quantized, the one with most of the gap first; empty where that was not estimated.
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known. ``trust`` is None
-    where nothing was run.
+    where nothing was run. ``board`` is what a board said of its own engine, once it was asked (docs/board.md).
     """
 
     scheme: str
@@ -127,6 +128,7 @@ class Case(Value):
     builds: list[Build]
     seconds: float
     trust: Trust | None = None
+    board: Verified | None = None
 
     def __getitem__(self, key: str | tuple[str, Arm]) -> Judged:
         """The measurement of that name, of the only arm that has it or else the adapted one; or of (name, arm).
@@ -148,6 +150,13 @@ class Case(Value):
     def why(self) -> str:
         """The verdict, what led to it and what to do next, in sentences."""
         return "\n".join([f"{self.verdict}: {self.next}", *(f"because {reason}" for reason in self.reasons)])
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict, with the board's where the host's is PASS: what fails there needs another recipe."""
+        if self.board is None or self.verdict != "PASS" or self.board.verdict == "PASS":
+            return self.verdict
+        return "FAIL-RECIPE" if self.board.verdict == "FAIL" else "INCONCLUSIVE"
 
     @property
     def decided(self) -> Judged | None:
@@ -247,10 +256,10 @@ class Report(Value):
 def exit_code(report: Report) -> int:
     """0 if every case passes (any where the request asks for any), 3 if none failed but some is open, else 1.
 
-    Where any will do, unquantized controls do not count.
+    Where any will do, unquantized controls do not count. Where a board was asked, it has to pass there too.
     """
     whole = report.spec.require == "all"
-    outcomes = [case.verdict for case in report.cases if whole or not case.control]
+    outcomes = [case.outcome for case in report.cases if whole or not case.control]
     passed = [outcome == "PASS" for outcome in outcomes]
     if (all(passed) if whole else any(passed)) and outcomes:
         return 0

@@ -340,8 +340,9 @@ class _Writer:
                 "steps": spec.probes.steps,
                 "verdict": verdict.outcome,
                 "host_machine": f"{platform.machine()} with {session.arms.device.title}",
+                "base_digest": session.arms.base.digest,
+                "adapter_digests": [adapter.digest for adapter in session.shipped.adapters],
             },
-            "sources": self._quantization.artifact.manifest.model_dump(mode="json", include={"base", "adapters"}),
             "components": components,
             "component_samples": min(SAMPLES, self._count),
             "denoiser": {

@@ -10,7 +10,7 @@ from qcheck.core.size import megabytes
 from qcheck.judge.recommend import recommended
 from qcheck.report import numbers
 from qcheck.report.next_command import next_command
-from qcheck.report.text import build_line, order_loses
+from qcheck.report.text import board_lines, build_line, order_loses
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
@@ -192,6 +192,11 @@ class Overview:
     builds: list[str]
     decided: Row | None
     why: str
+    board: list[str]
+    board_kind: Kind | Literal[""]
+
+
+_BOARD_KINDS: dict[str, Kind] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "open"}
 
 
 def overview(case: Case) -> Overview:
@@ -199,6 +204,7 @@ def overview(case: Case) -> Overview:
     kind, mark = KINDS[case.verdict]
     decided, estimate = case.decided, case.estimate
     sizes = [megabytes(size) for size in (case.full_precision_bytes, *(f.bytes for f in case.artifact[:1])) if size]
+    board = case.board
     memory = latency = "not estimated"
     if estimate is not None:
         room = f" of {estimate.memory_gb:g} GB" if estimate.memory_gb is not None else ""
@@ -212,6 +218,8 @@ def overview(case: Case) -> Overview:
         )
     return Overview(
         case=case,
+        board=[] if board is None else [f"{board.verdict} on {board.title}", *board.reasons, *board_lines(board)],
+        board_kind="" if board is None else _BOARD_KINDS[board.verdict],
         kind=kind,
         mark=mark,
         sizes=" → ".join(sizes) or NONE,
