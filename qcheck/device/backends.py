@@ -101,11 +101,11 @@ class EngineBackend:
         """Latency in ms, memory in bytes and energy in J; ``doubts`` say what makes the latency inconclusive."""
         runner: Any = opened.runner
         idle = self._idle
-        runner(inputs)
+        runner.time(inputs)  # both states are those of a board under load
         before = State.now(self._root)
         with Monitor(self._root) as watching:
             times = runner.time(inputs)
-            after = State.now(self._root)
+        after = State.now(self._root)
         energy = monitor.energy(watching.usage(), idle, len(times), sum(times) / 1000)
         size = (opened.build or {}).get("engine_bytes")
         activations, missing = runner.device_memory, {}
@@ -202,9 +202,8 @@ def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Sa
         except CannotVerify as error:
             say(f"not {name}: {error.problem}")
             reasons.append(f"{error.problem}. {error.fix}")
-    raise CannotVerify(
-        "nothing here can run the bundle: " + "; ".join(reasons), "On a Jetson: run with /usr/bin/python3."
-    )
+    fix = "On a Jetson run it with /usr/bin/python3; on a workstation install onnxruntime."
+    raise CannotVerify("nothing here can run the bundle: " + "; ".join(reasons), fix)
 
 
 def build_here(words: Sequence[str]) -> int:

@@ -152,16 +152,13 @@ def _kept(job: Job, tensorrt: str) -> Built | None:
     """The engine that is there, if it is whole and its record names the same file, TensorRT, board, mode and level."""
     try:
         record = json.loads(job.record.read_text("utf-8"))
-        size = job.engine.stat().st_size
-    except (OSError, ValueError):
+        first_level, attempts = record.pop("first_level"), tuple(map(tuple, record["attempts"]))
+        kept = Built(**{**record, "engine": job.engine, "attempts": attempts, "reused": True})
+        found = (kept.digest, kept.tensorrt, kept.board, kept.mode, first_level, kept.bytes)
+        wanted = (job.digest, tensorrt, job.board, job.mode, job.level, job.engine.stat().st_size)
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or another version of this module wrote it
         return None
-    wanted = (job.digest, tensorrt, job.board, job.mode, job.level, size)
-    keys = ("digest", "tensorrt", "board", "mode", "first_level", "bytes")
-    if tuple(record.get(key) for key in keys) != wanted:
-        return None
-    del record["first_level"]
-    attempts = tuple((level, failure) for level, failure in record["attempts"])
-    return Built(**{**record, "engine": job.engine, "attempts": attempts, "reused": True})
+    return kept if found == wanted else None
 
 
 @dataclass(frozen=True)

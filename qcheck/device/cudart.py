@@ -141,9 +141,8 @@ def find(folders: Sequence[str] = FOLDERS) -> Cuda:
     Raises:
         CannotVerify: there is none that can be loaded.
     """
-    named = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
     failures = []
-    for place in _candidates(named, folders):
+    for place in _candidates(folders):
         try:
             return Cuda(ctypes.CDLL(place))
         except (OSError, AttributeError) as error:
@@ -155,14 +154,11 @@ def find(folders: Sequence[str] = FOLDERS) -> Cuda:
     )
 
 
-def _candidates(named: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
-    yield from _in_folders(named)
+def _candidates(folders: Sequence[str]) -> Iterator[str]:
+    for named in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)):
+        yield from map(str, sorted(Path(named).glob(_LIBRARY)))
     linked = ctypes.util.find_library("cudart")
     if linked is not None:
         yield linked
-    yield from _in_folders(folders)
-
-
-def _in_folders(folders: Sequence[str]) -> Iterator[str]:
     for folder in folders:
         yield from map(str, sorted(Path("/").glob(f"{folder.lstrip('/')}/{_LIBRARY}")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -32,6 +33,9 @@ def main(words: Sequence[str] | None = None) -> int:
         found = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
     except CannotVerify as error:
         print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
+        return 2
+    except Exception:  # a bug keeps its traceback, and is no verdict
+        traceback.print_exc()
         return 2
     print(as_json(found) if given.json else page.text(found), end="")
     return EXITS[found["verdict"]]

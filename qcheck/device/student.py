@@ -11,7 +11,8 @@ def below(t: float, freedom: int) -> float:
     """P(T <= t) with ``freedom`` degrees of freedom (Abramowitz and Stegun 1964, 26.7.1)."""
     if math.isinf(t):
         return 0.0 if t < 0 else 1.0
-    tail = 0.5 * _beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+    whole = freedom + t * t
+    tail = 0.5 * _beta(freedom / 2, 0.5, freedom / whole, t * t / whole)
     return tail if t < 0 else 1 - tail
 
 
@@ -30,15 +31,15 @@ def quantile(p: float, freedom: int) -> float:
     return (low + high) / 2
 
 
-def _beta(a: float, b: float, x: float) -> float:
-    """The regularized incomplete beta function I_x(a, b) (Numerical Recipes, 6.4)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+def _beta(a: float, b: float, x: float, y: float) -> float:
+    """The regularized incomplete beta function I_x(a, b), y = 1 - x (Numerical Recipes, 6.4)."""
+    if x <= 0 or y <= 0:
+        return float(y <= 0)
+    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y)
     front = math.exp(logarithm)
     if x < (a + 1) / (a + b + 2):
         return front * _fraction(a, b, x) / a
-    return 1 - front * _fraction(b, a, 1 - x) / b
+    return 1 - front * _fraction(b, a, y) / b
 
 
 def _fraction(a: float, b: float, x: float) -> float:

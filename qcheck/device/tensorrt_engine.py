@@ -175,7 +175,7 @@ def build_here(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parser_errors(parser: Any) -> list[str]:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors]
+    return [f"{error.node_operator()} {error.node_name()}: {error.desc()}".lstrip(" :") for error in errors]
 
 
 def _config(trt: Any, builder: Any, network: Any, request: Mapping[str, Any]) -> Any:

@@ -23,7 +23,7 @@ _KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
 
 def render(report: Report) -> str:
     """An XML document in the dialect of Jenkins' ``junit-10.xsd``; times in seconds."""
-    kinds = [_KINDS[case.verdict] for case in report.cases]
+    kinds = [_KINDS[case.outcome] for case in report.cases]
     counts = {
         "tests": str(len(kinds)),
         "failures": str(kinds.count("failure")),
@@ -65,9 +65,10 @@ def _case(case: Case, adapter: str) -> Element:
         "testcase",
         {"name": line(f"{case.scheme} {case.order}"), "classname": f"qcheck.{adapter}", "time": f"{case.seconds:.3f}"},
     )
-    if (kind := _KINDS[case.verdict]) is not None:
-        message = "\n".join(line(text, 2000) for text in (*case.reasons, case.next))
-        SubElement(testcase, kind, {"type": case.verdict, "message": line(case.next)}).text = message
+    if (kind := _KINDS[case.outcome]) is not None:
+        there = () if case.board is None else case.board.reasons
+        message = "\n".join(line(text, 2000) for text in (*case.reasons, *there, case.next))
+        SubElement(testcase, kind, {"type": case.outcome, "message": line(case.next)}).text = message
     SubElement(testcase, "system-out").text = "\n".join(_lines(case))
     return testcase
 
@@ -82,5 +83,6 @@ def _lines(case: Case) -> list[str]:
     ]
     warnings = [f"warning: {warning}" for warning in case.warnings]
     builds = [f"build: {build.status} {build.detail}" for build in case.builds]
-    texts = (f"verdict: {case.verdict}", decided(case), *measured, *warnings, *builds)
+    boards = [] if case.board is None else [f"the board: {case.board.verdict} on {case.board.title}"]
+    texts = (f"verdict: {case.verdict}", *boards, decided(case), *measured, *warnings, *builds)
     return [line(text, 2000) for text in texts if text]

@@ -161,7 +161,8 @@ class Verified(Value):
                 for value, word in zip((before, after), words, strict=True)
             ]
             error = "" if before is None or not after else f"{100 * (before / after - 1):+.0f} %"
-            rows.append((name, shown[0], shown[1], error))
+            if after is not None:
+                rows.append((name, shown[0], shown[1], error))
         return rows
 
 

@@ -42,6 +42,7 @@ _NEVER = (
     ("checks in TF32", "its speed and its error were measured on an H100, no whole check ran with --precision tf32"),
     ("fused attention on CUDA", "ONNX Runtime's MultiHeadAttention in the files that run here ran on processors only"),
     ("full TensorRT", "building through the `tensorrt` package and its engine inspector is written, never run"),
+    ("verify.pyz on a board", "run with stand-ins for TensorRT, CUDA, trtexec and three boards: never with theirs"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
     ("real SDXL, SD3 and Flux", "tiny random pipelines of each family, and one of SDXL's size: no real weights"),

@@ -13,12 +13,20 @@ from qcheck.device import bundle
 
 VERIFIER = "verify.pyz"
 _PACKAGE = "qcheck_verify"
-_MAIN = f"""import sys
+_MAIN = f"""from __future__ import print_function
+
+import sys
 
 if sys.version_info < (3, 8):
-    sys.exit("error: this Python is older than 3.8\\nfix:   run /usr/bin/python3")
+    print("error: this Python is older than 3.8; fix: run /usr/bin/python3", file=sys.stderr)
+    sys.exit(2)
 
-from {_PACKAGE}.main import main
+try:
+    from {_PACKAGE}.main import main
+except Exception as error:
+    print("error: verify.pyz cannot start: %s" % error, file=sys.stderr)
+    print("fix:   sudo apt install python3-numpy, or copy the bundle again", file=sys.stderr)
+    sys.exit(2)
 
 sys.exit(main())
 """

@@ -460,6 +460,7 @@ def test_the_power_of_a_board_is_that_of_the_rails_which_are_all_of_it(
 
 def test_a_thor_without_its_ina238_has_no_power_of_the_whole_board(thor: Path) -> None:
     shutil.rmtree(thor / "sys/class/hwmon/hwmon4")
+    trees.write(thor, {"sys/class/hwmon/hwmon5/curr1_input": "-"})
     usage = steady(thor, 30)
     reason = "no rails that are the whole board (found: VDD_CPU_SOC_MSS, VDD_GPU, VIN_SYS_5V0)"
     assert (usage.total, usage.watts, usage.missing) == ((), None, {"watts": reason})

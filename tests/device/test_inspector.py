@@ -52,9 +52,7 @@ def test_operands_are_read_in_every_dialect(release: str) -> None:
                 Weights={"Type": "Int8"},
             ),
             layer("gemm", ["linear_b"], [tensor("Half"), tensor("FP8")]),
-            layer(
-                "gemm", ["linear_c"], [tensor("BFloat16")], Constants=[tensor("Float", 1), tensor("E2M1", 64, 32)]
-            ),
+            layer("gemm", ["linear_c"], [tensor("BFloat16")], Constants=[tensor("Float", 1), tensor("E2M1", 64, 32)]),
             layer("kgen", ["add"], [tensor("Float")]),
         )
     )

@@ -20,6 +20,7 @@ from qcheck.device.bundle import Component
 from qcheck.device.errors import CannotVerify
 from qcheck.device.tensorrt_engine import Engine, bindings, build_in_child
 from qcheck.device.tensors import TYPES, Tensor
+from tests import builder
 from tests.device.fakes import board as fakes
 from tests.device.fakes import graph, model
 from tests.device.fakes.board import FakeBoard
@@ -196,8 +197,6 @@ def test_where_every_level_fails_the_last_words_are_told(
 ) -> None:
     orin.fail(crash_from=1, no_plan_from=0)
     asked = job(component, tmp_path, level=1)
-    asked.partial.parent.mkdir()
-    asked.partial.write_bytes(b"half an engine of an earlier day")
     with pytest.raises(CannotVerify) as failed:
         build_in_child(asked, program)
     assert failed.value.problem == (
@@ -250,8 +249,23 @@ def test_an_engine_is_taken_again_only_for_the_same_file_board_mode_and_level(tm
     assert not build(asked).reused
     asked.engine.write_bytes(b"pla")
     assert not build(asked).reused
-    asked.record.write_text("{", "utf-8")
-    assert not build(asked).reused
+    for written in ("{", "[]", '{"first_level": 3, "attempts": [], "of": "another version"}'):
+        asked.record.write_text(written, "utf-8")
+        assert not build(asked).reused
+
+
+def test_half_an_engine_is_never_taken_for_one_and_never_left(tmp_path: Path) -> None:
+    asked = Job(tmp_path / "m", "d1", (), tmp_path / "engine", tmp_path / "cache", 1, "Orin", "15W", level=1)
+    asked.partial.write_bytes(b"of an earlier day")
+
+    def attempt(level: int) -> engines.Tried:
+        assert not asked.partial.exists()
+        asked.partial.write_bytes(b"half")
+        return engines.Tried(f"ended with code {level}")
+
+    with pytest.raises(CannotVerify, match=r"levels 1, 0; the last attempt ended with code 0"):
+        engines.build(asked, "10.3.0", attempt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_timings_are_kept_whole_and_those_of_another_release_are_left_out(
@@ -270,9 +284,7 @@ def test_an_engine_of_another_release_is_told_with_the_folder_to_remove(
     (tmp_path / "a.engine").write_text(json.dumps({"version": "10.16.2"}), "utf-8")
     with pytest.raises(CannotVerify) as failed:
         Engine(tmp_path / "a.engine", component, bindings(), cudart.find())
-    assert failed.value.problem == (
-        "TensorRT 10.3.0 cannot load a.engine: Version tag does not match: current 10.3.0"
-    )
+    assert failed.value.problem == ("TensorRT 10.3.0 cannot load a.engine: Version tag does not match: current 10.3.0")
     assert failed.value.fix == f"Remove {tmp_path} and verify again."
 
 
@@ -326,7 +338,7 @@ def test_inputs_that_do_not_fit_are_refused_with_both_sizes(engine: Engine) -> N
     assert failed.value.problem == (
         "the input sample is float16[2, 4, 8, 8] of 1024 bytes, not float32[2, 4, 8, 8] of 2048 bytes"
     )
-    with pytest.raises(CannotVerify, match="the input timestep is .* not nothing"):
+    with pytest.raises(CannotVerify, match=r"the input timestep is .* not nothing"):
         engine({"sample": model.inputs()["sample"]})
 
 
@@ -371,12 +383,12 @@ def test_what_an_engine_took_is_given_back(engine: Engine, component: Component,
     library = engine._cuda._library
     before = library.fake_allocations()
     engine.close()
-    assert library.fake_allocations() == before - 3  # two inputs and an output
+    assert library.fake_allocations() == before - 6  # two inputs, an output, two events and a stream
     engine.close()
     larger = replace(component, outputs=(Tensor("out/eps:0", "float16", (2, 4, 8, 9)),))
     with pytest.raises(CannotVerify):
         Engine(tmp_path / "a.engine", larger, bindings(), cudart.find())
-    assert library.fake_allocations() == before - 3
+    assert library.fake_allocations() == before - 6
 
 
 def test_the_size_of_device_memory_is_none_where_tensorrt_does_not_say(engine: Engine) -> None:
@@ -433,7 +445,7 @@ def test_a_machine_without_the_cuda_runtime_is_told_where_it_was_searched(
     other.mkdir()
     (other / "libcudart.so.12").write_bytes(b"no library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(other))
-    with pytest.raises(CannotVerify, match="invalid ELF header|file too short"):
+    with pytest.raises(CannotVerify, match=r"invalid ELF header|file too short"):
         cudart.find([])
 
 
@@ -442,9 +454,7 @@ def precision_of(orin: FakeBoard, engine: Engine, component: Component, **faults
     return inspector.precision(component.layers, component.compute, inspector.inspected(engine.inspect()))
 
 
-def test_a_layer_that_fell_back_is_named_with_both_types(
-    engine: Engine, orin: FakeBoard, component: Component
-) -> None:
+def test_a_layer_that_fell_back_is_named_with_both_types(engine: Engine, orin: FakeBoard, component: Component) -> None:
     found = precision_of(orin, engine, component, fell_back=True)
     assert found["status"] == "fell back"
     assert found["fell_back"] == ["blocks.conv runs float16 x float16, asked int8 x int8"]
@@ -453,6 +463,40 @@ def test_a_layer_that_fell_back_is_named_with_both_types(
 def test_a_network_in_one_fused_layer_cannot_be_told(engine: Engine, orin: FakeBoard, component: Component) -> None:
     found = precision_of(orin, engine, component, fused=True)
     assert (found["status"], found["unread"], found["fell_back"]) == ("fused, cannot be told", ["blocks.conv"], [])
+
+
+REAL = """
+import tensorrt_rtx
+from tensorrt_rtx import *
+
+__version__ = "10.16.0"
+
+class Builder(tensorrt_rtx.Builder):
+    def create_builder_config(self):
+        config = super().create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(tensorrt_rtx.ComputeCapability.SM86, 0)
+        return config
+"""
+
+
+@builder.needed
+@pytest.mark.parametrize("rows", [2, None], ids=["fixed", "open"])
+def test_the_real_bindings_of_tensorrt_rtx_take_every_call_of_a_build(
+    rows: int | None, tmp_path: Path, program: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = FakeBoard(tmp_path / "board", "10.16.0")
+    board.site.mkdir(parents=True)
+    (board.site / "tensorrt.py").write_text(REAL, "utf-8")
+    board.use(monkeypatch)
+    component = model.component(tmp_path, rows)
+    asked = job(component, tmp_path)
+    built = build_in_child(asked, program)
+    assert (built.level, built.attempts) == (3, ())
+    assert built.bytes > 100_000
+    assert asked.timing_cache.stat().st_size > 0
+    with pytest.raises(CannotVerify, match=r"refuses no\.onnx: Assertion failed: .*Input file cannot be found"):
+        build_in_child(job(component, tmp_path, onnx=tmp_path / "no.onnx", digest="d2"), program)
 
 
 def test_the_verifier_in_one_file_needs_numpy_alone_and_isolates_its_child(
@@ -514,7 +558,7 @@ def pyz(folder: Path, component: Component) -> Path:
     np.savez(folder / "inputs.npz", **model.inputs())
     package = folder / "packed" / "qcheck_verify"
     package.mkdir(parents=True)
-    names = "built bundle cudart errors inspector replay tensorrt_engine tensors trtexec".split()
+    names = ["built", "bundle", "cudart", "errors", "inspector", "replay", "tensorrt_engine", "tensors", "trtexec"]
     for name in ["__init__", *names]:
         source = Path(tensorrt_engine.__file__).with_name(f"{name}.py")
         (package / source.name).write_bytes(source.read_bytes())

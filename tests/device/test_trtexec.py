@@ -120,7 +120,7 @@ def test_a_trtexec_without_strong_typing_or_without_a_version_is_refused(
     with pytest.raises(CannotVerify, match=r"TensorRT 8\.6\.1 has no strong typing"):
         trtexec.find()
     monkeypatch.setenv("TRTEXEC", "/bin/echo")
-    with pytest.raises(CannotVerify, match="/bin/echo does not say its version: --help"):
+    with pytest.raises(CannotVerify, match="/bin/echo does not say its version: "):
         trtexec.find()
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_hangs_or_fails_is_told_with_its_last_words(orin: FakeBoard, 
     with pytest.raises(CannotVerify, match="trtexec took more than 3 s") as failed:
         engine(orin, component, limit=3.0)(model.inputs())
     assert failed.value.fix.startswith(f"Run it by hand to see more: {orin.trtexec} --loadEngine=")
-    with pytest.raises(CannotVerify, match="trtexec ended with code 1: .*Unknown option: --noSuchOption"):
+    with pytest.raises(CannotVerify, match=r"trtexec ended with code 1: .*Unknown option: --noSuchOption"):
         engine(orin, component)._checked(component.path.parent, "--noSuchOption")
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from qcheck.device.arithmetic import pseudo_values
 from qcheck.measure import distribution
 from qcheck.measure.interval import measure
-from qcheck.device.arithmetic import pseudo_values
 from qcheck.measure.sample import Sample
 from qcheck.spec.measurement import Limit
 from tests import views

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from qcheck.diagnose import arrival
 from qcheck.device.arithmetic import decibels
+from qcheck.diagnose import arrival
 from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors

@@ -216,6 +216,10 @@ def overview(case: Case) -> Overview:
             if estimate.call_ms is None
             else f"≥ {estimate.call_ms:.3g} ms a call, {estimate.bound}-bound"
         )
+    if board is not None and (cost := board.denoiser.cost).latency is not None:
+        latency = f"{cost.latency.median:.3g} ms a call on the board; estimated {latency}"
+    if board is not None and board.denoiser.cost.memory is not None:
+        memory = f"{megabytes(board.denoiser.cost.memory)} for the denoiser on the board; estimated {memory}"
     return Overview(
         case=case,
         board=[] if board is None else [f"{board.verdict} on {board.title}", *board.reasons, *board_lines(board)],

@@ -3,10 +3,11 @@
     made = board.make(tmp_path, "10.3.0")
     made.use(monkeypatch)                # this process, its children, and its dynamic linker's path
     made.fail(kill_from=2)               # the builder is killed at optimization levels 2 and above
-    subprocess.run([made.python(), "-I", "verify.pyz", ...])  # a Python that has the board's packages without PYTHONPATH
+    subprocess.run([made.python(), "-I", "verify.pyz", ...])  # a Python that has the board's packages as its own
 
 Faults: refuse=NODE, kill_from, crash_from and no_plan_from=LEVEL, build_seconds, run_seconds; types={binding: TYPE},
-no_context, fails, silent (outputs are not written), late (written by another thread), nan, fell_back, fused, compute_ms.
+no_context, fails, silent (outputs are not written), late (another thread writes them), nan, fell_back, fused;
+compute_ms. Variables: FAKE_CUDA_ERROR=CODE of cudaMalloc, FAKE_CUDA_MAJOR=11 for a GPU of capability 11.0.
 """
 
 import atexit
@@ -69,7 +70,8 @@ class FakeBoard:
     def fail(self, **faults: Any) -> None:
         """Let things go wrong from now on, in the ways that the module lists, and in no other."""
         for folder in (self.site / "tensorrt", self.folder / "bin"):
-            (folder / "faults.json").write_text(json.dumps(faults), "utf-8")
+            if folder.exists():
+                (folder / "faults.json").write_text(json.dumps(faults), "utf-8")
 
     @property
     def seen(self) -> list[dict[str, Any]]:

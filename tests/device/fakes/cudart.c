@@ -38,12 +38,12 @@ int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
     return 0;
 }
 
-int cudaStreamCreate(void **stream) { return (*stream = malloc(1)) == NULL ? 2 : 0; }
-
-int cudaStreamDestroy(void *stream) {
-    free(stream);
-    return 0;
+int cudaStreamCreate(void **stream) {
+    atomic_fetch_add(&allocations, 1);
+    return (*stream = malloc(1)) == NULL ? 2 : 0;
 }
+
+int cudaStreamDestroy(void *stream) { return cudaFree(stream); }
 
 int cudaStreamSynchronize(void *stream) {
     if (stream == NULL) return 1;
@@ -51,12 +51,12 @@ int cudaStreamSynchronize(void *stream) {
     return 0;
 }
 
-int cudaEventCreate(void **event) { return (*event = calloc(1, sizeof(struct timespec))) == NULL ? 2 : 0; }
-
-int cudaEventDestroy(void *event) {
-    free(event);
-    return 0;
+int cudaEventCreate(void **event) {
+    atomic_fetch_add(&allocations, 1);
+    return (*event = calloc(1, sizeof(struct timespec))) == NULL ? 2 : 0;
 }
+
+int cudaEventDestroy(void *event) { return cudaFree(event); }
 
 int cudaEventRecord(void *event, void *stream) {
     int code = cudaStreamSynchronize(stream);

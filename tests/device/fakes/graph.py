@@ -41,7 +41,9 @@ def resolved(path: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[i
     for name, shape in shapes.items():
         axes.update({symbol: size for symbol, size in zip(named[name], shape, strict=True) if symbol})
     return {
-        name: tuple(axes.get(symbol, -1) if size == -1 else size for symbol, size in zip(named[name], shape, strict=True))
+        name: tuple(
+            axes.get(symbol, -1) if size == -1 else size for symbol, size in zip(named[name], shape, strict=True)
+        )
         for _, name, _, shape in bindings(path)
     }
 

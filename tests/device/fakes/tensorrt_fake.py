@@ -162,7 +162,7 @@ class _Config:
         self.profiling_verbosity, self.builder_optimization_level = ProfilingVerbosity.LAYER_NAMES_ONLY, 3
         self.pools: dict[str, int] = {}
         self.shapes: dict[str, list[int]] = {}
-        self._cache = _TimingCache(b"")
+        self._cache: _TimingCache | None = None
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.pools[pool.name] = size
@@ -174,15 +174,16 @@ class _Config:
     def create_timing_cache(self, content: bytes) -> _TimingCache:
         return _TimingCache(content)
 
-    def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:  # noqa: FBT001
+    def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
         if cache.content and cache.content != _CACHE + __version__.encode() and not ignore_mismatch:
             self._logger.log(ILogger.Severity.ERROR, "Timing cache mismatch")
             return False
         self._cache = cache
         return True
 
-    def get_timing_cache(self) -> _TimingCache:
-        self._cache.content = _CACHE + __version__.encode()
+    def get_timing_cache(self) -> _TimingCache | None:
+        if self._cache is not None:
+            self._cache.content = _CACHE + __version__.encode()
         return self._cache
 
 

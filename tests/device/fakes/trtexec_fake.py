@@ -1,4 +1,4 @@
-"""The program trtexec with its traps; ``board.trtexec`` copies it with trtexec.json, which tells release and options."""
+"""The program trtexec with its traps; ``board.trtexec`` copies it with trtexec.json: its release and options."""
 
 import json
 import re
@@ -46,12 +46,14 @@ def _build(options: dict[str, str]) -> None:
         _fail("Error Code 2: OutOfMemory", "Engine could not be created from network")
     if _MAJOR == 10 and "--stronglyTyped" not in options:
         _fail("this fake builds strongly typed networks only")
-    dynamic = any(-1 in shape for *_, shape in graph.bindings(path))
+    dynamic = {name: shape for side, name, _, shape in graph.bindings(path) if side == "INPUT" and -1 in shape}
     if "--shapes" in options and not dynamic:
         _fail("Static model does not take explicit shapes since the shape of inference tensors will be determined")
+    automatic = {name: [1 if size == -1 else size for size in shape] for name, shape in dynamic.items()}
+    shapes = {**automatic, **{name: list(shape) for name, shape in _shapes(options).items()}}
     detailed = options.get("--profilingVerbosity") == "detailed"
     Path(options["--timingCacheFile"]).write_bytes(b"timings")
-    plan = {"onnx": path, "detailed": detailed, "shapes": _shapes(options), "version": _FACE["version"]}
+    plan = {"onnx": path, "detailed": detailed, "shapes": shapes, "version": _FACE["version"]}
     Path(options["--saveEngine"]).write_text(json.dumps(plan), "utf-8")
 
 
@@ -70,6 +72,8 @@ def _run(options: dict[str, str]) -> None:
         Path(options["--exportLayerInfo"]).write_text(text, "utf-8")
     if "--skipInference" in options:
         return
+    if any(list(shape) != plan["shapes"].get(name, list(shape)) for name, shape in _shapes(options).items()):
+        _fail("IExecutionContext::setInputShape: Error Code 3: Supplied dimension is not in the profile")
     time.sleep(faults.get("run_seconds", 0))
     files = dict(pair.rpartition(":")[::2] for pair in options["--loadInputs"].split(","))
     shapes, inputs = graph.resolved(plan["onnx"], _shapes(options)), {}
@@ -84,12 +88,18 @@ def _run(options: dict[str, str]) -> None:
     if "--exportOutput" in options:
         _rounded(Path(options["--exportOutput"]), outputs)
     if "--dumpRawBindingsToFile" in options:
-        for side, name, kind, _ in graph.bindings(plan["onnx"]):
-            stale = side == "OUTPUT" and _MAJOR >= 11 and "--includeDataTransfers" not in options
-            values = {**inputs, **outputs}[name]
-            kind = faults.get("types", {}).get(name, kind)
-            place = f"{name}.{side.lower()}.{'.'.join(map(str, shapes[name]))}.{_RAW[kind]}.raw"
-            (np.zeros_like(values) if stale else values).tofile(re.sub(r"[^A-Za-z0-9._,-]", "_", place))
+        stale = _MAJOR >= 11 and "--includeDataTransfers" not in options
+        shown = {name: np.zeros_like(values) if stale else values for name, values in outputs.items()}
+        _dump(plan["onnx"], {**inputs, **shown}, faults)
+
+
+def _dump(path: str, values: dict, faults: dict) -> None:
+    import graph
+
+    for side, name, kind, _ in graph.bindings(path):
+        raw = _RAW[faults.get("types", {}).get(name, kind)]
+        place = f"{name}.{side.lower()}.{'.'.join(map(str, values[name].shape))}.{raw}.raw"
+        values[name].tofile(re.sub(r"[^A-Za-z0-9._,-]", "_", place))
 
 
 def _loaded(path: Path, dtype: "np.dtype", shape: tuple[int, ...]) -> "np.ndarray":  # noqa: F821

@@ -1,0 +1,54 @@
+"""A bundle of the demo, made once; tests that damage it take a copy."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Finished, run
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A bundle as a user gets it, with what the command printed."""
+
+    folder: Path
+    told: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """bundle.json."""
+        facts: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text("utf-8"))
+        return facts
+
+
+@pytest.fixture(scope="session")
+def bundled(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Bundled:
+    """``qcheck export demo --lora flat --scheme int8 --bundle``, of the case that ``finished`` checked."""
+    assert finished.result.exit_code == 0
+    folder = tmp_path_factory.mktemp("bundle") / "flat-int8"
+    result = run(
+        "export", "demo", "--lora", "flat", "--scheme", "int8", "--bundle", str(folder), "--json", "--base-arm"
+    )
+    assert result.exit_code == 0, result.output
+    return Bundled(folder, json.loads(result.stdout))
+
+
+@pytest.fixture
+def bundle_copy(bundled: Bundled, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage; what is not damaged is shared with the original."""
+    return Path(shutil.copytree(bundled.folder, tmp_path / "flat-int8", copy_function=_linked))
+
+
+def _linked(source: str, destination: str) -> str:
+    Path(destination).hardlink_to(source)
+    return destination
+
+
+def rewritten(path: Path, content: bytes) -> None:
+    """Give a linked file another content, without changing the original."""
+    path.unlink()
+    path.write_bytes(content)
