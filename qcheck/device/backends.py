@@ -22,6 +22,7 @@ from .replay import Say
 from .verify import Backend, Opened
 
 IDLE_SECONDS = 10.0
+RUNS = 100  # timed calls, or as many as 30 s take
 
 
 class OnnxBackend:
@@ -73,7 +74,7 @@ class EngineBackend:
             digest=self._bundle.digest_of(component),
             inputs=component.inputs,
             engine=self._engines / f"{component.name}.engine",
-            timing_cache=self._engines / "timing.cache",
+            timing_cache=self._engines / f"timing-{_plain(self._board.power_mode)}.cache",
             workspace=boards.workspace(State.now(self._root)),
             board=self._board.model,
             mode=self._board.power_mode,
@@ -101,10 +102,10 @@ class EngineBackend:
         """Latency in ms, memory in bytes and energy in J; ``doubts`` say what makes the latency inconclusive."""
         runner: Any = opened.runner
         idle = self._idle
-        runner.time(inputs)  # both states are those of a board under load
+        runner.time(inputs, runs=1)  # warms up: both states are those of a board under load
         before = State.now(self._root)
         with Monitor(self._root) as watching:
-            times = runner.time(inputs)
+            times = runner.time(inputs, runs=RUNS)
         after = State.now(self._root)
         energy = monitor.energy(watching.usage(), idle, len(times), sum(times) / 1000)
         size = (opened.build or {}).get("engine_bytes")
@@ -164,6 +165,11 @@ class TrtexecBackend(EngineBackend):
         return trtexec.Trtexec(engine, component, self._program)
 
 
+def _plain(text: str) -> str:
+    """Text as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in text)
+
+
 def program() -> list[str]:
     """The words after ``python3`` that run this package: its module, or the archive that it lies in."""
     archive = Path(__file__).parent.parent
@@ -183,7 +189,7 @@ def _precision(component: Component, inspected: str) -> dict[str, Any]:
     return {"status": found["status"], "text": text, "fell_back": found["fell_back"]}
 
 
-def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Say) -> Backend:
+def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Say, root: Path = ROOT) -> Backend:
     """The runner of that name, or the first that works here.
 
     Raises:
@@ -191,14 +197,14 @@ def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Sa
     """
     makers: dict[str, Any] = {"tensorrt": TensorRTBackend, "trtexec": TrtexecBackend}
     if runner in makers:
-        chosen: Backend = makers[runner](opened, work, board)
+        chosen: Backend = makers[runner](opened, work, board, root)
         return chosen
     if runner is not None:
         return OnnxBackend()
     reasons: list[str] = []
     for name in RUNNERS:
         try:
-            return makers[name](opened, work, board) if name in makers else OnnxBackend(reasons)
+            return makers[name](opened, work, board, root) if name in makers else OnnxBackend(reasons)
         except CannotVerify as error:
             say(f"not {name}: {error.problem}")
             reasons.append(f"{error.problem}. {error.fix}")

@@ -15,7 +15,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from . import backends, bundle, page, tensorrt_engine
-from .board import Board
+from .board import ROOT, Board
 from .bundle import Bundle
 from .errors import CannotVerify
 from .options import EXITS, parser
@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except CannotVerify as error:
         print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
         return 2
-    except Exception:  # a bug keeps its traceback, and is no verdict
+    except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
         traceback.print_exc()
         return 2
     print(as_json(found) if given.json else page.text(found), end="")
@@ -46,13 +46,17 @@ def say(message: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
-def run(folder: Path, work: Path | None, out: Path | None, runner: str | None, free_run: bool) -> Mapping[str, Any]:
+def run(
+    folder: Path, work: Path | None, out: Path | None, runner: str | None, free_run: bool, root: Path = ROOT
+) -> Mapping[str, Any]:
     """Verify the bundle in ``folder`` and write verify.json and verify.txt; verify.json's content.
+
+    ``root`` is that of the board's files.
 
     Raises:
         CannotVerify: the bundle, this machine or this Python does not allow it.
     """
-    start, board = time.monotonic(), Board.here()
+    start, board = time.monotonic(), Board.here(root)
     say("compare digests")
     opened = bundle.read(folder)
     work = work or folder.resolve().with_name(f"{folder.resolve().name}-verify")
@@ -60,7 +64,7 @@ def run(folder: Path, work: Path | None, out: Path | None, runner: str | None, f
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotVerify(f"--work {work}: {error.strerror}", "Give a folder that can be written.") from error
-    backend = backends.choose(runner, opened, work, board, say)
+    backend = backends.choose(runner, opened, work, board, say, root)
     outcome = Verification(opened, backend, work, say, free_run).run()
     found = _found(opened, backend, board, outcome, time.monotonic() - start)
     place = out or work / "verify.json"

@@ -3,6 +3,7 @@
 It is copied beside them, so it imports nothing of this project.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _PRODUCTS = {"Conv": "CaskConvolution", "MatMul": "gemm", "Gemm": "gemm"}
 
 
 def bindings(path: str) -> Bindings:
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = graph_of(path)
     held = {tensor.name for tensor in graph.initializer}
     sides = (("INPUT", [t for t in graph.input if t.name not in held]), ("OUTPUT", graph.output))
     return [(side, t.name, TYPES[t.type.tensor_type.elem_type], _shape(t)) for side, tensors in sides for t in tensors]
@@ -31,7 +32,7 @@ def _shape(tensor: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 def symbols(path: str) -> dict[str, list[str]]:
     """The names of dynamic axes by tensor, empty where an axis is fixed."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = graph_of(path)
     return {t.name: [d.dim_param for d in t.type.tensor_type.shape.dim] for t in (*graph.input, *graph.output)}
 
 
@@ -49,19 +50,33 @@ def resolved(path: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[i
 
 
 def run(path: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = _session(path, Path(path).stat().st_mtime_ns)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _session(path: str, _changed: int) -> "onnxruntime.InferenceSession":  # noqa: F821
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@functools.lru_cache(maxsize=8)
+def _graph(path: str, _changed: int) -> onnx.GraphProto:
+    return onnx.load(path, load_external_data=False).graph
+
+
+def graph_of(path: str) -> onnx.GraphProto:
+    return _graph(path, Path(path).stat().st_mtime_ns)
 
 
 def inspector(path: str, major: int, detailed: bool, faults: dict) -> str:
     """The inspector's JSON in the dialect of a release."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = graph_of(path)
     nodes = [node.name for node in graph.node]
     if faults.get("fused"):
         kinds = [("{ForeignNode[" + f"{nodes[0]}...{nodes[-1]}" + "]}", "Myelin", nodes, ["HALF"])]

@@ -1,0 +1,155 @@
+"""A bundle on stand-ins of boards: its engines are built and run by TensorRT's faces and by trtexec."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcheck.device import backends, main, page
+from qcheck.device.errors import CannotVerify
+from qcheck.result import verified
+from qcheck.tasks import pack
+from tests.conftest import Finished, run
+from tests.device import trees
+from tests.device.conftest import rewritten
+from tests.device.fakes import board as fakes
+from tests.device.fakes.board import FakeBoard
+
+pytestmark = fakes.needs_compiler
+Make = Callable[[str], FakeBoard]
+
+
+@pytest.fixture
+def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes this process one of a board with a release of TensorRT."""
+
+    def used(version: str) -> FakeBoard:
+        made = fakes.make(tmp_path / "board", version)
+        made.use(monkeypatch)
+        monkeypatch.setattr(backends, "RUNS", 3)
+        monkeypatch.setattr(backends, "IDLE_SECONDS", 0.0)
+        return made
+
+    return used
+
+
+@pytest.fixture
+def small(bundle_copy: Path) -> Path:
+    """The bundle with two probes, without twin and base arm: what a run on a slow stand-in can take."""
+    facts = json.loads((bundle_copy / "bundle.json").read_text("utf-8"))
+    facts["probes"] = facts["probes"][:2]
+    facts["components"] = [one for one in facts["components"] if one["role"] not in ("twin", "base")]
+    rewritten(bundle_copy / "bundle.json", json.dumps(facts).encode())
+    (bundle_copy / "SHA256SUMS").unlink()
+    pack.sums(bundle_copy)
+    return bundle_copy
+
+
+def tree(folder: Path) -> Path:
+    """The files of an AGX Orin with 40 GB available."""
+    root = folder / "root"
+    trees.agx_orin(root)
+    return root
+
+
+def judge(folder: Path, work: Path, runner: str, root: Path) -> Any:
+    """The bundle without free runs, as JSON."""
+    return main.run(folder, work, None, runner, False, root)
+
+
+def numbers(found: Any) -> dict[tuple[str, str], float]:
+    """The measurements by name and arm."""
+    return {(one["name"], one["arm"]): one["value"] for one in found["measurements"]}
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.16.2", "11.1.0"])
+def test_every_release_gives_the_files_numbers_and_the_boards_cost(
+    small: Path, use: Make, tmp_path: Path, version: str
+) -> None:
+    use(version)
+    found = judge(small, tmp_path / "work", "tensorrt", tree(tmp_path))
+    plain = judge(small, tmp_path / "plain", "onnxruntime", tree(tmp_path))
+    assert numbers(found) == pytest.approx(numbers(plain), abs=1e-6)
+    assert found["runner"] == {"name": f"TensorRT {version}", "deployed": True}
+    assert found["board"]["model"].startswith("NVIDIA Jetson AGX Orin")
+    denoiser = found["components"][0]
+    assert denoiser["precision"]["status"] == "as asked", denoiser["precision"]
+    assert denoiser["cost"]["latency"]["count"] >= 1
+    assert denoiser["build"]["tensorrt"] == version
+    again = judge(small, tmp_path / "work", "tensorrt", tree(tmp_path))
+    assert all(one["build"]["reused"] for one in again["components"])
+    assert numbers(again) == numbers(found)
+    read = verified.Verified.model_validate(json.loads(main.as_json(found)))
+    assert read.image_ms is not None
+    assert [row[0] for row in read.forecasts()][:2] == ["a denoiser call", "engine"]
+    assert "precision as asked" in page.text(found)
+
+
+def test_trtexec_gives_the_same_numbers(small: Path, use: Make, tmp_path: Path) -> None:
+    use("10.3.0")
+    facts = json.loads((small / "bundle.json").read_text("utf-8"))
+    assert facts["strata"]
+    found = judge(small, tmp_path / "work", "trtexec", tree(tmp_path))
+    plain = judge(small, tmp_path / "plain", "onnxruntime", tree(tmp_path))
+    assert numbers(found) == pytest.approx(numbers(plain), abs=1e-6)
+    assert found["runner"]["name"] == "trtexec of TensorRT 10.3.0"
+    assert found["components"][0]["cost"]["missing"]["memory"] == "this runner does not say how much the engine takes"
+
+
+def test_a_release_without_strong_typing_is_refused(small: Path, use: Make, tmp_path: Path) -> None:
+    use("8.6.1")
+    for runner in ("tensorrt", "trtexec"):
+        with pytest.raises(CannotVerify, match="has no strong typing"):
+            judge(small, tmp_path / "work", runner, tree(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("faults", "verdict", "reason"),
+    [
+        ({"fell_back": True}, "FAIL", "unet: the engine fell back to other types than the scheme asks"),
+        ({"nan": True}, "FAIL", "is not finite"),
+        ({"fused": True}, None, ""),
+    ],
+)
+def test_what_an_engine_does_wrong_is_named(
+    small: Path, use: Make, tmp_path: Path, faults: dict[str, Any], verdict: str | None, reason: str
+) -> None:
+    use("10.3.0").fail(**faults)
+    found = judge(small, tmp_path / "work", "tensorrt", tree(tmp_path))
+    assert verdict is None or (found["verdict"], True) == (verdict, any(reason in text for text in found["reasons"]))
+    if "fused" in faults:
+        assert found["components"][0]["precision"]["status"] == "fused, cannot be told"
+        assert "cannot be told" in page.text(found)
+
+
+def test_a_board_with_too_little_memory_builds_nothing(small: Path, use: Make, tmp_path: Path) -> None:
+    made, root = use("10.3.0"), tree(tmp_path)
+    trees.meminfo(root, 60_000_000, 10_000)
+    with pytest.raises(CannotVerify, match=r"needs 0\.0 GB, 4 times its size, and only 0\.0 GB are available"):
+        judge(small, tmp_path / "work", "tensorrt", root)
+    assert made.seen == []
+
+
+def test_the_archive_builds_in_children_and_the_report_shows_the_board(
+    small: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """By the bundle's own archive, in a Python that has the board's packages."""
+    made = fakes.make(tmp_path / "board", "10.16.2")
+    work, out = tmp_path / "work", tmp_path / "verify.json"
+    command = [str(made.python()), "-I", str(small / "verify.pyz"), str(small)]
+    command += ["--work", str(work), "--out", str(out), "--no-free-run", "--runner", "tensorrt"]
+    environment = {"PATH": "/nowhere", "LD_LIBRARY_PATH": str(made.folder / "lib")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode in (0, 3), done.stderr  # two probes may leave it open
+    found = json.loads(out.read_text("utf-8"))
+    assert [one["role"] for one in found["components"]] == ["denoiser", "encoder", "decoder"]
+    assert numbers(found)["effect_survival", "adapted"] == pytest.approx(1, abs=0.05)
+    report = shutil.copytree(finished.folder, tmp_path / "report", ignore=shutil.ignore_patterns("artifacts"))
+    merged = run("report", "--merge", str(out), str(report))
+    assert merged.exit_code == done.returncode, merged.output
+    assert "precision as asked" in merged.stdout
+    assert "a call on the board; estimated" in (report / "report.html").read_text("utf-8")
