@@ -1,6 +1,7 @@
 """``qcheck export``: a folder that any runtime of its parts can run, built as asked, with the device's script."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ def test_what_is_no_file_or_no_size_is_an_error_and_leaves_nothing(tmp_path: Pat
         (("--size", "64x64", "--size", "72x64"), "multiples of 16 where engines take several sizes"),
         (("-s", "fp8"), "FP8 (E4M3) needs SM 8.9"),
         (("--target", "jetson-agx-xavier"), "without strongly typed networks"),
+        (("--base-arm",), "an option of a bundle is given, and no bundle"),
+        (("--prompts", __file__), "an export runs no probes"),
+        (("--bundle", str(out), "--size", "64x64", "--size", "72x64"), "a bundle's engines take one"),
+        (("--bundle", str(out), "-s", "nf4-g64"), "a board's engine cannot be built from it"),
     ):
         result = run("export", "demo", "--lora", "flat", *given, "-o", str(out), "--no-build")
         assert said in str(result.exception), given
@@ -145,6 +150,7 @@ def test_a_component_that_leaves_float16s_range_gets_bfloat16(factor: float, com
     part = Component("loud", Loud(factor), {"x": torch.zeros(2, 8)}, ("y",))
     assert export._safe(part, "float16") == compute
     assert export._safe(part, "bfloat16") == "bfloat16"
+    assert export._safe(replace(part, upcast=True), "float16") == "bfloat16"  # as SDXL's autoencoder says of itself
 
 
 def test_a_pipeline_from_newer_loaders_gets_the_files_that_older_ones_read(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from qcheck.core.cache import Cache
+from qcheck.device import bundle as bundles
+from qcheck.device.backends import OnnxBackend
+from qcheck.device.verify import Verification
 from qcheck.model.arms import Arms
 from qcheck.quantize.artifact import Exporter
 from qcheck.runtime.ort_runner import session
@@ -125,3 +128,25 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     file = tmp_path / "out" / "artifacts" / "int4-g128" / "merge-quantize" / "unet" / "model.onnx"
     (sample, *_) = session(file, 1).get_inputs()
     assert sample.shape[1:] == [4, 12, 8]
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_a_bundle_of_every_family_is_replayed_without_its_code(
+    family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Latents that a transformer packs, inputs of time in its own unit, several text encoders, a solver of its own."""
+    folder, _ = checked(family, BUILT)
+    base, adapter, out = folder.parent / family, folder.with_suffix(".safetensors"), tmp_path / "bundle"
+    few = ("--size", "32x32", "--steps", "2", "--bundle-probes", "2", "--no-build", "--no-twin")
+    target = ("--scheme", "int8", "--target", "jetson-thor-t5000")
+    result = run("export", str(base), "--lora", str(adapter), *target, *few, "--bundle", str(out), "--json")
+    assert result.exit_code == 0, result.output
+    bundle = bundles.read(out)
+    assert bundle.solver is not None
+    found = Verification(bundle, OnnxBackend(), tmp_path / "work", lambda _: None).run()
+    here = {(one.name, one.arm): one.value for one in found.measurements}
+    there = {(one["name"], one["arm"]): one["value"] for one in bundle.facts["expected"]}
+    assert here["effect_survival", "adapted"] == pytest.approx(there["effect_survival", "adapted"], abs=0.05)
+    assert here["endpoint_error", "adapted"] == pytest.approx(there["endpoint_error", "adapted"], rel=0.5, abs=0.01)
+    assert found.explained["host_gap_db"] > 10
+    assert min(here[key] for key in here if key[0] == "embedding_cosine") > 0.999

@@ -140,7 +140,8 @@ def test_what_contributing_quotes_of_a_measurement_is_what_stands_there() -> Non
     page = (docs_tables.PAGE.parent.parent / "CONTRIBUTING.md").read_text("utf-8")
     quoted = re.findall(r"^```diff\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     parts = re.split(r"^--- (.+)$", quoted[0], flags=re.MULTILINE)[1:]
-    assert parts[::2] == ["qcheck/measure/effect.py", "qcheck/spec/data/measurements.toml", "tests/faults.py"]
+    code = ["qcheck/device/effect.py", "qcheck/measure/effect.py"]
+    assert parts[::2] == [*code, "qcheck/spec/data/measurements.toml", "tests/faults.py"]
     for path, diff in zip(parts[::2], parts[1::2], strict=True):
         content = (docs_tables.PAGE.parent.parent / path).read_text("utf-8").splitlines()
         lines = [line[1:] for line in diff.strip().splitlines()]

@@ -205,10 +205,9 @@ def bundle(
     if not isinstance(base, CheckSpec):
         request.setdefault("scheme", library.SCHEME)
     spec = asked(base, lora, **request)
-    tasks = host("qcheck.tasks.bundle")
-    content = tasks.Content(bundle_probes, base_arm, twin)
+    content = host("qcheck.tasks.bundle_content").Content(bundle_probes, base_arm, twin)
     with writing(out, overwrite) as folder, caching(cache) as entries:
-        bundled: Bundled = tasks.bundle(spec, content, folder, entries, progress or Silent())
+        bundled: Bundled = host("qcheck.tasks.bundle").bundle(spec, content, folder, entries, progress or Silent())
     if pack:
         host("qcheck.tasks.pack").archive(Path(out), Path(out).with_name(f"{Path(out).name}.tar.zst"))
     return bundled

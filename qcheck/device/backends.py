@@ -11,7 +11,7 @@ import numpy as np
 
 from . import board as boards
 from . import bundle, cudart, inspector, monitor, onnx_runner, tensorrt_engine, trtexec
-from .board import ROOT, Board, State
+from .board import Board, State
 from .built import Built, Job
 from .bundle import Bundle, Component
 from .errors import CannotVerify
@@ -19,6 +19,7 @@ from .monitor import Monitor, Usage
 from .onnx_runner import OnnxRunner
 from .options import RUNNERS
 from .replay import Say
+from .sysfs import ROOT
 from .verify import Backend, Opened
 
 IDLE_SECONDS = 10.0

@@ -7,7 +7,6 @@ None, and ``missing`` has its reason under its name.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import re
 import subprocess
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CannotVerify
+from .sysfs import ROOT, known_text, label, memory, monitors, number, numbered, why
 
-ROOT = Path("/")
 # A builder's peak was 3.2 to 4.1 times the bytes of the ONNX file and its weights.
 TIMES = 4
 _WORKSPACE, _SHARE, _SMALL = 2_000_000_000, 8, 256_000_000
 _PATIENCE = 5.0
-_MOST = 1 << 16
 # The GPU's own clock, newest boards first; a Thor has a clock gpu-nvd-0 of its video engines beside it.
 _GPUS = ("gpu-gpc-0", "*.gpu", "*.ga10b", "*.gv11b", "*.gp10b")
 _RELEASE = re.compile(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
@@ -97,12 +95,12 @@ class Board:
         The machine's name on the network is not read.
         """
         missing: dict[str, str] = {}
-        release = _RELEASE.search(_text(root / "etc/nv_tegra_release"))
+        release = _RELEASE.search(known_text(root / "etc/nv_tegra_release"))
         tree, chip = root / "proc/device-tree", root / "sys/devices/soc0"
         places = (tree / "model", chip / "machine", root / "sys/class/dmi/id/product_name")
-        tegra = "nvidia,tegra" in _text(tree / "compatible") or _text(chip / "family") == "Tegra"
+        tegra = "nvidia,tegra" in known_text(tree / "compatible") or known_text(chip / "family") == "Tegra"
         return cls(
-            model=next((found for found in map(_text, places) if found), platform.machine() or "unknown"),
+            model=next((found for found in map(known_text, places) if found), platform.machine() or "unknown"),
             is_jetson=bool(release) or tegra,
             release="R{}.{}".format(*release.groups()) if release else "",
             power_mode=power_mode(root, run) or "unknown",
@@ -186,62 +184,6 @@ class State:
     def to_json(self) -> dict[str, Any]:
         """The fields as values of JSON."""
         return asdict(self)
-
-
-def text(path: Path) -> str:
-    """The text of a small file of procfs or sysfs, without the NUL or newline at its end.
-
-    A thermal zone without power answers EAGAIN, which ``open`` makes None or a TypeError of.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        return os.read(handle, _MOST).decode("utf-8", "replace").strip("\0 \t\n")
-    finally:
-        os.close(handle)
-
-
-def number(path: Path) -> int:
-    """The whole number in a file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has no number.
-    """
-    return int(text(path))
-
-
-def why(path: Path, error: Exception) -> str:
-    """Why a file has no value, with its path."""
-    return f"{path}: {error.strerror if isinstance(error, OSError) else error}"
-
-
-def numbered(folder: Path, pattern: str) -> list[Path]:
-    """Paths in a folder by the number at their end: hwmon2 before hwmon10."""
-    return sorted(folder.glob(pattern), key=lambda path: (int(re.sub(r"\D", "", path.name) or 0), path.name))
-
-
-def monitors(root: Path = ROOT) -> list[tuple[str, Path]]:
-    """Chip and folder of every sensor of the kernel's hardware monitoring."""
-    return [(_text(path / "name"), path) for path in numbered(root / "sys/class/hwmon", "hwmon*")]
-
-
-def label(folder: Path, channel: str) -> str:
-    """The name of a channel of a power monitor: its own, else the chip's (Thor's INA238), else ""."""
-    own = (f"in{channel}_label", f"curr{channel}_label", f"power{channel}_label", "label")
-    return next((found for found in (_text(folder / name) for name in own) if found), "")
-
-
-def memory(root: Path = ROOT) -> dict[str, int]:
-    """/proc/meminfo in bytes, by the kernel's names.
-
-    Raises:
-        OSError: there is none.
-    """
-    lines = (line.partition(":") for line in text(root / "proc/meminfo").splitlines())
-    return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.strip().endswith("kB")}
 
 
 def throttled(before: State, after: State) -> list[str]:
@@ -329,13 +271,6 @@ def _is_system(executable: str, bindings: list[Path]) -> bool:
     return str(path.parent) in {"/usr/bin", "/bin"} and own
 
 
-def _text(path: Path) -> str:
-    try:
-        return text(path)
-    except OSError:
-        return ""
-
-
 def _gb(value: int) -> str:
     return f"{value / 1e9:.1f} GB"
 
@@ -373,7 +308,7 @@ def _thermal(root: Path, missing: dict[str, str]) -> tuple[dict[str, float], dic
     trips: dict[str, float] = {}
     zones = numbered(root / "sys/class/thermal", "thermal_zone*")
     for zone in zones:
-        kind = _text(zone / "type") or zone.name
+        kind = known_text(zone / "type") or zone.name
         name = f"{kind} ({zone.name})" if kind in temperatures else kind
         try:
             temperatures[name] = number(zone / "temp") / 1000
@@ -391,7 +326,7 @@ def _thermal(root: Path, missing: dict[str, str]) -> tuple[dict[str, float], dic
 def _trips(zone: Path) -> Iterator[float]:
     for path in numbered(zone, "trip_point_*_type"):
         point = path.name.split("_")[2]
-        if _text(path) not in {"passive", "hot"}:
+        if known_text(path) not in {"passive", "hot"}:
             continue
         with contextlib.suppress(OSError, ValueError):
             degrees = number(zone / f"trip_point_{point}_temp") / 1000
@@ -403,8 +338,8 @@ def _trips(zone: Path) -> Iterator[float]:
 def _bound(zone: Path, point: str) -> Iterator[str]:
     """The kinds of the cooling devices that a trip point switches."""
     for path in zone.glob("cdev*_trip_point"):
-        if _text(path) == point:
-            yield _text(zone / path.name.split("_")[0] / "type")
+        if known_text(path) == point:
+            yield known_text(zone / path.name.split("_")[0] / "type")
 
 
 def _alarms(root: Path) -> Iterator[tuple[str, int]]:
@@ -427,7 +362,7 @@ def _counted(folder: Path, pattern: str) -> Iterator[tuple[str, int]]:
 
 def _cooling(root: Path) -> Iterator[tuple[str, int]]:
     for path in numbered(root / "sys/class/thermal", "cooling_device*"):
-        kind = _text(path / "type")
+        kind = known_text(path / "type")
         with contextlib.suppress(OSError, ValueError):
             if kind.endswith("throttle-alert"):
                 yield kind, number(path / "cur_state")

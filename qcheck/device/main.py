@@ -15,11 +15,12 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from . import backends, bundle, page, tensorrt_engine
-from .board import ROOT, Board
+from .board import Board
 from .bundle import Bundle
 from .errors import CannotVerify
 from .options import EXITS, parser
 from .replay import whole
+from .sysfs import ROOT
 from .verify import SCHEMA, Backend, Outcome, Verification
 
 

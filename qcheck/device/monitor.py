@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .board import ROOT, label, memory, monitors, number, text, why
+from .sysfs import ROOT, label, memory, monitors, number, text, why
 
 # Fewer samples of a sensor that averages over tens of milliseconds say nothing about a call.
 ENOUGH = 30

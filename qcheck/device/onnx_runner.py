@@ -8,7 +8,6 @@ import numpy as np
 
 from .bundle import Component
 from .errors import CannotVerify
-from .tensors import TYPES
 
 
 class OnnxRunner:
@@ -18,6 +17,11 @@ class OnnxRunner:
 
     def __init__(self, component: Component) -> None:
         runtime = module()
+        if component.compute == "bfloat16":
+            raise CannotVerify(
+                f"{component.name} computes in bfloat16, for which ONNX Runtime has no kernels on a processor",
+                "Verify it on the board.",
+            )
         options: Any = runtime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -55,10 +59,3 @@ def module() -> Any:
             f"--runner onnxruntime: {error}", "Install onnxruntime for this Python, or use another runner."
         ) from error
     return onnxruntime
-
-
-def runs(component: Component) -> bool:
-    """Whether the processor has kernels for the component: none for bfloat16."""
-    return all(
-        tensor.dtype in TYPES and tensor.dtype != "bfloat16" for tensor in (*component.inputs, *component.outputs)
-    )

@@ -68,6 +68,7 @@ def _components(components: Sequence[Mapping[str, Any]]) -> list[str]:
         if build:
             reused = "used again" if build["reused"] else f"built in {build['seconds']:.0f} s"
             lines.append(f"  engine {build['engine_bytes'] / 1e6:.1f} MB, {reused}")
+            lines += [f"  not at optimization level {level}: {failure}" for level, failure in build["attempts"]]
         if precision:
             lines.append(f"  precision {precision['status']}: {precision['text']}")
         latency = cost.get("latency")

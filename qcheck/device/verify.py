@@ -96,9 +96,10 @@ class Verification:
         found, missing = self._measured(forced, free, gates_here)
         for component in bundle.components:
             if component.role in ("encoder", "decoder"):
-                described, errors = self._other(component, gates_here)
-                components.append(described)
+                described, errors, why = self._other(component, gates_here)
+                components += described
                 found += errors
+                missing.update(why)
         twin = bundle.component("twin")
         if twin is not None and self.backend.deployed:
             components.append(self._timed(twin))
@@ -177,9 +178,20 @@ class Verification:
         asked = {key: sample for key, sample in samples.items() if key in gates_here}
         return [gates.measure(values, gates_here[key], alpha, at) for key, (values, at) in asked.items()], missing
 
-    def _other(self, component: Component, gates_here: Gates) -> tuple[Mapping[str, Any], list[Measurement]]:
-        """A text encoder or the decoder: what it is and costs, and its error on the bundle's inputs."""
-        opened, errors = self._opened(component), []
+    def _other(
+        self, component: Component, gates_here: Gates
+    ) -> tuple[list[Mapping[str, Any]], list[Measurement], dict[str, str]]:
+        """A text encoder or the decoder: what it is and costs, and its error on the bundle's inputs.
+
+        A processor has no kernels for bfloat16: there it is not measured, and the reason says so.
+        """
+        try:
+            opened = self._opened(component)
+        except CannotVerify as error:
+            if self.backend.deployed:
+                raise
+            return [], [], {component.name: error.problem}
+        errors = []
         with closing(opened.runner) as runner:
             inputs = self.bundle.component_inputs(component)
             for index in range(self.bundle.facts["component_samples"]):
@@ -190,7 +202,8 @@ class Verification:
         name = "embedding_cosine" if component.role == "encoder" else "picture_error"
         worst = min(errors) if component.role == "encoder" else max(errors)
         gate = gates_here[name, "adapted"]
-        return described, [gates.exactly(worst if np.isfinite(errors).all() else float("nan"), gate, component.name)]
+        value = worst if np.isfinite(errors).all() else float("nan")
+        return [described], [gates.exactly(value, gate, component.name)], {}
 
     def _timed(self, twin: Component) -> Mapping[str, Any]:
         """The denoiser in 16 bit, which is built and timed alone; why not, where that fails."""

@@ -81,8 +81,8 @@ class Limits(Value):
     negligible_effect: Annotated[float, Field(gt=0)]
     tail: Annotated[tuple[float, float], BeforeValidator(as_tuple)]
     bad_share: Annotated[float, Field(ge=0, lt=1)]
-    embedding_cosine: Annotated[float, Field(gt=0, lt=1)]
-    picture_error: Annotated[float, Field(gt=0, lt=1)]
+    embedding_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    picture_error: Annotated[float, Field(gt=0, lt=1)] = 0.02
     gates: Annotated[list[Gate], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qcheck.tasks import pack
 from tests.conftest import Finished, run
 
 
@@ -52,3 +53,27 @@ def rewritten(path: Path, content: bytes) -> None:
     """Give a linked file another content, without changing the original."""
     path.unlink()
     path.write_bytes(content)
+
+
+@pytest.fixture
+def small(bundle_copy: Path) -> Path:
+    """The bundle with two probes at two timesteps, without twin and base arm: what a slow stand-in can take."""
+    facts = json.loads((bundle_copy / "bundle.json").read_text("utf-8"))
+    count, varying = len(facts["strata"]), [f"{name}.bin" for name in facts["denoiser"]["varying"]]
+    facts["probes"], facts["strata"] = facts["probes"][:2], facts["strata"][:2]
+    facts["components"] = [one for one in facts["components"] if one["role"] not in ("twin", "base")]
+    facts["solver"], facts["no_solver"] = None, "left out"
+    arms = [f"{arm}.bin" for arm in ("f0", "f1", "q0", "q1")]
+    for pattern, names in (("probes/00[01]", varying), ("reference/00[01]", arms)):
+        for path in (folder / name for folder in bundle_copy.glob(pattern) for name in names):
+            content = path.read_bytes()
+            rewritten(path, content[: 2 * len(content) // count])
+    rewritten(bundle_copy / "bundle.json", json.dumps(facts).encode())
+    signed(bundle_copy)
+    return bundle_copy
+
+
+def signed(folder: Path) -> None:
+    """Write the digests of a bundle that was changed, as someone would who knows how."""
+    (folder / "SHA256SUMS").unlink()
+    pack.sums(folder)

@@ -12,10 +12,8 @@ import pytest
 from qcheck.device import backends, main, page
 from qcheck.device.errors import CannotVerify
 from qcheck.result import verified
-from qcheck.tasks import pack
 from tests.conftest import Finished, run
 from tests.device import trees
-from tests.device.conftest import rewritten
 from tests.device.fakes import board as fakes
 from tests.device.fakes.board import FakeBoard
 
@@ -35,18 +33,6 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         return made
 
     return used
-
-
-@pytest.fixture
-def small(bundle_copy: Path) -> Path:
-    """The bundle with two probes, without twin and base arm: what a run on a slow stand-in can take."""
-    facts = json.loads((bundle_copy / "bundle.json").read_text("utf-8"))
-    facts["probes"] = facts["probes"][:2]
-    facts["components"] = [one for one in facts["components"] if one["role"] not in ("twin", "base")]
-    rewritten(bundle_copy / "bundle.json", json.dumps(facts).encode())
-    (bundle_copy / "SHA256SUMS").unlink()
-    pack.sums(bundle_copy)
-    return bundle_copy
 
 
 def tree(folder: Path) -> Path:
@@ -91,8 +77,6 @@ def test_every_release_gives_the_files_numbers_and_the_boards_cost(
 
 def test_trtexec_gives_the_same_numbers(small: Path, use: Make, tmp_path: Path) -> None:
     use("10.3.0")
-    facts = json.loads((small / "bundle.json").read_text("utf-8"))
-    assert facts["strata"]
     found = judge(small, tmp_path / "work", "trtexec", tree(tmp_path))
     plain = judge(small, tmp_path / "plain", "onnxruntime", tree(tmp_path))
     assert numbers(found) == pytest.approx(numbers(plain), abs=1e-6)
@@ -124,6 +108,15 @@ def test_what_an_engine_does_wrong_is_named(
     if "fused" in faults:
         assert found["components"][0]["precision"]["status"] == "fused, cannot be told"
         assert "cannot be told" in page.text(found)
+
+
+def test_a_builder_that_is_killed_is_tried_at_a_lower_level_and_the_page_says_so(
+    small: Path, use: Make, tmp_path: Path
+) -> None:
+    use("10.3.0").fail(kill_from=3)
+    text = page.text(judge(small, tmp_path / "work", "tensorrt", tree(tmp_path)))
+    assert "not at optimization level 3: " in text
+    assert "probably out of memory" in text
 
 
 def test_a_board_with_too_little_memory_builds_nothing(small: Path, use: Make, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qcheck.device.tensors import Tensor
 from qcheck.device.verify import Outcome, Verification
 from qcheck.tasks import pack
 from tests.conftest import Finished, run
-from tests.device.conftest import Bundled, rewritten
+from tests.device.conftest import Bundled, rewritten, signed
 
 
 def verified(folder: Path, work: Path, **options: Any) -> Outcome:
@@ -139,8 +140,7 @@ def _edited(folder: Path, **changes: Any) -> None:
     """Change bundle.json as someone would who knows the digests."""
     facts = json.loads((folder / "bundle.json").read_text("utf-8")) | changes
     rewritten(folder / "bundle.json", json.dumps(facts).encode())
-    (folder / "SHA256SUMS").unlink()
-    pack.sums(folder)
+    signed(folder)
 
 
 def test_a_newer_schema_is_refused(bundle_copy: Path) -> None:
@@ -152,33 +152,43 @@ def test_a_newer_schema_is_refused(bundle_copy: Path) -> None:
 def test_a_size_that_no_input_has_is_refused(bundle_copy: Path, tmp_path: Path) -> None:
     sample = bundle_copy / "probes" / "003" / "sample.bin"
     rewritten(sample, sample.read_bytes() * 2)
-    (bundle_copy / "SHA256SUMS").unlink()
-    pack.sums(bundle_copy)
+    signed(bundle_copy)
     with pytest.raises(CannotVerify, match=r"sample\.bin has \d+ bytes, and 8 of sample float16\[2, 4, 16, 16\] have"):
         verified(bundle_copy, tmp_path)
 
 
-def test_outputs_that_are_not_finite_fail(bundled: Bundled, tmp_path: Path) -> None:
-    opened = bundles.read(bundled.folder)
+def test_outputs_that_are_not_finite_fail(small: Path, tmp_path: Path) -> None:
+    opened = bundles.read(small)
     results = replay.Results(tmp_path / "results" / f"unet-{OnnxBackend().open(opened.denoiser).key}")
     broken = np.full((opened.strata, *opened.shape), np.nan, np.float32)
     results.obtain("forced-000", lambda: broken)
-    found = verified(bundled.folder, tmp_path, free_run=False)
+    found = verified(small, tmp_path)
     assert found.verdict == "FAIL"
     assert "effect_survival (adapted) is not finite" in found.reasons[0]
 
 
-def test_a_file_that_lost_its_adapter_fails(bundle_copy: Path, tmp_path: Path) -> None:
-    model = bundle_copy / "model"
-    for name in ("model.onnx", "model.onnx.data"):
-        if (model / "unet.base" / name).exists():
-            rewritten(model / "unet" / name, (model / "unet.base" / name).read_bytes())
-    (bundle_copy / "SHA256SUMS").unlink()
-    pack.sums(bundle_copy)
-    found = verified(bundle_copy, tmp_path, free_run=False)
+def test_a_component_in_bfloat16_is_not_measured_on_a_processor(bundled: Bundled, tmp_path: Path) -> None:
+    """And where the denoiser itself is one, nothing can be verified."""
+    bundle = bundles.read(bundled.folder)
+    verification = Verification(bundle, OnnxBackend(), tmp_path, lambda _: None)
+    decoder = bundle.component("decoder")
+    assert decoder is not None
+    described, errors, missing = verification._other(replace(decoder, compute="bfloat16"), verification.gates())
+    assert (described, errors) == ([], [])
+    assert "vae_decoder computes in bfloat16, for which ONNX Runtime has no kernels" in missing["vae_decoder"]
+    with pytest.raises(CannotVerify, match="unet computes in bfloat16"):
+        OnnxBackend().open(replace(bundle.denoiser, compute="bfloat16"))
+
+
+def test_a_file_that_lost_its_adapter_fails(small: Path, tmp_path: Path) -> None:
+    model = small / "model"
+    for path in (model / "unet.base").iterdir():
+        rewritten(model / "unet" / path.name, path.read_bytes())
+    signed(small)
+    found = verified(small, tmp_path)
     assert found.verdict == "FAIL"
     assert any("more than a fifth of what the LoRA does is lost" in reason for reason in found.reasons)
-    assert found.missing["endpoint_error"] == "free runs were left out"
+    assert found.missing["endpoint_error"] == "left out"
 
 
 def test_the_verifier_knows_numpy_alone_and_pythons_syntax_of_3_8(bundled: Bundled) -> None:

@@ -1,0 +1,128 @@
+"""bundle.json: what was exported, what is asked of the board, how it is judged, and what the host found."""
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcheck import __version__
+from qcheck.build import profile
+from qcheck.device import bundle as layout
+from qcheck.result.manifest import model_files
+from qcheck.sampling import solvers
+from qcheck.spec import measurement
+from qcheck.spec.arm import Arm
+from qcheck.spec.limits import Gate
+from qcheck.tasks.bundled_case import TIME, BundledCase
+
+_ON_BOARD: tuple[tuple[str, Arm], ...] = (
+    ("effect_survival", "adapted"),
+    ("stratum_survival", "adapted"),
+    ("endpoint_error", "adapted"),
+    ("endpoint_error", "base"),
+)
+
+
+def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: bool, folder: Path) -> dict[str, Any]:
+    """The content of bundle.json, for a bundle whose files are in ``folder``."""
+    setup, solver = case.setup, case.solver
+    return {
+        "schema": layout.SCHEMA,
+        "qcheck": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "asked": _asked(case),
+        "components": list(components),
+        "component_samples": case.sample_count,
+        "denoiser": {
+            "latent": case.family.latent,
+            "time": TIME,
+            "varying": sorted(case.varying),
+            "own_in_base": sorted(case.own_in_base),
+            "shape": list(case.row),
+        },
+        "guidance": setup.guidance,
+        "calibrated": bool(case.session.spec.references),
+        "probes": [{"prompt": probe.prompt, "seed": probe.seed} for probe in case.probes],
+        "strata": list(setup.timesteps()),
+        "solver": None if isinstance(solver, str) else _solver(case, solver),
+        "no_solver": solver if isinstance(solver, str) else "",
+        "limits": _limits(case, base_arm),
+        "host_only": _host_only(case),
+        "expected": [
+            one.model_dump(mode="json")
+            for one in case.verdict.measurements
+            if (one.name, one.arm) in _ON_BOARD and one.value is not None and np.isfinite(one.value)
+        ],
+        "forecast": _forecast(case, folder / components[0]["file"]),
+    }
+
+
+def _asked(case: BundledCase) -> dict[str, Any]:
+    session, spec = case.session, case.session.spec
+    return {
+        "base": Path(spec.base).name,
+        "adapter": " + ".join(Path(adapter.source).name for adapter in spec.adapters),
+        "scheme": case.quantization.scheme.name,
+        "order": case.quantization.order,
+        "target": spec.target.name,
+        "guidance": case.setup.guidance,
+        "steps": spec.probes.steps,
+        "verdict": case.verdict.outcome,
+        "host_machine": f"{platform.machine()} with {session.arms.device.title}",
+        "base_digest": session.arms.base.digest,
+        "adapter_digests": [adapter.digest for adapter in session.shipped.adapters],
+    }
+
+
+def _solver(case: BundledCase, linear: solvers.Linear) -> dict[str, Any]:
+    return {
+        "timesteps": case.times(),
+        "scales": linear.scales.tolist(),
+        "start": linear.start.tolist(),
+        "outputs": linear.outputs.tolist(),
+    }
+
+
+def _limits(case: BundledCase, base_arm: bool) -> dict[str, Any]:
+    limits = case.limits
+    asked = [key for key in _ON_BOARD if key != ("endpoint_error", "base") or base_arm]
+    others = (
+        ("embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
+        ("picture_error", None, limits.picture_error, "its pictures are not those of float32"),
+    )
+    gates = [_gate(gate) for gate in limits.gates if (gate.name, gate.arm) in asked]
+    gates += [
+        {"name": name, "arm": "adapted", "unit": "", "low": low, "high": high, "beyond": beyond}
+        for name, low, high, beyond in others
+    ]
+    return {"alpha": limits.alpha, "tail": list(limits.tail), "bad_share": limits.bad_share, "gates": gates}
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    unit = measurement.find(gate.name).of(gate.arm).unit
+    return {"unit": unit, **gate.model_dump(include={"name", "arm", "low", "high", "beyond"})}
+
+
+def _host_only(case: BundledCase) -> dict[str, str]:
+    """Gates of the quantized arms that a board does not measure, with the reason."""
+    on_board = {name for name, _ in _ON_BOARD}
+    gates = [gate.name for gate in case.limits.gates if gate.role in ("absolute", "adapter")]
+    return {name: "of pictures of free runs, which the host measured" for name in gates if name not in on_board}
+
+
+def _forecast(case: BundledCase, denoiser: Path) -> dict[str, Any]:
+    """What the host can say of the board: once measured there, it stands beside."""
+    session, quantization = case.session, case.quantization
+    size = sum(path.stat().st_size for path in model_files(denoiser))
+    scheme, layers = quantization.scheme, quantization.artifact.manifest.layers
+    estimate = profile.estimated(session.needs, session.spec.target, size, layers, scheme.compute)
+    engines = [build.bytes for build in quantization.builds if build.status == "built"]
+    return {
+        "call_ms": estimate.call_ms,
+        "engine_bytes": engines[0] if engines else None,
+        "builder_bytes": 4 * size,
+        "memory_bytes": int(1e6 * (estimate.denoiser_mb + estimate.activations_mb)),
+    }
