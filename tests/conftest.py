@@ -65,7 +65,22 @@ def one_thread() -> Iterator[None]:
 
 
 # The longest files first, so that no process is left alone with one of them (of `--no-loadscope-reorder`).
-_FIRST = ("cli/test_cli.py", "test_families.py", "test_export.py", "api/test_examples.py", "test_workload.py")
+_FIRST = (
+    "cli/test_cli.py",
+    "test_families.py",
+    "api/test_examples.py",
+    "device/test_boards.py",
+    "test_faults.py",
+    "test_others.py",
+    "device/test_bundle.py",
+    "test_realised.py",
+    "test_export.py",
+    "test_again.py",
+    "test_artifact.py",
+    "test_device.py",
+    "test_few_steps.py",
+    "test_inspect.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

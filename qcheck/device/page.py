@@ -56,7 +56,7 @@ def _measurements(measurements: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         at = f" {one['where']}" if one["where"] else ""
         value = f"{_number(one['value'])} {one['unit']}"
-        lines.append(f"  {_MARKS[one['status']]:5} {name:27} {value:>10}  {interval:18} {' and '.join(sides)}{at}")
+        lines.append(f"  {_MARKS[one['status']]:5} {name:27} {value:>14}  {interval:18} {' and '.join(sides)}{at}")
     return lines
 
 
