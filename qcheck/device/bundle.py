@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -27,6 +28,7 @@ from .tensors import Tensor
 NAME, SUMS, SCHEMA = "bundle.json", "SHA256SUMS", "qcheck-bundle/1"
 AGAIN = "Copy the whole bundle again, or export it again."
 _CHUNK = 1 << 20
+_SIDES = ("inputs", "outputs")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class Bundle:
         prefix = component.path.relative_to(self.folder).as_posix()
         parts = [value for name, value in sorted(self.digests.items()) if name.startswith(prefix)]
         return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What tells this bundle from every other: the digest of all digests."""
+        return hashlib.sha256(sums(self.digests)).hexdigest()
 
     @property
     def denoiser(self) -> Component:
@@ -184,10 +191,15 @@ def read(folder: Path) -> Bundle:
     return Bundle(folder, facts, components, solver, digests)
 
 
+_PLAIN = re.compile(r"\w[\w.\-]*")
+
+
 def _component(folder: Path, one: Mapping[str, Any]) -> Component:
-    inputs, outputs = (
-        tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in one[side]) for side in ("inputs", "outputs")
-    )
+    names = [one["name"], *one["file"].split("/"), *(tensor["name"] for side in _SIDES for tensor in one[side])]
+    odd = [name for name in names if not _PLAIN.fullmatch(name)]
+    if odd:
+        raise CannotVerify(f"{folder / NAME} names {odd[0]!r}, which is no plain name of a file", AGAIN)
+    inputs, outputs = (tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in one[side]) for side in _SIDES)
     layers = tuple(Layer(**layer) for layer in one["layers"])
     return Component(one["name"], one["role"], folder / one["file"], one["compute"], inputs, outputs, layers)
 

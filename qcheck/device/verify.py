@@ -107,13 +107,17 @@ class Verification:
         judged = gates.judged(found, list(gates_here.values()), limits["alpha"])
         broken = [reason for component in components for reason in _fell_back(component)]
         tail = self._tail(self._energies(forced))
-        verdict, reasons = gates.verdict(judged, broken, tail)
+        verdict, reasons = gates.verdict(judged, broken, [*tail, *_unmeasured(found, gates_here, missing)])
         return Outcome(verdict, reasons, judged, self._explained(forced["adapted"]), components, missing)
 
     def gates(self) -> Gates:
         """The bundle's gates by measurement and arm."""
         every = [Gate(**gate) for gate in self.bundle.facts["limits"]["gates"]]
         return {(gate.name, gate.arm): gate for gate in every}
+
+    def results(self, component: Component, opened: Opened) -> Path:
+        """The folder of what a component gave: of this bundle, and of what ran it."""
+        return self.work / "results" / f"{self.bundle.identity[:16]}-{component.name}-{opened.key}"
 
     def _opened(self, component: Component) -> Opened:
         self.say(f"{component.name}: {'build and load the engine' if self.backend.deployed else 'load'}")
@@ -130,7 +134,7 @@ class Verification:
                 continue
             opened = self._opened(component)
             with closing(opened.runner) as runner:
-                results = Results(self.work / "results" / f"{component.name}-{opened.key}")
+                results = Results(self.results(component, opened))
                 forced[arm] = replay.forced(bundle, runner, arm, results, self.say)
                 if bundle.solver is not None and self.free_run:
                     free[arm] = replay.free(bundle, bundle.solver, runner, arm, results, self.say)
@@ -234,6 +238,17 @@ class Verification:
             error += float(np.square(host - full).sum())
             signal += float(np.square(full).sum())
         return {"host_gap_db": _ratio(signal, gap), "host_error_db": _ratio(signal, error)}
+
+
+def _unmeasured(found: Sequence[Measurement], gates_here: Gates, missing: Mapping[str, str]) -> list[str]:
+    """Gates without a measurement, with the reason: what was not measured is never passed."""
+    measured = {(one.name, one.arm) for one in found}
+    reasons = "; ".join(missing.values())
+    return [
+        f"{name} ({arm}) was not measured: {missing.get(name, reasons)}"
+        for name, arm in gates_here
+        if (name, arm) not in measured
+    ]
 
 
 def _ratio(signal: float, error: float) -> float:

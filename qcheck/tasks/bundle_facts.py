@@ -89,6 +89,8 @@ def _solver(case: BundledCase, linear: solvers.Linear) -> dict[str, Any]:
 def _limits(case: BundledCase, base_arm: bool) -> dict[str, Any]:
     limits = case.limits
     asked = [key for key in _ON_BOARD if key != ("endpoint_error", "base") or base_arm]
+    if isinstance(case.solver, str):
+        asked = [key for key in asked if key[0] != "endpoint_error"]
     others = (
         ("embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
         ("picture_error", None, limits.picture_error, "its pictures are not those of float32"),

@@ -63,6 +63,7 @@ def small(bundle_copy: Path) -> Path:
     facts["probes"], facts["strata"] = facts["probes"][:2], facts["strata"][:2]
     facts["components"] = [one for one in facts["components"] if one["role"] not in ("twin", "base")]
     facts["solver"], facts["no_solver"] = None, "left out"
+    facts["limits"]["gates"] = [one for one in facts["limits"]["gates"] if one["name"] != "endpoint_error"]
     arms = [f"{arm}.bin" for arm in ("f0", "f1", "q0", "q1")]
     for pattern, names in (("probes/00[01]", varying), ("reference/00[01]", arms)):
         for path in (folder / name for folder in bundle_copy.glob(pattern) for name in names):
