@@ -12,30 +12,36 @@ from qcheck.cli.groups import Output
 from qcheck.cli.output import session
 from qcheck.core.size import megabytes
 from qcheck.report.text import COLOURS
+from qcheck.result.bundled import Bundled
 from qcheck.spec.check import CheckSpec
 
 
-def write(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keeps: bool, says: bool = True) -> None:
-    """Write the bundle of a request to ``folder``, and say what to do with it, unless ``says`` is false."""
+def written(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keeps: bool) -> Bundled:
+    """Write the bundle of a request to ``folder``."""
     with session(keeps, output.silent, output.log) as progress:
-        bundled = functions.bundle(
-            spec, out=folder, overwrite=output.overwrite, cache=keeps, progress=progress, **content
-        )
-    if not says:
-        return
+        return functions.bundle(spec, out=folder, overwrite=output.overwrite, cache=keeps, progress=progress, **content)
+
+
+def write(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keeps: bool) -> None:
+    """Write the bundle of a request to ``folder``, and say what to do with it."""
+    bundled = written(spec, folder, content, output, keeps)
     if output.as_json:
         typer.echo(bundled.to_json(), nl=False)
-        return
-    if output.quiet:
+    elif output.quiet:
         typer.echo(folder)
-        return
-    console = Console()
-    verdict = (bundled.verdict, COLOURS[bundled.verdict])
-    title = f" on this machine: {bundled.scheme} {bundled.order} for {bundled.target}, {bundled.probes} probes"
-    console.print(Text.assemble("\n", verdict, title))
-    packed = f"{folder}.tar.zst" if content.get("pack") else None
-    console.print(f"bundle   {folder}, {megabytes(bundled.bytes)}", highlight=False, soft_wrap=True)
-    if packed:
-        console.print(f"to send  {packed}: tar --zstd -xf it on the board", highlight=False, soft_wrap=True)
-    console.print(f"there    python3 {folder.name}/verify.pyz {folder.name}", highlight=False, soft_wrap=True)
-    console.print("back     qcheck report --merge verify.json REPORT", highlight=False, soft_wrap=True)
+    else:
+        console = Console()
+        verdict = (bundled.verdict, COLOURS[bundled.verdict])
+        title = f" on this machine: {bundled.scheme} {bundled.order} for {bundled.target}, {bundled.probes} probes"
+        console.print(Text.assemble("\n", verdict, title))
+        tell(bundled, folder, content.get("pack", False), console)
+
+
+def tell(bundled: Bundled, folder: Path, packed: bool, console: Console, report: str = "REPORT") -> None:
+    """Say where a bundle is, what to do with it on the board, and how the result comes back."""
+    lines = [f"bundle   {folder}, {megabytes(bundled.bytes)}"]
+    lines += [f"to send  {folder}.tar.zst: tar --zstd -xf it on the board"] if packed else []
+    lines += [f"there    python3 {folder.name}/verify.pyz {folder.name}"]
+    lines += [f"back     qcheck report --merge verify.json {report}"]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

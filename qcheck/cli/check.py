@@ -12,6 +12,7 @@ from qcheck.cli import bundling, config, options, output
 from qcheck.cli.groups import Adapters, Artifacts, Bundle, Machine, Output, Probes, grouped, of
 from qcheck.cli.log import LOGGER
 from qcheck.core.errors import UserError
+from qcheck.core.folder import require_free
 from qcheck.demo import library
 from qcheck.report import text
 from qcheck.result.report import exit_code
@@ -116,17 +117,22 @@ def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle)
             f"--bundle, and {len(spec.schemes)} schemes in {len(spec.orders)} orders",
             "Name one --scheme and one --order.",
         )
+    if bundle.bundle is not None:
+        require_free(bundle.bundle.resolve(), destination.overwrite)
     out, cache = destination.folder(spec.adapters[0].source), not machine.no_cache
     with output.session(cache, destination.silent, destination.log) as progress:
         report = functions.run(spec, out=out, overwrite=destination.overwrite, cache=cache, progress=progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
+    bundled = None
     if bundle.bundle is not None:
-        bundling.write(spec, bundle.bundle, content, destination, cache, says=False)
+        bundled = bundling.written(spec, bundle.bundle, content, destination, cache)
     if destination.as_json:
         typer.echo(report.to_json(), nl=False)
     elif destination.quiet:
         text.brief(report, Console())
     else:
         text.render(report, out, Console())
+        if bundled is not None and bundle.bundle is not None:
+            bundling.tell(bundled, bundle.bundle, bundle.pack, Console(), str(out))
     raise typer.Exit(exit_code(report))

@@ -20,13 +20,13 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         UserError: ``out`` holds something else, or cannot be written.
     """
     out = out.resolve()
-    _require_free(out, overwrite)
+    require_free(out, overwrite)
     partial = _partial_folder(out)
     try:
         yield partial
         shutil.rmtree(partial / "cache", ignore_errors=True)
         if out.exists():
-            _require_free(out, overwrite)
+            require_free(out, overwrite)
             _replace(out, partial)
         else:
             partial.rename(out)
@@ -34,7 +34,7 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _require_free(out: Path, overwrite: bool) -> None:
+def require_free(out: Path, overwrite: bool) -> None:
     """Raises UserError, naming a file that is in the way."""
     if not out.exists():
         return

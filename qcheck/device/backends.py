@@ -71,15 +71,17 @@ class EngineBackend:
         return Opened(runner, f"{bundle.digest(made.engine)[:16]}", _told(made), precision)
 
     def _job(self, component: Component) -> Job:
+        board = self._board
         return Job(
             onnx=component.path,
             digest=self._bundle.digest_of(component),
             inputs=component.inputs,
             engine=self._engines / f"{component.name}.engine",
-            timing_cache=self._engines / f"timing-{_plain(self._board.power_mode)}.cache",
+            timing_cache=self._engines
+            / f"timing-{_plain(self._board.model)}-{_plain(self.name)}-{_plain(self._board.power_mode)}.cache",
             workspace=boards.workspace(State.now(self._root)),
-            board=self._board.model,
-            mode=self._board.power_mode,
+            board=board.model,
+            mode=board.power_mode,
         )
 
     def _build(self, job: Job) -> Built:

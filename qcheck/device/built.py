@@ -125,7 +125,8 @@ def _recorded(job: Job, tensorrt: str, level: int, tried: Tried, failures: Seque
         attempts=tuple(failures),
         reused=False,
     )
-    record = json.dumps({**built.to_json(), "first_level": job.level}, indent=1) + "\n"
+    own = {"first_level": job.level, "inputs": _shapes(job)}
+    record = json.dumps({**built.to_json(), **own}, indent=1) + "\n"
     whole(job.record, lambda path: _write(path, record))
     return built
 
@@ -148,14 +149,20 @@ def _impossible(job: Job, tensorrt: str, tried: Tried, failures: Sequence[tuple[
     )
 
 
+def _shapes(job: Job) -> list[list[Any]]:
+    """The inputs that an engine was built for, as JSON has them."""
+    return [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in job.inputs]
+
+
 def _kept(job: Job, tensorrt: str) -> Built | None:
     """The engine that is there, if it is whole and its record names the same file, TensorRT, board, mode and level."""
     try:
         record = json.loads(job.record.read_text("utf-8"))
         first_level, attempts = record.pop("first_level"), tuple(map(tuple, record["attempts"]))
+        shapes = record.pop("inputs")
         kept = Built(**{**record, "engine": job.engine, "attempts": attempts, "reused": True})
-        found = (kept.digest, kept.tensorrt, kept.board, kept.mode, first_level, kept.bytes)
-        wanted = (job.digest, tensorrt, job.board, job.mode, job.level, job.engine.stat().st_size)
+        found = (kept.digest, kept.tensorrt, kept.board, kept.mode, first_level, kept.bytes, shapes)
+        wanted = (job.digest, tensorrt, job.board, job.mode, job.level, job.engine.stat().st_size, _shapes(job))
     except (OSError, ValueError, LookupError, TypeError):  # there is none, or another version of this module wrote it
         return None
     return kept if found == wanted else None

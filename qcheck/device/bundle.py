@@ -233,6 +233,9 @@ def check(folder: Path) -> dict[str, str]:
     known = _parsed(content)
     if known is None or NAME not in known or sums(known) != content:
         raise CannotVerify(f"{folder / SUMS} was changed", AGAIN)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    if added := sorted(there - set(known)):
+        raise CannotVerify(f"{folder / added[0]} is not of this bundle: {SUMS} has no digest of it", AGAIN)
     for name, expected in sorted(known.items()):
         try:
             found = digest(folder / name)

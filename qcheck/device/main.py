@@ -35,6 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except CannotVerify as error:
         print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted. What was finished is kept: run the same command again to go on.", file=sys.stderr)
+        return 130
     except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
         traceback.print_exc()
         return 2
@@ -61,14 +64,11 @@ def run(
     say("compare digests")
     opened = bundle.read(folder)
     work = work or folder.resolve().with_name(f"{folder.resolve().name}-verify")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotVerify(f"--work {work}: {error.strerror}", "Give a folder that can be written.") from error
+    place = out or work / "verify.json"
+    _require_writable(work, place)
     backend = backends.choose(runner, opened, work, board, say, root)
     outcome = Verification(opened, backend, work, say, free_run).run()
     found = _found(opened, backend, board, outcome, time.monotonic() - start)
-    place = out or work / "verify.json"
     try:
         whole(place, lambda path: _write(path, as_json(found)))
         whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(found)))
@@ -78,6 +78,27 @@ def run(
         ) from error
     say(f"{place}")
     return found
+
+
+def _require_writable(work: Path, place: Path) -> None:
+    """Make the folder of work, and remove the result of an earlier run: it says nothing about this one.
+
+    Raises:
+        CannotVerify: one of them cannot be written.
+    """
+    for option, folder in (("--work", work), ("--out", place.parent)):
+        try:
+            if option == "--work":
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".qcheck-writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            fix = "Give a folder that can be written." if option == "--work" else "Give a file in a folder that exists."
+            raise CannotVerify(f"{option} {folder}: {error.strerror}", fix) from error
+    for earlier in (place, place.with_suffix(".txt")):
+        if earlier.exists():
+            earlier.unlink()
 
 
 def as_json(found: Mapping[str, Any]) -> str:

@@ -30,8 +30,9 @@ def _head(found: Mapping[str, Any]) -> list[str]:
     release = f", {board['release']}" if board.get("release") else ""
     runner = found["runner"]
     here = runner["name"] if runner["deployed"] else f"{runner['name']}: numerics only, not the deployed engine"
+    numerics = "" if runner["deployed"] else " (numerics only)"
     return [
-        f"{found['verdict']}  {asked['scheme']} {asked['order']} for {asked['target']}",
+        f"{found['verdict']}{numerics}  {asked['scheme']} {asked['order']} for {asked['target']}",
         *(f"  {reason}" for reason in found["reasons"]),
         "",
         f"board   {board['model']}{release}, power mode {board.get('power_mode', 'unknown')}",

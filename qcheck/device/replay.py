@@ -41,7 +41,7 @@ class Results:
         if path.exists():
             try:
                 stored: np.ndarray = np.load(path, allow_pickle=False)
-            except (OSError, ValueError):
+            except (OSError, ValueError, EOFError):
                 path.unlink()  # a board that lost power may leave a file whose bytes were never written
             else:
                 return stored

@@ -6,6 +6,7 @@ so that errors do not add up differently on two machines. The distance to the ho
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,15 +149,11 @@ class Verification:
     def _described(self, component: Component, opened: Opened, inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         """A component as verify.json has it."""
         self.say(f"{component.name}: measure its cost" if self.backend.deployed else f"{component.name}: done")
-        return {
-            "name": component.name,
-            "role": component.role,
-            "compute": component.compute,
-            "bytes": component.bytes,
-            "build": opened.build,
-            "precision": opened.precision,
-            "cost": dict(self.backend.cost(opened, inputs)),
-        }
+        try:
+            cost = self.backend.cost(opened, inputs)
+        except CannotVerify as error:  # what was measured before stays a verdict
+            cost = {"missing": {"latency, memory and energy": error.problem}}
+        return _written(component, cost, opened)
 
     def _energies(self, forced: Arms) -> effect.Energies:
         bundle = self.bundle
@@ -214,8 +211,7 @@ class Verification:
         try:
             opened = self._opened(twin)
         except CannotVerify as error:
-            reason = {"latency": f"{error.problem}"}
-            return {"name": twin.name, "role": twin.role, "bytes": twin.bytes, "cost": {"missing": reason}}
+            return _written(twin, {"missing": {"latency": error.problem}})
         with closing(opened.runner):
             return self._described(twin, opened, self._first("adapted"))
 
@@ -240,6 +236,19 @@ class Verification:
         return {"host_gap_db": _ratio(signal, gap), "host_error_db": _ratio(signal, error)}
 
 
+def _written(component: Component, cost: Mapping[str, Any], opened: Opened | None = None) -> dict[str, Any]:
+    """A component as verify.json has it."""
+    return {
+        "name": component.name,
+        "role": component.role,
+        "compute": component.compute,
+        "bytes": component.bytes,
+        "build": None if opened is None else opened.build,
+        "precision": None if opened is None else opened.precision,
+        "cost": dict(cost),
+    }
+
+
 def _unmeasured(found: Sequence[Measurement], gates_here: Gates, missing: Mapping[str, str]) -> list[str]:
     """Gates without a measurement, with the reason: what was not measured is never passed."""
     measured = {(one.name, one.arm) for one in found}
@@ -253,7 +262,8 @@ def _unmeasured(found: Sequence[Measurement], gates_here: Gates, missing: Mappin
 
 def _ratio(signal: float, error: float) -> float:
     """10 log10(signal / error), at most 200 dB."""
-    return min(200.0, float(arithmetic.decibels(np.array(signal), np.array(error))))
+    ratio = float(arithmetic.decibels(np.array(signal), np.array(error)))
+    return ratio if math.isnan(ratio) else min(200.0, ratio)
 
 
 class _Stored:

@@ -220,7 +220,8 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
         yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
     before, after = ("not asked" if case.board is None else case.board.verdict for case in (was, now))
     if before != after:
-        yield _change(now, "the board", _step("PASS", before, after), before, after)
+        worse = "worse" if after == "FAIL" else _step("PASS", before, after)
+        yield _change(now, "the board", worse, before, after)
     statuses = (
         {build.builder: build.status for build in was.builds},
         {build.builder: build.status for build in now.builds},

@@ -15,7 +15,11 @@ def merged(report: Report, verified: Verified) -> Report:
     pairs = (
         ("base", report.base.digest, asked.base_digest),
         ("adapter", [one.digest for one in report.adapters if one.arms == "adapted"], asked.adapter_digests),
+        ("weight", [one.weight for one in report.adapters if one.arms == "adapted"], asked.weights),
         ("target", report.target, asked.target),
+        ("guidance", report.probes.guidance, asked.guidance),
+        ("number of steps", report.probes.steps, asked.steps),
+        ("set of limits", report.provenance.limits_digest, asked.limits_digest),
     )
     for name, here, there in pairs:
         if here != there:
@@ -34,4 +38,11 @@ def merged(report: Report, verified: Verified) -> Report:
 
 
 def _with(case: Case, verified: Verified) -> Case:
-    return case.model_copy(update={"board": verified})
+    following = case.next if verified.verdict == "PASS" else _NEXT[verified.verdict]
+    return case.model_copy(update={"board": verified, "next": following})
+
+
+_NEXT = {
+    "FAIL": "Do not ship it: the board's own engine does not pass, for the reasons beside it. Try another scheme.",
+    "INCONCLUSIVE": "The board's own engine is open: verify it again with more --bundle-probes.",
+}

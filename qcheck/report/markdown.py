@@ -53,7 +53,7 @@ def render(report: Report) -> str:
 
 
 def _headline(report: Report) -> str:
-    passed = [case for case in report.cases if case.verdict == "PASS"]
+    passed = [case for case in report.cases if case.outcome == "PASS"]
     adapters = " + ".join(f"{escape(Path(adapter.source).name)} at {adapter.weight:g}" for adapter in report.adapters)
     lost = [case for case in report.cases if order_loses(case)]
     some = f"{len(lost)} of them: " if len(report.cases) > 1 else ""
@@ -77,7 +77,7 @@ def _case(case: Case) -> list[str]:
     return [
         escape(case.scheme),
         escape(case.order),
-        f"{SIGNS[case.verdict]} **{case.verdict}**",
+        f"{SIGNS[case.outcome]} **{case.outcome}**",
         f"{escape(deciding.name)} ({ARMS[deciding.arm]}) {escape(number(deciding))}" if deciding else "-",
         bounds(deciding) if deciding else "",
         escape(limit(deciding)) if deciding else "",
@@ -89,7 +89,7 @@ def _case(case: Case) -> list[str]:
 def _verdicts(report: Report) -> str:
     lines = []
     for case in report.cases:
-        lines.append(f"- **{case.verdict}** {escape(case.scheme)} {escape(case.order)}: {escape(case.next, 400)}")
+        lines.append(f"- **{case.outcome}** {escape(case.scheme)} {escape(case.order)}: {escape(case.next, 400)}")
         lines += [f"  - because {escape(reason, 400)}" for reason in case.reasons]
         lines += [f"  - warning: {escape(warning, 400)}" for warning in case.warnings]
         lines += [f"  - build: {escape(build_line(build), 400)}" for build in case.builds]

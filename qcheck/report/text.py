@@ -154,7 +154,7 @@ def brief(report: Report, console: Console) -> None:
     """Print one line for each case: its verdict, scheme and order."""
     for case in report.cases:
         cure = f": {CURE}" if order_loses(case) else ""
-        console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), f" {case.scheme} {case.order}{cure}"))
+        console.print(Text.assemble((case.outcome, COLOURS[case.outcome]), f" {case.scheme} {case.order}{cure}"))
 
 
 def _conclude(case: Case, report: Report, console: Console) -> None:
@@ -210,7 +210,8 @@ def board_lines(board: Verified) -> list[str]:
         lines.append(f"energy {cost.energy.joules:.3g} J a call, {cost.energy.net_watts:.3g} W net; indicative")
     for name, forecast, measured, error in board.forecasts():
         lines.append(f"{name}: {measured}, forecast {forecast}{f' ({error})' if error else ''}")
-    return lines + [f"{name} was not measured: {why}" for name, why in cost.missing.items()]
+    lines += [f"latency inconclusive: {doubt}" for doubt in cost.doubts]
+    return lines + [f"not measured: {name} ({why})" for name, why in cost.missing.items()]
 
 
 def render(report: Report, folder: Path, console: Console) -> None:

@@ -153,8 +153,8 @@ class Case(Value):
 
     @property
     def outcome(self) -> Outcome:
-        """The verdict, with the board's where the host's is PASS: what fails there needs another recipe."""
-        if self.board is None or self.verdict != "PASS" or self.board.verdict == "PASS":
+        """The verdict, with the board's where the host's is PASS or open: what fails there needs another recipe."""
+        if self.board is None or self.verdict not in ("PASS", "INCONCLUSIVE") or self.board.verdict == "PASS":
             return self.verdict
         return "FAIL-RECIPE" if self.board.verdict == "FAIL" else "INCONCLUSIVE"
 

@@ -85,6 +85,8 @@ class Asked(Value):
     host_machine: str
     base_digest: str
     adapter_digests: list[str]
+    weights: list[float]
+    limits_digest: str
 
 
 class Runner(Value):

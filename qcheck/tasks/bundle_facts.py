@@ -10,6 +10,7 @@ import numpy as np
 
 from qcheck import __version__
 from qcheck.build import profile
+from qcheck.core.digest import digest_of_value
 from qcheck.device import bundle as layout
 from qcheck.result.manifest import model_files
 from qcheck.sampling import solvers
@@ -74,6 +75,8 @@ def _asked(case: BundledCase) -> dict[str, Any]:
         "host_machine": f"{platform.machine()} with {session.arms.device.title}",
         "base_digest": session.arms.base.digest,
         "adapter_digests": [adapter.digest for adapter in session.shipped.adapters],
+        "weights": [adapter.weight for adapter in session.shipped.adapters],
+        "limits_digest": digest_of_value(spec.limits),
     }
 
 
@@ -95,7 +98,8 @@ def _limits(case: BundledCase, base_arm: bool) -> dict[str, Any]:
         ("embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
         ("picture_error", None, limits.picture_error, "its pictures are not those of float32"),
     )
-    gates = [_gate(gate) for gate in limits.gates if (gate.name, gate.arm) in asked]
+    deciding = [gate for gate in limits.gates if gate.role in ("absolute", "adapter")]
+    gates = [_gate(gate) for gate in deciding if (gate.name, gate.arm) in asked]
     gates += [
         {"name": name, "arm": "adapted", "unit": "", "low": low, "high": high, "beyond": beyond}
         for name, low, high, beyond in others

@@ -36,6 +36,7 @@ _ALONE: dict[Outcome, str] = {
     "INVALID": "There is no answer for {adapter} under {scheme}: a control failed.",
 }
 _LOST_TO_ORDER = "{adapter} is lost to its order, not to {scheme} on {target}: merge it before quantizing, not after."
+_ON_BOARD = "{adapter} under {scheme} passes here and not on the board, a {target}: see what it measured."
 _STATUS = {
     "pass": ("good", "✓", "inside"),
     "fail": ("bad", "✕", "outside"),
@@ -69,9 +70,11 @@ def headline(report: Report) -> str:
     if len(judged) == 1:
         case = judged[0]
         sentence = _LOST_TO_ORDER if order_loses(case) else _ALONE[case.verdict]
+        if case.outcome != case.verdict:
+            sentence = _ON_BOARD
         return sentence.format(scheme=isolated(case.scheme), **words)
-    passed = sum(case.verdict == "PASS" for case in judged)
-    open_cases = sum(KINDS[case.verdict][0] == "open" for case in judged)
+    passed = sum(case.outcome == "PASS" for case in judged)
+    open_cases = sum(KINDS[case.outcome][0] == "open" for case in judged)
     all_words = "both ways" if len(judged) == 2 else f"all {len(judged)} ways"
     passed_words = all_words if passed == len(judged) else f"{passed or 'none'} of the {len(judged)} ways"
     open_words = f"; {open_cases} {'is' if open_cases == 1 else 'are'} open" if open_cases else ""
@@ -95,8 +98,8 @@ def shown(report: Report) -> list[Case]:
 def kind(report: Report) -> tuple[Kind, str]:
     """The page's kind and sign: those of the only case, or of the best verdict among several cases."""
     if len(report.cases) == 1:
-        return KINDS[report.cases[0].verdict]
-    looks = [KINDS[case.verdict] for case in report.cases if not case.control] or [("open", "?")]
+        return KINDS[report.cases[0].outcome]
+    looks = [KINDS[case.outcome] for case in report.cases if not case.control] or [("open", "?")]
     return next(
         (look for preferred in ("good", "open", "bad") for look in looks if look[0] == preferred), ("open", "?")
     )
@@ -201,7 +204,7 @@ _BOARD_KINDS: dict[str, Kind] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": 
 
 def overview(case: Case) -> Overview:
     """A case in one row."""
-    kind, mark = KINDS[case.verdict]
+    kind, mark = KINDS[case.outcome]
     decided, estimate = case.decided, case.estimate
     sizes = [megabytes(size) for size in (case.full_precision_bytes, *(f.bytes for f in case.artifact[:1])) if size]
     board = case.board
