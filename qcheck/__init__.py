@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
+    from qcheck.api.board import bundle, merge, verify
     from qcheck.api.functions import (
         advise,
-        bundle,
         calibrate,
         check,
         compare,
         export,
         inspect,
         load_report,
-        merge,
         qat,
-        verify,
     )
     from qcheck.api.session import Session
     from qcheck.core.errors import UserError
@@ -40,21 +38,10 @@ _PLACES = {
     "Report": "qcheck.result.report",
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
+    "bundle": "qcheck.api.board",
+    "merge": "qcheck.api.board",
+    "verify": "qcheck.api.board",
 }
-_FUNCTIONS = (
-    "advise",
-    "bundle",
-    "calibrate",
-    "check",
-    "compare",
-    "export",
-    "inspect",
-    "load_report",
-    "merge",
-    "qat",
-    "verify",
-)
-
 __all__ = [
     "Case",
     "CheckSpec",
@@ -78,10 +65,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The public name, imported now."""
-    place = _PLACES.get(name, "qcheck.api.functions" if name in _FUNCTIONS else None)
-    if place is None:
+    if name not in __all__:
         raise AttributeError(f"module 'qcheck' has no attribute {name!r}")
-    return getattr(importlib.import_module(place), name)
+    return getattr(importlib.import_module(_PLACES.get(name, "qcheck.api.functions")), name)
 
 
 def __dir__() -> list[str]:

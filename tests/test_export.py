@@ -125,12 +125,22 @@ def test_what_is_no_file_or_no_size_is_an_error_and_leaves_nothing(tmp_path: Pat
         (("--size", "64x64", "--size", "72x64"), "multiples of 16 where engines take several sizes"),
         (("-s", "fp8"), "FP8 (E4M3) needs SM 8.9"),
         (("--target", "jetson-agx-xavier"), "without strongly typed networks"),
-        (("--base-arm",), "an option of a bundle is given, and no bundle"),
+        (("--base-arm",), "--base-arm is given, and no bundle"),
         (("--prompts", __file__), "an export runs no probes"),
-        (("--bundle", str(out), "--size", "64x64", "--size", "72x64"), "a bundle's engines take one"),
-        (("--bundle", str(out), "-s", "nf4-g64"), "a board's engine cannot be built from it"),
     ):
         result = run("export", "demo", "--lora", "flat", *given, "-o", str(out), "--no-build")
+        assert said in str(result.exception), given
+        assert not out.exists()
+
+
+def test_what_is_no_bundle_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    for given, said in (
+        (("-o", str(tmp_path / "out")), "a bundle takes the place of an export"),
+        (("--size", "64x64", "--size", "72x64"), "a bundle's engines take one"),
+        (("-s", "nf4-g64"), "a board's engine cannot be built from it"),
+    ):
+        result = run("export", "demo", "--lora", "flat", *given, "--bundle", str(out), "--no-build")
         assert said in str(result.exception), given
         assert not out.exists()
 

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from qcheck.api import functions
+from qcheck.api import board
 from qcheck.api.keywords import Bundling
 from qcheck.cli.groups import Output
 from qcheck.cli.output import session
@@ -19,7 +19,7 @@ from qcheck.spec.check import CheckSpec
 def written(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keeps: bool) -> Bundled:
     """Write the bundle of a request to ``folder``."""
     with session(keeps, output.silent, output.log) as progress:
-        return functions.bundle(spec, out=folder, overwrite=output.overwrite, cache=keeps, progress=progress, **content)
+        return board.bundle(spec, out=folder, overwrite=output.overwrite, cache=keeps, progress=progress, **content)
 
 
 def write(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keeps: bool) -> None:

@@ -113,13 +113,16 @@ _parser.command("check")(check)
 def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle) -> None:
     content = bundle.content()
     if bundle.bundle is not None and len(spec.schemes) * len(spec.orders) != 1:
+        cases = len(spec.schemes) * len(spec.orders)
+        named = ", ".join(scheme.name for scheme in spec.schemes)
         raise UserError(
-            f"--bundle, and {len(spec.schemes)} schemes in {len(spec.orders)} orders",
-            "Name one --scheme and one --order.",
+            f"--bundle holds one case, and the request has {cases} ({named})", "Name one --scheme and one --order."
         )
     if bundle.bundle is not None:
-        require_free(bundle.bundle.resolve(), destination.overwrite)
+        require_free(bundle.bundle.resolve(), destination.overwrite, "--bundle")
     out, cache = destination.folder(spec.adapters[0].source), not machine.no_cache
+    if bundle.bundle is not None and bundle.bundle.resolve() == out.resolve():
+        raise UserError(f"--bundle and --out are both {str(out)!r}", "Give the bundle a folder of its own.")
     with output.session(cache, destination.silent, destination.log) as progress:
         report = functions.run(spec, out=out, overwrite=destination.overwrite, cache=cache, progress=progress)
         for case in report.cases:

@@ -60,6 +60,9 @@ def export(
     made: Made = {"probes": probes, "trigger": trigger, "steps": steps, "guidance": guidance}
     made = {**made, **adapters.keywords(), **artifact.keywords(), **machine.keywords()}
     if bundle.bundle is not None:
+        if output.out is not None:
+            both = f"--bundle {bundle.bundle} and --out {output.out}"
+            raise UserError(f"{both}: a bundle takes the place of an export", "Give one of them.")
         spec = _bundled_spec(base, adapters, made, prompts, pixel_sizes)
         bundling.write(spec, bundle.bundle, content, output, keeps=not machine.no_cache)
         return

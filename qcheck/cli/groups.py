@@ -194,8 +194,10 @@ class Bundle:
         Raises:
             UserError: an option of a bundle without a bundle.
         """
-        if self.bundle is None and self != Bundle():
-            raise UserError("an option of a bundle is given, and no bundle", "Add --bundle DIR.")
+        changed = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if self.bundle is None and changed:
+            names = ", ".join("--no-twin" if name == "twin" else f"--{name.replace('_', '-')}" for name in changed)
+            raise UserError(f"{names} is given, and no bundle", "Add --bundle DIR, or leave it out.")
         return {
             "bundle_probes": self.bundle_probes,
             "base_arm": self.base_arm,

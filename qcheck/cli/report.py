@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qcheck.api import functions
+from qcheck.api import board
 from qcheck.api.lazy import host
 from qcheck.report import text
 from qcheck.result.report import REPORT, exit_code
@@ -38,7 +38,7 @@ def report(
     if merge is None:
         typer.echo(host("qcheck.report.html").write(place))
         return
-    merged = functions.merge(merge, place)
+    merged = board.merge(merge, place)
     text.boards(merged, Console())
     typer.echo(place / "report.html")
     raise typer.Exit(exit_code(merged))

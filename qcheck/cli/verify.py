@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qcheck.api import functions
+from qcheck.api import board
 from qcheck.core.errors import unknown
 from qcheck.device import page
 from qcheck.device.options import EXITS, RUNNERS
@@ -35,7 +35,7 @@ def verify(
     """
     if runner is not None and runner not in RUNNERS:
         raise unknown("runner", runner, RUNNERS)
-    verified = functions.verify(bundle, runner=runner, out=out, work=work, free_run=free_run)
+    verified = board.verify(bundle, runner=runner, out=out, work=work, free_run=free_run)
     text = verified.to_json()
     typer.echo(text if as_json else page.text(json.loads(text)), nl=False)
     raise typer.Exit(EXITS[verified.verdict])

@@ -11,7 +11,7 @@ from qcheck.core.errors import UserError
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
+def staged(out: Path, overwrite: bool = False, option: str = "--out") -> Iterator[Path]:
     """A folder to write into, whose content becomes that of ``out`` when the block ends well; else nothing changes.
 
     ``out`` is absent or empty, or with ``overwrite`` what qcheck wrote: that stays until the new content is complete.
@@ -20,13 +20,13 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         UserError: ``out`` holds something else, or cannot be written.
     """
     out = out.resolve()
-    require_free(out, overwrite)
-    partial = _partial_folder(out)
+    require_free(out, overwrite, option)
+    partial = _partial_folder(out, option)
     try:
         yield partial
         shutil.rmtree(partial / "cache", ignore_errors=True)
         if out.exists():
-            require_free(out, overwrite)
+            require_free(out, overwrite, option)
             _replace(out, partial)
         else:
             partial.rename(out)
@@ -34,21 +34,25 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def require_free(out: Path, overwrite: bool) -> None:
-    """Raises UserError, naming a file that is in the way."""
+def require_free(out: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuse a folder that holds something else; ``option`` is what named it.
+
+    Raises:
+        UserError: it is a file, or a file in it is in the way.
+    """
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"output {str(out)!r} is a file", "Give a folder as --out.")
+        raise UserError(f"output {str(out)!r} is a file", f"Give a folder as {option}.")
     names = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
     if not names:
         return
     if not any(ours(out / name) for name in _MARKS):
-        raise UserError(f"output {str(out)!r} is not empty: {names[0]!r} is in the way", "Give another --out.")
+        raise UserError(f"output {str(out)!r} is not empty: {names[0]!r} is in the way", f"Give another {option}.")
     if not overwrite:
         raise UserError(
             f"output {str(out)!r} is not empty: {names[0]!r} of an earlier run is in the way",
-            "Give another --out, or --overwrite to replace what that run wrote.",
+            f"Give another {option}, or --overwrite to replace what that run wrote.",
         )
 
 
@@ -66,7 +70,7 @@ _PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
 _MARKS = ("report.json", "manifest.json", "advice.json", "bundle.json", "after/report.json")
 
 
-def _partial_folder(out: Path) -> Path:
+def _partial_folder(out: Path, option: str) -> Path:
     """A fresh folder next to ``out``, or where only ``out`` itself may be written, as a mounted one, inside of it."""
     name = f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
     failure: OSError | None = None
@@ -79,7 +83,8 @@ def _partial_folder(out: Path) -> Path:
             failure = failure or error
         else:
             return place / name
-    raise UserError(f"output {str(out)!r} cannot be written: {failure}", "Give an --out that you may write.")
+    reason = failure.strerror if failure is not None else "nowhere to write"
+    raise UserError(f"output {str(out)!r} cannot be written: {reason}", f"Give another {option}, that you may write.")
 
 
 def _replace(out: Path, partial: Path) -> None:

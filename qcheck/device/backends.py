@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -24,7 +25,7 @@ from .verify import Backend, Opened
 
 IDLE_SECONDS = 10.0
 RUNS = 100  # timed calls, or as many as 30 s take
-ENERGY_MS = 4000.0  # of calls, for the power monitors to have enough samples
+ENERGY_MS, ENERGY_SECONDS = 4000.0, 60.0  # of calls, for the power monitors to have enough samples; and at most
 
 
 class OnnxBackend:
@@ -49,85 +50,114 @@ class OnnxBackend:
         return [*self._reasons, "no engine was run: these are the files' numbers on a processor, not the board's"]
 
 
-class EngineBackend:
-    """Engines that are built on this board, through TensorRT's bindings or through trtexec."""
+class EngineBackend(ABC):
+    """Engines that are built on this board, through TensorRT's bindings or through trtexec.
+
+    ``alone`` says that the runner's calls are all that happens while it is timed, so that power and clocks are theirs.
+    """
 
     deployed = True
+    alone = True
+    name: str
 
     def __init__(self, opened: Bundle, work: Path, board: Board, root: Path = ROOT) -> None:
         self._bundle, self._board, self._root = opened, board, root
         self._engines = work / "engines"
 
-    name: str
+    @abstractmethod
+    def _build(self, job: Job) -> Built:
+        """The engine of a job."""
+
+    @abstractmethod
+    def _load(self, engine: Path, component: Component) -> Any:
+        """The runner of an engine."""
 
     def open(self, component: Component) -> Opened:
         """Build the component's engine where there is none, and load it."""
-        job = self._job(component)
-        if not job.record.exists():
-            boards.require_memory(component.bytes, State.now(self._root))
-        made = self._build(job)
-        runner: Any = self._load(made.engine, component)
+        engine = self._build(self._job(component))
+        runner = self._load(engine.engine, component)
         precision = _precision(component, runner.inspect()) if component.layers else None
-        return Opened(runner, f"{bundle.digest(made.engine)[:16]}", _told(made), precision)
+        return Opened(runner, bundle.digest(engine.engine)[:16], _described(engine), precision)
 
     def _job(self, component: Component) -> Job:
-        board = self._board
+        board, state = self._board, State.now(self._root)
+        timings = _plain(f"timing-{board.model}-{self.name}-{board.power_mode}")
         return Job(
             onnx=component.path,
             digest=self._bundle.digest_of(component),
             inputs=component.inputs,
             engine=self._engines / f"{component.name}.engine",
-            timing_cache=self._engines
-            / f"timing-{_plain(self._board.model)}-{_plain(self.name)}-{_plain(self._board.power_mode)}.cache",
-            workspace=boards.workspace(State.now(self._root)),
+            timing_cache=self._engines / f"{timings}.cache",
+            workspace=boards.workspace(state),
             board=board.model,
             mode=board.power_mode,
+            preflight=lambda: boards.require_memory(component.bytes, state),
         )
 
-    def _build(self, job: Job) -> Built:
-        raise NotImplementedError
-
-    def _load(self, engine: Path, component: Component) -> Any:
-        raise NotImplementedError
-
     def warnings(self) -> Sequence[str]:
-        """Nothing to warn of."""
-        return []
+        """That this is no board, where it is none."""
+        return [] if self._board.is_jetson else [f"{self._board.model} is no Jetson: its engines are not the target's"]
 
     @functools.cached_property
     def _idle(self) -> Usage:
         """The board with nothing to do."""
         with Monitor(self._root) as watching:
-            if monitor.rails(self._root):
+            if self.alone and monitor.rails(self._root):
                 time.sleep(IDLE_SECONDS)
         return watching.usage()
 
     def cost(self, opened: Opened, inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """Latency in ms, memory in bytes and energy in J; ``doubts`` say what makes the latency inconclusive."""
+        """Latency in ms, memory in bytes and energy in J; ``doubts`` say what makes the latency inconclusive.
+
+        ``states`` are the board's before and after the calls; each says what it could not read.
+        """
         runner: Any = opened.runner
         idle = self._idle
         runner.time(inputs, runs=1)  # warms up: both states are those of a board under load
-        before = State.now(self._root)
+        before, start = State.now(self._root), time.monotonic()
         with Monitor(self._root) as watching:
             times = runner.time(inputs, runs=RUNS)
             every = list(times)
-            while monitor.rails(self._root) and sum(every) < ENERGY_MS:
+            while self._measures_power and sum(every) < ENERGY_MS and time.monotonic() - start < ENERGY_SECONDS:
                 every += runner.time(inputs, runs=RUNS)
-        after = State.now(self._root)
-        energy = monitor.energy(watching.usage(), idle, len(every), sum(every) / 1000)
-        size = (opened.build or {}).get("engine_bytes")
-        activations, missing = runner.device_memory, {}
-        if isinstance(energy, str):
-            missing["energy"] = energy
-        if activations is None or size is None:
-            missing["memory"] = "this runner does not say how much the engine takes"
+        after, usage = State.now(self._root), watching.usage()
+        energy, memory = self._energy(usage, idle, every), self._memory(opened)
         return {
             "latency": monitor.latency(times).to_json(),
-            "doubts": boards.throttled(before, after),
-            "memory": None if "memory" in missing else size + activations,
+            "doubts": [*boards.throttled(before, after), *self._unobserved(after)],
+            "memory": memory,
+            "available_drop": usage.available_drop,
+            "resident_peak": usage.resident_peak,
             "energy": None if isinstance(energy, str) else energy.to_json(),
-            "missing": missing,
+            "states": {"before": before.to_json(), "after": after.to_json()},
+            "missing": {
+                **({"energy": energy} if isinstance(energy, str) else {}),
+                **({"memory": "this runner does not say how much the engine takes"} if memory is None else {}),
+            },
         }
+
+    @property
+    def _measures_power(self) -> bool:
+        return self.alone and bool(monitor.rails(self._root))
+
+    def _energy(self, usage: Usage, idle: Usage, times: Sequence[float]) -> monitor.Energy | str:
+        if not self.alone:
+            return f"{self.name} starts a process for every measurement: its power is not that of the calls alone"
+        return monitor.energy(usage, idle, len(times), sum(times) / 1000)
+
+    def _memory(self, opened: Opened) -> int | None:
+        """Bytes of the engine and its activations; None where the runner does not say."""
+        runner: Any = opened.runner
+        size, activations = (opened.build or {}).get("engine_bytes"), runner.device_memory
+        return None if size is None or activations is None else int(size + activations)
+
+    def _unobserved(self, state: State) -> list[str]:
+        """Why throttling would not have been seen, where it would not."""
+        if not self.alone:
+            return [f"clocks and temperatures were read when {self.name} had ended, not under load"]
+        if state.gpu_clock is None and not state.temperatures and not state.cooling:
+            return [f"throttling could not be observed: {state.missing.get('gpu_clock', 'no clock can be read')}"]
+        return []
 
 
 class TensorRTBackend(EngineBackend):
@@ -152,13 +182,15 @@ class TensorRTBackend(EngineBackend):
     def warnings(self) -> Sequence[str]:
         """Other copies of TensorRT that this Python has."""
         origin = tensorrt_engine.origin(self._trt)
-        return [
-            f"this Python has two TensorRTs: {origin['file']} was used, {unused} was not" for unused in origin["unused"]
-        ]
+        two = "this Python has two TensorRTs"
+        copies = [f"{two}: {origin['file']} was used, {unused} was not" for unused in origin["unused"]]
+        return [*super().warnings(), *copies]
 
 
 class TrtexecBackend(EngineBackend):
     """TensorRT's own program, for a board whose Python has no bindings."""
+
+    alone = False
 
     def __init__(self, opened: Bundle, work: Path, board: Board, root: Path = ROOT) -> None:
         super().__init__(opened, work, board, root)
@@ -183,17 +215,24 @@ def program() -> list[str]:
     return [str(archive)] if archive.is_file() else ["-m", str(__package__)]
 
 
-def _told(made: Built) -> dict[str, Any]:
+def _described(engine: Built) -> dict[str, Any]:
     """A build as verify.json has it."""
-    found = made.to_json()
-    return {**{key: found[key] for key in found if key not in ("bytes", "digest")}, "engine_bytes": made.bytes}
+    record = engine.to_json()
+    kept = {key: value for key, value in record.items() if key not in ("bytes", "digest")}
+    return {**kept, "engine_bytes": engine.bytes}
 
 
-def _precision(component: Component, inspected: str) -> dict[str, Any]:
-    found = inspector.precision(component.layers, component.compute, inspector.inspected(inspected))
-    counted = ", ".join(f"{count} {operands}" for operands, count in found["operands"].items()) or "none"
-    text = f"{counted} of {found['layers']} quantized layers were read"
-    return {"status": found["status"], "text": text, "fell_back": found["fell_back"]}
+def _precision(component: Component, layer_information: str) -> dict[str, Any]:
+    """Whether an engine computes as the scheme asks, by its inspector; what cannot be read cannot be told."""
+    try:
+        operations = inspector.inspected(layer_information)
+    except ValueError as error:
+        reason = f"the engine's inspector gave no JSON: {error}"
+        return {"status": inspector.FUSED, "text": reason, "fell_back": []}
+    precision = inspector.precision(component.layers, component.compute, operations)
+    counted = ", ".join(f"{count} {operands}" for operands, count in precision["operands"].items()) or "none"
+    text = f"{counted} of {precision['layers']} quantized layers were read"
+    return {"status": precision["status"], "text": text, "fell_back": precision["fell_back"]}
 
 
 def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Say, root: Path = ROOT) -> Backend:
@@ -214,9 +253,9 @@ def choose(runner: str | None, opened: Bundle, work: Path, board: Board, say: Sa
             return makers[name](opened, work, board, root) if name in makers else OnnxBackend(reasons)
         except CannotVerify as error:
             say(f"not {name}: {error.problem}")
-            reasons.append(f"{error.problem}. {error.fix}")
+            reasons.append(f"{error.problem} ({error.fix})")
     fix = "On a Jetson run it with /usr/bin/python3; on a workstation install onnxruntime."
-    raise CannotVerify("nothing here can run the bundle: " + "; ".join(reasons), fix)
+    raise CannotVerify("nothing here can run the bundle:\n  " + "\n  ".join(reasons), fix)
 
 
 def build_here(words: Sequence[str]) -> int:

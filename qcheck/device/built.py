@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+from .bundle import digest
 from .errors import CannotVerify
 from .replay import whole
 from .tensors import Tensor
@@ -26,6 +27,7 @@ class Job:
 
     ``workspace`` is the most scratch memory of a layer in bytes. The engine belongs to the ``board``, in its power
     ``mode``. ``level`` (0 to 5) is the optimization level that is tried first; ``limit`` are the seconds of an attempt.
+    ``preflight`` is called before an engine is built, and raises where that must not be tried.
     """
 
     onnx: Path
@@ -38,6 +40,7 @@ class Job:
     mode: str
     level: int = 3
     limit: float = 7200.0
+    preflight: Callable[[], None] = lambda: None
 
     @property
     def partial(self) -> Path:
@@ -89,11 +92,12 @@ def build(job: Job, tensorrt: str, attempt: Callable[[int], Tried]) -> Built:
     """The engine of a job: the one that is there, if it was built for the same, else by the first level that succeeds.
 
     Raises:
-        CannotVerify: TensorRT refuses the file, or every level failed.
+        CannotVerify: there is too little memory, TensorRT refuses the file, or every level failed.
     """
     kept = _kept(job, tensorrt)
     if kept is not None:
         return kept
+    job.preflight()
     job.engine.parent.mkdir(parents=True, exist_ok=True)
     job.record.unlink(missing_ok=True)  # before the engine changes
     failures: list[tuple[int, str]] = []
@@ -125,7 +129,7 @@ def _recorded(job: Job, tensorrt: str, level: int, tried: Tried, failures: Seque
         attempts=tuple(failures),
         reused=False,
     )
-    own = {"first_level": job.level, "inputs": _shapes(job)}
+    own = {"first_level": job.level, "inputs": _shapes(job), "sha256": digest(job.engine)}
     record = json.dumps({**built.to_json(), **own}, indent=1) + "\n"
     whole(job.record, lambda path: _write(path, record))
     return built
@@ -159,10 +163,10 @@ def _kept(job: Job, tensorrt: str) -> Built | None:
     try:
         record = json.loads(job.record.read_text("utf-8"))
         first_level, attempts = record.pop("first_level"), tuple(map(tuple, record["attempts"]))
-        shapes = record.pop("inputs")
+        shapes, content = record.pop("inputs"), record.pop("sha256")
         kept = Built(**{**record, "engine": job.engine, "attempts": attempts, "reused": True})
-        found = (kept.digest, kept.tensorrt, kept.board, kept.mode, first_level, kept.bytes, shapes)
-        wanted = (job.digest, tensorrt, job.board, job.mode, job.level, job.engine.stat().st_size, _shapes(job))
+        found = (kept.digest, kept.tensorrt, kept.board, kept.mode, first_level, content, shapes)
+        wanted = (job.digest, tensorrt, job.board, job.mode, job.level, digest(job.engine), _shapes(job))
     except (OSError, ValueError, LookupError, TypeError):  # there is none, or another version of this module wrote it
         return None
     return kept if found == wanted else None

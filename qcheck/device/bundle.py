@@ -132,13 +132,13 @@ class Bundle:
         """
         described = self.facts["denoiser"]
         folder = self.folder / "probes" / f"{probe:03d}"
-        found = {}
+        inputs = {}
         for tensor in self.denoiser.inputs:
             repeats = self.strata if tensor.name in described["varying"] else 1
             own = folder / "base" / f"{tensor.name}.bin"
             place = own if arm == "base" and tensor.name in described["own_in_base"] else folder / f"{tensor.name}.bin"
-            found[tensor.name] = tensors.read(place, tensor, repeats)
-        return found
+            inputs[tensor.name] = tensors.read(place, tensor, repeats)
+        return inputs
 
     def start(self, probe: int) -> np.ndarray:
         """The first latents of a probe's free run, in the layout of the denoiser's output."""
@@ -178,7 +178,14 @@ def read(folder: Path) -> Bundle:
         CannotVerify: no bundle, changed, missing or added bytes, or another schema.
     """
     digests = check(folder)
-    facts = json.loads((folder / NAME).read_text("utf-8"))
+    try:
+        return _read(folder, json.loads((folder / NAME).read_text("utf-8")), digests)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{folder / NAME} is no {SCHEMA} as this verifier reads it: {type(error).__name__} {error}"
+        raise CannotVerify(problem, AGAIN) from error
+
+
+def _read(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> Bundle:
     if facts.get("schema") != SCHEMA:
         raise CannotVerify(
             f"{folder / NAME} is of the schema {facts.get('schema')!r}, and this verifier reads {SCHEMA!r}",
@@ -227,9 +234,10 @@ def check(folder: Path) -> dict[str, str]:
     try:
         content = (folder / SUMS).read_bytes()
     except OSError as error:
-        raise CannotVerify(
-            f"{folder} is no bundle: {SUMS}: {error.strerror}", "Give the folder of a bundle."
-        ) from error
+        if folder.is_file():
+            raise CannotVerify(f"{folder} is a file", "Unpack it first: tar --zstd -xf FILE.") from error
+        problem = f"{folder} is no bundle: it has no {SUMS}" if folder.is_dir() else f"{folder} does not exist"
+        raise CannotVerify(problem, "Give the folder of a bundle.") from error
     known = _parsed(content)
     if known is None or NAME not in known or sums(known) != content:
         raise CannotVerify(f"{folder / SUMS} was changed", AGAIN)
@@ -238,17 +246,17 @@ def check(folder: Path) -> dict[str, str]:
         raise CannotVerify(f"{folder / added[0]} is not of this bundle: {SUMS} has no digest of it", AGAIN)
     for name, expected in sorted(known.items()):
         try:
-            found = digest(folder / name)
+            actual = digest(folder / name)
         except OSError as error:
             raise CannotVerify(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
-        if found != expected:
-            raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {found}, not {expected}", AGAIN)
+        if actual != expected:
+            raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {actual}, not {expected}", AGAIN)
     return known
 
 
 def _parsed(content: bytes) -> dict[str, str] | None:
     """Digests by name; None where a line is none of ``sha256sum``'s, or names a file outside of the bundle."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     try:
         lines = content.decode("utf-8").split("\n")[:-1]
     except UnicodeDecodeError:
@@ -258,5 +266,5 @@ def _parsed(content: bytes) -> dict[str, str] | None:
         parts: Sequence[str] = name.split("/")
         if gap != "  " or not name or name.startswith("/") or ".." in parts or set(value) - set("0123456789abcdef"):
             return None
-        found[name] = value
-    return found
+        digests[name] = value
+    return digests

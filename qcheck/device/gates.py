@@ -78,16 +78,22 @@ def measure(values: np.ndarray, gate: Gate, alpha: float, places: Sequence[str] 
     It is inside its limit if every place is, and beyond it if some place is: k times the smallest p-value.
     """
     columns = values.reshape(len(values), -1).T
-    found = [_bounds(column, alpha) for column in columns]
-    worst = min(range(len(found)), key=lambda i: -math.inf if math.isnan(found[i][0]) else found[i][0])
-    joint = found[worst][2] if len(found) == 1 else min(_bounds(column, alpha / len(found))[2] for column in columns)
-    if any(math.isnan(one[0]) for one in found):
+    intervals = [_bounds(column, alpha) for column in columns]
+    worst = min(range(len(intervals)), key=lambda i: -math.inf if math.isnan(intervals[i][0]) else intervals[i][0])
+    joint = (
+        intervals[worst][2]
+        if len(intervals) == 1
+        else min(_bounds(column, alpha / len(intervals))[2] for column in columns)
+    )
+    if any(math.isnan(one[0]) for one in intervals):
         joint = math.nan
-    low = math.nan if math.isnan(joint) else min(one[1] for one in found)
+    low = math.nan if math.isnan(joint) else min(one[1] for one in intervals)
     p = min(1.0, len(columns) * min(_beyond(column, gate) for column in columns))
     where = places[worst] if places else ""
     limit = {"low": gate.low, "high": gate.high}
-    return Measurement(gate.name, gate.arm, gate.unit, found[worst][0], low, joint, p, where, limit, "", gate.beyond)
+    return Measurement(
+        gate.name, gate.arm, gate.unit, intervals[worst][0], low, joint, p, where, limit, "", gate.beyond
+    )
 
 
 def exactly(value: float, gate: Gate, where: str = "") -> Measurement:

@@ -5,6 +5,7 @@ Exit codes: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 where nothing can be verified.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -27,11 +28,15 @@ from .verify import SCHEMA, Backend, Outcome, Verification
 def main(words: Sequence[str] | None = None) -> int:
     """Verify, print, and return the exit code."""
     words = sys.argv[1:] if words is None else list(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that this terminal has no letters for
     if words[:1] == [tensorrt_engine.OPTION]:
         return int(backends.build_here(words[1:]))
     given = parser().parse_args(words)
     try:
-        found = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
+        verification = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
+        print(as_json(verification) if given.json else page.text(verification), end="", flush=True)
     except CannotVerify as error:
         print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
         return 2
@@ -41,8 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
         traceback.print_exc()
         return 2
-    print(as_json(found) if given.json else page.text(found), end="")
-    return EXITS[found["verdict"]]
+    return EXITS[verification["verdict"]]
 
 
 def say(message: str) -> None:
@@ -68,16 +72,16 @@ def run(
     _require_writable(work, place)
     backend = backends.choose(runner, opened, work, board, say, root)
     outcome = Verification(opened, backend, work, say, free_run).run()
-    found = _found(opened, backend, board, outcome, time.monotonic() - start)
+    verification = _verification(opened, backend, board, outcome, time.monotonic() - start)
     try:
-        whole(place, lambda path: _write(path, as_json(found)))
-        whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(found)))
+        whole(place, lambda path: _write(path, as_json(verification)))
+        whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(verification)))
     except OSError as error:
         raise CannotVerify(
             f"--out {place}: {error.strerror}", "Give a file in a folder that can be written."
         ) from error
     say(f"{place}")
-    return found
+    return verification
 
 
 def _require_writable(work: Path, place: Path) -> None:
@@ -101,16 +105,18 @@ def _require_writable(work: Path, place: Path) -> None:
             earlier.unlink()
 
 
-def as_json(found: Mapping[str, Any]) -> str:
+def as_json(verification: Mapping[str, Any]) -> str:
     """verify.json."""
-    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+    return json.dumps(verification, indent=1, allow_nan=False) + "\n"
 
 
 def _write(path: Path, content: str) -> None:
     path.write_text(content, "utf-8")
 
 
-def _found(opened: Bundle, backend: Backend, board: Board, outcome: Outcome, seconds: float) -> Mapping[str, Any]:
+def _verification(
+    opened: Bundle, backend: Backend, board: Board, outcome: Outcome, seconds: float
+) -> Mapping[str, Any]:
     facts = opened.facts
     return {
         "schema": SCHEMA,
@@ -130,7 +136,9 @@ def _found(opened: Bundle, backend: Backend, board: Board, outcome: Outcome, sec
 def _slower(components: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning where the quantized engine is no faster than the one in 16 bit."""
     medians = {
-        one["role"]: one["cost"]["latency"]["median"] for one in components if one["cost"].get("latency") is not None
+        one["role"]: one["cost"]["latency"]["median"]
+        for one in components
+        if one["cost"].get("latency") is not None and not one["cost"]["doubts"]
     }
     if not {"denoiser", "twin"} <= set(medians) or medians["denoiser"] < medians["twin"]:
         return []

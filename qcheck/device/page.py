@@ -7,38 +7,45 @@ from typing import Any, Mapping, Sequence
 _MARKS = {"pass": "ok", "fail": "FAIL", "undecided": "open"}
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(verification: Mapping[str, Any]) -> str:
     """The page of a verification."""
-    lines = [*_head(found), "", *_measurements(found["measurements"]), "", *_components(found["components"])]
-    explained = found["explained"]
+    lines = [
+        *_head(verification),
+        "",
+        *_measurements(verification["measurements"]),
+        "",
+        *_components(verification["components"]),
+    ]
+    explained = verification["explained"]
     lines += ["", "distance of the denoiser's output here, as signal over error:"]
     lines += [f"  from the host's run of the same file  {_number(explained['host_gap_db'])} dB"]
     lines += [f"  of the host's run from full precision {_number(explained['host_error_db'])} dB"]
-    if found["not_measured"]:
+    if verification["not_measured"]:
         lines += [
             "",
             "not measured here:",
-            *(f"  {name}: {why}" for name, why in sorted(found["not_measured"].items())),
+            *(f"  {name}: {why}" for name, why in sorted(verification["not_measured"].items())),
         ]
-    if found["warnings"]:
-        lines += ["", *(f"warning: {warning}" for warning in found["warnings"])]
+    if verification["warnings"]:
+        lines += ["", *(f"warning: {warning}" for warning in verification["warnings"])]
     return "\n".join(lines) + "\n"
 
 
-def _head(found: Mapping[str, Any]) -> list[str]:
-    asked, board = found["asked"], found["board"]
+def _head(verification: Mapping[str, Any]) -> list[str]:
+    asked, board = verification["asked"], verification["board"]
     release = f", {board['release']}" if board.get("release") else ""
-    runner = found["runner"]
+    runner = verification["runner"]
     here = runner["name"] if runner["deployed"] else f"{runner['name']}: numerics only, not the deployed engine"
+    probes = verification["probes"]
     numerics = "" if runner["deployed"] else " (numerics only)"
     return [
-        f"{found['verdict']}{numerics}  {asked['scheme']} {asked['order']} for {asked['target']}",
-        *(f"  {reason}" for reason in found["reasons"]),
+        f"{verification['verdict']}{numerics}  {asked['scheme']} {asked['order']} for {asked['target']}",
+        *(f"  {reason}" for reason in verification["reasons"]),
         "",
         f"board   {board['model']}{release}, power mode {board.get('power_mode', 'unknown')}",
         f"runner  {here}",
-        f"bundle  {asked['adapter']} on {asked['base']}, {found['probes']} probes, guidance {asked['guidance']:g}",
-        f"host    {asked['verdict']} on the same probes, and {asked['host_machine']}",
+        f"bundle  {asked['adapter']} on {asked['base']}, {probes} probes, guidance {asked['guidance']:g}",
+        f"host    {asked['verdict']} on the same probes, by {asked['host_machine']}",
     ]
 
 

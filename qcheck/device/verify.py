@@ -94,21 +94,21 @@ class Verification:
         """Run every component, one at a time, and judge."""
         bundle, gates_here = self.bundle, self.gates()
         forced, free, components = self._denoisers()
-        found, missing = self._measured(forced, free, gates_here)
+        measurements, missing = self._measured(forced, free, gates_here)
         for component in bundle.components:
             if component.role in ("encoder", "decoder"):
                 described, errors, why = self._other(component, gates_here)
                 components += described
-                found += errors
+                measurements += errors
                 missing.update(why)
         twin = bundle.component("twin")
         if twin is not None and self.backend.deployed:
             components.append(self._timed(twin))
         limits = bundle.facts["limits"]
-        judged = gates.judged(found, list(gates_here.values()), limits["alpha"])
+        judged = gates.judged(measurements, list(gates_here.values()), limits["alpha"])
         broken = [reason for component in components for reason in _fell_back(component)]
         tail = self._tail(self._energies(forced))
-        verdict, reasons = gates.verdict(judged, broken, [*tail, *_unmeasured(found, gates_here, missing)])
+        verdict, reasons = gates.verdict(judged, broken, [*tail, *_unmeasured(measurements, gates_here, missing)])
         return Outcome(verdict, reasons, judged, self._explained(forced["adapted"]), components, missing)
 
     def gates(self) -> Gates:
@@ -249,9 +249,9 @@ def _written(component: Component, cost: Mapping[str, Any], opened: Opened | Non
     }
 
 
-def _unmeasured(found: Sequence[Measurement], gates_here: Gates, missing: Mapping[str, str]) -> list[str]:
+def _unmeasured(measurements: Sequence[Measurement], gates_here: Gates, missing: Mapping[str, str]) -> list[str]:
     """Gates without a measurement, with the reason: what was not measured is never passed."""
-    measured = {(one.name, one.arm) for one in found}
+    measured = {(one.name, one.arm) for one in measurements}
     reasons = "; ".join(missing.values())
     return [
         f"{name} ({arm}) was not measured: {missing.get(name, reasons)}"

@@ -130,7 +130,8 @@ def _cell(case: Case) -> Cell:
 def _board(board: Verified) -> str:
     """A board's verdict, and its latency where it was measured."""
     latency = board.denoiser.cost.latency
-    timed = "" if latency is None else f", {latency.median:.3g} ms a call"
+    doubted = " (inconclusive)" if board.denoiser.cost.doubts else ""
+    timed = "" if latency is None else f", {latency.median:.3g} ms a call{doubted}"
     return f"{board.verdict} on {board.title}{timed}"
 
 
@@ -218,9 +219,9 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
     """Every change of one case: verdict, builds, then measurements."""
     if was.verdict != now.verdict:
         yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
-    before, after = ("not asked" if case.board is None else case.board.verdict for case in (was, now))
+    before, after = ("not asked" if case.board is None else case.board.outcome for case in (was, now))
     if before != after:
-        worse = "worse" if after == "FAIL" else _step("PASS", before, after)
+        worse = "worse" if after.startswith("FAIL") else _step("PASS", before, after)
         yield _change(now, "the board", worse, before, after)
     statuses = (
         {build.builder: build.status for build in was.builds},

@@ -1,6 +1,7 @@
 """A board's own measurements in the report of the host."""
 
 from qcheck.core.errors import UserError
+from qcheck.judge.next_step import next_step
 from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
 
@@ -28,17 +29,25 @@ def merged(report: Report, verified: Verified) -> Report:
                 "Give the report of the check whose bundle was verified.",
             )
     key = (asked.scheme, asked.order)
-    if key not in [(case.scheme, case.order) for case in report.cases]:
+    judged = next((case for case in report.cases if (case.scheme, case.order) == key), None)
+    if judged is None:
         known = ", ".join(f"{case.scheme} {case.order}" for case in report.cases)
         raise UserError(
             f"the board verified {' '.join(key)}, and the report has {known}", "Give the report that has it."
         )
-    cases = [_with(case, verified) if (case.scheme, case.order) == key else case for case in report.cases]
+    if judged.artifact and judged.artifact[0].digest != asked.file_digest:
+        raise UserError(
+            f"the board verified another file of {' '.join(key)}: {asked.file_digest}, and the report has "
+            f"{judged.artifact[0].digest}",
+            "Give the report of the check whose bundle was verified: recipe, ranges and prompts make another file.",
+        )
+    cases = [_with(case, verified) if case is judged else case for case in report.cases]
     return report.model_copy(update={"cases": cases})
 
 
 def _with(case: Case, verified: Verified) -> Case:
-    following = case.next if verified.verdict == "PASS" else _NEXT[verified.verdict]
+    deployed = case.artifact[0].path if case.artifact else None
+    following = _NEXT.get(verified.verdict) or next_step(case.verdict, case.order, deployed, case.builds)
     return case.model_copy(update={"board": verified, "next": following})
 
 

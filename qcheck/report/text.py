@@ -198,10 +198,19 @@ def _board(board: Verified, console: Console) -> None:
         console.print(Text.assemble(("    warning ", "yellow"), warning))
 
 
+def board_measurement(judged: Judged) -> str:
+    """A measurement of a board in one line."""
+    limits = f"limit {judged.limit.text()}" if judged.limit is not None else "no limit"
+    at = f" at {judged.where}" if judged.where else ""
+    return f"{judged.name} ({judged.arm}) {judged.value:.3g}{at}, {limits}: {judged.status}"
+
+
 def board_lines(board: Verified) -> list[str]:
     """Precision, latency, memory and energy that a board measured, beside the host's forecasts."""
     cost, precision = board.denoiser.cost, board.denoiser.precision
-    lines = [] if precision is None else [f"precision {precision.status}: {precision.text}"]
+    lines = [board_measurement(judged) for judged in board.measurements]
+    lines += [f"not measured there: {name} ({why})" for name, why in board.not_measured.items()]
+    lines += [] if precision is None else [f"precision {precision.status}: {precision.text}"]
     if cost.latency is not None:
         lines.append(f"latency median {cost.latency.median:.3g} ms a call, p90 {cost.latency.p90:.3g} ms")
     if board.image_ms is not None:

@@ -41,12 +41,17 @@ class Energy(Value):
 class Cost(Value):
     """What a call of a component costs; ``memory`` in bytes of its engine and activations.
 
-    ``doubts`` say what makes the latency inconclusive, such as throttling; ``missing`` why a number is not there.
+    ``available_drop`` is what the board's free memory lost meanwhile, ``resident_peak`` the verifier's own peak, in
+    bytes. ``states`` are the board's before and after the calls. ``doubts`` say what makes the latency inconclusive,
+    such as throttling; ``missing`` why a number is not there.
     """
 
     latency: Latency | None = None
     memory: int | None = None
+    available_drop: int | None = None
+    resident_peak: int | None = None
     energy: Energy | None = None
+    states: dict[str, dict[str, Any]] = Field(default_factory=dict)
     doubts: list[str] = Field(default_factory=list)
     missing: dict[str, str] = Field(default_factory=dict)
 
@@ -85,6 +90,7 @@ class Asked(Value):
     host_machine: str
     base_digest: str
     adapter_digests: list[str]
+    file_digest: str
     weights: list[float]
     limits_digest: str
 
@@ -131,6 +137,11 @@ class Verified(Value):
         return next(component for component in self.components if component.role == "denoiser")
 
     @property
+    def outcome(self) -> str:
+        """The verdict, and that no engine was run where none was."""
+        return self.verdict if self.runner.deployed else f"{self.verdict} (numerics only)"
+
+    @property
     def title(self) -> str:
         """The board and what ran there, in words."""
         release = f", {self.board['release']}" if self.board.get("release") else ""
@@ -139,8 +150,12 @@ class Verified(Value):
 
     @property
     def image_ms(self) -> float | None:
-        """The time of one picture in ms, computed from the medians of its parts; None where one was not timed."""
-        timed = {c.name: c.cost.latency for c in self.components if c.role in ("denoiser", "encoder", "decoder")}
+        """The time of one picture in ms, computed from the medians of its parts.
+
+        None where one was not timed, or its latency is inconclusive.
+        """
+        parts = [c for c in self.components if c.role in ("denoiser", "encoder", "decoder")]
+        timed = {c.name: None if c.cost.doubts else c.cost.latency for c in parts}
         if any(latency is None for latency in timed.values()):
             return None
         medians = {name: latency.median for name, latency in timed.items() if latency is not None}
@@ -149,7 +164,7 @@ class Verified(Value):
     def forecasts(self) -> list[tuple[str, str, str, str]]:
         """What was forecast beside what the board measured: name, forecast, measured, and the forecast's error."""
         cost, build = self.denoiser.cost, self.denoiser.build or {}
-        call = None if cost.latency is None else cost.latency.median
+        call = None if cost.latency is None or cost.doubts else cost.latency.median
         pairs = (
             ("a denoiser call", self.forecast.call_ms, call, "at least {:.3g} ms", "{:.3g} ms"),
             ("engine", self.forecast.engine_bytes, build.get("engine_bytes"), "", ""),
@@ -174,6 +189,7 @@ def read(path: Path) -> Verified:
     Raises:
         UserError: it is none, or of another version.
     """
+    path = path / NAME if path.is_dir() else path
     try:
         return Verified.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -183,5 +199,5 @@ def read(path: Path) -> Verified:
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
             f"{str(path)!r} is not of {SCHEMA} as this qcheck reads it: {where}: {first['msg']}",
-            "Give a verify.json of a bundle that this version exported.",
+            "Copy it from the board again; it has to be of a bundle that this version exported.",
         ) from error

@@ -10,7 +10,7 @@ import numpy as np
 
 from qcheck import __version__
 from qcheck.build import profile
-from qcheck.core.digest import digest_of_value
+from qcheck.core.digest import digest_of, digest_of_value
 from qcheck.device import bundle as layout
 from qcheck.result.manifest import model_files
 from qcheck.sampling import solvers
@@ -34,7 +34,7 @@ def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: 
         "schema": layout.SCHEMA,
         "qcheck": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "asked": _asked(case),
+        "asked": _asked(case, folder / components[0]["file"]),
         "components": list(components),
         "component_samples": case.sample_count,
         "denoiser": {
@@ -61,7 +61,7 @@ def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: 
     }
 
 
-def _asked(case: BundledCase) -> dict[str, Any]:
+def _asked(case: BundledCase, denoiser: Path) -> dict[str, Any]:
     session, spec = case.session, case.session.spec
     return {
         "base": Path(spec.base).name,
@@ -75,6 +75,7 @@ def _asked(case: BundledCase) -> dict[str, Any]:
         "host_machine": f"{platform.machine()} with {session.arms.device.title}",
         "base_digest": session.arms.base.digest,
         "adapter_digests": [adapter.digest for adapter in session.shipped.adapters],
+        "file_digest": digest_of(*model_files(denoiser)),
         "weights": [adapter.weight for adapter in session.shipped.adapters],
         "limits_digest": digest_of_value(spec.limits),
     }

@@ -143,6 +143,24 @@ def _edited(folder: Path, **changes: Any) -> None:
     signed(folder)
 
 
+def test_digests_that_were_cut_and_files_that_were_added_are_refused(bundle_copy: Path) -> None:
+    sums = (bundle_copy / "SHA256SUMS").read_bytes()
+    rewritten(bundle_copy / "SHA256SUMS", b"".join(sums.splitlines(keepends=True)[:-20]))
+    with pytest.raises(CannotVerify, match="is not of this bundle: SHA256SUMS has no digest of it"):
+        bundles.read(bundle_copy)
+    rewritten(bundle_copy / "SHA256SUMS", sums)
+    (bundle_copy / "model" / "left-over.onnx").write_bytes(b"older")
+    with pytest.raises(CannotVerify, match=r"left-over\.onnx is not of this bundle"):
+        bundles.read(bundle_copy)
+
+
+@pytest.mark.parametrize("change", [{"components": 7}, {"solver": {"timesteps": "x"}}, {"components": [{"name": 1}]}])
+def test_a_signed_bundle_that_says_nonsense_is_one_error(bundle_copy: Path, change: dict[str, Any]) -> None:
+    _edited(bundle_copy, **change)
+    with pytest.raises(CannotVerify, match="as this verifier reads it"):
+        bundles.read(bundle_copy)
+
+
 def test_a_newer_schema_is_refused(bundle_copy: Path) -> None:
     _edited(bundle_copy, schema="qcheck-bundle/2")
     with pytest.raises(CannotVerify, match="is of the schema 'qcheck-bundle/2', and this verifier reads"):
@@ -166,6 +184,7 @@ def test_outputs_that_are_not_finite_fail(small: Path, tmp_path: Path) -> None:
     found = verified(small, tmp_path)
     assert found.verdict == "FAIL"
     assert "effect_survival (adapted) is not finite" in found.reasons[0]
+    assert np.isnan(found.explained["host_gap_db"])
 
 
 def test_results_of_another_bundle_are_not_taken(small: Path, bundled: Bundled, tmp_path: Path) -> None:
@@ -317,19 +336,26 @@ def test_the_way_back_gives_one_report(
     matrix = CliRunner().invoke(app, ["compare", str(report), str(finished.folder), "--json"])
     changes = json.loads(matrix.stdout)["changes"]
     assert [(one["name"], one["direction"]) for one in changes] == [("the board", "worse")]
-    _failing(out)
+    _changed(out, verdict="FAIL")
     assert run("report", "--merge", str(out), str(report)).exit_code == 1
-    other = json.loads(out.read_text("utf-8"))
-    other["asked"]["base_digest"] = "another"
-    out.write_text(json.dumps(other), "utf-8")
-    refused = run("report", "--merge", str(out), str(report))
-    assert isinstance(refused.exception, UserError)
-    assert "the board verified another base" in str(refused.exception)
+    for name in ("report.md", "report.html", "junit.xml"):
+        text = (report / name).read_text("utf-8")
+        assert "Ship " not in text, name
+        assert "FAIL-RECIPE" in text, name
+    for name, value in (("base_digest", "another"), ("weights", [0.5]), ("guidance", 7.5), ("file_digest", "another")):
+        _changed(out, **{name: value})
+        refused = run("report", "--merge", str(out), str(report))
+        assert isinstance(refused.exception, UserError), name
+        assert "the board verified another" in str(refused.exception), name
+        _changed(out, **{name: bundled.facts["asked"][name]})
 
 
-def _failing(out: Path) -> None:
-    changed = json.loads(out.read_text("utf-8")) | {"verdict": "FAIL"}
-    out.write_text(json.dumps(changed), "utf-8")
+def _changed(out: Path, **changes: Any) -> None:
+    """Change what verify.json says, or what it was asked."""
+    content = json.loads(out.read_text("utf-8"))
+    for name, value in changes.items():
+        (content if name in content else content["asked"])[name] = value
+    out.write_text(json.dumps(content), "utf-8")
 
 
 @pytest.mark.parametrize("dtype", [*tensors.TYPES])

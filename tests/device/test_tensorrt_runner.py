@@ -35,20 +35,6 @@ answer(Path(sys.argv[2]))
 """
 
 
-def job(component: Component, folder: Path, **changes: Any) -> Job:
-    asked = Job(
-        onnx=component.path,
-        digest="d1",
-        inputs=component.inputs,
-        engine=folder / "engines" / "denoiser.engine",
-        timing_cache=folder / "timing.cache",
-        workspace=1 << 28,
-        board="Orin Nano",
-        mode="15W",
-    )
-    return replace(asked, **changes)
-
-
 @pytest.fixture
 def program(tmp_path: Path) -> list[str]:
     path = tmp_path / "child.py"
@@ -101,14 +87,14 @@ def test_every_face_builds_runs_times_and_inspects_the_same_file(
     version: str, rows: int | None, use: Callable[[str], FakeBoard], tmp_path: Path, program: list[str]
 ) -> None:
     board, component = use(version), model.component(tmp_path, rows)
-    built = build_in_child(job(component, tmp_path), program)
+    built = build_in_child(model.job(component, tmp_path), program)
     assert (built.tensorrt, built.level, built.attempts, built.reused) == (version, 3, (), False)
     assert built.bytes == built.engine.stat().st_size > 0
     assert built.peak_bytes is not None
     assert built.peak_bytes > 10_000_000
     (seen,) = board.seen
     assert seen["flags"] == 2  # strongly typed
-    assert seen["pools"] == {"WORKSPACE": 1 << 28}
+    assert seen["pools"] == {"WORKSPACE": 3 << 27}
     assert seen["oom_score_adj"] == "1000"
     assert seen["shapes"] == ({} if rows else {"sample": [2, 4, 8, 8], "timestep": [2]})
     with Engine(built.engine, component, bindings(), cudart.find()) as engine:
@@ -173,18 +159,18 @@ def test_a_file_that_the_parser_refuses_is_not_tried_again(
 ) -> None:
     orin.fail(refuse="conv")
     with pytest.raises(CannotVerify, match=r"TensorRT 10\.3\.0 refuses model\.onnx: Conv conv: Unsupported weight"):
-        build_in_child(job(component, tmp_path), program)
+        build_in_child(model.job(component, tmp_path), program)
     assert orin.seen == []
     orin.fail()
     with pytest.raises(CannotVerify, match=r"refuses no\.onnx: Could not open file .*/no\.onnx"):
-        build_in_child(job(component, tmp_path, onnx=tmp_path / "no.onnx"), program)
+        build_in_child(model.job(component, tmp_path, onnx=tmp_path / "no.onnx"), program)
 
 
 def test_a_builder_that_is_killed_is_tried_at_lower_levels_which_are_recorded(
     orin: FakeBoard, component: Component, tmp_path: Path, program: list[str]
 ) -> None:
     orin.fail(kill_from=2)
-    built = build_in_child(job(component, tmp_path), program)
+    built = build_in_child(model.job(component, tmp_path), program)
     assert built.level == 1
     assert [level for level, _ in built.attempts] == [3, 2]
     assert all("was killed by signal 9, probably out of memory, at 0." in failure for _, failure in built.attempts)
@@ -196,7 +182,7 @@ def test_where_every_level_fails_the_last_words_are_told(
     orin: FakeBoard, component: Component, tmp_path: Path, program: list[str]
 ) -> None:
     orin.fail(crash_from=1, no_plan_from=0)
-    asked = job(component, tmp_path, level=1)
+    asked = model.job(component, tmp_path, level=1)
     with pytest.raises(CannotVerify) as failed:
         build_in_child(asked, program)
     assert failed.value.problem == (
@@ -212,17 +198,18 @@ def test_a_builder_that_crashes_or_hangs_is_told_by_its_last_words(
 ) -> None:
     orin.fail(crash_from=0)
     with pytest.raises(CannotVerify, match=r"ended with code 3: .*std::bad_alloc"):
-        build_in_child(job(component, tmp_path, level=0), program)
+        build_in_child(model.job(component, tmp_path, level=0), program)
     orin.fail(build_seconds=60)
     with pytest.raises(CannotVerify, match=r"the last attempt took more than 1 s"):
-        build_in_child(job(component, tmp_path, level=0, limit=1.0), program)
+        build_in_child(model.job(component, tmp_path, level=0, limit=1.0), program)
     silent = tmp_path / "silent.py"
     silent.write_text("", "utf-8")
     with pytest.raises(CannotVerify, match="ended without an answer"):
-        build_in_child(job(component, tmp_path, level=0), [str(silent)])
+        build_in_child(model.job(component, tmp_path, level=0), [str(silent)])
 
 
-CHANGES: list[dict[str, Any]] = [{"digest": "d2"}, {"board": "AGX Orin"}, {"mode": "MAXN"}, {"level": 2}]
+ROWS = {"inputs": (Tensor("sample", "float16", (1, 4, 8, 8)),)}
+CHANGES: list[dict[str, Any]] = [{"digest": "d2"}, {"board": "AGX Orin"}, {"mode": "MAXN"}, {"level": 2}, ROWS]
 
 
 def test_an_engine_is_taken_again_only_for_the_same_file_board_mode_and_level(tmp_path: Path) -> None:
@@ -247,11 +234,29 @@ def test_an_engine_is_taken_again_only_for_the_same_file_board_mode_and_level(tm
         assert not build(asked).reused
     assert not build(asked, "10.16.2").reused
     assert not build(asked).reused
-    asked.engine.write_bytes(b"pla")
+    asked.engine.write_bytes(b"flaw")  # as large as what was built: a board that lost power
     assert not build(asked).reused
     for written in ("{", "[]", '{"first_level": 3, "attempts": [], "of": "another version"}'):
         asked.record.write_text(written, "utf-8")
         assert not build(asked).reused
+
+
+def test_the_memory_is_looked_at_only_before_an_engine_is_built(tmp_path: Path) -> None:
+    """A record of another release of TensorRT is no engine to take."""
+    asked = Job(tmp_path / "m", "d1", (), tmp_path / "engine", tmp_path / "cache", 1, "Orin", "15W")
+
+    def attempt(_: int) -> engines.Tried:
+        asked.partial.write_bytes(b"plan")
+        return engines.Tried()
+
+    def refuse() -> None:
+        raise CannotVerify("too little memory", "free some")
+
+    engines.build(asked, "10.3.0", attempt)
+    full = replace(asked, preflight=refuse)
+    assert engines.build(full, "10.3.0", attempt).reused
+    with pytest.raises(CannotVerify, match="too little memory"):
+        engines.build(full, "10.16.2", attempt)
 
 
 def test_half_an_engine_is_never_taken_for_one_and_never_left(tmp_path: Path) -> None:
@@ -271,7 +276,7 @@ def test_half_an_engine_is_never_taken_for_one_and_never_left(tmp_path: Path) ->
 def test_timings_are_kept_whole_and_those_of_another_release_are_left_out(
     orin: FakeBoard, component: Component, tmp_path: Path, program: list[str]
 ) -> None:
-    asked = job(component, tmp_path)
+    asked = model.job(component, tmp_path)
     asked.timing_cache.write_bytes(b"timings of another release")
     assert build_in_child(asked, program).attempts == ()
     assert asked.timing_cache.read_bytes() == b"timings of 10.3.0"
@@ -490,13 +495,13 @@ def test_the_real_bindings_of_tensorrt_rtx_take_every_call_of_a_build(
     (board.site / "tensorrt.py").write_text(REAL, "utf-8")
     board.use(monkeypatch)
     component = model.component(tmp_path, rows)
-    asked = job(component, tmp_path)
+    asked = model.job(component, tmp_path)
     built = build_in_child(asked, program)
     assert (built.level, built.attempts) == (3, ())
     assert built.bytes > 100_000
     assert asked.timing_cache.stat().st_size > 0
     with pytest.raises(CannotVerify, match=r"refuses no\.onnx: Assertion failed: .*Input file cannot be found"):
-        build_in_child(job(component, tmp_path, onnx=tmp_path / "no.onnx", digest="d2"), program)
+        build_in_child(model.job(component, tmp_path, onnx=tmp_path / "no.onnx", digest="d2"), program)
 
 
 def test_the_verifier_in_one_file_needs_numpy_alone_and_isolates_its_child(

@@ -13,7 +13,6 @@ import pytest
 
 from qcheck.device import built as engines
 from qcheck.device import inspector, trtexec
-from qcheck.device.built import Job
 from qcheck.device.bundle import Component
 from qcheck.device.errors import CannotVerify
 from qcheck.device.tensors import Tensor
@@ -21,20 +20,6 @@ from qcheck.device.trtexec import Program, Trtexec, build_by_trtexec
 from tests.device.fakes import board as fakes
 from tests.device.fakes import graph, model
 from tests.device.fakes.board import FakeBoard
-
-
-def job(component: Component, folder: Path, **changes: Any) -> Job:
-    asked = Job(
-        onnx=component.path,
-        digest="d1",
-        inputs=component.inputs,
-        engine=folder / "engines" / "denoiser.engine",
-        timing_cache=folder / "timing.cache",
-        workspace=3 << 27,
-        board="Orin Nano",
-        mode="15W",
-    )
-    return replace(asked, **changes)
 
 
 @pytest.fixture
@@ -82,7 +67,7 @@ def test_every_release_builds_runs_times_and_inspects_the_same_file(
     board, component = use(version), model.component(tmp_path, rows)
     program = trtexec.find()
     assert (program.path, program.version) == (board.trtexec, version)
-    built = build_by_trtexec(job(component, tmp_path), program)
+    built = build_by_trtexec(model.job(component, tmp_path), program)
     assert (built.tensorrt, built.level, built.attempts) == (version, 3, ())
     assert (tmp_path / "timing.cache").exists()
     with Trtexec(built.engine, component, program) as runner:
@@ -93,7 +78,7 @@ def test_every_release_builds_runs_times_and_inspects_the_same_file(
     assert (found["status"], found["operands"]) == ("as asked", {"int8 x int8": 1})
     assert "--memPoolSize=workspace:384M" in board.calls[1]
     assert ("--stronglyTyped" in board.calls[1]) == (version < "11")
-    again = build_by_trtexec(job(component, tmp_path), program)
+    again = build_by_trtexec(model.job(component, tmp_path), program)
     assert again == replace(built, reused=True)
 
 
@@ -129,7 +114,7 @@ def test_a_file_that_the_parser_refuses_is_not_tried_again(
 ) -> None:
     orin.fail(refuse="conv")
     with pytest.raises(CannotVerify, match=r"TensorRT 10\.3\.0 refuses model\.onnx: .*Unsupported weight type INT4"):
-        build_by_trtexec(job(component, tmp_path), trtexec.find())
+        build_by_trtexec(model.job(component, tmp_path), trtexec.find())
     assert sum("--onnx" in call for call in orin.calls) == 1
 
 
@@ -137,7 +122,7 @@ def test_a_build_that_fails_is_tried_at_lower_levels_which_are_recorded(
     orin: FakeBoard, component: Component, tmp_path: Path
 ) -> None:
     orin.fail(crash_from=2)
-    built = build_by_trtexec(job(component, tmp_path), trtexec.find())
+    built = build_by_trtexec(model.job(component, tmp_path), trtexec.find())
     assert built.level == 1
     assert [level for level, _ in built.attempts] == [3, 2]
     assert all("ended with code 1: " in failure and "OutOfMemory" in failure for _, failure in built.attempts)

@@ -220,7 +220,8 @@ def overview(case: Case) -> Overview:
             else f"≥ {estimate.call_ms:.3g} ms a call, {estimate.bound}-bound"
         )
     if board is not None and (cost := board.denoiser.cost).latency is not None:
-        latency = f"{cost.latency.median:.3g} ms a call on the board; estimated {latency}"
+        doubted = ", inconclusive" if cost.doubts else ""
+        latency = f"{cost.latency.median:.3g} ms a call on the board{doubted}; estimated {latency}"
     if board is not None and board.denoiser.cost.memory is not None:
         memory = f"{megabytes(board.denoiser.cost.memory)} for the denoiser on the board; estimated {memory}"
     return Overview(

@@ -1,11 +1,14 @@
 """A tiny denoiser as ONNX: one INT8 convolution of float16 activations, and a float32 timestep."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qcheck.device.built import Job
 from qcheck.device.bundle import Component, Layer
 from qcheck.device.tensors import Tensor
 
@@ -58,3 +61,18 @@ def _model(rows: int | None) -> onnx.ModelProto:
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tiny", values, [output], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def job(component: Component, folder: Path, **changes: Any) -> Job:
+    """An engine of the component to build in a folder."""
+    asked = Job(
+        onnx=component.path,
+        digest="d1",
+        inputs=component.inputs,
+        engine=folder / "engines" / "denoiser.engine",
+        timing_cache=folder / "timing.cache",
+        workspace=3 << 27,
+        board="Orin Nano",
+        mode="15W",
+    )
+    return replace(asked, **changes)
