@@ -221,8 +221,8 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
         yield _change(now, "verdict", _step("PASS", was.verdict, now.verdict), was.verdict, now.verdict)
     before, after = ("not asked" if case.board is None else case.board.outcome for case in (was, now))
     if before != after:
-        worse = "worse" if after.startswith("FAIL") else _step("PASS", before, after)
-        yield _change(now, "the board", worse, before, after)
+        step = _standing(now.board) - _standing(was.board)
+        yield _change(now, "the board", "better" if step > 0 else "worse" if step < 0 else "other", before, after)
     statuses = (
         {build.builder: build.status for build in was.builds},
         {build.builder: build.status for build in now.builds},
@@ -243,6 +243,13 @@ def _changes(was: Case, now: Case) -> Iterator[Change]:
 
 def _change(case: Case, name: str, direction: Direction, before: str, after: str) -> Change:
     return Change(scheme=case.scheme, order=case.order, name=name, direction=direction, before=before, after=after)
+
+
+def _standing(board: Verified | None) -> int:
+    """How much a board's answer vouches for: its engine passed, its numbers passed, nothing is known, it failed."""
+    if board is None or board.verdict == "INCONCLUSIVE":
+        return 1
+    return 0 if board.verdict != "PASS" else 3 if board.runner.deployed else 2
 
 
 def _step(good: str, before: str, after: str) -> Direction:

@@ -204,4 +204,4 @@ def test_the_archive_builds_in_children_and_the_report_shows_the_board(
     merged = run("report", "--merge", str(out), str(report))
     assert merged.exit_code == done.returncode, merged.output
     assert "precision as asked" in merged.stdout
-    assert "a call on the board; estimated" in (report / "report.html").read_text("utf-8")
+    assert "a call on the board, inconclusive; estimated" in (report / "report.html").read_text("utf-8")
