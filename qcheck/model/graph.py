@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common
 
 from qcheck.model import attention
 from qcheck.model.components import Component
@@ -14,6 +17,27 @@ from qcheck.model.quiet import quiet
 
 OPSET = 20  # GroupNormalization of 21 is not parsed before TensorRT 10.9; at 20 it comes decomposed
 _MOST = 16384
+# those of torch's exporter that find something in these graphs
+_RULES = (
+    common.add_0_rule,
+    common.cast_cast_rule,
+    common.collapse_slice2_rule,
+    common.collapse_slice_rule,
+    common.div_by_1_rule,
+    common.materialize_reshape_shape_rule,
+    common.max_min_rule,
+    common.min_max_rule,
+    common.mul_by_1_rule,
+    common.no_op_cast_rule,
+    common.no_op_expand_rule,
+    common.no_op_transpose_rule,
+    common.remove_optional_bias_from_conv_rule,
+    common.reshape_reshape_rule,
+    common.squeeze_reshape_1d_rule,
+    common.sub_0_rule,
+    common.transpose_transpose_rule,
+    common.unsqueeze_unsqueeze_rule,
+)
 
 
 def export(component: Component, compute: str, sizes: bool = False, hollow: bool = False) -> ir.Model:
@@ -31,16 +55,40 @@ def export(component: Component, compute: str, sizes: bool = False, hollow: bool
             dynamo=True,
             opset_version=OPSET,
             input_names=list(owned.inputs),
-            output_names=list(owned.outputs),
             dynamic_shapes=_axes(owned, sizes),
+            optimize=False,
             verbose=False,
         )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned no program")
+        _optimize(program.model)
+    for value, name in zip(program.model.graph.outputs, owned.outputs, strict=True):
+        value.name = name
     _narrow(program.model)
     _promote(program.model)
     attention.simplify(program.model)
     return program.model
+
+
+def _optimize(model: ir.Model) -> None:
+    """What torch's exporter does to a new graph, without most of its rewriting rules.
+
+    One of those compares every node with every other one: its time grows with the square of the graph.
+    """
+    once = (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewriter.rewrite(model, _RULES)
+    ir.passes.Sequential(*once)(model)
 
 
 def _narrow(model: ir.Model) -> None:
