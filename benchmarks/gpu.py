@@ -31,7 +31,7 @@ from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Advance
 from qcheck.diagnose import alignment, sensitivity
-from qcheck.model import load
+from qcheck.model import parts
 from qcheck.model.components import copied
 from qcheck.quantize import artifact
 from qcheck.quantize.artifact import QuantizedArm
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--cuda", type=Path)
     given = parser.parse_args()
     if given.stored:
-        load.SHARE = 0.0
+        parts.SHARE = 0.0
     if given.what == "agree":
         agree(given.names or [*_SCHEMES], given.device, given.threads, given.cpu, given.cuda)
     elif given.what == "keys":

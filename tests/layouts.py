@@ -134,6 +134,18 @@ def peft_folder(parts: Parts, path: Path) -> Path:
     return path
 
 
+def peft_wrapped(parts: Parts, path: Path) -> Path:
+    """PEFT's wrapper inside a component's name, as ai-toolkit and others save it."""
+    wrapped = {name.replace(".", ".base_model.model.", 1): part for name, part in parts.items()}
+    return _saved(_every(_written(name, part, PEFT, True) for name, part in wrapped.items()), path)
+
+
+def peft_named(parts: Parts, path: Path) -> Path:
+    """PEFT's names with that of the adapter, as a model's own ``state_dict`` has them."""
+    sides = ("lora_A.default_0", "lora_B.default_0")
+    return _saved(_every(_written(name, part, sides, True) for name, part in parts.items()), path)
+
+
 def diffusers(parts: Parts, path: Path) -> Path:
     """diffusers before PEFT."""
     sides = {False: DIFFUSERS, True: ("lora_linear_layer.down", "lora_linear_layer.up")}
@@ -200,6 +212,11 @@ def kohya_xl(parts: Parts, path: Path) -> Path:
     return _kohya(parts, path, _SEVERAL)
 
 
+def lycoris(parts: Parts, path: Path) -> Path:
+    """The LyCORIS library on a denoiser of diffusers."""
+    return _kohya(parts, path, {"unet": "lycoris", "transformer": "lycoris"})
+
+
 def one_trainer(parts: Parts, path: Path) -> Path:
     """OneTrainer: kohya's way with diffusers' names of the transformer."""
     return _kohya(parts, path, _THREE)
@@ -247,6 +264,23 @@ def kohya_sgm(parts: Parts, path: Path) -> Path:
     """sd-scripts for SDXL: the original UNet's blocks."""
     named = {(f"unet.{_sgm(_component(n)[1], 1)}" if n.startswith("unet.") else n): part for n, part in parts.items()}
     return _kohya(named, path, _SEVERAL)
+
+
+def _dotted(parts: Parts, path: Path, beginning: str) -> Path:
+    named = {
+        (f"{beginning}.{_sgm(_component(n)[1], 1)}" if n.startswith("unet.") else n): part for n, part in parts.items()
+    }
+    return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
+
+
+def sgm_dotted(parts: Parts, path: Path) -> Path:
+    """The original UNet's blocks with dots, behind the component of diffusers."""
+    return _dotted(parts, path, "unet")
+
+
+def comfy_unet(parts: Parts, path: Path) -> Path:
+    """The same behind ComfyUI's name of the denoiser."""
+    return _dotted(parts, path, "diffusion_model")
 
 
 BFL = {

@@ -77,6 +77,7 @@ def report(*cases: dict[str, Any], **changed: Any) -> Report:
         "adapters": [{"source": "flat.safetensors", "weight": 1.0, "arms": "adapted", **source}],
         "changed_layers": 4,
         "unmatched": [],
+        "idle": [],
         "target": "jetson-agx-orin-64gb",
         "probes": {
             "name": "emoji",

@@ -18,6 +18,7 @@ import torch
 
 from qcheck.core import cache, digest, versions
 from qcheck.core.cache import Cache
+from qcheck.core.errors import UserError
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Inputs, Setup, Subject
 from qcheck.spec import probe
@@ -303,3 +304,15 @@ def test_a_large_file_is_read_again_only_after_it_changed(tmp_path: Path, monkey
     path.write_bytes(b"few")
     assert store.file_digest(path) == digest.file_digest(path)
     assert len(reads) == 3
+
+
+def test_a_user_without_a_home_is_told_where_else_results_can_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.setattr(cache, "user_cache_path", nowhere)
+    with pytest.raises(UserError) as error:
+        cache.location()
+    assert "QCHECK_CACHE" in error.value.fix
+    assert "--no-cache" in error.value.fix

@@ -57,12 +57,14 @@ def caching(use_cache: bool) -> Iterator[Cache]:
     """The user's cache, or a temporary one that is removed when the block ends.
 
     Raises:
-        UserError: the user's cache is no folder, or cannot be made.
+        UserError: the user's cache is no folder, or cannot be made or written.
     """
     if use_cache:
         root = caches.location()
         try:
             root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                pass
         except OSError as error:
             raise UserError(
                 f"cache {str(root)!r} cannot be written: {error.strerror}",

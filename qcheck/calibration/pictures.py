@@ -42,7 +42,7 @@ def find(folder: Path) -> list[Picture]:
 
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
-    written = " ".join(beside.read_text("utf-8").split()) if beside.is_file() else ""
+    written = " ".join(beside.read_text("utf-8-sig").split()) if beside.is_file() else ""
     return written or " ".join(path.stem.replace("-", " ").replace("_", " ").split())
 
 

@@ -68,7 +68,7 @@ def _long(parameter: Any) -> str:
 
 def _read(context: typer.Context, file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{file}: {error}", "Give a readable TOML file.") from error
     if odd := [table for table in content if table != _TABLE]:

@@ -20,6 +20,7 @@ from platformdirs import user_cache_path
 
 from qcheck.core import versions
 from qcheck.core.digest import digest_of, file_digest
+from qcheck.core.errors import UserError
 from qcheck.core.values import PACKAGE
 
 VARIABLE = "QCHECK_CACHE"
@@ -34,10 +35,20 @@ def moved() -> str | None:
 
 
 def location() -> Path:
-    """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched."""
+    """``qcheck`` in ``$QCHECK_CACHE``, else in the user's cache folder; nothing outside it is ever touched.
+
+    Raises:
+        UserError: there is neither, as in a container whose user has no home folder.
+    """
     if folder := moved():
         return Path(folder) / "qcheck"
-    return user_cache_path("qcheck", appauthor=False)
+    try:
+        return user_cache_path("qcheck", appauthor=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"there is no folder for results that are kept: {error}",
+            f"Give one in ${VARIABLE}, or --no-cache.",
+        ) from error
 
 
 @functools.cache

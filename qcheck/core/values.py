@@ -64,7 +64,7 @@ def read_toml(kind: type[V], path: Path) -> V:
     """
     title = kind.__name__.lower()
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{title} file {path}: {error}", "Give a readable TOML file.") from error
     if "name" in content:

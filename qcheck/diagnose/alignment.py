@@ -73,7 +73,7 @@ class Energies:
 def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> dict[str, float]:
     """The alignment in dB of every layer of the denoiser that the adapter changes, at states of f1; kept in the cache.
 
-    A value is not finite where the layer's inputs are not.
+    Idle layers are left out. A value is not finite where the layer's inputs are not.
     """
     sampler = sampler.take(min(PROBES, len(reference.paths)))
     trace = Trace(reference.name, reference.paths[: len(sampler.probes)])
@@ -86,7 +86,7 @@ def find(arms: Arms, sampler: Sampler, reference: Trace, watch: Stopwatch) -> di
             return (after[f"{name}.weight"] - before[f"{name}.weight"]).to(arms.device.torch)
 
         changes = Kept(change, arms.device)
-        layers = {name: arms.computing.denoiser.get_submodule(name) for name in arms.denoiser_layers()}
+        layers = {name: arms.computing.denoiser.get_submodule(name) for name in arms.active_layers()}
         observer = Energies(layers, changes)
         calls = forwards(sampler.setup, 0, 1, len(sampler.probes))
         with (

@@ -24,7 +24,7 @@ def arrivals(arms: Arms, scheme: Scheme, order: Order, artifact: Artifact) -> tu
     if orders.merge(order).merged == "beside":
         return [], f"{order}: the adapter keeps its own factors in float, so all of it arrives"
     quantized = {layer.name for layer in artifact.manifest.layers}
-    names = [name for name in arms.denoiser_layers() if name in quantized]
+    names = [name for name in arms.active_layers() if name in quantized]
     before, after = arms.state("base"), arms.state("adapted")
     return [arrival(name, before[f"{name}.weight"], after[f"{name}.weight"], scheme, order) for name in names], ""
 

@@ -72,13 +72,14 @@ def spots(
     setup: Setup, reference: Trace, probes: Sequence[Probe], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[EvaluationPoint]:
     """The states of the reference at ``pairs`` of probe and stratum."""
-    solver, digests = setup.solver(), reference.matched()
+    digests = reference.matched()
     for row, stratum in pairs:
         index = setup.strata[stratum]
+        solver = solvers.walk(setup.solver(), 0, index)
         timestep = solver.timesteps[index]
         x = torch.from_numpy(reference.states()[row][stratum : stratum + 1].copy())
         conditions = setup.inputs("adapted", [probes[row]]).conditions
-        inputs, branches = fed(setup.family, solvers.at(solver, index), x, timestep, conditions)
+        inputs, branches = fed(setup.family, solver, x, timestep, conditions)
         yield EvaluationPoint(inputs, branches, stratum, f"{digests[row]} {stratum}")
 
 

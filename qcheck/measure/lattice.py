@@ -1,7 +1,7 @@
 """Patterns on a fixed grid in the final latents: checkerboards, patch borders, aliasing of up- and downsampling.
 
 The lattice of a pattern of period p are the frequencies (i / p, j / p), not both 0. A period that divides the side
-falls on exact bins and does not leak, so no window is used.
+falls on exact bins and does not leak, so no window is used; sides are cut to a multiple of the periods.
 """
 
 from collections.abc import Iterable
@@ -34,6 +34,12 @@ class Grid:
     quantized: np.ndarray
 
 
+def _cut(latent: np.ndarray) -> np.ndarray:
+    """A latent [C, h, w] without the last rows and columns that are no whole period; a fixed grid keeps its place."""
+    height, width = (side - side % max(PERIODS) for side in latent.shape[-2:])
+    return np.asarray(latent, np.float64)[:, :height, :width]
+
+
 def bins(height: int, width: int) -> np.ndarray:
     """Frequencies [K, 2] of all periods that divide both sides, in cycles per pixel."""
     pairs = {(i / p, j / p) for p in PERIODS if height % p == 0 and width % p == 0 for i in range(p) for j in range(p)}
@@ -45,7 +51,7 @@ def read(quantized: Iterable[np.ndarray], full: Iterable[np.ndarray]) -> Grid:
     """Reduce final latents, n of [C, h, w], to the lattice's bins."""
     change, ratio, variance, shares = [], [], [], []
     for q, f in zip(quantized, full, strict=True):
-        x_q, x_f = (np.asarray(x, np.float64) for x in (q, f))
+        x_q, x_f = (_cut(x) for x in (q, f))
         height, width = x_f.shape[-2:]
         frequencies = bins(height, width)
         rows, columns = np.rint(frequencies * (height, width)).astype(int).T

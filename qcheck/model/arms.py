@@ -27,7 +27,8 @@ class Arms:
 
     ``base`` is in the memory of the processor, where artifacts are made; ``computing`` is the same pipeline on the
     device that computes, and the same object where that is the processor. ``adapters`` are merged into the adapted arm
-    alone, ``common`` into both; ``unmatched`` names layers of the adapters that the base does not have.
+    alone, ``common`` into both; ``unmatched`` names layers of the adapters that the base does not have, ``idle`` those
+    of ``layers`` that keep the base's weight, as their factors are zero: some layers never get a gradient in training.
     """
 
     base: Base
@@ -38,6 +39,7 @@ class Arms:
     changed: dict[Side, dict[str, Weight]]
     down: dict[str, torch.Tensor]
     unmatched: tuple[str, ...] = ()
+    idle: frozenset[str] = frozenset()
 
     def content(self, side: Side) -> str:
         """The digest of all weights of an arm."""
@@ -125,6 +127,10 @@ class Arms:
         prefix = f"{self.base.family.denoiser}."
         return [layer.removeprefix(prefix) for layer in self.layers if self._is_denoiser(layer)]
 
+    def active_layers(self) -> list[str]:
+        """Those of ``denoiser_layers`` that are not idle."""
+        return [layer for layer in self.denoiser_layers() if f"{self.base.family.denoiser}.{layer}" not in self.idle]
+
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
 
@@ -153,7 +159,7 @@ def apply(
     """Both arms of ``base``: ``common`` merged into both, ``adapters`` into one of them, at full precision.
 
     Raises:
-        UserError: an adapter does not fit this base, or its merge left one of its layers unchanged.
+        UserError: an adapter does not fit this base, or its merge left all of its layers unchanged.
     """
     unmatched: list[str] = []
     lora.require_stackable([*common, *adapters])
@@ -176,7 +182,8 @@ def apply(
         "adapted": {layer: after[layer] for layer in layers},
     }
     joined = {layer: torch.cat(down[layer]) for layer in layers}
-    return Arms(base, base, tuple(adapters), tuple(common), layers, changed, joined, tuple(unmatched))
+    idle = frozenset(layer for layer in layers if _equal(*(changed[side][layer] for side in SIDES)))
+    return Arms(base, base, tuple(adapters), tuple(common), layers, changed, joined, tuple(unmatched), idle)
 
 
 def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
@@ -201,21 +208,24 @@ def _merged(
 ) -> tuple[dict[str, Weight], Fit]:
     """The weights of an adapter's layers after its merge into ``before``, by default the pipeline's, and its fit.
 
-    A layer that the merge leaves unchanged is an error.
+    An adapter that leaves all of its layers unchanged is an error.
     """
-    fitted, merged, unchanged = lora.fit(pipe, adapter, allow_unmatched), dict[str, Weight](), list[str]()
+    fitted, merged, changed = lora.fit(pipe, adapter, allow_unmatched), dict[str, Weight](), False
     for layer, factors in fitted.factors.items():
         weight = before.get(layer) or weight_of(_layer(pipe, layer))
         merged[layer] = weight.merged(factors, adapter.weight)
-        if torch.equal(weight.whole(), merged[layer].whole()):
-            unchanged.append(layer)
-    if unchanged and adapter.weight:
+        changed = changed or not _equal(weight, merged[layer])
+    if not changed and adapter.weight:
         raise UserError(
-            f"{len(unchanged)} of the {len(merged)} layers of adapter {str(adapter.path)!r} did not change when it was "
-            f"merged, first {unchanged[0]}",
-            "Its factors are zero there: train these layers, or leave them out of the file.",
+            f"none of the {len(merged)} layers of adapter {str(adapter.path)!r} changed when it was merged, first "
+            f"{next(iter(merged))}",
+            "Its factors are zero: it was saved before it was trained, or nothing in it was trained.",
         )
     return merged, fitted
+
+
+def _equal(one: Weight, other: Weight) -> bool:
+    return torch.equal(one.whole(), other.whole())
 
 
 def _layer(pipe: Any, name: str) -> torch.nn.Module:

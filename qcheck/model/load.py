@@ -1,29 +1,32 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
 import json
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from qcheck.core.digest import digest_of_folder, file_digest
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
-from qcheck.model import stored
+from qcheck.model import parts, stored
 from qcheck.model.device import CPU, Device, return_blocks
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 
-INDEX = "model_index.json"
+INDEX = parts.INDEX
+# what the libraries raise where a pipeline's files, configs or classes are not what they expect
+_FAULTS = (
+    *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, ImportError),
+    SafetensorError,
+)
+_BLOCK = 2**20  # bytes: a large model's activations and weights are larger
 
 
 class Lease:
@@ -138,23 +141,18 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
     absent = dict.fromkeys(
         name for name in ("safety_checker", *spare) if name in index and (name not in spare or index[name][1] is None)
     )
-    _require_components(folder, {name: pair for name, pair in index.items() if name not in absent})
-    variant = _variant(folder, [name for name in index if name not in absent])
+    present = {name: pair for name, pair in index.items() if name not in absent}
+    parts.require_folders(folder, present)
+    variant = parts.variant(folder, present)
     try:
-        encoders = [name for name in kind.encoders if name in index and name not in absent]
-        types = _types(folder, variant, [kind.denoiser, *encoders], device)
+        encoders = [name for name in kind.encoders if name in present]
+        types = parts.types(folder, variant, [kind.denoiser, *encoders], device)
         if types:
             return_blocks(_BLOCK)
         with quiet():
-            pipe = getattr(diffusers, kind.pipeline).from_pretrained(
-                folder,
-                dtype={"default": torch.float32, **types},
-                variant=variant,
-                local_files_only=True,
-                use_safetensors=True,
-                **absent,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            loaded = parts.load(folder, present, variant, types)
+            pipe = getattr(diffusers, kind.pipeline).from_pretrained(folder, local_files_only=True, **loaded, **absent)
+    except _FAULTS as error:
         raise UserError(
             f"base {source!r} does not load: {error}",
             "Check that the pipeline's files are whole, and that its weights are safetensors (pickles are not loaded).",
@@ -166,85 +164,12 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
             "This version checks plain text-to-image pipelines (no inpainting, no control, no UNet told the guidance).",
         )
     pipe.set_progress_bar_config(disable=True)
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-            if name in types:
-                stored.prepare(part, getattr(part, "_keep_in_fp32_modules", None) or ())
-            _require_finite(source, name, part)
+    for name, part in loaded.items():
+        part.requires_grad_(False).eval()
+        if name in types:
+            stored.prepare(part, getattr(part, "_keep_in_fp32_modules", None) or ())
+        _require_finite(source, name, part)
     return Base(source, digest_of_folder(folder, of_file), family)
-
-
-def _require_components(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline without a folder that its index names."""
-    named = [name for name, pair in index.items() if isinstance(pair, list | tuple) and pair[1] is not None]
-    if missing := [name for name in named if not (folder / name).is_dir()]:
-        raise UserError(
-            f"base {str(folder)!r} has no {'/, '.join(missing)}/, which its {INDEX} names",
-            "Copy or download the whole pipeline.",
-        )
-
-
-_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
-
-
-def _variant(folder: Path, components: Iterable[str]) -> str | None:
-    """The variant, such as fp16, of the weights of those components that have no plain files; None where all have.
-
-    Raises:
-        UserError: these components share no variant, so that no one name loads all of them.
-    """
-    variants = {}
-    for name in components:
-        files = sorted((folder / name).glob("*.safetensors"))
-        found = {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file.name))}
-        if found and None not in found:
-            variants[name] = {variant for variant in found if variant is not None}
-    if not variants:
-        return None
-    shared = set.intersection(*variants.values())
-    if not shared:
-        listed = "; ".join(f"{name} {', '.join(sorted(found))}" for name, found in variants.items())
-        raise UserError(
-            f"base {str(folder)!r} has weights in variants that its components do not share: {listed}",
-            "Give a folder where all components have one variant, or plain files.",
-        )
-    return min(shared, key=lambda variant: (_PREFERRED.index(variant) if variant in _PREFERRED else 9, variant))
-
-
-_PREFERRED = ("fp32", "bf16", "fp16")
-
-
-SHARE = 1 / 8  # of this machine's memory may hold the denoiser and the text encoders in float32
-_ROOM = 1 / 2  # of another device's free memory
-_BLOCK = 2**20  # bytes: a large model's activations and weights are larger
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def _types(folder: Path, variant: str | None, components: Iterable[str], device: Device) -> dict[str, torch.dtype]:
-    """The type of each component that stays in its 16-bit files; {} where all of them are small in float32."""
-    dtypes, size = dict[str, set[str]](), 0
-    for name in components:
-        of_component = dtypes.setdefault(name, set())
-        for file in _weights(folder / name, variant):
-            with safe_open(file, "pt") as stream:
-                slices = [stream.get_slice(key) for key in stream.keys()]  # noqa: SIM118
-            of_component.update(part.get_dtype() for part in slices)
-            size += sum(4 * math.prod(part.get_shape()) for part in slices)
-    room = SHARE * psutil.virtual_memory().total
-    if size <= (room if device.is_host else min(room, _ROOM * device.free())):
-        return {}
-    floating = {name: {dtype for dtype in names if dtype.startswith(("F", "BF"))} for name, names in dtypes.items()}
-    single = {name: next(iter(names)) for name, names in floating.items() if len(names) == 1}
-    return {name: _STORED[dtype] for name, dtype in single.items() if dtype in _STORED}
-
-
-def _weights(folder: Path, variant: str | None) -> list[Path]:
-    """The files that a component is loaded from: those of the variant, or the plain ones where it has none."""
-    names = {path: _WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))}
-    variants = {path: match["variant"] for path, match in names.items() if match}
-    wanted = variant if variant in variants.values() else None
-    return [path for path, of_path in variants.items() if of_path == wanted]
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -147,6 +147,11 @@ def _setup(report: Report) -> str:
             f"\n{len(report.unmatched)} layers of the file are not in this base and were left out, as "
             f"--allow-unmatched asks: {', '.join(report.unmatched[:3])}{', ...' if len(report.unmatched) > 3 else ''}"
         )
+    if report.idle:
+        description += (
+            f"\n{len(report.idle)} layers of the file are idle, as their factors are zero: "
+            f"{', '.join(report.idle[:3])}{', ...' if len(report.idle) > 3 else ''}"
+        )
     return description
 
 

@@ -203,6 +203,7 @@ class Report(Value):
     ranges: Input | None = None
     changed_layers: int
     unmatched: list[str]
+    idle: list[str]
     target: str
     probes: Probing
     effect_size: Number

@@ -9,6 +9,7 @@ cost only their own forwards, and a repeated run reuses the probes that an inter
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,10 @@ def evaluate(
 ) -> np.ndarray:
     """Guided outputs [b, T, C, h, w] at ``states`` of that shape; ``enter`` gets each stratum's index first."""
     solver, outputs = setup.solver(), np.empty_like(states)
-    for place, index in enumerate(setup.strata):
+    for place, (before, index) in enumerate(pairwise((0, *setup.strata))):
         enter(place)
         x = torch.from_numpy(states[:, place].copy())
-        guided = _guided(setup, runner, solvers.at(solver, index), x, solver.timesteps[index], conditions)
+        guided = _guided(setup, runner, solvers.walk(solver, before, index), x, solver.timesteps[index], conditions)
         outputs[:, place] = guided.numpy()
         advance(len(x))
     return outputs

@@ -15,7 +15,7 @@ from qcheck.model.arms import Arms
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 from qcheck.runtime.runner import Runner
-from qcheck.sampling import solvers
+from qcheck.sampling import prompts, solvers
 from qcheck.spec.arm import Side
 from qcheck.spec.probe import Probe, ProbeSet
 
@@ -130,8 +130,8 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
     """The set-up of a probe set: its solver, its steps, and its probes' initial inputs in each of ``arms``.
 
     Raises:
-        UserError: a negative prompt for a pipeline without a second branch of guidance, an impossible picture size, or
-            a number of steps that the solver does not take.
+        UserError: a negative prompt for a pipeline without a second branch of guidance, prompts that are one to the
+            text encoders, an impossible picture size, or a number of steps that the solver does not take.
     """
     family = arms.base.family
     if probe_set.negative and family.branches == 1:
@@ -141,6 +141,7 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
             "Leave `negative` out of the probe set.",
         )
 
+    prompts.require_distinct(family, probe_set.prompts)
     embeddings = _Embeddings(arms)
 
     def inputs(side: Side, probes: Sequence[Probe]) -> Inputs:

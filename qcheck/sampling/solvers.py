@@ -27,8 +27,8 @@ def step(solver: Any, output: torch.Tensor, timestep: Any, latents: torch.Tensor
 
 
 def noised(solver: Any, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Final latents noised to step ``index``, with ``noise`` of the same shape and unit variance."""
-    timestep = at(solver, index).timesteps[index : index + 1]
+    """Final latents noised to call ``index`` of a new solver, with ``noise`` of the same shape and unit variance."""
+    timestep = walk(solver, 0, index).timesteps[index : index + 1]
     flow_matching = hasattr(solver, "scale_noise")
     latents_with_noise: torch.Tensor = (
         solver.scale_noise(latents, timestep, noise) if flow_matching else solver.add_noise(latents, noise, timestep)
@@ -110,8 +110,12 @@ def _run(solver: Any, x0: np.ndarray, outputs: np.ndarray, seed: int) -> tuple[n
     return np.array(states), np.array(scales)
 
 
-def at(solver: Any, index: int) -> Any:
-    """The solver with its step counter, where it keeps one, at ``index`` (input scaling depends on it)."""
-    if hasattr(solver, "_step_index"):
-        solver._step_index = index
+def walk(solver: Any, start: int, stop: int) -> Any:
+    """The solver, which is before its call ``start``, before its call ``stop``: on zero latents, with outputs of 0.
+
+    How it scales inputs may depend on more than the number of the call: KDPM2 and Heun take two of them a step.
+    """
+    x, draws = torch.zeros(1, 1, 1, 1), torch.Generator().manual_seed(0)
+    for timestep in solver.timesteps[start:stop]:
+        step(solver, scaled(solver, x, timestep), timestep, x, draws)
     return solver

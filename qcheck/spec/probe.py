@@ -57,7 +57,7 @@ def from_text(path: Path, like: ProbeSet) -> ProbeSet:
         UserError: not readable, or no prompt in it.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {str(path)!r}: {error}", "Give a UTF-8 text file, one prompt a line.") from error
     prompts = tuple(line for line in lines if line and not line.startswith("#"))

@@ -78,7 +78,7 @@ def case(
         deciding=verdict.deciding,
         reasons=list(verdict.reasons),
         next=next_step(verdict.outcome, order, deployed, outcome.builds),
-        warnings=[*session.spec.target.warns(scheme), *verdict.warnings],
+        warnings=[*session.spec.target.warns(scheme), *session.cut_prompts, *verdict.warnings],
         probes_used=outcome.probes(session.spec),
         measurements=list(verdict.measurements),
         stratum_sqnr=profiles,
@@ -134,6 +134,7 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
         next=next_step(verdict.outcome, ORDER, str(file.path), outcome.builds),
         warnings=[
             "no base artifact: whether the scheme or the adapter causes the error cannot be told",
+            *session.cut_prompts,
             *verdict.warnings,
         ],
         probes_used=outcome.probes(session.spec),
@@ -226,6 +227,7 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         ranges=None if spec.ranges is None else Input(source=spec.ranges, digest=digest_of(Path(spec.ranges))),
         changed_layers=len(arms.layers),
         unmatched=list(arms.unmatched),
+        idle=sorted(arms.idle),
         target=spec.target.name,
         probes=Probing(
             name=spec.probes.name,

@@ -86,7 +86,7 @@ class BundledCase:
         conditions = self.setup.inputs(side, [self.probes[index]]).conditions
         calls = []
         for place, step in enumerate(self.setup.strata):
-            solver = solvers.at(self.setup.solver(), step)
+            solver = solvers.walk(self.setup.solver(), 0, step)
             x = torch.from_numpy(states[place][None].copy())
             calls.append(fed(self.family, solver, x, solver.timesteps[step], conditions)[0])
         stacked = {name: np.stack([call[name] for call in calls]) for name in calls[0]}

@@ -31,8 +31,8 @@ from qcheck.result.manifest import model_files
 from qcheck.runtime import ort_runner, torch_runner
 from qcheck.runtime.ort_runner import COMPUTES
 from qcheck.runtime.torch_runner import TorchRunner
+from qcheck.sampling import prompts, subject
 from qcheck.sampling import setup as setups
-from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import STRATA, Subject, forwards
 from qcheck.sampling.store import Trace
@@ -80,6 +80,12 @@ class Session:
     def example(self) -> dict[str, np.ndarray]:
         """The denoiser's inputs for the first probe at its first step: a row for each branch of guidance."""
         return setups.example(self.sampler.setup, self.sampler.probes[0])
+
+    @functools.cached_property
+    def cut_prompts(self) -> list[str]:
+        """Warnings of prompts whose end no text encoder reads."""
+        asked = self.spec.probes.prompts[: self.spec.bounds.looks[-1]]
+        return prompts.cut(self.sampler.setup.family, asked, self.spec.trigger)
 
     @property
     def shape(self) -> Shape:

@@ -240,7 +240,7 @@ class QatObjective:
             torch.from_numpy(np.stack([arrays[row][place] for row in rows])) for arrays in (pool.states, pool.answers)
         )
         conditions = {name: value[rows] for name, value in pool.conditions.items()}
-        inputs, branches = fed(family, solvers.at(solver, index), x, solver.timesteps[index], conditions)
+        inputs, branches = fed(family, solvers.walk(solver, 0, index), x, solver.timesteps[index], conditions)
         raw = self._runner.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         shape = (branches * len(x), *x.shape[1:])
         places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # of each latent in the raw output

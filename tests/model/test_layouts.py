@@ -55,7 +55,13 @@ class Case:
         return f"{self.family}-{self.writer.__name__}{marks}"
 
 
-_ONE_ENCODER = [
+_EVERY: list[tuple[Writer, str, bool, bool]] = [
+    (layouts.peft_wrapped, ALL, True, False),
+    (layouts.peft_named, ALL, True, False),
+    (layouts.lycoris, DENOISER, True, False),
+]
+_ONE_ENCODER: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
     (layouts.peft, ALL, True, False),
     (layouts.peft, ALL, False, False),
     (layouts.peft_with_alphas, ALL, True, False),
@@ -67,6 +73,7 @@ _ONE_ENCODER = [
     (layouts.kohya, ALL, False, False),
 ]
 _FLUX: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
     (layouts.peft, ALL, True, False),
     (layouts.peft_with_alphas, ALL, True, False),
     (layouts.peft_folder, DENOISER, True, False),
@@ -82,6 +89,7 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "sd1": _ONE_ENCODER,
     "sd2": _ONE_ENCODER,
     "sdxl": [
+        *_EVERY,
         (layouts.peft, ALL, True, False),
         (layouts.peft_with_alphas, ALL, True, False),
         (layouts.peft_folder, DENOISER, True, False),
@@ -89,8 +97,11 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
         (layouts.kohya_xl, ALL, True, False),
         (layouts.kohya_xl, ALL, False, False),
         (layouts.kohya_sgm, SGM, True, False),
+        (layouts.sgm_dotted, SGM, True, False),
+        (layouts.comfy_unet, SGM, True, False),
     ],
     "sd3": [
+        *_EVERY,
         (layouts.peft, ALL, True, False),
         (layouts.peft_with_alphas, ALL, True, False),
         (layouts.peft_folder, DENOISER, True, False),
@@ -301,6 +312,10 @@ def test_factors_in_two_spellings_are_an_error(tmp_path: Path) -> None:
         ("{0}.x.lokr_w1", "LoKr"),
         ("{0}.x.oft_blocks", "OFT"),
         ("{0}.x.dora_scale", "DoRA"),
+        ("{0}.x.w_norm", "norms"),
+        ("{0}.x.on_input", "IA"),
+        ("{0}.x.a1.weight", "GLoRA"),
+        ("bundle_emb.my person.clip_l", "embeddings of its trigger words"),
     ],
 )
 @pytest.mark.parametrize("family", _LAYOUTS)

@@ -1,13 +1,17 @@
 """A base in the files that people have: whole or sharded, in 16 bit, under the name of a variant."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from qcheck.core.errors import UserError
-from qcheck.model import load
+from qcheck.model import load, parts
 from tests import families
 
 
@@ -43,9 +47,9 @@ def test_plain_files_are_taken_before_a_variant_and_a_part_may_have_the_variant_
         base / "unet" / "diffusion_pytorch_model.safetensors",
         base / "unet" / "diffusion_pytorch_model.fp16.safetensors",
     )
-    assert load._variant(base, ["unet", "vae"]) is None
+    assert parts.variant(base, ["unet", "vae"]) is None
     (base / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assert load._variant(base, ["unet", "vae"]) == "fp16"
+    assert parts.variant(base, ["unet", "vae"]) == "fp16"
     assert load.load(str(base)).source == str(base)
 
 
@@ -57,3 +61,91 @@ def test_parts_in_variants_that_they_do_not_share_are_an_error(tmp_path: Path) -
     with pytest.raises(UserError, match="do not share") as error:
         load.load(str(base))
     assert "vae bf16" in error.value.what
+
+
+def _rewritten(file: Path, keep: Callable[[str], bool], **more: torch.Tensor) -> None:
+    tensors = {name: value for name, value in load_file(file).items() if keep(name)}
+    save_file(tensors | more, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_weights_that_a_file_lacks_are_an_error_that_names_them_whichever_part_it_is(
+    family: str, tmp_path: Path
+) -> None:
+    """The libraries would fill them with random numbers, other ones at every load, and only warn."""
+    base = _saved(family, tmp_path / "base")
+    for file in sorted(base.rglob("*.safetensors")):
+        broken = Path(shutil.copytree(base, tmp_path / file.parent.name))
+        name = max(load_file(file))
+        _rewritten(broken / file.relative_to(base), lambda key, name=name: key != name)  # type: ignore[misc]
+        with pytest.raises(UserError) as error:
+            load.load(str(broken))
+        said = error.value.what
+        assert f"{file.parent.name} lacks weights: " in said
+        assert name in said
+
+
+def test_weights_that_the_config_does_not_ask_for_are_an_error_but_not_stored_positions(tmp_path: Path) -> None:
+    base = _saved("sd1", tmp_path / "base")
+    encoder = base / "text_encoder" / "model.safetensors"
+    _rewritten(encoder, bool, **{"text_model.embeddings.position_ids": torch.arange(16)[None]})
+    load.load(str(base))
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    _rewritten(unet, bool, **{"add_embedding.linear_1.weight": torch.zeros(2, 2)})
+    with pytest.raises(UserError, match=r"unet has weights that its config.json does not ask for: add_embedding"):
+        load.load(str(base))
+
+
+@pytest.mark.parametrize("folder", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_without_its_vocabulary_is_an_error(folder: str, tmp_path: Path) -> None:
+    base = _saved("sdxl", tmp_path / "base")
+    (base / folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=f"{folder} has no vocabulary"):
+        load.load(str(base))
+
+
+def test_a_vocabulary_in_the_files_of_older_releases_is_one(tmp_path: Path) -> None:
+    base = _saved("sd1", tmp_path / "base")
+    whole = base / "tokenizer" / "tokenizer.json"
+    model = json.loads(whole.read_text())["model"]
+    (base / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (base / "tokenizer" / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    whole.unlink()
+    load.load(str(base))
+    (base / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"nor merges.txt"):
+        load.load(str(base))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 492265168\n", "Git LFS"),
+        (b"\x00" * 7, "does not load"),
+        (b"", "does not load"),
+    ],
+)
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_part_that_is_no_file_of_weights_is_an_error(content: bytes, said: str, part: str, tmp_path: Path) -> None:
+    base = _saved("sd1", tmp_path / "base")
+    next((base / part).glob("*.safetensors")).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load.load(str(base))
+    assert said in error.value.what
+
+
+def test_code_that_comes_with_a_pipeline_is_not_run(tmp_path: Path) -> None:
+    base = _saved("sd1", tmp_path / "base")
+    index = json.loads((base / load.INDEX).read_text())
+    (base / load.INDEX).write_text(json.dumps(index | {"vae": ["my_code", "MyVae"]}))
+    with pytest.raises(UserError, match="vae is a MyVae of my_code"):
+        load.load(str(base))
+
+
+def test_a_solver_that_the_family_cannot_ask_is_an_error_that_names_it(tmp_path: Path) -> None:
+    pipe = families.FAMILIES["flux"]()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with families.quiet():
+        pipe.save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="FlowMatchHeunDiscreteScheduler, which takes no sigmas"):
+        load.load(str(tmp_path / "base"))

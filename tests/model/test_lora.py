@@ -112,14 +112,20 @@ def test_a_file_of_two_layouts_is_applied_whole(tmp_path: Path) -> None:
         assert torch.equal(_change(mixed, layer), _change(plain, layer)), layer
 
 
-def test_factors_that_change_nothing_are_an_error(tmp_path: Path) -> None:
-    tensors = load_file(FLAT)
+def test_layers_whose_factors_are_zero_are_idle_and_an_adapter_of_such_layers_alone_is_an_error(
+    tmp_path: Path,
+) -> None:
+    tensors, base = load_file(FLAT), load.load(str(library.PIPELINE))
     name = next(k for k in sorted(tensors) if "lora_B" in k)
     tensors[name] = torch.zeros_like(tensors[name])
-    with pytest.raises(
-        UserError, match=f"did not change when it was merged, first {name.removesuffix('.lora_B.weight')}"
-    ):
-        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
+    both, layer = arms.apply(base, [_saved(tmp_path, tensors)]), name.removesuffix(".lora_B.weight")
+    assert both.idle == {layer}
+    assert layer in both.layers
+    assert layer.removeprefix("unet.") not in both.active_layers()
+    assert len(both.active_layers()) == len(both.layers) - 1
+    untrained = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in tensors.items()}
+    with pytest.raises(UserError, match=r"none of the .* layers of adapter .* changed when it was merged"):
+        arms.apply(base, [_saved(tmp_path, untrained)])
 
 
 def _kohya(alpha: float | None) -> dict[str, torch.Tensor]:
@@ -397,3 +403,23 @@ def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, d
     assert "unmerged" in caught.value.fix
     with pytest.raises(UserError, match="is a DoRA"):
         inspect.inspect(str(path), None, 1.0, [], recipe.find("general"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_factors_in_float8_are_read_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    stored, base = {key: value.to(dtype) for key, value in load_file(FLAT).items()}, load.load(str(library.PIPELINE))
+    both, same = (
+        arms.apply(base, [_saved(tmp_path, tensors)])
+        for tensors in (stored, {key: value.float() for key, value in stored.items()})
+    )
+    for layer, weight in both.changed["adapted"].items():
+        assert torch.equal(weight.whole(), same.changed["adapted"][layer].whole())
+
+
+def test_factors_of_rank_0_are_an_error_that_names_the_layer(tmp_path: Path) -> None:
+    tensors = load_file(FLAT)
+    down = next(key for key in sorted(tensors) if "lora_A" in key)
+    up = down.replace("lora_A", "lora_B")
+    tensors |= {down: tensors[down][:0].clone(), up: tensors[up][:, :0].clone()}
+    with pytest.raises(UserError, match=r"has factors of rank 0"):
+        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])

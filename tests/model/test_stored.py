@@ -18,7 +18,7 @@ from qcheck.demo import library
 from qcheck.diagnose import sensitivity
 from qcheck.diagnose.hooks import tapped
 from qcheck.diagnose.layer_errors import LayerError
-from qcheck.model import arms, load, lora, stored
+from qcheck.model import arms, load, lora, parts, stored
 from qcheck.model.arms import Arms
 from qcheck.model.components import copied
 from qcheck.model.device import CPU, Device
@@ -37,7 +37,7 @@ from tests.conftest import Prepared
 @pytest.fixture
 def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model counts as large, and so does every layer's weight."""
-    monkeypatch.setattr(load, "SHARE", 0.0)
+    monkeypatch.setattr(parts, "SHARE", 0.0)
     monkeypatch.setattr(stored, "LEAST", 1)
 
 
@@ -190,7 +190,7 @@ def test_a_check_gives_the_same_values(graphs_alone: Path, monkeypatch: pytest.M
     for kind in (graphs_alone / "qcheck").iterdir():
         if kind.name != "graph":
             shutil.rmtree(kind)
-    monkeypatch.setattr(load, "SHARE", 0.0)
+    monkeypatch.setattr(parts, "SHARE", 0.0)
     monkeypatch.setattr(stored, "LEAST", 1)
     kept = qcheck.check("demo", **options)
     (ours,), (known,) = kept.cases, whole.cases
@@ -227,8 +227,8 @@ def test_every_kind_of_change_is_that_of_float32(kind: str, tmp_path: Path, monk
         "text encoder": ([drawn], []),
     }[kind]
     (probe, *_), found = probes.probes(probes.find("emoji"), (1.0,)), []
-    for share, least in ((load.SHARE, stored.LEAST), (0.0, 1)):
-        monkeypatch.setattr(load, "SHARE", share)
+    for share, least in ((parts.SHARE, stored.LEAST), (0.0, 1)):
+        monkeypatch.setattr(parts, "SHARE", share)
         monkeypatch.setattr(stored, "LEAST", least)
         both = arms.apply(load.load(str(library.PIPELINE)), adapters, common)
         again = arms.alike(both, adapters)
@@ -281,13 +281,13 @@ def test_what_is_stored_is_what_has_one_16_bit_type(tmp_path: Path, monkeypatch:
         (tmp_path / component).mkdir()
         for name, tensors in files.items():
             save_file(tensors, tmp_path / component / name)
-    monkeypatch.setattr(load, "SHARE", 0.0)
+    monkeypatch.setattr(parts, "SHARE", 0.0)
     found = {"unet": torch.bfloat16}
-    assert load._types(tmp_path, None, contents, CPU) == found
-    assert load._types(tmp_path, "fp16", contents, CPU) == found | {"both": torch.float16}
-    monkeypatch.setattr(load, "SHARE", 1.0)
-    assert load._types(tmp_path, None, contents, CPU) == {}
-    assert load._types(tmp_path, None, contents, SimpleNamespace(is_host=False, free=lambda: 8)) == found  # type: ignore[arg-type]
+    assert parts.types(tmp_path, None, contents, CPU) == found
+    assert parts.types(tmp_path, "fp16", contents, CPU) == found | {"both": torch.float16}
+    monkeypatch.setattr(parts, "SHARE", 1.0)
+    assert parts.types(tmp_path, None, contents, CPU) == {}
+    assert parts.types(tmp_path, None, contents, SimpleNamespace(is_host=False, free=lambda: 8)) == found  # type: ignore[arg-type]
 
 
 def test_a_buffer_that_is_computed_and_was_rounded_is_an_error() -> None:

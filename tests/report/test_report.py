@@ -40,6 +40,7 @@ def test_the_json_has_the_contract_and_comes_back_equal(report: Report, finished
         "adapters",
         "changed_layers",
         "unmatched",
+        "idle",
         "target",
         "probes",
         "cases",

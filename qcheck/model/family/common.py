@@ -11,10 +11,12 @@ from torch import nn
 
 from qcheck.core.errors import UserError
 from qcheck.model.components import ROWS, Component, Decoder, TextEncoder, copied
+from qcheck.model.quiet import quiet
 from qcheck.spec.probe import Probe
 
 Conditions = dict[str, torch.Tensor]
 Shape = tuple[int, int, int, int]
+_LEAST = 4  # latents a side: the longest period of a pattern that is looked for
 _OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
 
@@ -132,13 +134,15 @@ class Family(ABC):
         """Latents [1, C, h, w] of a picture; the pipeline's own sides where None.
 
         Raises:
-            UserError: a side is no multiple of ``multiple``.
+            UserError: a side is no multiple of ``multiple``, or shorter than what measurements need.
         """
+        least = _LEAST * self.pipe.vae_scale_factor
         for name, side in (("width", width), ("height", height)):
-            if side and side % self.multiple:
+            if side and (side % self.multiple or side < least):
+                nearest = max(side - side % self.multiple, -(-least // self.multiple) * self.multiple)
                 raise UserError(
-                    f"--{name} {side} is no multiple of {self.multiple}, the pipeline's factor",
-                    f"Take {side - side % self.multiple or self.multiple}.",
+                    f"--{name} {side} is no multiple of {self.multiple}, the pipeline's factor, from {least} on",
+                    f"Take {nearest}.",
                 )
         factor, default = self.pipe.vae_scale_factor, self.sides()
         return 1, self.channels, height // factor if height else default[0], width // factor if width else default[1]
@@ -171,8 +175,9 @@ class Family(ABC):
 
     def solver(self, steps: int, shape: Shape) -> Any:
         """A new solver with its timesteps set; solvers keep state, so no two runs share one."""
-        solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
+        with quiet():  # some of them still call NumPy as its first version was called
+            solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+            solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
         if hasattr(solver, "set_begin_index"):
             solver.set_begin_index(0)
         return solver
@@ -228,13 +233,13 @@ class Family(ABC):
             encoder = getattr(self.pipe, name)
             if encoder is None:
                 continue
-            tokens = limit or getattr(self.pipe, self.tokenizer_of(name)).model_max_length
+            tokens = limit or self._tokenizer(name).model_max_length
             module = TextEncoder(encoder, self.inner_states)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
             components.append(Component(name, module, {"input_ids": ids}, module.outputs()))
         latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
         sides = {"latent_sample": {2: "height", 3: "width"}}
-        spread = 1 / self.pipe.vae.config.scaling_factor
+        spread = float(self.unscaled(torch.ones(1, *shape[1:])).sub(self.unscaled(torch.zeros(1, *shape[1:]))).mean())
         upcast = bool(self.pipe.vae.config.get("force_upcast", False))
         decoder = Component(
             "vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
@@ -245,11 +250,9 @@ class Family(ABC):
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
         vae = self.pipe.vae
-        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         encoded = [vae.encode(x[None].to(self.device) * 2 - 1) for x in pictures]
         latents = [coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents for coded in encoded]
-        scaled: torch.Tensor = (torch.cat(latents) - shift) * scale
-        return scaled.cpu()
+        return self.scaled(torch.cat(latents)).cpu()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -261,13 +264,33 @@ class Family(ABC):
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Final latents [n, C, h, w] as the autoencoder's decoder takes them."""
         config = self.pipe.vae.config
-        scaled: torch.Tensor = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return scaled
+        raw: torch.Tensor = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return raw
+
+    def scaled(self, raw: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``unscaled``."""
+        config = self.pipe.vae.config
+        latents: torch.Tensor = (raw - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return latents
+
+    def read_by(self) -> dict[str, int]:
+        """The tokens that each text encoder of this pipeline reads at most."""
+        names = [name for name in self.encoders if getattr(self.pipe, self.tokenizer_of(name), None) is not None]
+        return {name: self.encoders[name] or self._tokenizer(name).model_max_length for name in names}
+
+    def _tokenizer(self, encoder: str) -> Any:
+        return getattr(self.pipe, self.tokenizer_of(encoder))
+
+    def cut(self, encoder: str, prompt: str) -> str:
+        """The end of a prompt that a text encoder does not read; "" where it reads all of it."""
+        tokenizer, most = self._tokenizer(encoder), self.read_by()[encoder]
+        ids = tokenizer(prompt).input_ids
+        rest: str = tokenizer.decode(ids[most - 1 : -1]).strip() if len(ids) > most else ""
+        return rest
 
     def tokens(self, encoder: str, prompts: Sequence[str]) -> torch.Tensor:
         """The tokens [n, L] of prompts as a text encoder takes them."""
-        tokenizer = getattr(self.pipe, self.tokenizer_of(encoder))
-        length = self.encoders[encoder] or tokenizer.model_max_length
+        tokenizer, length = self._tokenizer(encoder), self.read_by()[encoder]
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         ids: torch.Tensor = tokenizer([*prompts], **options).input_ids
         return ids

@@ -1,5 +1,6 @@
 """Flux: a transformer over latents packed 2 x 2 into tokens, trained by flow matching."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -50,6 +51,14 @@ class Flux(Family):
     fixed = frozenset({"txt_ids", "img_ids"})
     kept = frozenset({"timestep", "txt_ids", "img_ids"})
     branches = 1
+
+    def unsupported(self) -> str | None:
+        """As every family's, and a solver that takes no sigmas, which the pipeline gives it."""
+        scheduler = self.pipe.scheduler
+        takes = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+        if not takes and not scheduler.config.get("use_flow_sigmas"):
+            return f"a {type(scheduler).__name__}, which takes no sigmas, as its solver"
+        return super().unsupported()
 
     @property
     def channels(self) -> int:

@@ -101,6 +101,31 @@ class StableDiffusionXL(StableDiffusion):
             "time_ids": joined(ids if guided(probe) else None, ids),
         }
 
+    def _moments(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and spread [1, C, 1, 1] of the autoencoder's latents by channel, where its config has them."""
+        config = self.pipe.vae.config
+        values = [getattr(config, name, None) for name in ("latents_mean", "latents_std")]
+        if None in values:
+            return None
+        mean, spread = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in values)
+        return mean, spread
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """As every family's, by channel where the autoencoder's config has the moments of its latents."""
+        if (moments := self._moments(latents)) is None:
+            return super().unscaled(latents)
+        mean, spread = moments
+        raw: torch.Tensor = latents * spread / self.pipe.vae.config.scaling_factor + mean
+        return raw
+
+    def scaled(self, raw: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``unscaled``."""
+        if (moments := self._moments(raw)) is None:
+            return super().scaled(raw)
+        mean, spread = moments
+        latents: torch.Tensor = (raw - mean) * self.pipe.vae.config.scaling_factor / spread
+        return latents
+
     def entry(self, denoiser: nn.Module) -> nn.Module:
         """As ``StableDiffusion``, with text_embeds [n, D] and time_ids [n, 6]."""
         return _EntryXL(denoiser)

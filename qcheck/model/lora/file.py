@@ -54,7 +54,7 @@ def read(use: Use) -> Adapter:
     try:
         with safe_open(path, "pt") as stream:
             metadata = dict(stream.metadata() or {})
-            damaged = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name)).all()]  # noqa: SIM118
+            damaged = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name).float()).all()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"adapter {source!r} is not a whole safetensors file: {error}",
@@ -112,6 +112,11 @@ _OTHER_KINDS = {
     r"[.]diff(_b)?$": "a LoRA with whole differences of weights or biases besides",
     r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
     r"modules_to_save": "a LoRA with whole layers besides",
+    r"[.][wb]_norm$": "a LoCon with norms",
+    r"on_input$|[.]ia3_": "an (IA)^3",
+    r"[.][ab][12][.]weight$": "a GLoRA",
+    r"vera_lambda": "a VeRA",
+    r"^bundle_emb[.]": "a LoRA with embeddings of its trigger words",
 }
 # PEFT's initialisations that leave the base unchanged
 _PLAIN_STARTS = (

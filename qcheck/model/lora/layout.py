@@ -80,14 +80,14 @@ class LayoutError(ValueError):
 
 
 _PARTS = {"lora_A": "down", "lora_down": "down", "down": "down", "lora_B": "up", "lora_up": "up", "up": "up"}
-_KEYS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"^(?P<name>.+?)(\.lora_linear_layer|\.lora)?\.(?P<part>lora_A|lora_B|lora_down|lora_up|down|up)"
-        r"(\.default)?\.weight$",
-        r"^(?P<name>.+)\.(?P<part>alpha)$",
-        r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.default)?(\.weight)?$",
-    )
+_FACTOR = re.compile(
+    r"^(?P<name>.+?)(\.lora_linear_layer|\.lora)?\.(?P<part>lora_A|lora_B|lora_down|lora_up|down|up)\.weight$"
+)
+_KEYS = (
+    _FACTOR,
+    re.compile(r"^(?P<name>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.\w+\.weight$"),  # PEFT's adapter's name
+    re.compile(r"^(?P<name>.+)\.(?P<part>alpha)$"),
+    re.compile(r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.(?!weight$)\w+)?(\.weight)?$"),
 )
 
 
@@ -128,6 +128,8 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
             continue
         if not {"down", "up"} <= set(parts):
             raise LayoutError(f"{name} has only the factor {'down' if 'down' in parts else 'up'}")
+        if not len(parts["down"]):
+            raise LayoutError(f"{name} has factors of rank 0")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
         complete[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
     return complete, other_keys
@@ -160,6 +162,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "lora_te1_": _CLIP,
     "lora_te2_": _CLIP_2,
     "lora_te3_": _T5,
+    "lycoris_": (),
     "text_encoders.clip_l.transformer.": _CLIP,
     "text_encoders.clip_g.transformer.": _CLIP_2,
     "text_encoders.t5xxl.transformer.": _T5,
@@ -169,6 +172,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "text_encoder_2.": _CLIP_2,
     "text_encoder_3.": ("text_encoder_3",),
 }
+_ORIGINAL_UNET = r"(input|middle|output)_blocks?[._]|(out|time_embed|label_emb)[._]\d"
 # without a base: the component of a name that has no prefix
 _GUESSES = {
     r"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding": "unet",
@@ -194,13 +198,19 @@ def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
     """The components that a name may stand for, the likeliest first, and the name without its prefix."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
+    name = _unwrapped(name)
     for prefix, components in _PREFIXES.items():
         if name.startswith(prefix):
-            return components or (names.denoiser or "unet",), name.removeprefix(prefix)
+            return components or (names.denoiser or "unet",), _unwrapped(name.removeprefix(prefix))
     guess = next((component for pattern, component in _GUESSES.items() if re.match(pattern, name)), "transformer")
     return names.components or (guess,), name
+
+
+def _unwrapped(name: str) -> str:
+    """``name`` without what PEFT and the original code write before it."""
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tuple[str, Factors]]:
@@ -219,6 +229,8 @@ def _single_layer(name: str, components: tuple[str, ...], body: str, names: Name
     """The layer of the base that the name of an unfused layer stands for."""
     body = _without_processor(body, components[0])
     layer = _base_layer(components, body, names)
+    if layer is None and components[0] == names.denoiser and re.match(_ORIGINAL_UNET, body):
+        name = f"lora_unet_{body.replace('.', '_')}"
     if layer is None and name.startswith("lora_"):
         body = _without_processor(_diffusers_name(name, names) or body, components[0])
         layer = _base_layer(components, body, names)
@@ -258,5 +270,5 @@ def _diffusers_name(name: str, names: Names) -> str | None:
             state = StableDiffusionXLLoraLoaderMixin.lora_state_dict(pair, unet_config=config)[0]
     except (ValueError, LookupError):
         return None
-    match = _KEYS[0].match(next(iter(state), ""))
+    match = _FACTOR.match(next(iter(state), ""))
     return match["name"].partition(".")[2] if match else None

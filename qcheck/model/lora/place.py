@@ -104,7 +104,8 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         raise UserError(
             f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
             f"missing: {_first_three(unmatched)}",
-            f"It was trained for another base; this one has layers such as {_first_three(sorted(weights))}.{advice}",
+            "It was trained for another base, or its layer names are not known here; this base has layers such as "
+            f"{_first_three(sorted(weights))}.{advice}",
         )
     matching = [name for name in factors if name in weights]
     for name in matching:
