@@ -135,7 +135,7 @@ def peft_folder(parts: Parts, path: Path) -> Path:
 
 
 def peft_wrapped(parts: Parts, path: Path) -> Path:
-    """PEFT's wrapper inside a component's name, as ai-toolkit and others save it."""
+    """PEFT's wrapper inside a component's name."""
     wrapped = {name.replace(".", ".base_model.model.", 1): part for name, part in parts.items()}
     return _saved(_every(_written(name, part, PEFT, True) for name, part in wrapped.items()), path)
 

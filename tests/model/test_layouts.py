@@ -3,6 +3,8 @@
 import copy
 import functools
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qcheck.core.errors import UserError
+from qcheck.core.values import PACKAGE
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family import find
 from qcheck.model.load import Base
 from qcheck.model.lora import layout
+from qcheck.model.lora.file import OTHER_KINDS
 from qcheck.model.quiet import quiet
 from qcheck.spec import recipe
 from qcheck.spec.arm import Side
@@ -115,6 +119,24 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "flux-schnell": _FLUX,
 }
 CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
+
+
+REFUSED = [
+    ("key", "kind"),
+    ("{0}.x.lora_mid.weight", "three factors"),
+    ("{0}.x.diff_b", "whole differences"),
+    ("{0}.x.diff", "whole differences"),
+    ("{0}.x.lora_B.bias", "biases"),
+    ("{0}.x.hada_w1_a", "LoHa"),
+    ("{0}.x.lokr_w1", "LoKr"),
+    ("{0}.x.oft_blocks", "OFT"),
+    ("{0}.x.dora_scale", "DoRA"),
+    ("{0}.x.w_norm", "norms"),
+    ("{0}.x.on_input", "IA"),
+    ("{0}.x.a1.weight", "GLoRA"),
+    ("bundle_emb.my person.clip_l", "embeddings of its trigger words"),
+    ("{0}.x.vera_lambda_b", "VeRA"),
+]
 
 
 @functools.cache
@@ -301,23 +323,7 @@ def test_factors_in_two_spellings_are_an_error(tmp_path: Path) -> None:
         lora.fit(pipe, _with(path, tensors))
 
 
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        ("{0}.x.lora_mid.weight", "three factors"),
-        ("{0}.x.diff_b", "whole differences"),
-        ("{0}.x.diff", "whole differences"),
-        ("{0}.x.lora_B.bias", "biases"),
-        ("{0}.x.hada_w1_a", "LoHa"),
-        ("{0}.x.lokr_w1", "LoKr"),
-        ("{0}.x.oft_blocks", "OFT"),
-        ("{0}.x.dora_scale", "DoRA"),
-        ("{0}.x.w_norm", "norms"),
-        ("{0}.x.on_input", "IA"),
-        ("{0}.x.a1.weight", "GLoRA"),
-        ("bundle_emb.my person.clip_l", "embeddings of its trigger words"),
-    ],
-)
+@pytest.mark.parametrize(("key", "kind"), REFUSED)
 @pytest.mark.parametrize("family", _LAYOUTS)
 def test_another_kind_of_adapter_is_refused_by_name(family: str, key: str, kind: str, tmp_path: Path) -> None:
     pipe = _made(family)
@@ -471,3 +477,35 @@ def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool
         for name, part in parts.items() if based else ():
             relative = float(part.change().norm() / weights[name].double().norm())
             assert seen[name.replace(".", "_")].relative == pytest.approx(relative, rel=1e-4), name
+
+
+PAGE = PACKAGE.parent / "docs" / "adapters.md"
+MARKED = re.compile(r"(<!-- layouts:begin -->\n)(.*?)(\n<!-- layouts:end -->)", re.DOTALL)
+
+
+def _table() -> str:
+    """Layout x family: what ``test_a_file_is_applied_exactly_and_to_nothing_else`` and the refusals above hold."""
+    exact = {(case.writer, case.family) for case in CASES}
+    writers = dict.fromkeys(case.writer for case in CASES)
+    rows = [["layout", *_LAYOUTS], ["---"] * (len(_LAYOUTS) + 1)]
+    for writer in writers:
+        title = (writer.__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "`")
+        rows.append([title, *("exact" if (writer, family) in exact else "-" for family in _LAYOUTS)])
+    kinds = dict.fromkeys(kind for mark, kind in OTHER_KINDS.items() if any(re.search(mark, key) for key, _ in REFUSED))
+    rows += [[kind, *["refused by name"] * len(_LAYOUTS)] for kind in kinds]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_every_kind_that_is_refused_by_name_is_tried() -> None:
+    untried = {mark for mark in OTHER_KINDS if not any(re.search(mark, key) for key, _ in REFUSED)}
+    assert untried <= {"modules_to_save"}
+
+
+def test_the_table_of_layouts_is_what_these_tests_hold() -> None:
+    text = PAGE.read_text("utf-8")
+    if os.environ.get("QCHECK_WRITE_DOCS"):
+        PAGE.write_text(MARKED.sub(lambda found: f"{found[1]}{_table()}{found[3]}", text), "utf-8")
+    else:
+        found = MARKED.search(text)
+        assert found is not None
+        assert found[2] == _table()

@@ -103,7 +103,7 @@ def tag_counts(adapter: Adapter) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-_OTHER_KINDS = {
+OTHER_KINDS = {
     r"dora_scale": "a DoRA in kohya's layout",
     r"hada_w": "a LoHa",
     r"lokr_w": "a LoKr",
@@ -138,7 +138,7 @@ def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any
         UserError: another kind of adapter, or one whose initialisation changes the base.
     """
     for key in keys:
-        for mark, kind in _OTHER_KINDS.items():
+        for mark, kind in OTHER_KINDS.items():
             if re.search(mark, key):
                 raise UserError(
                     f"adapter {str(adapter.path)!r} is {kind} ({key}); this version checks LoRA and PEFT's DoRA",

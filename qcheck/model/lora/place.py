@@ -114,11 +114,16 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
 
 
 def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
-    """Refuse factors that do not multiply to the shape of the layer's weight."""
+    """Refuse factors that do not multiply to the shape of the layer's weight, and a DoRA of another number of sizes."""
     down, up = factors.down.flatten(1), factors.up.flatten(1)
     if (len(up), down.shape[1]) != (len(weight), weight[0].numel()) or up.shape[1] != len(down):
         raise UserError(
             f"adapter layer {name}: factors {list(factors.up.shape)} x {list(factors.down.shape)} do not fit "
             f"the weight {list(weight.shape)}",
             "It was trained for another base of the same family; give that base.",
+        )
+    if factors.magnitude is not None and factors.magnitude.numel() != len(weight):
+        raise UserError(
+            f"adapter layer {name}: {factors.magnitude.numel()} sizes of a DoRA do not fit the {len(weight)} outputs",
+            "It was trained for another base of the same family, or the file is damaged.",
         )
