@@ -217,6 +217,47 @@ def lycoris(parts: Parts, path: Path) -> Path:
     return _kohya(parts, path, {"unet": "lycoris", "transformer": "lycoris"})
 
 
+def _other(parts: Parts, path: Path, made: Callable[[Part], Tensors]) -> Path:
+    flat = {name: f"lycoris_{_component(name)[1]}".replace(".", "_") for name in parts}
+    groups = ({f"{flat[name]}.{key}": value for key, value in made(part).items()} for name, part in parts.items())
+    return _saved(_every(groups), path)
+
+
+def loha(parts: Parts, path: Path) -> Path:
+    """LyCORIS' LoHa."""
+
+    def made(part: Part) -> Tensors:
+        ones = torch.ones(1, part.down[0].numel())
+        return {
+            "hada_w1_a": part.up,
+            "hada_w1_b": part.down.flatten(1),
+            "hada_w2_a": torch.ones(len(part.up), 1),
+            "hada_w2_b": ones,
+            "alpha": torch.tensor(part.alpha),
+        }
+
+    return _other(parts, path, made)
+
+
+def lokr(parts: Parts, path: Path) -> Path:
+    """LyCORIS' LoKr."""
+    return _other(
+        parts,
+        path,
+        lambda part: {
+            "lokr_w1": torch.ones(1, 1),
+            "lokr_w2_a": part.up,
+            "lokr_w2_b": part.down,
+            "alpha": torch.tensor(part.alpha),
+        },
+    )
+
+
+def differences(parts: Parts, path: Path) -> Path:
+    """Whole differences of weights (`diff`)."""
+    return _other(parts, path, lambda part: {"diff": part.change().float()})
+
+
 def one_trainer(parts: Parts, path: Path) -> Path:
     """OneTrainer: kohya's way with diffusers' names of the transformer."""
     return _kohya(parts, path, _THREE)

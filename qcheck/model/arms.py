@@ -19,6 +19,7 @@ from qcheck.model.stored import Weight, Weights, is_stored, place, weight_of
 from qcheck.spec.arm import SIDES, Side
 
 _EXACT = 1e-3
+_ROUNDING = 1e-6  # of the largest singular value: what is below is float32's rounding
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class Arms:
         base, adapted = (self.changed[side][name].whole() for side in SIDES)
         change = (adapted.double() - base).flatten(1)
         down = self.down[name].double()
-        up = torch.linalg.lstsq(down.flatten(1).t(), change.t()).solution.t()
+        solved = torch.linalg.lstsq(down.flatten(1).t(), change.t(), rcond=_ROUNDING, driver="gelsd")  # of least norm
+        up = solved.solution.t()
         residual = (up @ down.flatten(1) - change).norm()
         if residual > _EXACT * change.norm():
             raise UserError(

@@ -71,7 +71,20 @@ _ENDINGS = (
     ),
     *(".lora_A.default.weight", ".lora_B.default_0.weight", ".lora.up.weight", ".lora_linear_layer.down.weight"),
     *(".lora_magnitude_vector", ".lora_magnitude_vector.default.weight", ".dora_scale", ".diff", ".diff_b", ".bias"),
-    *(".hada_w1_a", ".lokr_w1", ".lora_mid.weight", ".w_norm", "", ".weight", ".scale_weight", ".lora_A.bias"),
+    *(
+        ".hada_w1_a",
+        ".hada_w2_b",
+        ".lokr_w1",
+        ".lokr_w2",
+        ".lokr_w2_a",
+        ".lokr_t2",
+        ".lora_mid.weight",
+        ".w_norm",
+        "",
+        ".weight",
+        ".scale_weight",
+        ".lora_A.bias",
+    ),
 )
 
 

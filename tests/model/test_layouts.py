@@ -63,6 +63,9 @@ _EVERY: list[tuple[Writer, str, bool, bool]] = [
     (layouts.peft_wrapped, ALL, True, False),
     (layouts.peft_named, ALL, True, False),
     (layouts.lycoris, DENOISER, True, False),
+    (layouts.loha, DENOISER, True, False),
+    (layouts.lokr, DENOISER, True, False),
+    (layouts.differences, DENOISER, True, False),
 ]
 _ONE_ENCODER: list[tuple[Writer, str, bool, bool]] = [
     *_EVERY,
@@ -124,11 +127,8 @@ CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in ea
 REFUSED = [
     ("key", "kind"),
     ("{0}.x.lora_mid.weight", "three factors"),
-    ("{0}.x.diff_b", "whole differences"),
-    ("{0}.x.diff", "whole differences"),
+    ("{0}.x.diff_b", "differences of biases"),
     ("{0}.x.lora_B.bias", "biases"),
-    ("{0}.x.hada_w1_a", "LoHa"),
-    ("{0}.x.lokr_w1", "LoKr"),
     ("{0}.x.oft_blocks", "OFT"),
     ("{0}.x.dora_scale", "DoRA"),
     ("{0}.x.w_norm", "norms"),

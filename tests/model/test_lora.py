@@ -160,10 +160,10 @@ def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, to
         )
 
 
-@pytest.mark.parametrize("mark", ["dora_scale", "hada_w1_a", "lokr_w1"])
+@pytest.mark.parametrize("mark", ["dora_scale"])
 def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: load.Base, mark: str) -> None:
     tensors = _kohya(4.0) | {f"lora_unet_mid_block_attentions_0_proj_in.{mark}": torch.zeros(4)}
-    with pytest.raises(UserError, match=r"DoRA|LoHa|LoKr"):
+    with pytest.raises(UserError, match="DoRA"):
         lora.fit(loaded.pipe, _saved(tmp_path, tensors))
 
 

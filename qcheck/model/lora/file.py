@@ -105,11 +105,9 @@ def tag_counts(adapter: Adapter) -> dict[str, int]:
 
 OTHER_KINDS = {
     r"dora_scale": "a DoRA in kohya's layout",
-    r"hada_w": "a LoHa",
-    r"lokr_w": "a LoKr",
     r"[.]b?oft_|[.]oft_diag": "an OFT",
     r"lora_mid": "a LoCon of three factors",
-    r"[.]diff(_b)?$": "a LoRA with whole differences of weights or biases besides",
+    r"[.]diff_b$": "an adapter with differences of biases",
     r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
     r"modules_to_save": "a LoRA with whole layers besides",
     r"[.][wb]_norm$": "a LoCon with norms",
@@ -141,7 +139,7 @@ def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any
         for mark, kind in OTHER_KINDS.items():
             if re.search(mark, key):
                 raise UserError(
-                    f"adapter {str(adapter.path)!r} is {kind} ({key}); this version checks LoRA and PEFT's DoRA",
+                    f"adapter {str(adapter.path)!r} is {kind} ({key}); checked are LoRA, LoHa, LoKr, PEFT's DoRA",
                     "Merge it into the base and check that, or train a LoRA.",
                 )
     for key, value in config.items():

@@ -17,7 +17,7 @@ import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.utils.other import get_pattern_key
 
-from qcheck.model.lora import original
+from qcheck.model.lora import original, products
 from qcheck.model.quiet import quiet
 
 
@@ -43,6 +43,10 @@ class Factors:
         # DoRA: arXiv 2402.09353, eq. 5
         sizes: torch.Tensor = self.magnitude.float().flatten() / after.flatten(1).norm(dim=1)
         return after * sizes.view(-1, *[1] * (after.ndim - 1))
+
+    def shaped(self, shape: torch.Size) -> "Factors":
+        """The factors of a weight of ``shape`` [out, in, ...]: some files have convolutions' as matrices."""
+        return replace(self, down=self.down.view(len(self.down), *shape[1:]))
 
     def to(self, device: torch.device) -> "Factors":
         """The same tensors on ``device``."""
@@ -87,12 +91,13 @@ _KEYS = (
     _FACTOR,
     re.compile(r"^(?P<name>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.\w+\.weight$"),  # PEFT's adapter's name
     re.compile(r"^(?P<name>.+)\.(?P<part>alpha)$"),
+    re.compile(rf"^(?P<name>.+)\.(?P<part>{'|'.join(products.PARTS)})$"),
     re.compile(r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.(?!weight$)\w+)?(\.weight)?$"),
 )
 
 
 def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of each part (down, up, alpha, magnitude) by the file's names of layers, and all other keys.
+    """The keys of each part (down, up, alpha, magnitude, ``products.PARTS``) by the file's names, and all other keys.
 
     Raises:
         LayoutError: a layer has a part twice.
@@ -123,6 +128,9 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
     complete = {}
     for name, key_of in part_keys.items():
         parts = {part: tensors[key] for part, key in key_of.items()}
+        if product := {part: value for part, value in parts.items() if part in products.PARTS}:
+            complete[name] = _product(name, product, {part: v for part, v in parts.items() if part not in product})
+            continue
         if not {"down", "up"} & set(parts):
             other_keys += [f"{name}.{part}" for part in parts]
             continue
@@ -133,6 +141,21 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
         complete[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
     return complete, other_keys
+
+
+def _product(name: str, parts: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> Factors:
+    """The factors of a LoHa, a LoKr or a whole difference."""
+    try:
+        made = products.factors(parts)
+    except (RuntimeError, IndexError) as error:
+        raise LayoutError(f"{name} has parts that do not multiply: {', '.join(sorted(parts))}") from error
+    if made is None or set(others) - {"alpha"} or ("diff" in parts and others):
+        raise LayoutError(f"{name} has parts that make no change together: {', '.join(sorted({*parts, *others}))}")
+    down, up, rank = made
+    if not down.numel() or not up.numel():
+        raise LayoutError(f"{name} has factors of rank 0")
+    alpha = others.get("alpha")
+    return Factors(down, up, float(alpha) / rank if rank and alpha is not None else 1.0)
 
 
 def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str, Any]) -> float:

@@ -110,7 +110,8 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
     matching = [name for name in factors if name in weights]
     for name in matching:
         require_shape(name, weights[name], factors[name])
-    return Fit({name: factors[name] for name in matching}, tuple(unmatched))
+    shaped = {name: factors[name].shaped(weights[name].shape) for name in matching}
+    return Fit(shaped, tuple(unmatched))
 
 
 def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:

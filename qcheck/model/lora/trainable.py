@@ -33,7 +33,7 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
     """The parts of a LoRA by denoiser layer; factors of other components and unknown layers are left out.
 
     Raises:
-        UserError: a DoRA, or as ``lora.factors_of``.
+        UserError: a DoRA, LoHa or LoKr, whole differences, or as ``lora.factors_of``.
     """
     if lora.is_dora(adapter):
         raise UserError(
@@ -44,6 +44,11 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
     lora.factors_of(names, adapter)  # raises for files in no known LoRA layout
     tensors = load_file(adapter.path)
     keys, prefix = layout.keys(tensors)[0], f"{names.denoiser}."
+    if others := [name for name, parts in keys.items() if "down" not in parts]:
+        raise UserError(
+            f"adapter {str(adapter.path)!r} has layers that are no product of two factors, first {others[0]}",
+            "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
+        )
     parts = {}
     for name, factors in layout.entries(tensors, lora.peft_config(adapter))[0].items():
         row_numbers = Factors(factors.down, torch.arange(len(factors.up)).unsqueeze(1), factors.scale)

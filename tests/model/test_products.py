@@ -1,0 +1,129 @@
+"""LoHa, LoKr and whole differences are merged as LyCORIS merges them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lycoris.functional import loha, lokr
+from safetensors.torch import save_file
+
+from qcheck.core.errors import UserError
+from qcheck.demo import library
+from qcheck.model import arms, load, lora
+from qcheck.model.lora import trainable
+from qcheck.spec.use import Use
+
+LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "down_blocks.0.resnets.0.conv1"
+ALPHA = 2.5
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def base() -> load.Base:
+    return load.load(str(library.PIPELINE))
+
+
+def _weight(base: load.Base, layer: str) -> torch.Tensor:
+    weight: torch.Tensor = base.denoiser.get_submodule(layer).weight.detach()
+    return weight
+
+
+def _random(parts: Mapping[str, torch.Tensor | None]) -> Tensors:
+    generator = torch.Generator().manual_seed(4)
+    given = {name: value for name, value in parts.items() if value is not None}
+    return {name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in given.items()}
+
+
+def _loha(weight: torch.Tensor, tucker: bool) -> tuple[Tensors, torch.Tensor]:
+    names = ("hada_w1_b", "hada_w1_a", "hada_w2_b", "hada_w2_a", "hada_t1", "hada_t2")
+    flat = weight if tucker else weight.flatten(1)
+    parts = _random(dict(zip(names, loha.weight_gen(flat, 3, tucker), strict=True)))
+    change = loha.diff_weight(*(parts.get(name) for name in names), gamma=ALPHA / 3)
+    return parts, change.view(weight.shape)
+
+
+def _lokr(weight: torch.Tensor, tucker: bool, rank: int, both: bool) -> tuple[Tensors, torch.Tensor]:
+    names = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+    made = lokr.weight_gen(weight, rank, tucker, decompose_both=both)
+    parts = _random({f"lokr_{name}": value for name, value in zip(names, made, strict=True)})
+    change = lokr.diff_weight(*(parts.get(f"lokr_{name}") for name in names))
+    ranks = [len(value) for name, value in parts.items() if name.endswith("_b")]
+    divisors = [
+        value.shape[1] for name, value in parts.items() if name.endswith("_a")
+    ]  # by which lycoris divides there
+    if ranks:
+        change = change * divisors[0] * ALPHA / ranks[0]
+    return parts, change
+
+
+def _diff(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    parts = _random({"diff": weight})
+    return parts, parts["diff"]
+
+
+CASES: dict[str, Any] = {
+    "loha": (LINEAR, lambda weight: _loha(weight, False)),
+    "loha of a convolution": (CONV, lambda weight: _loha(weight, False)),
+    "loha with a core": (CONV, lambda weight: _loha(weight, True)),
+    "lokr": (LINEAR, lambda weight: _lokr(weight, False, 2, False)),
+    "lokr of four": (LINEAR, lambda weight: _lokr(weight, False, 1, True)),
+    "lokr of two whole": (LINEAR, lambda weight: _lokr(weight, False, 10_000, False)),
+    "lokr of a convolution": (CONV, lambda weight: _lokr(weight, False, 2, False)),
+    "lokr with a core": (CONV, lambda weight: _lokr(weight, True, 2, False)),
+    "difference": (LINEAR, _diff),
+    "difference of a convolution": (CONV, _diff),
+}
+
+
+def _saved(parts: Tensors, layer: str, path: Path, alpha: bool) -> lora.Adapter:
+    name = f"lora_unet_{layer.replace('.', '_')}"
+    tensors = {f"{name}.{part}": value.contiguous() for part, value in parts.items()}
+    save_file(tensors | ({f"{name}.alpha": torch.tensor(ALPHA)} if alpha else {}), path)
+    return lora.read(Use(source=str(path), weight=0.5))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_change_is_that_of_lycoris(base: load.Base, case: str, tmp_path: Path) -> None:
+    layer, make = CASES[case]
+    weight = _weight(base, layer)
+    parts, change = make(weight)
+    both = arms.apply(base, [_saved(parts, layer, tmp_path / "made.safetensors", "diff" not in parts)])
+    assert both.layers == (f"unet.{layer}",)
+    after = both.changed["adapted"][f"unet.{layer}"].whole()
+    expected = weight.double() + 0.5 * change.double()
+    assert change.abs().max() > 0.01
+    assert (after - expected).abs().max() <= 2e-6 * expected.abs().max()
+    down, up = both.factors(layer)
+    assert down.shape[1:] == weight.shape[1:]
+    assert torch.allclose(up @ down.flatten(1), 0.5 * change.flatten(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_part_that_is_missing_is_an_error(base: load.Base, case: str, tmp_path: Path) -> None:
+    layer, make = CASES[case]
+    parts, _ = make(_weight(base, layer))
+    for name in parts if len(parts) > 1 else ():
+        rest = {other: value for other, value in parts.items() if other != name}
+        if name == "lokr_t2":
+            continue  # the other two are factors of a matrix then
+        with pytest.raises(UserError, match="make no change together"):
+            arms.apply(base, [_saved(rest, layer, tmp_path / "made.safetensors", alpha=False)])
+
+
+def test_what_is_no_product_of_two_factors_is_not_trained(base: load.Base, tmp_path: Path) -> None:
+    parts, _ = _loha(_weight(base, LINEAR), False)
+    adapter = _saved(parts, LINEAR, tmp_path / "made.safetensors", alpha=True)
+    with pytest.raises(UserError, match="no product of two factors"):
+        trainable.find(base.pipe, adapter)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5, 7)])
+def test_parts_that_do_not_fit_are_an_error(base: load.Base, shape: tuple[int, ...], tmp_path: Path) -> None:
+    parts, _ = _loha(_weight(base, LINEAR), False)
+    adapter = _saved(parts | {"hada_w1_a": torch.ones(shape)}, LINEAR, tmp_path / "made.safetensors", alpha=True)
+    with pytest.raises(UserError, match=r"do not (multiply|fit)"):
+        arms.apply(base, [adapter])
