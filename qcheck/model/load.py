@@ -101,11 +101,17 @@ def locate(source: str) -> Path:
         if source.count("/") != 1 or source.startswith((".", "/", "~")):
             raise UserError(f"base {source!r} does not exist", "Give a diffusers pipeline directory or a hub id.")
         folder = _download(source)
+    if folder.is_file():
+        kind = parts.pipeline_of(folder)
+        raise UserError(
+            f"base {source!r} is a single file, not a diffusers pipeline",
+            f'Convert it once, and give the folder: python -c "from diffusers import {kind} as P; '
+            f'P.from_single_file({str(folder)!r}).save_pretrained({folder.stem!r})"',
+        )
     if not (folder / INDEX).is_file():
         raise UserError(
             f"base {source!r} is not a diffusers pipeline: it has no {INDEX}",
-            "Give the folder that holds model_index.json, unet/, vae/ ... (a single-file checkpoint is converted with "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)).",
+            "Give the folder that holds model_index.json, unet/ or transformer/, vae/ ...",
         )
     return folder
 

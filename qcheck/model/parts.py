@@ -5,6 +5,7 @@ without its vocabulary gives every prompt the same tokens. Both are refused here
 """
 
 import importlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,9 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qcheck.core.errors import UserError
 from qcheck.model.device import Device
@@ -97,9 +98,10 @@ def weights_of(folder: Path, variant: str | None) -> list[Path]:
 
 
 _LIBRARIES = ("diffusers", "transformers")
-# in files of text encoders: what a pipeline has no use for, and positions that older releases stored
+_POSITIONS = re.compile(r"(.*\.)?position_ids")  # older releases stored them
+# in files of text encoders: what a pipeline has no use for
 _UNUSED = re.compile(
-    r"(.*\.)?position_ids|vision_model\..*|visual_projection\..*|logit_scale|text_projection\..*|decoder\..*|lm_head\..*"
+    rf"{_POSITIONS.pattern}|vision_model\..*|visual_projection\..*|logit_scale|text_projection\..*|decoder\..*|lm_head\..*"
 )
 
 
@@ -125,6 +127,7 @@ def load(
         if issubclass(kind, PreTrainedTokenizerBase):
             _require_vocabulary(folder / name, kind)
         if issubclass(kind, nn.Module):
+            _require_unquantized(folder / name)
             modules[name] = _module(folder / name, kind, variant, dtypes.get(name, torch.float32))
     return modules
 
@@ -135,7 +138,8 @@ def _module(folder: Path, kind: Any, variant: str | None, dtype: torch.dtype) ->
         folder, dtype=dtype, variant=own, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
     missing = sorted(report["missing_keys"])
-    unexpected = sorted(name for name in report["unexpected_keys"] if not _UNUSED.fullmatch(name))
+    unused = _UNUSED if issubclass(kind, PreTrainedModel) else _POSITIONS
+    unexpected = sorted(name for name in report["unexpected_keys"] if not unused.fullmatch(name))
     for names, problem in (
         (missing, "lacks weights"),
         (unexpected, "has weights that its config.json does not ask for"),
@@ -163,6 +167,18 @@ def _require_content(folder: Path) -> None:
                 )
 
 
+def _require_unquantized(folder: Path) -> None:
+    """Refuse a part whose config says how its weights are quantized."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") or quantized.get("quant_type") or "a method without a name"
+        raise UserError(
+            f"base {str(folder.parent)!r}: {folder.name} is quantized already, by {method}",
+            "The reference is the full-precision model: give the base that it was quantized from.",
+        )
+
+
 def _require_vocabulary(folder: Path, kind: type[PreTrainedTokenizerBase]) -> None:
     """Refuse a folder with neither the one file of a fast tokenizer nor all files of the other kind."""
     names = dict(kind.vocab_files_names)
@@ -179,3 +195,22 @@ def _require_vocabulary(folder: Path, kind: type[PreTrainedTokenizerBase]) -> No
 def _listed(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+_MARKS = {
+    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+}
+
+
+def pipeline_of(file: Path) -> str:
+    """The class of diffusers that reads a single-file checkpoint, by the names of its weights."""
+    try:
+        with safe_open(file, "pt") as stream:
+            names = list(stream.keys())
+    except (SafetensorError, OSError):
+        names = []
+    return next(
+        (kind for mark, kind in _MARKS.items() if any(mark in name for name in names)), "StableDiffusionPipeline"
+    )

@@ -149,3 +149,42 @@ def test_a_solver_that_the_family_cannot_ask_is_an_error_that_names_it(tmp_path:
         pipe.save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="FlowMatchHeunDiscreteScheduler, which takes no sigmas"):
         load.load(str(tmp_path / "base"))
+
+
+def test_a_decoder_with_more_layers_than_its_config_asks_for_is_an_error(tmp_path: Path) -> None:
+    """Of a text encoder a decoder is left out, as T5's; of an autoencoder it is a part."""
+    base = _saved("sd1", tmp_path / "base")
+    vae = base / "vae" / "diffusion_pytorch_model.safetensors"
+    _rewritten(vae, bool, **{"decoder.up_blocks.9.weight": torch.zeros(2, 2)})
+    with pytest.raises(UserError, match=r"vae has weights that its config.json does not ask for: decoder"):
+        load.load(str(base))
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+def test_a_part_that_is_quantized_already_is_said_by_name(part: str, tmp_path: Path) -> None:
+    base = _saved("flux", tmp_path / "base")
+    path = base / part / "config.json"
+    config = json.loads(path.read_text()) | {
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    }
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"{part} is quantized already, by bitsandbytes"):
+        load.load(str(base))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", "StableDiffusionPipeline"),
+        ("conditioner.embedders.1.model.ln_final.weight", "StableDiffusionXLPipeline"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "StableDiffusion3Pipeline"),
+        ("double_blocks.0.img_attn.qkv.weight", "FluxPipeline"),
+    ],
+)
+def test_a_single_file_is_answered_by_the_command_that_converts_it(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file({name: torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="is a single file") as error:
+        load.load(str(path))
+    assert f"from diffusers import {kind} as P" in error.value.fix
+    assert f"P.from_single_file('{path}').save_pretrained('mine')" in error.value.fix
