@@ -26,9 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarnin
 STEPS, PROMPT, SEED = 5, "a red fox", 5
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd3"])
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.saved(request.param, tmp_path_factory.mktemp("base") / request.param)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("base")
+    return {family: families.saved(family, folder / family) for family in ("sd1", "sd3")}
 
 
 def _traces(base: load.Base, folder: Path) -> tuple[Trace, Trace]:
@@ -42,10 +43,8 @@ def _traces(base: load.Base, folder: Path) -> tuple[Trace, Trace]:
 
 
 @pytest.mark.parametrize("name", [*DISCRETE, *OTHERS, *FLOW])
-def test_a_solver_is_asked_as_the_pipeline_asks_it(saved: Path, name: str, tmp_path: Path) -> None:
-    if (saved.name == "sd3") != (name in FLOW):
-        pytest.skip("a solver of another kind of model")
-    base, kind = load.load(str(saved)), getattr(diffusers, name)
+def test_a_solver_is_asked_as_the_pipeline_asks_it(saved: dict[str, Path], name: str, tmp_path: Path) -> None:
+    base, kind = load.load(str(saved["sd3" if name in FLOW else "sd1"])), getattr(diffusers, name)
     config = {} if name == "EDMEulerScheduler" else base.pipe.scheduler.config  # it has nothing in common with others
     if name == "DPMSolverSDEScheduler" and not is_torchsde_available():
         pytest.skip("diffusers needs torchsde for it")
