@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -42,3 +42,8 @@ def of_machine(error: Exception) -> UserError | None:
 def install(extra: str) -> str:
     """How to install an extra of qcheck, which is on no package index."""
     return f"in the checkout of qcheck: pip install -e '.[{extra}]' -c constraints.txt"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -180,10 +180,17 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
 
 def _index(folder: Path) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
+        content = json.loads((folder / INDEX).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / INDEX}: {error}", "Check that the pipeline's files are whole.") from error
-    return loaded
+    pairs = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [[]]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(
+            f"{folder / INDEX} is no index of a pipeline: library and class of each part by its name",
+            "Take the file that diffusers saved.",
+        )
+    index: dict[str, Any] = content
+    return index
 
 
 def _require_finite(source: str, component: str, part: torch.nn.Module) -> None:

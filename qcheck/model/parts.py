@@ -8,7 +8,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, listed
 from qcheck.model.device import Device
 
 INDEX = "model_index.json"
@@ -146,7 +146,7 @@ def _module(folder: Path, kind: Any, variant: str | None, dtype: torch.dtype) ->
     ):
         if names:
             raise UserError(
-                f"base {str(folder.parent)!r}: {folder.name} {problem}: {_listed(names)}",
+                f"base {str(folder.parent)!r}: {folder.name} {problem}: {listed(names)}",
                 "Copy or download the whole pipeline, with the config.json that belongs to its weights.",
             )
     loaded: nn.Module = module
@@ -187,14 +187,9 @@ def _require_vocabulary(folder: Path, kind: type[PreTrainedTokenizerBase]) -> No
     if not (folder / fast).is_file() and (missing or not names):
         raise UserError(
             f"base {str(folder.parent)!r}: {folder.name} has no vocabulary: {fast} is not there, nor "
-            f"{_listed(missing or ['another file'])}",
+            f"{listed(missing or ['another file'])}",
             "Copy or download the whole pipeline.",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 _MARKS = {

@@ -52,12 +52,18 @@ def cut(family: Family, prompts: Sequence[str], trigger: str | None) -> list[str
         return []
     first, rest = next(iter(lost.items()))
     most = max(limits.values())
-    said = [
+    warnings = [
         f"{len(lost)} of {len(texts)} prompts are longer than the {most} tokens that the text encoders read, so their "
         f"ends have no effect: of {first[:40]!r}... {rest[:60]!r} is cut"
     ]
-    if trigger and (without := [text for text, end in lost.items() if trigger in end or trigger not in text]):
-        said.append(
+    if trigger and (without := [text for text, end in lost.items() if _only_in(trigger, text, end)]):
+        warnings.append(
             f"the trigger {trigger!r} is in the part that is cut of {len(without)} prompts: they do not wake the LoRA"
         )
-    return said
+    return warnings
+
+
+def _only_in(trigger: str, text: str, end: str) -> bool:
+    """Whether all of a prompt's trigger words are in its end; tokenizers may change their case."""
+    everywhere, in_end = (whole.casefold().count(trigger.casefold()) for whole in (text, end))
+    return everywhere <= in_end

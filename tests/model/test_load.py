@@ -188,3 +188,10 @@ def test_a_single_file_is_answered_by_the_command_that_converts_it(name: str, ki
         load.load(str(path))
     assert f"from diffusers import {kind} as P" in error.value.fix
     assert f"P.from_single_file('{path}').save_pretrained('mine')" in error.value.fix
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"unet": ["diffusers"]}', "{", '{"unet": []}'])
+def test_an_index_of_another_form_is_an_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / load.INDEX).write_text(content)
+    with pytest.raises(UserError, match="model_index"):
+        load.load(str(tmp_path))

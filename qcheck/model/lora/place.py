@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, listed
 from qcheck.model.lora import layout
 from qcheck.model.lora.file import Adapter, peft_config, require_lora
 from qcheck.model.lora.layout import Factors, LayoutError, Names
@@ -30,7 +30,7 @@ def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
     try:
         entries, others = layout.entries(tensors, config)
         if others or not entries:
-            raise LayoutError(f"it holds {len(others)} tensors that are no LoRA factors: {_first_three(others)}")
+            raise LayoutError(f"it holds {len(others)} tensors that are no LoRA factors: {listed(others)}")
         by_layer: dict[str, Factors] = {}
         for name, factors in entries.items():
             for layer, part in layout.placed(name, factors, names).items():
@@ -40,11 +40,6 @@ def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
     except LayoutError as error:
         raise UserError(f"adapter {str(adapter.path)!r} is in no known LoRA layout: {error}", _FIX) from error
     return dict(sorted(by_layer.items()))
-
-
-def _first_three(names: list[str]) -> str:
-    """The first three names."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
@@ -103,9 +98,9 @@ def fit(pipe: Any, adapter: Adapter, allow_unmatched: bool = False) -> Fit:
         advice = "" if none == "none" else " --allow-unmatched checks what does match, and lists the rest."
         raise UserError(
             f"{none} of the {len(factors)} layers of adapter {str(adapter.path)!r} exist in this base; "
-            f"missing: {_first_three(unmatched)}",
+            f"missing: {listed(unmatched)}",
             "It was trained for another base, or its layer names are not known here; this base has layers such as "
-            f"{_first_three(sorted(weights))}.{advice}",
+            f"{listed(sorted(weights))}.{advice}",
         )
     matching = [name for name in factors if name in weights]
     for name in matching:
