@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,3 +318,14 @@ def test_hostile_names_stay_in_their_cells(text: str) -> None:
         assert sum(token.type == "th_open" for token in tokens) == columns
         rows = sum(token.type == "tr_open" for token in tokens) - 1
         assert sum(token.type == "td_open" for token in tokens) == rows * columns
+
+
+def test_a_board_vouches_for_its_engine_then_for_numbers_then_for_nothing() -> None:
+    def answer(verdict: str, deployed: bool) -> Any:
+        return SimpleNamespace(verdict=verdict, runner=SimpleNamespace(deployed=deployed))
+
+    ranked = [answer("FAIL", True), None, answer("PASS", False), answer("PASS", True)]
+    standings = [compare._standing(board) for board in ranked]
+    assert standings == sorted(set(standings))
+    assert compare._standing(answer("INCONCLUSIVE", True)) == compare._standing(None)
+    assert compare._standing(answer("FAIL", False)) == compare._standing(answer("FAIL", True))

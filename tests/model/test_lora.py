@@ -423,3 +423,11 @@ def test_factors_of_rank_0_are_an_error_that_names_the_layer(tmp_path: Path) -> 
     tensors |= {down: tensors[down][:0].clone(), up: tensors[up][:, :0].clone()}
     with pytest.raises(UserError, match=r"has factors of rank 0"):
         arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
+
+
+def test_a_dora_of_another_number_of_sizes_is_an_error(tmp_path: Path) -> None:
+    tensors = load_file(FLAT)
+    layer = next(key for key in sorted(tensors) if "lora_A" in key).removesuffix(".lora_A.weight")
+    tensors[f"{layer}.lora_magnitude_vector"] = torch.ones(3)
+    with pytest.raises(UserError, match=r"3 sizes of a DoRA do not fit the \d+ outputs"):
+        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
