@@ -59,6 +59,7 @@ def check_spec(
     scheme: Schemes = None,
     artifact: Files = None,
     order: Orders = None,
+    max_rank: int | None = None,
     target: Named | Target = TARGET,
     recipe: Named | Recipe | None = None,
     ranges: Named | None = None,
@@ -89,6 +90,8 @@ def check_spec(
     named_schemes, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
     all_schemes = named_schemes == [ALL]
+    named_orders = _orders(_many(order) or ([*MERGES] if all_schemes else []))
+    _require_binding(named_orders, max_rank)
     with plainly():
         source = place(library.PIPELINE if demo else base)
         probe_set = probe.triggered(_probes(probes, prompts, source, sampling), trigger)
@@ -100,7 +103,8 @@ def check_spec(
             allow_unmatched=allow_unmatched,
             schemes=() if artifacts and not named_schemes else _schemes(named_schemes, board),
             artifacts=artifacts,
-            orders=_orders(_many(order) or ([*MERGES] if all_schemes else [])),
+            orders=named_orders,
+            max_rank=max_rank,
             target=board,
             probes=probe.repeated(probe_set, limits_value.looks[-1]),
             trigger=trigger,
@@ -258,6 +262,15 @@ def _probes(
 def _orders(names: Sequence[str]) -> tuple[Order, ...]:
     """The orders of those names; by default the first."""
     return tuple(dict.fromkeys(orders_of.find(name) for name in names or ORDERS[:1]))
+
+
+def _require_binding(orders: Sequence[Order], max_rank: int | None) -> None:
+    """Refuse a rank of inputs that no order of the request has."""
+    if max_rank is not None and not any(orders_of.merge(order).binds for order in orders):
+        raise UserError(
+            f"--max-rank {max_rank}: no order of the request takes the adapter as inputs",
+            "Add --order bound, or leave --max-rank out.",
+        )
 
 
 def _schemes(requested: Sequence[Named | Scheme], device: Target) -> tuple[Scheme, ...]:

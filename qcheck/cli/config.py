@@ -140,6 +140,7 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
         "scheme": [scheme.name for scheme in spec.schemes],
         "artifact": [*spec.artifacts],
         "order": [*spec.orders],
+        "max-rank": spec.max_rank,
         "require": spec.require,
         "target": spec.target.name,
         "probes": spec.probes.name,

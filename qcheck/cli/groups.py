@@ -91,12 +91,19 @@ class Artifact:
 
     scheme: options.Scheme = library.SCHEME
     order: options.Order = None
+    max_rank: options.MaxRank = None
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
 
     def keywords(self) -> Quantizing:
         """Keywords of the Python API."""
-        return {"scheme": self.scheme, "order": self.order, "recipe": self.recipe, "ranges": self.ranges}
+        return {
+            "scheme": self.scheme,
+            "order": self.order,
+            "max_rank": self.max_rank,
+            "recipe": self.recipe,
+            "ranges": self.ranges,
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class Artifacts:
     schemes: options.Schemes = None
     artifacts: options.Artifacts = None
     orders: options.Orders = None
+    max_rank: options.MaxRank = None
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
@@ -113,7 +121,13 @@ class Artifacts:
 
     def keywords(self) -> Quantizing:
         """Keywords of the Python API."""
-        return {"scheme": self.schemes, "order": self.orders, "recipe": self.recipe, "ranges": self.ranges}
+        return {
+            "scheme": self.schemes,
+            "order": self.orders,
+            "max_rank": self.max_rank,
+            "recipe": self.recipe,
+            "ranges": self.ranges,
+        }
 
     def judging(self) -> Judging:
         """Keywords of the Python API."""

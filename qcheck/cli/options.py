@@ -137,6 +137,15 @@ Order = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+MaxRank = Annotated[
+    int | None,
+    typer.Option(
+        "--max-rank",
+        min=1,
+        help="With --order bound: the rank of the adapter's inputs. Default: the adapter's own.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option(

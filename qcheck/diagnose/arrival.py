@@ -21,7 +21,7 @@ def arrivals(arms: Arms, scheme: Scheme, order: Order, artifact: Artifact) -> tu
             [],
             f"{scheme.name} {_UNREAD['smoothed' if scheme.smoothing else 'cast' if scheme.control else 'loaded']}",
         )
-    if orders.merge(order).merged == "beside":
+    if orders.merge(order).keeps_factors:
         return [], f"{order}: the adapter keeps its own factors in float, so all of it arrives"
     quantized = {layer.name for layer in artifact.manifest.layers}
     names = [name for name in arms.active_layers() if name in quantized]

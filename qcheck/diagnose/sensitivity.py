@@ -27,7 +27,7 @@ from qcheck.diagnose.scores import Scores
 from qcheck.model.arms import Arms
 from qcheck.model.device import Device
 from qcheck.model.stored import Weight, place, product, weight_of, whole
-from qcheck.quantize import artifact, plan
+from qcheck.quantize import plan
 from qcheck.quantize.artifact import ArtifactSources
 from qcheck.quantize.plan import LayerPlan
 from qcheck.runtime.rows import ran_out, too_large
@@ -273,8 +273,7 @@ def find(
         if missing:
             cases: dict[str, Errors] = {}
             for order in missing:
-                content = artifact.adapted_content(sources.arms, sources.scheme, sources.recipe, order, sources.ranges)
-                cases[order] = errors(arms, content)
+                cases[order] = errors(arms, sources.content(order))
             with watch.stage(f"{sources.scheme.name}: sensitivity", len(pairs)) as advance:
                 points = list(spots(sampler.setup, reference, sampler.probes, pairs))
                 results = score(arms, sampler.setup, cases, points, DRAWS, advance)

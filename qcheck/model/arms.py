@@ -132,6 +132,10 @@ class Arms:
         """Those of ``denoiser_layers`` that are not idle."""
         return [layer for layer in self.denoiser_layers() if f"{self.base.family.denoiser}.{layer}" not in self.idle]
 
+    def ranks(self) -> dict[str, int]:
+        """The rank of the adapter at each of ``denoiser_layers``."""
+        return {layer: len(self.down[f"{self.base.family.denoiser}.{layer}"]) for layer in self.denoiser_layers()}
+
     def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``down`` [r, in, ...] and ``up`` [out, r] of a denoiser layer, with up @ down = its change of the weight.
 

@@ -28,7 +28,7 @@ from qcheck.model.components import MODULE, Component
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
 from qcheck.model.stored import Weights, whole
-from qcheck.quantize import merge, plan, qdq, sites
+from qcheck.quantize import bound, merge, plan, qdq, sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import Input, LayerPlan
 from qcheck.quantize.sites import Site
@@ -47,23 +47,36 @@ Ranges = Mapping[Origin, Mapping[str, Input]]
 
 
 class QuantizedWeights(NamedTuple):
-    """The content of a quantized arm: full-precision weights, their plan, and the factors of an unmerged adapter."""
+    """The content of a quantized arm: full-precision weights, their plan, and the factors of an unmerged adapter.
+
+    With a ``rank`` these factors are inputs of the file, padded to that rank.
+    """
 
     state: Mapping[str, torch.Tensor]
     plan: Mapping[str, LayerPlan]
     branches: Mapping[str, Factors]
+    rank: int | None = None
+
+    def bound(self) -> dict[str, torch.Tensor]:
+        """The file's inputs for the adapter, float32; empty where its factors are in the file, or merged."""
+        return {} if self.rank is None else bound.inputs(self.branches, self.rank)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """As ``bound``, as a runner takes them."""
+        return {name: tensor.numpy() for name, tensor in self.bound().items()}
 
 
 @dataclass(frozen=True)
 class QuantizedArm:
     """A quantized arm to run here: by its ONNX file or, where ``path`` is None, by its content in torch.
 
-    Equal digests mean equal outputs.
+    Equal digests mean equal outputs. ``inputs`` are those of the file that hold the adapter, where it is bound.
     """
 
     digest: str
     path: Path | None
     content: Callable[[], QuantizedWeights]
+    inputs: Callable[[], Mapping[str, np.ndarray]] = dict
 
 
 @dataclass(frozen=True)
@@ -129,13 +142,13 @@ class Exporter:
     def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as the file for the device."""
         graph = self.graph(scheme.compute)
-        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset)
+        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, rank=content.rank)
         return self._save(model, path, facts)
 
     def twin(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as ONNX Runtime runs it here: the same codes and scales, or their dequantized values."""
         graph, decoded = self._run_here, scheme.decoded
-        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded)
+        model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded, content.rank)
         return self._save(model, path, facts)
 
     def _save(self, model: ir.Model, path: Path, facts: Mapping[str, str]) -> Path:
@@ -171,10 +184,21 @@ def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> 
     return QuantizedWeights(state, plan.make(layers, state, scheme, ranges["base"]), {})
 
 
-def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges) -> QuantizedWeights:
-    """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there in every order."""
+def adapted_content(
+    arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, max_rank: int | None = None
+) -> QuantizedWeights:
+    """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there, unless D is bound.
+
+    Raises:
+        UserError: ``max_rank`` is less than the adapter's.
+    """
+    calibrated, layers = ranges[calibrated_on(order)], plan.chosen_layers(arms.base.denoiser, scheme, recipe)
+    if orders.merge(order).binds:
+        state = arms.state("base")
+        branches = {layer: arms.factors(layer) for layer in arms.denoiser_layers()}
+        rank = bound.rank_of(arms.ranks(), max_rank)
+        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, rank)
     base, adapted = arms.state("base"), arms.state("adapted")
-    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
     changed = [layer for layer in arms.denoiser_layers() if layer in layers]
 
     def stored(layer: str) -> torch.Tensor:
@@ -183,9 +207,7 @@ def adapted_content(arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ra
         return merge.stored(order, before, after, after - before, quantized)
 
     state = adapted.replaced({f"{layer}.weight": functools.partial(stored, layer) for layer in changed})
-    beside = orders.merge(order).merged == "beside"
-    branches = {layer: arms.factors(layer) for layer in changed} if beside else {}
-    calibrated = ranges[calibrated_on(order)]
+    branches = {layer: arms.factors(layer) for layer in changed} if orders.merge(order).keeps_factors else {}
     return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches)
 
 
@@ -195,7 +217,10 @@ def _quantized(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> torch
 
 @dataclass(frozen=True)
 class ArtifactSources:
-    """The inputs from which the artifacts of one scheme are made; without ``twin`` the file for the device alone."""
+    """The inputs from which the artifacts of one scheme are made; without ``twin`` the file for the device alone.
+
+    ``max_rank`` is the rank of a file's inputs for an adapter, where it is bound; None takes the adapter's own.
+    """
 
     arms: Arms
     exporter: Exporter
@@ -204,6 +229,7 @@ class ArtifactSources:
     recipe: Recipe
     ranges: Ranges
     twin: bool = True
+    max_rank: int | None = None
 
     @property
     def has_twin(self) -> bool:
@@ -219,12 +245,26 @@ class ArtifactSources:
         """The metadata of every file."""
         return {"scheme": self.scheme.name, "order": order, "recipe": self.recipe.name}
 
+    def content(self, order: Order) -> QuantizedWeights:
+        """The content of q1 in an order."""
+        return adapted_content(self.arms, self.scheme, self.recipe, order, self.ranges, self.max_rank)
+
     def key(self, order: Order | Literal["base"]) -> str:
-        """The cache key of q1 in an order, or of q0 at "base"."""
+        """The cache key of q1 in an order, or of q0 at "base": equal keys mean equal outputs."""
         origins: tuple[Origin, ...] = SIDES if order == BASE else ("base", calibrated_on(order))
+        return self._key(order, origins, self.arms.content("base"), self.arms.content("adapted"))
+
+    def file_key(self, order: Order) -> str:
+        """The cache key of the files of q1, which a bound adapter's weights are not in."""
+        if not orders.merge(order).binds:
+            return self.key(order)
+        ranks = self.arms.ranks()
+        places = (*ranks, f"{bound.rank_of(ranks, self.max_rank)}")
+        return self._key(order, (calibrated_on(order),), self.arms.content("base"), *places)
+
+    def _key(self, order: str, origins: Sequence[Origin], *contents: str) -> str:
         ranges = digest_of(*(part for origin in origins for part in _digest_parts(self.ranges[origin])))
         values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
-        contents = (self.arms.content("base"), self.arms.content("adapted"))
         twin = () if self.twin else ("no twin",)
         return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes(), *twin)
 
@@ -253,19 +293,34 @@ def write_base(sources: ArtifactSources) -> QuantizedArm:
 
 def write(sources: ArtifactSources, order: Order, root: Path) -> Artifact:
     """Write q1 in ``order`` below ``root``; only a manifest where PyTorch quantizes while it loads."""
-    scheme, key = sources.scheme, sources.key(order)
-
-    def content() -> QuantizedWeights:
-        return adapted_content(sources.arms, scheme, sources.recipe, order, sources.ranges)
-
+    scheme, key = sources.scheme, sources.file_key(order)
+    content = functools.cache(lambda: sources.content(order))
     about = f"{sources.arms.base.source}, {scheme.name} {order}"
     stored = sources.store.obtain("artifact", key, about, lambda folder: _make(sources, order, content(), folder))
     folder = root / scheme.name / order
     shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(cache.ENTRY))
     description = Manifest.model_validate_json((folder / manifest.NAME).read_text("utf-8"))
+    if orders.merge(order).binds:
+        description = _with_adapter(sources, content(), folder, description)
     twin = folder / "q1.twin.onnx" if sources.has_twin else None
     deployed = folder / sources.deployed if scheme.exported else None
-    return Artifact(folder, QuantizedArm(key, twin, content), deployed, description)
+    arm = QuantizedArm(sources.key(order), twin, content, lambda: content().inputs())
+    return Artifact(folder, arm, deployed, description)
+
+
+def _with_adapter(sources: ArtifactSources, content: QuantizedWeights, folder: Path, engine: Manifest) -> Manifest:
+    """Write a bound adapter beside the files that take it; their manifest with this adapter in it."""
+    path = (folder / sources.deployed).with_name(bound.ADAPTER)
+    bound.save(content.bound(), sources.scheme.compute, path)
+    description = engine.model_copy(
+        update={
+            "adapters": _adapters(sources.arms),
+            "changed_layers": len(sources.arms.layers),
+            "files": {**engine.files, path.relative_to(folder).as_posix(): digest_of(path)},
+        }
+    )
+    (folder / manifest.NAME).write_text(description.to_json(), "utf-8")
+    return description
 
 
 def _make(sources: ArtifactSources, order: Order, content: QuantizedWeights, folder: Path) -> None:
@@ -296,11 +351,15 @@ def describe(
         scheme_digest=digest_of_value(scheme),
         recipe_digest=digest_of_value(recipe),
         base=Source(digest=arms.base.digest),
-        adapters=[*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")],
+        adapters=_adapters(arms),
         changed_layers=len(arms.layers),
         layers=layers(content, sources.exporter.sites(scheme.compute) if scheme.exported else {}),
         files={path.relative_to(folder).as_posix(): digest_of(*model_files(path)) for path in written},
     )
+
+
+def _adapters(arms: Arms) -> list[Source]:
+    return [*_sources(arms.adapters, "adapted"), *_sources(arms.common, "both")]
 
 
 def _sources(adapters: Sequence[Adapter], arms: Literal["adapted", "both"]) -> list[Source]:

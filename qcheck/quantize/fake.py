@@ -69,8 +69,8 @@ def simulated(
 ) -> Iterator[nn.Module]:
     """``model`` with dequantized codes as weights and unmerged low-rank ``branches``, restored when the block ends.
 
-    ``state`` holds the weights that are quantized (``<layer>.weight``); without it they are the model's own. Everything
-    is moved to the device of the model.
+    ``state`` holds the weights of these layers (``<layer>.weight``); without it they are the model's own. Everything is
+    moved to the device of the model.
     """
     weights: dict[str, Weight] = {}
     branches = branches or {}
@@ -80,10 +80,10 @@ def simulated(
             module: Any = model.get_submodule(name)
             device: torch.device = module.weight.device
             numbers = plan[name].to(device) if name in plan else None
-            if numbers is not None:
+            if numbers is not None or state is not None:
                 weights[name] = weight_of(module)
                 weight = whole(module).detach() if state is None else state[f"{name}.weight"].to(device)
-                place(module, Weight(numbers.fake_stored(weight)))
+                place(module, Weight(weight if numbers is None else numbers.fake_stored(weight)))
             factors = branches.get(name)
             down_up = None if factors is None else (factors[0].to(device), factors[1].to(device))
             module.forward = _forward(module, numbers, down_up)

@@ -22,7 +22,7 @@ def stored(
 
     Returns:
         W + D where the adapter is merged before quantization, Q(W) + D where it is merged after it, and W where it
-        stays beside the quantized weight.
+        keeps its own factors beside the quantized weight.
     """
     merged = order.merge(name).merged
     if merged == "before":

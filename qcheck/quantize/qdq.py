@@ -11,7 +11,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcheck.model import initializer
-from qcheck.quantize import sites
+from qcheck.quantize import bound, sites
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.formats import Float, Format, Table
 from qcheck.quantize.plan import Dynamic, Grid, LayerPlan, Plan, Static
@@ -25,6 +25,7 @@ def quantized(
     branches: Mapping[str, Factors] | None = None,
     opset: int | None = None,
     decoded: bool = False,
+    rank: int | None = None,
 ) -> ir.Model:
     """A copy of ``model`` filled with ``state`` in which every layer of ``plan`` computes behind explicit Q/DQ.
 
@@ -32,7 +33,8 @@ def quantized(
     shared by the layers that read the same tensor at the same scale. Zero points are 0; biases stay float. NF4 becomes
     ONNX Runtime's MatMulBnb4, dynamic NVFP4 inputs TensorRT's TRT_FP4DynamicQuantize.
     ``decoded`` writes dequantized values instead, in operators that ONNX Runtime has on every machine.
-    ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input.
+    ``branches`` adds an unmerged adapter beside its layers, in the graph's float type, on the unquantized input. With
+    a ``rank`` its factors are inputs of the graph, of that rank (``bound``), and nothing of them is in it.
     ``opset`` raises the version that the file declares, for operators whose meaning it leaves unchanged.
 
     Raises:
@@ -44,8 +46,12 @@ def quantized(
     missing = sorted((set(plan) | set(branches or {})) - set(places))
     if missing:
         raise LookupError(f"{len(missing)} planned layers are not in the exported graph, first {missing[0]}")
+    scale = (
+        None if rank is None else _input_of(graph, bound.SCALE, (1,), float_type(next(iter(places.values())).weight))
+    )
     for layer, factors in (branches or {}).items():
-        _add_branch(graph, layer, places[layer], factors)
+        operands = _constants if rank is None else functools.partial(_operands, rank=rank)
+        _add_branch(graph, layer, places[layer], operands(graph, layer, places[layer], factors), scale)
     shared: dict[tuple[str, str, float], ir.Value] = {}
     for layer, numbers in plan.items():
         if numbers.smooth is not None:
@@ -72,25 +78,59 @@ def _input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _add_branch(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> None:
-    """Replace the layer's output by output + up(down(input)) for all of its readers."""
-    node, dtype = site.node, float_type(site.weight)
-    output, source = node.outputs[0], _input(node, 0)
-    readers = list(output.uses())
+def _constants(graph: ir.Graph, layer: str, site: Site, factors: Factors) -> tuple[ir.Value, ir.Value]:
+    """Both operands of a branch as constants."""
+    convolution, dtype = site.node.op_type == "Conv", float_type(site.weight)
     down, up = factors
-    convolution = node.op_type == "Conv"
     first = initializer.add(graph, f"{layer}.lora_down", stored(down if convolution else down.t(), dtype))
     second = initializer.add(graph, f"{layer}.lora_up", stored(up[:, :, None, None] if convolution else up.t(), dtype))
-    if convolution:
+    return first, second
+
+
+def _operands(graph: ir.Graph, layer: str, site: Site, factors: Factors, rank: int) -> tuple[ir.Value, ir.Value]:
+    """Both operands of a branch as inputs of the graph, whose shapes ``factors`` have when they are padded."""
+    dtype = float_type(site.weight)
+    shapes = [tuple(factor.shape) for factor in bound.padded(factors, rank)]
+    named = zip(bound.names(layer), shapes, strict=True)
+    first, second = (_input_of(graph, name, shape, dtype) for name, shape in named)
+    if site.node.op_type == "Conv":
+        return first, second
+    turns = [ir.node("Transpose", [value], attributes={"perm": [1, 0]}) for value in (first, second)]
+    for turn, value in zip(turns, (first, second), strict=True):
+        turn.name, turn.outputs[0].name = f"{value.name}/transpose", f"{value.name}.T"
+    graph.insert_before(site.node, turns)
+    return turns[0].outputs[0], turns[1].outputs[0]
+
+
+def _input_of(graph: ir.Graph, name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+    """A new input of the graph."""
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    graph.inputs.append(value)
+    return value
+
+
+def _add_branch(
+    graph: ir.Graph, layer: str, site: Site, operands: tuple[ir.Value, ir.Value], scale: ir.Value | None
+) -> None:
+    """Replace the layer's output by output + scale up(down(input)) for all of its readers."""
+    node = site.node
+    output, source = node.outputs[0], _input(node, 0)
+    readers = list(output.uses())
+    first, second = operands
+    if node.op_type == "Conv":
         inner = ir.node("Conv", [source, first], attributes=dict(node.attributes), name=f"{layer}.lora_down/conv")
         outer = ir.node("Conv", [inner.outputs[0], second], name=f"{layer}.lora_up/conv")
     else:
         inner = ir.node("MatMul", [source, first], name=f"{layer}.lora_down/matmul")
         outer = ir.node("MatMul", [inner.outputs[0], second], name=f"{layer}.lora_up/matmul")
-    total = ir.node("Add", [output, outer.outputs[0]], name=f"{layer}.lora/add")
     inner.outputs[0].name, outer.outputs[0].name = f"{layer}.lora_inner", f"{layer}.lora_delta"
+    branch = [inner, outer]
+    if scale is not None:
+        branch.append(ir.node("Mul", [outer.outputs[0], scale], name=f"{layer}.lora/scale"))
+        branch[-1].outputs[0].name = f"{layer}.lora_scaled"
+    total = ir.node("Add", [output, branch[-1].outputs[0]], name=f"{layer}.lora/add")
     total.outputs[0].name = f"{layer}.lora_sum"
-    graph.insert_after(node, [inner, outer, total])
+    graph.insert_after(node, [*branch, total])
     for use in readers:
         use.node.replace_input_with(use.idx, total.outputs[0])
     for index, value in enumerate(graph.outputs):

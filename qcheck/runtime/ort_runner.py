@@ -1,7 +1,7 @@
 """A runner of ONNX files by ONNX Runtime, on the processor or on a CUDA device."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,13 +93,20 @@ class Feed:
         return self.rank == array.ndim and all(fixed in {None, side} for fixed, side in sides)
 
 
-def feeds(onnx_session: onnxruntime.InferenceSession, path: Path, inputs: Mapping[str, np.ndarray]) -> list[Feed]:
+def feeds(
+    onnx_session: onnxruntime.InferenceSession,
+    path: Path,
+    inputs: Mapping[str, np.ndarray],
+    bound: Collection[str] = (),
+) -> list[Feed]:
     """The feed of each input of a file from ``inputs``: by name, else the only one with its rank and fixed sides.
+
+    Inputs in ``bound`` are left out.
 
     Raises:
         UserError: several inputs fit, types or sizes differ, or the file lacks or adds an input.
     """
-    entries = onnx_session.get_inputs()
+    entries = [entry for entry in onnx_session.get_inputs() if entry.name not in bound]
     shared = {axis for entry in entries for axis in entry.shape[:1] if len(entry.shape) > 1}
     by_name = {}
     for entry in entries:
@@ -142,12 +149,19 @@ class OnnxRunner:
 
     Rows do not depend on each other, so a batch split over threads takes less time than operators on all threads.
     On another device than the processor a batch is split only where memory needs it. Inputs in ``fixed`` have no rows.
+    ``bound`` are inputs of the file that are the same in every call, in float32: an adapter's.
     """
 
     def __init__(
-        self, path: Path, threads: int, fixed: frozenset[str] = frozenset({"timestep"}), device: Device = CPU
+        self,
+        path: Path,
+        threads: int,
+        fixed: frozenset[str] = frozenset({"timestep"}),
+        device: Device = CPU,
+        bound: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.path, self._threads, self._fixed, self._device = path, threads, fixed, device
+        self._bound = bound or {}
         self._pool = ThreadPoolExecutor(threads)
         self._session = functools.cache(lambda count: session(path, count, device))
         self._rows = Rows(device, fixed, "onnxruntime")
@@ -167,7 +181,9 @@ class OnnxRunner:
         """Run as ``Runner`` does; a float16 artifact takes and returns float16."""
         if not self._feeds:
             self._device.release()
-            self._feeds = feeds(self._session(self._sharing(inputs)), self.path, inputs)
+            onnx_session = self._session(self._sharing(inputs))
+            self._feeds = feeds(onnx_session, self.path, inputs, self._bound)
+            self._bound = _cast(onnx_session, self._bound)
         return self._rows.run(self._all, inputs)
 
     def _count(self, inputs: Mapping[str, np.ndarray]) -> int:
@@ -198,4 +214,10 @@ class OnnxRunner:
     def _run(self, threads: int, inputs: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         values = {name: value if name in self._fixed else value[rows] for name, value in inputs.items()}
         feed_values = {feed.name: feed.value(values[feed.role], len(rows)) for feed in self._feeds}
-        return np.asarray(self._session(threads).run(None, feed_values)[0], np.float32)
+        return np.asarray(self._session(threads).run(None, {**feed_values, **self._bound})[0], np.float32)
+
+
+def _cast(onnx_session: onnxruntime.InferenceSession, bound: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs in the types of the file."""
+    types = {entry.name: _TYPES[entry.type] for entry in onnx_session.get_inputs() if entry.name in bound}
+    return {name: bound[name].astype(dtype, copy=False) for name, dtype in types.items()}

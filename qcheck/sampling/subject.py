@@ -4,11 +4,12 @@ A subject's content is the digest of all that its outputs depend on: weights, an
 and number type.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,12 +77,19 @@ def _in_compute_type(arms: Arms, side: Side, compute: str) -> Iterator[TorchRunn
 
 
 def stored(
-    arms: Arms, title: str, side: Side, path: Path, content: str, threads: int, device: Device | None = None
+    arms: Arms,
+    title: str,
+    side: Side,
+    path: Path,
+    content: str,
+    threads: int,
+    device: Device | None = None,
+    bound: Callable[[], Mapping[str, np.ndarray]] = dict,
 ) -> Subject:
-    """An exported arm of the pipeline of ``arms``, run by ONNX Runtime: ``content`` is its file's digest.
+    """An exported arm of the pipeline of ``arms``, run by ONNX Runtime: ``content`` is the digest of what it computes.
 
-    It runs on ``device``, by default the one that computes the arms.
+    It runs on ``device``, by default the one that computes the arms. ``bound`` makes the file's inputs for an adapter.
     """
     device, fixed = device or arms.device, arms.base.family.fixed
     identity = digest_of(content, cache.code(ort_runner.__name__), device.title)
-    return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed, device))
+    return Subject(title, side, identity, lambda: OnnxRunner(path, threads, fixed, device, bound()))

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from qcheck.core.errors import UserError
 from qcheck.core.values import Names, Value, as_tuple
+from qcheck.spec import order as orders
 from qcheck.spec import recipe
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
@@ -61,8 +62,9 @@ class CheckSpec(Value):
     any, are the files that ``adapters`` were calibrated from, one for each: the artifacts are compared with them at
     full precision. ``artifacts`` are files of other tools, judged beside the schemes. ``probes`` hold one prompt for
     each probe up to the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that are
-    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``require`` says whether all cases have to
-    pass, or any.
+    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``max_rank`` is the rank of a file's
+    inputs for an adapter, in an order that binds it; by default the adapter's own. ``require`` says whether all cases
+    have to pass, or any.
     """
 
     base: str
@@ -73,6 +75,7 @@ class CheckSpec(Value):
     schemes: Annotated[tuple[Scheme, ...], BeforeValidator(as_tuple)] = ()
     artifacts: Names = ()
     orders: Annotated[tuple[Order, ...], Field(min_length=1), BeforeValidator(as_tuple)]
+    max_rank: Annotated[int, Field(ge=1)] | None = None
     target: Target
     probes: ProbeSet
     trigger: str | None = None
@@ -102,9 +105,20 @@ class CheckSpec(Value):
                 f"{len(self.probes.prompts)} probes, and the last look is at {self.limits.looks[-1]}",
                 "Repeat the prompts with other seeds (probe.repeated), or give limits with other `looks`.",
             )
+        self._require_bindable()
         recipe.calibration(self.recipe, self.probes, self.trigger)
         _ = self.bounds  # refuses more probes than the last look
         return self
+
+    def _require_bindable(self) -> None:
+        """Refuse an adapter as inputs of no file."""
+        binding = [order for order in self.orders if orders.merge(order).binds]
+        loading = [scheme.name for scheme in self.schemes if not scheme.exported]
+        if binding and loading:
+            raise UserError(
+                f"scheme {loading[0]!r} is no file, so nothing in it takes an adapter as inputs",
+                f"Leave --order {binding[0]} out, or the scheme.",
+            )
 
     @property
     def bounds(self) -> Limits:

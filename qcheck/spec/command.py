@@ -12,6 +12,7 @@ import tomli_w
 from qcheck.core.values import Value, named, names_in
 from qcheck.demo import library
 from qcheck.spec import limits, probe, recipe, scheme, target
+from qcheck.spec import order as orders
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.probe import SAMPLING, ProbeSet
@@ -51,7 +52,7 @@ def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     arguments = ["check", *_adapters(spec)]
     arguments += [word for value in spec.schemes for word in ("--scheme", _name(value, folder))]
     arguments += [word for path in spec.artifacts for word in ("--artifact", path)]
-    arguments += [word for order in spec.orders for word in ("--order", order)]
+    arguments += [*(word for order in spec.orders for word in ("--order", order)), *_max_rank(spec)]
     arguments += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
     arguments += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
     return [*arguments, *_probes(spec, folder, SAMPLING), *_execution(spec)]
@@ -60,10 +61,15 @@ def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
 def export_words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     """The arguments after ``qcheck`` that export the request's first scheme in its first order."""
     arguments = ["export", *_adapters(spec), "--scheme", _name(spec.schemes[0], folder), "--order", spec.orders[0]]
-    arguments += [*_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
+    arguments += [*_max_rank(spec), *_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
     width, height = spec.probes.width, spec.probes.height
     arguments += [] if width is None or height is None else ["--size", f"{width}x{height}"]
     return [*arguments, *_execution(spec)]
+
+
+def _max_rank(spec: CheckSpec) -> list[str]:
+    binds = any(orders.merge(order).binds for order in spec.orders)
+    return [] if spec.max_rank is None or not binds else ["--max-rank", str(spec.max_rank)]
 
 
 def line(arguments: Sequence[str]) -> str:

@@ -291,7 +291,7 @@ def _not_measured(spec: CheckSpec, device: Device, cases: list[Case]) -> list[No
             reason="a refittable engine needs a GPU to be compiled; the same file was compiled without that, if at all",
         )
         for case in cases
-        if case.order in ORDERS and orders.merge(orders.find(case.order)).ranges == "shared"
+        if case.order in ORDERS and orders.merge(orders.find(case.order)).refits
     ]
     return entries + [_unbuilt(case, build) for case in cases for build in case.builds if not _read(build)]
 

@@ -27,7 +27,7 @@ from qcheck.core.progress import Progress
 from qcheck.model import load
 from qcheck.model.components import Component
 from qcheck.model.family import Family, Shape
-from qcheck.quantize import artifact, qdq
+from qcheck.quantize import artifact, bound, qdq
 from qcheck.quantize.artifact import ArtifactSources, Exporter
 from qcheck.result.exported import Exported, Part, Size
 from qcheck.result.manifest import NAME, Layer, Manifest, model_files
@@ -63,9 +63,8 @@ def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, p
         computes = {family.denoiser: scheme.compute} | others(session, scheme.compute, _vary(sizes), folder)
         shapes = _shapes(session, sizes)
         if "tensorrt" in scheme.runs:
-            shared = orders.merge(order).ranges == "shared"
             (folder / script.SCRIPT).write_text(
-                script.script(spec.target, shapes, [path.parent.name] * shared), "utf-8"
+                script.script(spec.target, shapes, [path.parent.name] * orders.merge(order).refits), "utf-8"
             )
             (folder / script.SCRIPT).chmod(0o755)
         layers = {family.denoiser: manifest.layers}
@@ -98,13 +97,17 @@ def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Ma
     (scheme, *_), (order, *_) = spec.schemes, spec.orders
     exporter = Exporter(session.arms, session.store, session.example, _vary(sizes))
     ranges = session.calibrator.inputs(scheme)
-    sources = ArtifactSources(session.shipped, exporter, session.store, scheme, spec.recipe, ranges)
+    sources = ArtifactSources(
+        session.shipped, exporter, session.store, scheme, spec.recipe, ranges, max_rank=spec.max_rank
+    )
     with session.watch.stage(f"{denoiser}: {scheme.name} {order}", 1) as advance:
-        content = artifact.adapted_content(session.shipped, scheme, spec.recipe, order, ranges)
-        path = exporter.deployed(content, scheme, folder / denoiser / _MODEL, sources.facts(order))
-        manifest = artifact.describe(sources, order, content, folder, [path])
+        content = sources.content(order)
+        written = [exporter.deployed(content, scheme, folder / denoiser / _MODEL, sources.facts(order))]
+        if content.rank is not None:
+            written.append(bound.save(content.bound(), scheme.compute, folder / denoiser / bound.ADAPTER))
+        manifest = artifact.describe(sources, order, content, folder, written)
         advance(1)
-    return manifest, path
+    return manifest, written[0]
 
 
 def _files(folder: Path) -> list[Path]:

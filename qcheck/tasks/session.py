@@ -1,7 +1,7 @@
 """A request's models, loaded once and shared by every stage of a task."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +111,17 @@ class Session:
         shapes = gate.shapes_of(self.sampler.setup.family, self.example)
         return Gate(self.spec.target, self.spec.execution.build, shapes, self.store, self.watch)
 
-    def stored(self, name: str, side: Side, path: Path, content: str, device: Device | None = None) -> Subject:
+    def stored(
+        self,
+        name: str,
+        side: Side,
+        path: Path,
+        content: str,
+        device: Device | None = None,
+        bound: Callable[[], Mapping[str, np.ndarray]] = dict,
+    ) -> Subject:
         """An exported arm, run by ONNX Runtime on ``device``, by default the one that computes."""
-        return subject.stored(self.arms, name, side, path, content, self.spec.execution.threads, device)
+        return subject.stored(self.arms, name, side, path, content, self.spec.execution.threads, device, bound)
 
     def exported(self, side: Side, compute: str, device: Device | None = None) -> Subject:
         """An unquantized arm's exported file, run by ONNX Runtime as ``stored``."""
@@ -133,13 +141,15 @@ class Session:
 
     def sources(self, scheme: Scheme) -> ArtifactSources:
         """The inputs of a scheme's artifacts, with a twin where ONNX Runtime runs it on the device."""
-        ranges, recipe = self.calibrator.inputs(scheme), self.spec.recipe
-        return ArtifactSources(self.shipped, self.exporter, self.store, scheme, recipe, ranges, self.runs_files)
+        ranges, spec = self.calibrator.inputs(scheme), self.spec
+        return ArtifactSources(
+            self.shipped, self.exporter, self.store, scheme, spec.recipe, ranges, self.runs_files, spec.max_rank
+        )
 
     def quantized(self, name: str, side: Side, arm: QuantizedArm, scheme: Scheme) -> Subject:
         """A quantized arm: its file in ONNX Runtime, its simulation, or bitsandbytes' layers in torch."""
         if arm.path is not None:
-            return self.stored(name, side, arm.path, arm.digest)
+            return self.stored(name, side, arm.path, arm.digest, bound=arm.inputs)
         if scheme.exported:
             identity = cache.code(fake.__name__, torch_runner.__name__)
             content = digest_of(arm.digest, identity, self.arms.device.title, "simulation")
@@ -149,8 +159,8 @@ class Session:
 
     @contextmanager
     def _simulation(self, side: Side, arm: QuantizedArm) -> Iterator[TorchRunner]:
-        state, plan, branches = arm.content()
-        with self.arms.running(side) as family, fake.simulated(family.module, plan, branches, state):
+        q = arm.content()
+        with self.arms.running(side) as family, fake.simulated(family.module, q.plan, q.branches, q.state):
             yield subject.runner(self.arms, family.module, "torch float32 with quantization simulated")
 
     @contextmanager
@@ -159,7 +169,7 @@ class Session:
 
         content = arm.content()
         with self.arms.held("base") as family:
-            module = bnb.converted(family.module, *content)
+            module = bnb.converted(family.module, content.state, content.plan, content.branches)
         yield TorchRunner(family.entry(module), bnb.NAME, fixed=family.fixed)
 
 

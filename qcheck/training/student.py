@@ -60,7 +60,7 @@ def _layer(module: Any, name: str, setup: StudentSetup, read: Read | None) -> Ca
         return _merged(module, lambda: _with_adapter(base, name, setup, read))
     q0 = plan.make_layer(base, scheme, setup.before[name])
     q1 = plan.make_layer(base, scheme, setup.calibrated[name])
-    if read is None or orders.merge(order).merged == "beside":
+    if read is None or orders.merge(order).keeps_factors:
         module.weight.data = q1.fake_stored(base)
         return _beside(module, q1, name, setup, read)
     rounded = q0.fake(base)

@@ -53,6 +53,7 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         chosen = chosen.model_copy(update={"name": "asked", "prompts": prompts})
     trigger = draw(st.none() | WORDS)
     chosen = probe.triggered(chosen, trigger)
+    chosen_orders = tuple(draw(st.lists(st.sampled_from(ORDERS), min_size=1, unique=True)))
     return CheckSpec(
         base=str(library.PIPELINE),
         adapters=(adapters := draw(uses(1, 2))),
@@ -60,7 +61,8 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         common=draw(uses(0, 1)),
         allow_unmatched=draw(st.booleans()),
         schemes=schemes,
-        orders=tuple(draw(st.lists(st.sampled_from(ORDERS), min_size=1, unique=True))),
+        orders=chosen_orders,
+        max_rank=draw(st.none() | st.integers(1, 64)) if "bound" in chosen_orders else None,
         target=DEVICE.model_copy(update={"name": "my-board"}) if own else DEVICE,
         probes=probe.repeated(chosen, judged.looks[-1]),
         trigger=trigger,
