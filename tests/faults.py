@@ -177,15 +177,15 @@ def _altered(bench: Bench, arm: str, name: str, output: Callable[[float, np.ndar
 def ends(source: Trace, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Trace:
     """A trace whose final latents [C, h, w] are changed, moments with them: what a decoder's own fault would do."""
     paths = []
-    for path in source.paths:
+    for path in source.free:
         tensors = load_file(path)
         final = np.float32(change(np.float64(tensors["final"])))
         tensors["final"] = final
         tensors["moments"][-1] = final.mean((1, 2)), final.var((1, 2))
         kept = path.with_name(f"{name.replace(' ', '-')}.safetensors")
-        save_file(tensors, kept, metadata={"matched": source.matched()[source.paths.index(path)]})
+        save_file(tensors, kept, metadata={"matched": source.matched()[source.free.index(path)]})
         paths.append(kept)
-    return Trace(name, tuple(paths))
+    return replace(source, name=name, runs=tuple(paths))
 
 
 def dead_zone(bench: Bench) -> Verdict:

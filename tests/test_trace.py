@@ -142,7 +142,7 @@ def test_forced_at_its_own_states_the_reference_repeats_itself(
     assert np.allclose(again.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(asking.outputs(), traced.outputs(), atol=1e-5)
     assert np.allclose(again.finals(), traced.finals(), atol=1e-4)
-    assert np.allclose(again.scalars("apart"), 0, atol=1e-5)
+    assert np.allclose(list(again.apart()), 0, atol=1e-5)
     require_matched(traced, again)
 
 
@@ -235,6 +235,18 @@ def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, adapted: Torc
     fewer.arm(subject("q1", runner), two, quiet)
     sampling.arm(subject("q1", runner), three, quiet)
     assert runner.rows == forwards(setup, 2, 1, 3)
+
+
+def test_adapters_share_the_free_runs_of_their_base(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
+    """A run from noise knows no reference: of another adapter's the base costs the states that this one visited."""
+    sampling, runner = sampler_for(demo_arms, tmp_path), Counting(adapted)
+    for name in ("f1", "another f1"):
+        reference = sampling.reference(subject(name, runner), quiet)
+        before = runner.rows
+        base = sampling.arm(subject("f0", runner), reference, quiet)
+        free = 1 if name == "f1" else 0
+        assert runner.rows - before == forwards(sampling.setup, free, 1, 3)
+    assert len(base.apart()) == 3
 
 
 def test_an_interrupted_trace_goes_on_and_ends_as_if_it_had_not_been(

@@ -37,13 +37,15 @@ class Quantizing(TypedDict, total=False):
     """Keywords of the artifacts.
 
     ``scheme``: one or several; by default all that quantize and that TensorRT runs on the target. ``order``: when the
-    adapter is merged, one or several. ``max_rank``: the rank of the adapter's inputs in the order bound. ``recipe``:
-    how ranges of inputs are found. ``ranges``: a file of ranges that ``calibrate`` wrote.
+    adapter is merged, one or several. ``max_rank``: the rank of the adapter's inputs in the order bound.
+    ``bound_with``: other adapters, "FILE" or "FILE=WEIGHT", that the same file takes. ``recipe``: how ranges of inputs
+    are found. ``ranges``: a file of ranges that ``calibrate`` wrote.
     """
 
     scheme: Schemes
     order: Orders
     max_rank: int | None
+    bound_with: Files
     recipe: Named | Recipe | None
     ranges: Named | None
 

@@ -60,6 +60,7 @@ def check_spec(
     artifact: Files = None,
     order: Orders = None,
     max_rank: int | None = None,
+    bound_with: Files = None,
     target: Named | Target = TARGET,
     recipe: Named | Recipe | None = None,
     ranges: Named | None = None,
@@ -91,7 +92,7 @@ def check_spec(
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
     all_schemes = named_schemes == [ALL]
     named_orders = _orders(_many(order) or ([*MERGES] if all_schemes else []))
-    _require_binding(named_orders, max_rank)
+    _require_binding(named_orders, max_rank, _many(bound_with))
     with plainly():
         source = place(library.PIPELINE if demo else base)
         probe_set = probe.triggered(_probes(probes, prompts, source, sampling), trigger)
@@ -99,12 +100,13 @@ def check_spec(
             base=source,
             adapters=_uses(demo, _many(lora), _many(weight)),
             references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
-            common=_common(demo, _many(with_lora)),
+            common=_weighted("--with-lora", demo, _many(with_lora)),
             allow_unmatched=allow_unmatched,
             schemes=() if artifacts and not named_schemes else _schemes(named_schemes, board),
             artifacts=artifacts,
             orders=named_orders,
             max_rank=max_rank,
+            bound_with=_weighted("--bound-with", demo, _many(bound_with)),
             target=board,
             probes=probe.repeated(probe_set, limits_value.looks[-1]),
             trigger=trigger,
@@ -219,8 +221,8 @@ def _references(
     return _uses(demo, sources, weights) if sources else ()
 
 
-def _common(demo: bool, adapters: Iterable[Named]) -> tuple[Use, ...]:
-    """Adapters of both arms, from FILE or FILE=WEIGHT.
+def _weighted(option: str, demo: bool, adapters: Iterable[Named]) -> tuple[Use, ...]:
+    """Adapters of an option, from FILE or FILE=WEIGHT.
 
     Raises:
         UserError: the weight is no number.
@@ -232,7 +234,7 @@ def _common(demo: bool, adapters: Iterable[Named]) -> tuple[Use, ...]:
         try:
             uses += _uses(demo, [source], [float(weight)])
         except ValueError as error:
-            raise UserError(f"--with-lora {text!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
+            raise UserError(f"{option} {text!r}: {weight!r} is no number", "Give FILE or FILE=0.8.") from error
     return tuple(uses)
 
 
@@ -264,13 +266,12 @@ def _orders(names: Sequence[str]) -> tuple[Order, ...]:
     return tuple(dict.fromkeys(orders_of.find(name) for name in names or ORDERS[:1]))
 
 
-def _require_binding(orders: Sequence[Order], max_rank: int | None) -> None:
-    """Refuse a rank of inputs that no order of the request has."""
-    if max_rank is not None and not any(orders_of.merge(order).binds for order in orders):
-        raise UserError(
-            f"--max-rank {max_rank}: no order of the request takes the adapter as inputs",
-            "Add --order bound, or leave --max-rank out.",
-        )
+def _require_binding(orders: Sequence[Order], max_rank: int | None, bound_with: Sequence[Named]) -> None:
+    """Refuse what is said of a file's inputs for adapters where no order of the request has any."""
+    given = {"--max-rank": max_rank, "--bound-with": bound_with[0] if bound_with else None}
+    first = next((f"{option} {value}" for option, value in given.items() if value is not None), None)
+    if first is not None and not any(orders_of.merge(order).binds for order in orders):
+        raise UserError(f"{first}: no order of the request takes the adapter as inputs", "Add --order bound.")
 
 
 def _schemes(requested: Sequence[Named | Scheme], device: Target) -> tuple[Scheme, ...]:

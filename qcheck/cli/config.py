@@ -141,6 +141,7 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
         "artifact": [*spec.artifacts],
         "order": [*spec.orders],
         "max-rank": spec.max_rank,
+        "bound-with": [f"{adapter.source}={adapter.weight:g}" for adapter in spec.bound_with],
         "require": spec.require,
         "target": spec.target.name,
         "probes": spec.probes.name,

@@ -92,6 +92,7 @@ class Artifact:
     scheme: options.Scheme = library.SCHEME
     order: options.Order = None
     max_rank: options.MaxRank = None
+    bound_with: options.BoundWith = None
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
 
@@ -101,6 +102,7 @@ class Artifact:
             "scheme": self.scheme,
             "order": self.order,
             "max_rank": self.max_rank,
+            "bound_with": self.bound_with,
             "recipe": self.recipe,
             "ranges": self.ranges,
         }
@@ -114,6 +116,7 @@ class Artifacts:
     artifacts: options.Artifacts = None
     orders: options.Orders = None
     max_rank: options.MaxRank = None
+    bound_with: options.BoundWith = None
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
@@ -125,6 +128,7 @@ class Artifacts:
             "scheme": self.schemes,
             "order": self.orders,
             "max_rank": self.max_rank,
+            "bound_with": self.bound_with,
             "recipe": self.recipe,
             "ranges": self.ranges,
         }

@@ -146,6 +146,15 @@ MaxRank = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+BoundWith = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bound-with",
+        help="With --order bound: another LoRA that the same file has to take, FILE or FILE=WEIGHT; repeatable. A "
+        "bundle carries it too.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option(

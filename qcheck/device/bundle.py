@@ -3,6 +3,8 @@
 SHA256SUMS      of every other file, in the format of ``sha256sum``
 bundle.json     what was exported, what is asked, how it is judged, and what the host found
 model/          ONNX of every component, with its weights
+adapter/        the denoiser's inputs of the adapter, where it takes one as inputs
+adapters/NNN/   of every other adapter that it takes: its own bundle.json, adapter/, probes/ and reference/
 probes/NNN/     inputs of the denoiser at each stratum, in its bindings' types, and the first latents of a free run
 reference/NNN/  the guided outputs of the host's arms at each stratum, and their final latents, float32
 components/     inputs and reference outputs of the other components
@@ -15,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -79,13 +82,18 @@ class Solver:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose digests were checked; ``facts`` is the rest of bundle.json."""
+    """A bundle whose digests were checked; ``facts`` is the rest of bundle.json.
+
+    ``others`` are those of the other adapters in it, whose ``folder`` lies in the ``root`` of all of them.
+    """
 
     folder: Path
     facts: Mapping[str, Any]
     components: tuple[Component, ...]
     solver: Solver | None
     digests: Mapping[str, str]
+    root: Path
+    others: tuple[Bundle, ...] = ()
 
     def component(self, role: str) -> Component | None:
         """The first component of a role."""
@@ -93,14 +101,15 @@ class Bundle:
 
     def digest_of(self, component: Component) -> str:
         """The digest of a component's file and of its weights beside it."""
-        prefix = component.path.relative_to(self.folder).as_posix()
+        prefix = component.path.relative_to(self.root).as_posix()
         parts = [value for name, value in sorted(self.digests.items()) if name.startswith(prefix)]
         return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
 
     @property
     def identity(self) -> str:
-        """What tells this bundle from every other: the digest of all digests."""
-        return hashlib.sha256(sums(self.digests)).hexdigest()
+        """What tells this bundle from every other: the digest of all digests, and its place among them."""
+        place = self.folder.relative_to(self.root).as_posix().encode("ascii")
+        return hashlib.sha256(sums(self.digests) + place).hexdigest()
 
     @property
     def denoiser(self) -> Component:
@@ -132,13 +141,21 @@ class Bundle:
         """
         described = self.facts["denoiser"]
         folder = self.folder / "probes" / f"{probe:03d}"
-        inputs = {}
+        inputs = dict(self._adapter)
         for tensor in self.denoiser.inputs:
+            if tensor.name in inputs:
+                continue
             repeats = self.strata if tensor.name in described["varying"] else 1
             own = folder / "base" / f"{tensor.name}.bin"
             place = own if arm == "base" and tensor.name in described["own_in_base"] else folder / f"{tensor.name}.bin"
             inputs[tensor.name] = tensors.read(place, tensor, repeats)
         return inputs
+
+    @cached_property
+    def _adapter(self) -> dict[str, np.ndarray]:
+        """The denoiser's inputs of the adapter, [1, ...]."""
+        bound = [tensor for tensor in self.denoiser.inputs if tensor.name in self.facts["denoiser"]["adapter"]]
+        return {tensor.name: tensors.read(self.folder / "adapter" / f"{tensor.name}.bin", tensor) for tensor in bound}
 
     def start(self, probe: int) -> np.ndarray:
         """The first latents of a probe's free run, in the layout of the denoiser's output."""
@@ -178,24 +195,30 @@ def read(folder: Path) -> Bundle:
         CannotVerify: no bundle, changed, missing or added bytes, or another schema.
     """
     digests = check(folder)
+    others = sorted(path.parent for path in folder.glob(f"adapters/*/{NAME}"))
+    return replace(_read(folder, folder, digests), others=tuple(_read(other, folder, digests) for other in others))
+
+
+def _read(folder: Path, root: Path, digests: Mapping[str, str]) -> Bundle:
+    """The bundle of one adapter in ``folder``, whose files of components lie below ``root``."""
     try:
-        return _read(folder, json.loads((folder / NAME).read_text("utf-8")), digests)
+        return _parse(folder, root, json.loads((folder / NAME).read_text("utf-8")), digests)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{folder / NAME} is no {SCHEMA} as this verifier reads it: {type(error).__name__} {error}"
         raise CannotVerify(problem, AGAIN) from error
 
 
-def _read(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> Bundle:
+def _parse(folder: Path, root: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> Bundle:
     if facts.get("schema") != SCHEMA:
         raise CannotVerify(
             f"{folder / NAME} is of the schema {facts.get('schema')!r}, and this verifier reads {SCHEMA!r}",
             "Run the verify.pyz that lies in the bundle, or the qcheck that exported it.",
         )
-    components = tuple(_component(folder, one) for one in facts["components"])
+    components = tuple(_component(root, one) for one in facts["components"])
     solver = facts["solver"]
     if solver is not None:
         solver = Solver(*(np.array(solver[name], np.float64) for name in ("timesteps", "scales", "start", "outputs")))
-    return Bundle(folder, facts, components, solver, digests)
+    return Bundle(folder, facts, components, solver, digests, root)
 
 
 _PLAIN = re.compile(r"\w[\w.\-]*")

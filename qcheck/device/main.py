@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
         traceback.print_exc()
         return 2
-    return EXITS[verification["verdict"]]
+    return max(EXITS[one["verdict"]] for one in (verification, *verification["others"]))
 
 
 def say(message: str) -> None:
@@ -71,8 +71,12 @@ def run(
     place = out or work / "verify.json"
     _require_writable(work, place)
     backend = backends.choose(runner, opened, work, board, say, root)
-    outcome = Verification(opened, backend, work, say, free_run).run()
-    verification = _verification(opened, backend, board, outcome, time.monotonic() - start)
+    results = []
+    for one in (opened, *opened.others):
+        say(f"adapter {one.facts['asked']['adapter']}")
+        outcome = Verification(one, backend, work, say, free_run).run()
+        results.append(_verification(one, backend, board, outcome, time.monotonic() - start))
+    verification = {**results[0], "others": results[1:]}
     try:
         whole(place, lambda path: _write(path, as_json(verification)))
         whole(place.with_suffix(".txt"), lambda path: _write(path, page.text(verification)))
@@ -120,7 +124,7 @@ def _verification(
     facts = opened.facts
     return {
         "schema": SCHEMA,
-        "bundle": bundle.digest(opened.folder / bundle.SUMS),
+        "bundle": bundle.digest(opened.root / bundle.SUMS),
         "asked": facts["asked"],
         "probes": opened.probes,
         "runner": {"name": backend.name, "deployed": backend.deployed},
@@ -130,6 +134,7 @@ def _verification(
         "forecast": facts["forecast"],
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "verifier": facts["qcheck"]},
         "seconds": round(seconds, 1),
+        "others": [],
     }
 
 

@@ -28,7 +28,7 @@ def text(verification: Mapping[str, Any]) -> str:
         ]
     if verification["warnings"]:
         lines += ["", *(f"warning: {warning}" for warning in verification["warnings"])]
-    return "\n".join(lines) + "\n"
+    return "\n".join(["\n".join(lines), *(text(other) for other in verification["others"])]).rstrip("\n") + "\n"
 
 
 def _head(verification: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ def gather(
             Along(
                 arm=side,
                 sqnr=spread(np.minimum(decibels(*gaps[side]), _EXACT)),
-                apart=spread(np.stack(list(quantized[side].scalars("apart")))) if side == "adapted" else None,
+                apart=spread(np.stack(list(quantized[side].apart()))) if side == "adapted" else None,
             )
             for side in sides
         ],

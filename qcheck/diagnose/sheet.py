@@ -46,7 +46,7 @@ class Decoder:
 
     def pictures(self, trace: Trace, count: int) -> np.ndarray:
         """Pictures [n, H, W, 3] in [0, 1] of the first ``count`` probes."""
-        paths = trace.paths[:count]
+        paths = trace.free[:count]
         if paths not in self._known:
             decoded = self._family.decode(torch.from_numpy(np.stack(trace.finals()[:count])))
             self._known[paths] = decoded.permute(0, 2, 3, 1).numpy()

@@ -6,16 +6,19 @@ from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
 
 
-def merged(report: Report, verified: Verified) -> Report:
-    """The report with what a board said of one of its cases.
+def merged(report: Report, verification: Verified) -> Report:
+    """The report with what a board said of one of its cases, of the report's adapter where it judged several.
 
     Raises:
         UserError: the board verified another base, adapter, target or case.
     """
+    ours = [one.digest for one in report.adapters if one.arms == "adapted"]
+    own = [one for one in verification.every if one.asked.adapter_digests == ours]
+    verified = (own or [verification])[0].model_copy(update={"others": []})
     asked = verified.asked
     pairs = (
         ("base", report.base.digest, asked.base_digest),
-        ("adapter", [one.digest for one in report.adapters if one.arms == "adapted"], asked.adapter_digests),
+        ("adapter", ours, asked.adapter_digests),
         ("weight", [one.weight for one in report.adapters if one.arms == "adapted"], asked.weights),
         ("target", report.target, asked.target),
         ("guidance", report.probes.guidance, asked.guidance),

@@ -192,6 +192,28 @@ def apply(
     return Arms(base, base, tuple(adapters), tuple(common), layers, changed, joined, tuple(unmatched), idle)
 
 
+def ranks_of(base: Base, adapter: Adapter, allow_unmatched: bool = False) -> dict[str, int]:
+    """The rank of an adapter at each layer of the denoiser that it changes, without merging it.
+
+    Raises:
+        UserError: it does not fit this base.
+    """
+    prefix = f"{base.family.denoiser}."
+    factors = lora.fit(base.pipe, adapter, allow_unmatched).factors
+    return {layer.removeprefix(prefix): len(f.down) for layer, f in factors.items() if layer.startswith(prefix)}
+
+
+def swapped(reference: Arms, adapters: Sequence[Adapter], allow_unmatched: bool = False) -> Arms:
+    """The arms of the same base with other adapters; ``reference`` may be used no more.
+
+    Raises:
+        UserError: as ``apply``.
+    """
+    with reference.running("base"), reference.held("base"):
+        arms = apply(reference.base, adapters, (), allow_unmatched)
+    return replace(arms, common=reference.common, computing=reference.computing)
+
+
 def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
     """The arms of the same base with other adapters of the same layers, at full precision.
 

@@ -29,6 +29,7 @@ from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
 from qcheck.model.stored import Weights, whole
 from qcheck.quantize import bound, merge, plan, qdq, sites
+from qcheck.quantize.bound import Binding
 from qcheck.quantize.fake import Factors
 from qcheck.quantize.plan import Input, LayerPlan
 from qcheck.quantize.sites import Site
@@ -185,19 +186,21 @@ def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> 
 
 
 def adapted_content(
-    arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, max_rank: int | None = None
+    arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, binding: Binding | None = None
 ) -> QuantizedWeights:
     """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there, unless D is bound.
 
-    Raises:
-        UserError: ``max_rank`` is less than the adapter's.
+    ``binding`` are the inputs of a file that binds its adapter, by default the adapter's own.
     """
     calibrated, layers = ranges[calibrated_on(order)], plan.chosen_layers(arms.base.denoiser, scheme, recipe)
     if orders.merge(order).binds:
         state = arms.state("base")
-        branches = {layer: arms.factors(layer) for layer in arms.denoiser_layers()}
-        rank = bound.rank_of(arms.ranks(), max_rank)
-        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, rank)
+        binding, own = binding or bound.binding([arms.ranks()]), set(arms.denoiser_layers())
+        branches = {
+            layer: arms.factors(layer) if layer in own else bound.absent(state[f"{layer}.weight"])
+            for layer in binding.layers
+        }
+        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, binding.rank)
     base, adapted = arms.state("base"), arms.state("adapted")
     changed = [layer for layer in arms.denoiser_layers() if layer in layers]
 
@@ -219,7 +222,7 @@ def _quantized(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> torch
 class ArtifactSources:
     """The inputs from which the artifacts of one scheme are made; without ``twin`` the file for the device alone.
 
-    ``max_rank`` is the rank of a file's inputs for an adapter, where it is bound; None takes the adapter's own.
+    ``binding`` are the inputs of a file that binds its adapter, by default the adapter's own.
     """
 
     arms: Arms
@@ -229,7 +232,7 @@ class ArtifactSources:
     recipe: Recipe
     ranges: Ranges
     twin: bool = True
-    max_rank: int | None = None
+    binding: Binding | None = None
 
     @property
     def has_twin(self) -> bool:
@@ -247,20 +250,21 @@ class ArtifactSources:
 
     def content(self, order: Order) -> QuantizedWeights:
         """The content of q1 in an order."""
-        return adapted_content(self.arms, self.scheme, self.recipe, order, self.ranges, self.max_rank)
+        return adapted_content(self.arms, self.scheme, self.recipe, order, self.ranges, self.binding)
 
     def key(self, order: Order | Literal["base"]) -> str:
         """The cache key of q1 in an order, or of q0 at "base": equal keys mean equal outputs."""
-        origins: tuple[Origin, ...] = SIDES if order == BASE else ("base", calibrated_on(order))
-        return self._key(order, origins, self.arms.content("base"), self.arms.content("adapted"))
+        if order == BASE:  # what its ranges depend on is in their digest
+            return self._key(order, ("base",), self.arms.content("base"))
+        binding = (repr(self.binding),) if orders.merge(order).binds else ()
+        return self._key(order, ("base", calibrated_on(order)), *map(self.arms.content, SIDES), *binding)
 
     def file_key(self, order: Order) -> str:
         """The cache key of the files of q1, which a bound adapter's weights are not in."""
         if not orders.merge(order).binds:
             return self.key(order)
-        ranks = self.arms.ranks()
-        places = (*ranks, f"{bound.rank_of(ranks, self.max_rank)}")
-        return self._key(order, (calibrated_on(order),), self.arms.content("base"), *places)
+        binding = self.binding or bound.binding([self.arms.ranks()])
+        return self._key(order, (calibrated_on(order),), self.arms.content("base"), repr(binding))
 
     def _key(self, order: str, origins: Sequence[Origin], *contents: str) -> str:
         ranges = digest_of(*(part for origin in origins for part in _digest_parts(self.ranges[origin])))

@@ -4,7 +4,8 @@ The file holds the quantized base alone, so one file (and one engine) serves eve
 at most that of its inputs. With zeros, or a scale of 0, it is the quantized base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,18 +23,32 @@ def names(layer: str) -> tuple[str, str]:
     return f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
 
 
-def rank_of(ranks: Mapping[str, int], most: int | None) -> int:
-    """The rank of a file's inputs: ``most``, or the largest of the layers' ``ranks``.
+@dataclass(frozen=True)
+class Binding:
+    """The layers of a file that take factors as inputs, in the network's order, and the rank of all of them."""
+
+    layers: tuple[str, ...]
+    rank: int
+
+
+def binding(adapters: Iterable[Mapping[str, int]], most: int | None = None) -> Binding:
+    """The inputs that every one of ``adapters`` fits, given as ranks by layer; of rank ``most`` where that is given.
 
     Raises:
         UserError: a layer's rank is larger than ``most``.
     """
-    layer, rank = max(ranks.items(), key=lambda pair: pair[1])
+    ranks = [pair for adapter in adapters for pair in adapter.items()]
+    layer, rank = max(ranks, key=lambda pair: pair[1])
     if most is not None and rank > most:
         raise UserError(
             f"--max-rank {most}: the adapter has rank {rank} at {layer}", f"Give --max-rank {rank} or more."
         )
-    return most or rank
+    return Binding(tuple(sorted({layer for layer, _ in ranks})), most or rank)
+
+
+def absent(weight: torch.Tensor) -> Factors:
+    """Factors of rank 0 for a layer, of ``weight`` [out, in, ...], that an adapter leaves as it is."""
+    return weight.new_zeros(0, *weight.shape[1:]), weight.new_zeros(len(weight), 0)
 
 
 def inputs(branches: Mapping[str, Factors], rank: int) -> dict[str, torch.Tensor]:

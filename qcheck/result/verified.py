@@ -112,7 +112,10 @@ class Forecast(Value):
 
 
 class Verified(Value):
-    """The whole file. ``explained`` are distances of the denoiser's output in dB, signal over error."""
+    """The whole file. ``explained`` are distances of the denoiser's output in dB, signal over error.
+
+    ``others`` are the verifications of the other adapters that the same engine took.
+    """
 
     schema_: Literal["qcheck-verify/1"] = Field(default=SCHEMA, alias="schema")
     bundle: str
@@ -130,6 +133,12 @@ class Verified(Value):
     forecast: Forecast
     versions: dict[str, str]
     seconds: float
+    others: list["Verified"] = Field(default_factory=list)
+
+    @property
+    def every(self) -> list["Verified"]:
+        """The verification of each adapter."""
+        return [self, *self.others]
 
     @property
     def denoiser(self) -> Component:

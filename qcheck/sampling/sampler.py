@@ -6,8 +6,10 @@ are stored. Every probe of every arm is one file in the cache: memory does not g
 cost only their own forwards, and a repeated run reuses the probes that an interrupted one finished.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -127,7 +129,7 @@ class Sampler:
             for row, sampled in enumerate(_sample(setup, runner, start, advance, keep)):
                 yield {"states": states[row], "outputs": outputs[row], **sampled}
 
-        keys = [self._reference_key(subject, probe) for probe in probes]
+        keys = [self._run_key("reference", subject, probe) for probe in probes]
         return self._trace(subject, _Plan(keys, None, setup.calls), advance, compute)
 
     def forced(self, subject: Subject, reference: Trace, advance: Advance) -> Trace:
@@ -144,24 +146,26 @@ class Sampler:
 
     def arm(self, subject: Subject, reference: Trace, advance: Advance) -> Trace:
         """Evaluate any other arm at the reference's states, then sample it from the same noise."""
+        with _opened_once(subject) as once:
+            forced, free = self.forced(once, reference, advance), self._free(once, advance)
+        return Trace(subject.name, forced.paths, free.paths, reference.paths)
+
+    def _free(self, subject: Subject, advance: Advance) -> Trace:
+        """Sample an arm from the probes' noise; nothing of it depends on another arm."""
         setup, probes = self.setup, self.probes
 
         def compute(runner: Runner, rows: slice) -> Iterator[Tensors]:
             start = setup.inputs(subject.side, probes[rows])
-            states = np.stack(reference.states()[rows])
-            outputs = evaluate(setup, runner, start.conditions, states, advance)
-            apart = np.zeros(states.shape[:2])
+            states = np.empty((len(start.latents), len(setup.strata), *start.latents.shape[1:]), np.float32)
 
-            def measure(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
-                visited = states[:, place].astype(np.float64)
-                apart[:, place] = np.linalg.norm((x.numpy() - visited).reshape(len(visited), -1), axis=1)
-                apart[:, place] /= np.linalg.norm(visited.reshape(len(visited), -1), axis=1)
+            def keep(place: int, x: torch.Tensor, _: torch.Tensor) -> None:
+                states[:, place] = x.numpy()
 
-            for row, sampled in enumerate(_sample(setup, runner, start, advance, measure)):
-                yield {"outputs": outputs[row], "apart": apart[row], **sampled}
+            for row, sampled in enumerate(_sample(setup, runner, start, advance, keep)):
+                yield {"states": states[row], **sampled}
 
-        keys = [cache.key(__name__, "arm", subject.content, path.parent.name) for path in reference.paths]
-        return self._trace(subject, _Plan(keys, reference, len(setup.strata) + setup.calls), advance, compute)
+        keys = [self._run_key("free", subject, probe) for probe in probes]
+        return self._trace(subject, _Plan(keys, None, setup.calls), advance, compute)
 
     def outputs(self, runner: Runner, side: Side, states: Arrays, advance: Advance = _ignore) -> np.ndarray:
         """Guided outputs [n, T, C, h, w] at ``states`` [T, C, h, w] of each probe; nothing is stored."""
@@ -203,7 +207,7 @@ class Sampler:
 
     def known(self, subject: Subject) -> bool:
         """Whether the reference of the first probe is in the cache."""
-        return self.store.find(_KIND, self._reference_key(subject, self.probes[0])) is not None
+        return self.store.find(_KIND, self._run_key("reference", subject, self.probes[0])) is not None
 
     def seconds(self, subject: Subject) -> float:
         """Seconds of one denoiser call of one probe, all branches of guidance: the second call, the first warms up."""
@@ -214,8 +218,8 @@ class Sampler:
                 _guided(self.setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
         return time.monotonic() - began
 
-    def _reference_key(self, subject: Subject, probe: Probe) -> str:
-        return cache.key(__name__, "reference", self.setup.digest, subject.content, digest_of_value(probe))
+    def _run_key(self, kind: str, subject: Subject, probe: Probe) -> str:
+        return cache.key(__name__, kind, self.setup.digest, subject.content, digest_of_value(probe))
 
     def _trace(
         self,
@@ -252,6 +256,14 @@ class Sampler:
             with self.store.put(_KIND, plan.keys[index], f"{subject.name}, {probe.prompt}") as folder:
                 contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
                 save_file(contiguous, folder / _FILE, metadata={"matched": matched})
+
+
+@contextmanager
+def _opened_once(subject: Subject) -> Iterator[Subject]:
+    """The subject with a runner that is opened at its first use, and lasts until the block ends."""
+    with ExitStack() as stack:
+        runner = functools.cache(lambda: stack.enter_context(subject.open()))
+        yield replace(subject, open=lambda: nullcontext(runner()))
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,47 @@ class Rows(Sequence[np.ndarray]):
         return array
 
 
+class Distances(Sequence[np.ndarray]):
+    """|x - x_f1| / |x_f1| [T] of each probe, of the states x of a free run and those that the reference visited."""
+
+    def __init__(self, states: Rows, visited: Rows) -> None:
+        self._states, self._visited = states, visited
+
+    def __len__(self) -> int:
+        """The number of probes."""
+        return len(self._states)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Distances": ...
+    def __getitem__(self, index: "int | slice") -> "np.ndarray | Distances":
+        """The distances of one probe, or of some of them."""
+        if isinstance(index, slice):
+            return Distances(self._states[index], self._visited[index])
+        visited = self._visited[index].astype(np.float64)
+        sizes, apart = (np.linalg.norm(x.reshape(len(x), -1), axis=1) for x in (visited, self._states[index] - visited))
+        distances: np.ndarray = apart / sizes
+        return distances
+
+
 @dataclass(frozen=True)
 class Trace:
-    """One arm's stored outputs, one file a probe."""
+    """One arm's stored outputs, one file a probe.
+
+    The reference's files ``paths`` hold its free run too. Those of another arm hold its outputs at the states that the
+    ``reference`` visited; its free runs know no reference, so arms of several adapters share them (``runs``).
+    """
 
     name: str
     paths: tuple[Path, ...]
+    runs: tuple[Path, ...] = ()
+    reference: tuple[Path, ...] = ()
+
+    @property
+    def free(self) -> tuple[Path, ...]:
+        """The files of the free runs."""
+        return self.runs or self.paths
 
     def outputs(self) -> Rows:
         """Guided outputs [T, C, h, w] of each probe at the strata."""
@@ -49,18 +84,19 @@ class Trace:
 
     def finals(self) -> Rows:
         """Final latents [C, h, w] of each probe's own free run."""
-        return Rows(self.paths, "final")
+        return Rows(self.free, "final")
 
     def states(self) -> Rows:
-        """Latents [T, C, h, w] of each probe before the strata's steps; only the reference stores them."""
-        return Rows(self.paths, "states")
+        """Latents [T, C, h, w] of each probe's own free run before the strata's steps."""
+        return Rows(self.free, "states")
 
     def scalars(self, name: str) -> Rows:
-        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``Trajectory``).
+        """Scalars of each probe's own free run: ``turns``, ``lengths``, ``chord``, ``moments`` (see ``Trajectory``)."""
+        return Rows(self.free, name)
 
-        Other arms than the reference also have ``apart`` [T]: |x - x_f1| / |x_f1| before the strata's steps.
-        """
-        return Rows(self.paths, name)
+    def apart(self) -> Distances:
+        """|x - x_f1| / |x_f1| [T] of each probe before the strata's steps, of another arm than the reference."""
+        return Distances(self.states(), Rows(self.reference, "states"))
 
     def matched(self) -> list[str]:
         """For each probe the digest of everything that its outputs depend on but the arm's own weights."""

@@ -63,7 +63,8 @@ class CheckSpec(Value):
     full precision. ``artifacts`` are files of other tools, judged beside the schemes. ``probes`` hold one prompt for
     each probe up to the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that are
     added to every prompt, for calibration too. ``ranges`` is a ranges file. ``max_rank`` is the rank of a file's
-    inputs for an adapter, in an order that binds it; by default the adapter's own. ``require`` says whether all cases
+    inputs for an adapter, in an order that binds it, by default the largest of the adapters'; ``bound_with`` are other
+    adapters that the same file has to take. ``require`` says whether all cases
     have to pass, or any.
     """
 
@@ -76,6 +77,7 @@ class CheckSpec(Value):
     artifacts: Names = ()
     orders: Annotated[tuple[Order, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     max_rank: Annotated[int, Field(ge=1)] | None = None
+    bound_with: Uses = ()
     target: Target
     probes: ProbeSet
     trigger: str | None = None
@@ -111,7 +113,7 @@ class CheckSpec(Value):
         return self
 
     def _require_bindable(self) -> None:
-        """Refuse an adapter as inputs of no file."""
+        """Refuse an adapter as inputs of no file, and several files stacked where others are to take their place."""
         binding = [order for order in self.orders if orders.merge(order).binds]
         loading = [scheme.name for scheme in self.schemes if not scheme.exported]
         if binding and loading:
@@ -119,6 +121,11 @@ class CheckSpec(Value):
                 f"scheme {loading[0]!r} is no file, so nothing in it takes an adapter as inputs",
                 f"Leave --order {binding[0]} out, or the scheme.",
             )
+
+        twice = [use.source for use in self.bound_with if use in self.adapters]
+        if self.bound_with and (len(self.adapters) > 1 or twice):
+            problem = f"names {twice[0]!r}, which is --lora" if twice else "stands beside a stack of adapters"
+            raise UserError(f"--bound-with {problem}", "Give one --lora, and each other adapter as --bound-with.")
 
     @property
     def bounds(self) -> Limits:

@@ -52,7 +52,7 @@ def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     arguments = ["check", *_adapters(spec)]
     arguments += [word for value in spec.schemes for word in ("--scheme", _name(value, folder))]
     arguments += [word for path in spec.artifacts for word in ("--artifact", path)]
-    arguments += [*(word for order in spec.orders for word in ("--order", order)), *_max_rank(spec)]
+    arguments += [*(word for order in spec.orders for word in ("--order", order)), *_binding(spec)]
     arguments += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
     arguments += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
     return [*arguments, *_probes(spec, folder, SAMPLING), *_execution(spec)]
@@ -61,15 +61,18 @@ def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
 def export_words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     """The arguments after ``qcheck`` that export the request's first scheme in its first order."""
     arguments = ["export", *_adapters(spec), "--scheme", _name(spec.schemes[0], folder), "--order", spec.orders[0]]
-    arguments += [*_max_rank(spec), *_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
+    arguments += [*_binding(spec), *_ranges(spec, folder), *_probes(spec, folder, ("steps", "guidance"))]
     width, height = spec.probes.width, spec.probes.height
     arguments += [] if width is None or height is None else ["--size", f"{width}x{height}"]
     return [*arguments, *_execution(spec)]
 
 
-def _max_rank(spec: CheckSpec) -> list[str]:
-    binds = any(orders.merge(order).binds for order in spec.orders)
-    return [] if spec.max_rank is None or not binds else ["--max-rank", str(spec.max_rank)]
+def _binding(spec: CheckSpec) -> list[str]:
+    """What is asked of a file's inputs for adapters, where an order has them."""
+    if not any(orders.merge(order).binds for order in spec.orders):
+        return []
+    rank = [] if spec.max_rank is None else ["--max-rank", str(spec.max_rank)]
+    return [*rank, *_weighted("--bound-with", spec.bound_with)]
 
 
 def line(arguments: Sequence[str]) -> str:
@@ -84,8 +87,12 @@ def _adapters(spec: CheckSpec) -> list[str]:
             arguments += [option, _adapter(use)]
     for use in spec.adapters:
         arguments += ["--weight", repr(use.weight)]
-    arguments += [word for use in spec.common for word in ("--with-lora", f"{_adapter(use)}={use.weight!r}")]
+    arguments += _weighted("--with-lora", spec.common)
     return [*arguments, *(["--allow-unmatched"] if spec.allow_unmatched else [])]
+
+
+def _weighted(option: str, uses: Sequence[Use]) -> list[str]:
+    return [word for use in uses for word in (option, f"{_adapter(use)}={use.weight!r}")]
 
 
 def _ranges(spec: CheckSpec, folder: Path) -> list[str]:

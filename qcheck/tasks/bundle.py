@@ -6,7 +6,10 @@ says where. Outputs are stored in the layout of the denoiser's own output, so th
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
@@ -41,15 +44,18 @@ def bundle(spec: CheckSpec, content: Content, folder: Path, cache: Cache, progre
         )
     if content.probes is not None:
         spec = spec.changed(max_probes=content.probes)
-    with sessions.opened(spec, cache, progress) as session:
-        check.require_effect(session, session.reference.take(spec.bounds.looks[0]))
-        made = check.make(session, order, check.quantize_base(session, scheme), folder / ".making")
-        case = _judged(made, content.probes)
+    with _case(spec, content, folder, cache, progress) as case:
+        if spec.bound_with:
+            _require_one_encoding(case)
         components = bundle_files.write_components(case, content, folder)
-        bundle_files.write_tensors(case, components, folder)
-        described = facts(case, components, content.base_arm, folder)
-    shutil.rmtree(folder / ".making")
-    (folder / layout.NAME).write_text(json.dumps(described, indent=1, allow_nan=False) + "\n", "utf-8")
+        bundle_files.write_samples(case, components, folder)
+        verdict, probes = case.verdict.outcome, len(case.probes)
+        described = _written(case, components, folder, folder)
+    for index, own in enumerate(_of_others(spec)):
+        place = folder / "adapters" / f"{index:03d}"
+        with _case(own, content, folder, cache, progress) as case:
+            _require_one_encoding(case)
+            _written(case, components[:1], place, folder)
     (folder / "README.txt").write_text(pack.readme(described), "utf-8")
     pack.verifier(folder / pack.VERIFIER)
     files = [
@@ -57,13 +63,49 @@ def bundle(spec: CheckSpec, content: Content, folder: Path, cache: Cache, progre
         for name, value in sorted(pack.sums(folder).items())
     ]
     return Bundled(
-        verdict=case.verdict.outcome,
-        probes=len(case.probes),
+        verdict=verdict,
+        probes=probes,
         scheme=scheme.name,
         order=order,
         target=spec.target.name,
         files=files,
     )
+
+
+@contextmanager
+def _case(spec: CheckSpec, content: Content, folder: Path, cache: Cache, progress: Progress) -> Iterator[BundledCase]:
+    """The case of one adapter, judged; its artifact lies in ``folder`` until the block ends."""
+    making, scheme, order = folder / ".making", spec.schemes[0], spec.orders[0]
+    with sessions.opened(spec, cache, progress) as session:
+        check.require_effect(session, session.reference.take(spec.bounds.looks[0]))
+        quantized = check.make(session, order, check.quantize_base(session, scheme), making)
+        yield _judged(quantized, content.probes)
+    shutil.rmtree(making)
+
+
+def _written(case: BundledCase, components: Sequence[Mapping[str, Any]], place: Path, folder: Path) -> dict[str, Any]:
+    """Write what is an adapter's own to ``place``; the files of ``components`` are in ``folder``. Returns its facts."""
+    bundle_files.write_probes(case, components[0], place)
+    described = facts(case, components, folder)
+    (place / layout.NAME).write_text(json.dumps(described, indent=1, allow_nan=False) + "\n", "utf-8")
+    return described
+
+
+def _of_others(spec: CheckSpec) -> Iterator[CheckSpec]:
+    """The request of each other adapter that the file takes: the same file, judged with that adapter."""
+    every = (*spec.adapters, *spec.bound_with)
+    for other in spec.bound_with:
+        yield spec.changed(adapters=(other,), bound_with=tuple(use for use in every if use != other))
+
+
+def _require_one_encoding(case: BundledCase) -> None:
+    """Refuse an adapter that changes text encoders, which a bundle of several adapters holds once."""
+    if not case.session.arms.encode_alike:
+        source = case.session.spec.adapters[0].source
+        raise UserError(
+            f"adapter {source!r} changes text encoders, of which a bundle holds one for all adapters",
+            "Give it a bundle of its own, without --bound-with.",
+        )
 
 
 def _judged(quantization: Quantization, probes: int | None) -> BundledCase:

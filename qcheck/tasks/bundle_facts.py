@@ -2,7 +2,7 @@
 
 import datetime
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ _ON_BOARD: tuple[tuple[str, Arm], ...] = (
 )
 
 
-def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: bool, folder: Path) -> dict[str, Any]:
+def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """The content of bundle.json, for a bundle whose files are in ``folder``."""
     setup, solver = case.setup, case.solver
+    roles = frozenset(str(one["role"]) for one in components)
     return {
         "schema": layout.SCHEMA,
         "qcheck": __version__,
@@ -42,6 +43,7 @@ def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: 
             "time": TIME,
             "varying": sorted(case.varying),
             "own_in_base": sorted(case.own_in_base),
+            "adapter": sorted(case.adapter),
             "shape": list(case.row),
         },
         "guidance": setup.guidance,
@@ -50,7 +52,7 @@ def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: 
         "strata": list(setup.timesteps()),
         "solver": None if isinstance(solver, str) else _solver(case, solver),
         "no_solver": solver if isinstance(solver, str) else "",
-        "limits": _limits(case, base_arm),
+        "limits": _limits(case, roles),
         "host_only": _host_only(case),
         "expected": [
             one.model_dump(mode="json")
@@ -90,20 +92,22 @@ def _solver(case: BundledCase, linear: solvers.Linear) -> dict[str, Any]:
     }
 
 
-def _limits(case: BundledCase, base_arm: bool) -> dict[str, Any]:
+def _limits(case: BundledCase, roles: Collection[str]) -> dict[str, Any]:
+    """The limits of what a board measures of components of these roles."""
     limits = case.limits
-    asked = [key for key in _ON_BOARD if key != ("endpoint_error", "base") or base_arm]
+    asked = [key for key in _ON_BOARD if key != ("endpoint_error", "base") or "base" in roles]
     if isinstance(case.solver, str):
         asked = [key for key in asked if key[0] != "endpoint_error"]
     others = (
-        ("embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
-        ("picture_error", None, limits.picture_error, "its pictures are not those of float32"),
+        ("encoder", "embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
+        ("decoder", "picture_error", None, limits.picture_error, "its pictures are not those of float32"),
     )
     deciding = [gate for gate in limits.gates if gate.role in ("absolute", "adapter")]
     gates = [_gate(gate) for gate in deciding if (gate.name, gate.arm) in asked]
     gates += [
         {"name": name, "arm": "adapted", "unit": "", "low": low, "high": high, "beyond": beyond}
-        for name, low, high, beyond in others
+        for role, name, low, high, beyond in others
+        if role in roles
     ]
     return {"alpha": limits.alpha, "tail": list(limits.tail), "bad_share": limits.bad_share, "gates": gates}
 

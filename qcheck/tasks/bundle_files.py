@@ -81,13 +81,20 @@ def write_components(case: BundledCase, content: Content, folder: Path) -> list[
     return described
 
 
-def write_tensors(case: BundledCase, components: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write what every probe feeds and what came out, and the same of the other components."""
-    types = {one["name"]: {tensor["name"]: tensor["dtype"] for tensor in one["inputs"]} for one in components}
+def write_probes(case: BundledCase, denoiser: Mapping[str, Any], folder: Path) -> None:
+    """Write the adapter's inputs of the denoiser, what every probe feeds, and what came out."""
+    types = {tensor["name"]: tensor["dtype"] for tensor in denoiser["inputs"]}
+    for name, values in case.adapter.items():
+        _write(folder / "adapter" / f"{name}.bin", values, types[name])
     with case.session.watch.stage(f"bundle, {len(case.probes)} probes", len(case.probes)) as advance:
         for index in range(len(case.probes)):
-            _write_probe(case, index, types[case.family.denoiser], folder)
+            _write_probe(case, index, types, folder)
             advance(1)
+
+
+def write_samples(case: BundledCase, components: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write inputs and outputs in full precision of the text encoders and the decoder."""
+    types = {one["name"]: {tensor["name"]: tensor["dtype"] for tensor in one["inputs"]} for one in components}
     for name, (inputs, outputs) in case.samples.items():
         for key, values in inputs.items():
             _write(folder / "components" / name / "inputs" / f"{key}.bin", values, types[name][key])
@@ -129,7 +136,7 @@ def _described(case: BundledCase, place: Path, role: str, compute: str, layers: 
 def _shapes(case: BundledCase, role: str, name: str) -> Mapping[str, tuple[int, ...]]:
     """The shapes of a component's inputs and outputs on the board: one picture at a time."""
     if role in ("denoiser", "base", "twin"):
-        shapes = {key: tuple(value.shape) for key, value in case.session.example.items()}
+        shapes = {key: tuple(value.shape) for key, value in {**case.session.example, **case.adapter}.items()}
         return shapes | {case.family.output: shapes[case.family.latent]}
     inputs, outputs = case.samples[name]
     return {key: tuple(value.shape[1:]) for key, value in {**inputs, **outputs}.items()}

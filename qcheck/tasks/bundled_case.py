@@ -55,6 +55,11 @@ class BundledCase:
         """The solver as data, or the reason why it cannot be given so."""
         return solvers.as_data(self.setup.solver)
 
+    @functools.cached_property
+    def adapter(self) -> Arrays:
+        """The denoiser's inputs of the adapter, where it takes one as inputs."""
+        return self.quantization.artifact.runs.inputs()
+
     @property
     def varying(self) -> frozenset[str]:
         """The denoiser's inputs that differ between timesteps."""

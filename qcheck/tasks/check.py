@@ -46,17 +46,19 @@ from qcheck.tasks import assemble, controls, trust, workload
 from qcheck.tasks import session as sessions
 from qcheck.tasks.assemble import CaseOutcome
 from qcheck.tasks.decide import Instrument, decide
-from qcheck.tasks.session import Session, Traces
+from qcheck.tasks.session import Session, Traces, Warm
 
 
-def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress) -> Report:
+def check(spec: CheckSpec, folder: Path, cache: Cache, progress: Progress, warm: Warm | None = None) -> Report:
     """Carry out ``spec``, writing artifacts, evidence, report.json and the page below ``folder``.
+
+    ``warm`` may hold the base already.
 
     Raises:
         UserError: bad input, or an adapter whose effect on these probes is too small to judge.
     """
     files = [given.read(Path(path), spec.execution.threads) for path in spec.artifacts]
-    with sessions.opened(spec, cache, progress) as session:
+    with sessions.opened(spec, cache, progress, warm) as session:
         given_files = [_given_file(session, file) for file in files]
         workload.announce(session)
         reference = session.reference.take(spec.bounds.looks[0])
@@ -341,8 +343,9 @@ def measure(
 
 def _run(trace: Trace) -> Run:
     """The parts of a trace that measurements read."""
-    scalars = {name: trace.scalars(name) for name in ("turns", "lengths", "chord", "moments", "apart")}
-    return Run(outputs=trace.outputs(), finals=trace.finals(), **scalars)
+    scalars = {name: trace.scalars(name) for name in ("turns", "lengths", "chord", "moments")}
+    apart = trace.apart() if trace.reference else ()
+    return Run(outputs=trace.outputs(), finals=trace.finals(), apart=apart, **scalars)
 
 
 def along(reference: Traces, quantized: Traces, sides: Sequence[Side]) -> dict[str, list[float]]:

@@ -98,7 +98,7 @@ def _denoiser(session: Session, sizes: Sequence[Size], folder: Path) -> tuple[Ma
     exporter = Exporter(session.arms, session.store, session.example, _vary(sizes))
     ranges = session.calibrator.inputs(scheme)
     sources = ArtifactSources(
-        session.shipped, exporter, session.store, scheme, spec.recipe, ranges, max_rank=spec.max_rank
+        session.shipped, exporter, session.store, scheme, spec.recipe, ranges, binding=session.binding
     )
     with session.watch.stage(f"{denoiser}: {scheme.name} {order}", 1) as advance:
         content = sources.content(order)

@@ -1,7 +1,7 @@
 """A request's models, loaded once and shared by every stage of a task."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from qcheck.model import device as devices
 from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
 from qcheck.model.family import Shape
-from qcheck.model.lora import note
-from qcheck.quantize import fake
+from qcheck.model.lora import Adapter, note
+from qcheck.quantize import bound, fake
 from qcheck.quantize.artifact import ArtifactSources, Exporter, QuantizedArm
+from qcheck.quantize.bound import Binding
 from qcheck.result.manifest import model_files
 from qcheck.runtime import ort_runner, torch_runner
 from qcheck.runtime.ort_runner import COMPUTES
@@ -37,6 +38,7 @@ from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import STRATA, Subject, forwards
 from qcheck.sampling.store import Trace
 from qcheck.sampling.yardsticks import Yardsticks
+from qcheck.spec import order as orders
 from qcheck.spec import ranges
 from qcheck.spec.arm import Side
 from qcheck.spec.check import CheckSpec
@@ -143,8 +145,21 @@ class Session:
         """The inputs of a scheme's artifacts, with a twin where ONNX Runtime runs it on the device."""
         ranges, spec = self.calibrator.inputs(scheme), self.spec
         return ArtifactSources(
-            self.shipped, self.exporter, self.store, scheme, spec.recipe, ranges, self.runs_files, spec.max_rank
+            self.shipped, self.exporter, self.store, scheme, spec.recipe, ranges, self.runs_files, self.binding
         )
+
+    @functools.cached_property
+    def binding(self) -> Binding | None:
+        """The inputs of a file that binds its adapter; None where no order of the request does.
+
+        Raises:
+            UserError: an adapter that the file has to take does not fit the base, or has a larger rank.
+        """
+        spec = self.spec
+        if not any(orders.merge(order).binds for order in spec.orders):
+            return None
+        others = [arms.ranks_of(self.arms.base, lora.read(use), spec.allow_unmatched) for use in spec.bound_with]
+        return bound.binding([self.shipped.ranks(), *others], spec.max_rank)
 
     def quantized(self, name: str, side: Side, arm: QuantizedArm, scheme: Scheme) -> Subject:
         """A quantized arm: its file in ONNX Runtime, its simulation, or bitsandbytes' layers in torch."""
@@ -201,9 +216,40 @@ class Reference:
         return self._known[count]
 
 
+class Warm:
+    """The base that a process loaded last: the next adapter of the same base is merged in its place."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._arms: Arms | None = None
+
+    def arms(self, spec: CheckSpec, device: Device, store: Cache, adapters: Sequence[Adapter]) -> Arms:
+        """Both arms of ``spec`` with ``adapters`` merged into one of them.
+
+        Raises:
+            UserError: the base does not load, or an adapter does not fit it.
+        """
+        key = (spec.base, spec.common, device)
+        try:
+            if self._arms is not None and key == self._key:
+                self._arms = arms.swapped(self._arms, adapters, spec.allow_unmatched)
+            else:
+                self._arms = None  # its memory goes before the next is loaded
+                common = [lora.read(use) for use in spec.common]
+                base = load.load(spec.base, store.file_digest, device)
+                self._arms = arms.apply(base, adapters, common, spec.allow_unmatched).on(device)
+        except UserError:
+            self._arms = None  # what was merged in part is not used again
+            raise
+        self._key = key
+        return self._arms
+
+
 @contextmanager
-def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Session]:
+def opened(spec: CheckSpec, store: Cache, progress: Progress, warm: Warm | None = None) -> Iterator[Session]:
     """Load the base and the adapters of ``spec``, and set torch's threads to those of ``spec`` until the block ends.
+
+    ``warm`` may hold the base already.
 
     Raises:
         UserError: bad input.
@@ -212,7 +258,7 @@ def opened(spec: CheckSpec, store: Cache, progress: Progress) -> Iterator[Sessio
     torch.set_num_threads(spec.execution.threads)
     try:
         with devices.exact(device):
-            yield _load(spec, device, store, Stopwatch(progress))
+            yield _load(spec, device, store, Stopwatch(progress), warm or Warm())
     finally:
         torch.set_num_threads(threads)
 
@@ -231,16 +277,13 @@ def _require_ranges(spec: CheckSpec) -> None:
         )
 
 
-def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch) -> Session:
+def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch, warm: Warm) -> Session:
     load.locate(spec.base)
     _require_ranges(spec)
-    uses = (spec.common, spec.adapters, spec.references)
-    common, adapters, references = ([lora.read(use) for use in group] for group in uses)
+    adapters, references = ([lora.read(use) for use in group] for group in (spec.adapters, spec.references))
     note.require_references(adapters, references)
     with watch.stage("load base and adapter", 1) as advance:
-        both = arms.apply(
-            load.load(spec.base, store.file_digest, device), references or adapters, common, spec.allow_unmatched
-        ).on(device)
+        both = warm.arms(spec, device, store, references or adapters)
         shipped = arms.alike(both, adapters) if references else both
         advance(1)
     sampler = Sampler.of(both, spec.probes, STRATA, spec.execution.batch, store)

@@ -96,7 +96,7 @@ def test_a_free_run_by_the_solver_as_data_is_the_hosts(bundled: Bundled, tmp_pat
     twin = bundle.component("twin")
     assert twin is not None
     assert bundle.solver is not None
-    with_twin = Bundle(bundle.folder, bundle.facts, (_as_denoiser(bundle, twin),), bundle.solver, bundle.digests)
+    with_twin = replace(bundle, components=(_as_denoiser(bundle, twin),))
     runner = OnnxBackend().open(twin).runner
     (final, *_) = replay.free(_only_first(with_twin), bundle.solver, runner, "adapted", replay.Results(tmp_path), print)
     expected = bundle.final(0, "f1")
@@ -109,7 +109,7 @@ def _as_denoiser(bundle: Bundle, twin: bundles.Component) -> bundles.Component:
 
 def _only_first(bundle: Bundle) -> Bundle:
     facts = {**bundle.facts, "probes": bundle.facts["probes"][:1]}
-    return Bundle(bundle.folder, facts, bundle.components, bundle.solver, bundle.digests)
+    return replace(bundle, facts=facts)
 
 
 def test_any_changed_byte_is_refused_by_name(bundle_copy: Path) -> None:

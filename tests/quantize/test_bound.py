@@ -32,7 +32,8 @@ def _ranges(prepared: Prepared) -> artifact.Ranges:
 
 
 def _bound(arms: Arms, prepared: Prepared, name: str, rank: int | None = RANK) -> QuantizedWeights:
-    return artifact.adapted_content(arms, scheme.find(name), RECIPE, "bound", _ranges(prepared), rank)
+    binding = bound.binding([arms.ranks()], rank)
+    return artifact.adapted_content(arms, scheme.find(name), RECIPE, "bound", _ranges(prepared), binding)
 
 
 def _beside(content: QuantizedWeights) -> QuantizedWeights:
@@ -93,7 +94,8 @@ def test_weights_alone_bound_are_the_order_unmerged(demo_arms: Arms, prepared: P
 
 def _sources(arms: Arms, prepared: Prepared, folder: Path) -> ArtifactSources:
     ranges, chosen = _ranges(prepared), scheme.find("int4-g128")
-    return ArtifactSources(arms, prepared.exporter, Cache(folder), chosen, RECIPE, ranges, max_rank=RANK)
+    binding = bound.binding([adapted_by(name).ranks() for name in ("faint", "flat")], RANK)
+    return ArtifactSources(arms, prepared.exporter, Cache(folder), chosen, RECIPE, ranges, binding=binding)
 
 
 def test_one_file_serves_two_adapters_and_is_written_once(
@@ -104,21 +106,33 @@ def test_one_file_serves_two_adapters_and_is_written_once(
     monkeypatch.setattr(qdq, "save", lambda model, path: (written.append(path), save(model, path)))
     artifacts = {
         name: artifact.write(_sources(adapted_by(name), prepared, tmp_path / "cache"), "bound", tmp_path / name)
-        for name in ("flat", "ink")
+        for name in ("faint", "flat")
     }
     assert sorted(path.name for path in written if path.name != "graph.onnx") == ["model.onnx", "q1.twin.onnx"]
-    flat, ink = artifacts["flat"], artifacts["ink"]
+    faint, flat = artifacts["faint"], artifacts["flat"]
     model, adapter = "unet/model.onnx", f"unet/{bound.ADAPTER}"
-    assert ink.manifest.files[model] == flat.manifest.files[model]
-    assert ink.manifest.files[adapter] != flat.manifest.files[adapter]
-    assert ink.manifest.adapters != flat.manifest.adapters
-    assert ink.runs.digest != flat.runs.digest
-    held = load_file(ink.folder / adapter)
-    entries = onnx.load(ink.folder / model, load_external_data=False).graph.input
+    assert faint.manifest.files[model] == flat.manifest.files[model]
+    assert faint.manifest.files[adapter] != flat.manifest.files[adapter]
+    assert faint.manifest.adapters != flat.manifest.adapters
+    assert faint.runs.digest != flat.runs.digest
+    held = load_file(faint.folder / adapter)
+    entries = onnx.load(faint.folder / model, load_external_data=False).graph.input
     shapes = {entry.name: tuple(axis.dim_value for axis in entry.type.tensor_type.shape.dim) for entry in entries}
     assert {name: tuple(tensor.shape) for name, tensor in held.items()} == {name: shapes[name] for name in held}
     assert {name for name in shapes if "lora_" in name} == set(held)
     assert {tensor.dtype for tensor in held.values()} == {torch.float16}
+
+
+def test_an_adapter_leaves_the_layers_of_others_alone(prepared: Prepared) -> None:
+    faint, flat = adapted_by("faint"), adapted_by("flat")
+    binding = bound.binding([flat.ranks(), faint.ranks()])
+    assert set(binding.layers) == set(flat.ranks()) > set(faint.ranks())
+    assert binding.rank == max(flat.ranks().values())
+    content = artifact.adapted_content(faint, scheme.find("int8"), RECIPE, "bound", _ranges(prepared), binding)
+    inputs = content.inputs()
+    for layer in binding.layers:
+        quiet = not any(inputs[name].any() for name in bound.names(layer))
+        assert quiet == (layer not in faint.ranks()), layer
 
 
 def test_a_rank_of_inputs_below_the_adapters_is_refused(demo_arms: Arms, prepared: Prepared) -> None:

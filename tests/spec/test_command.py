@@ -63,6 +63,7 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         schemes=schemes,
         orders=chosen_orders,
         max_rank=draw(st.none() | st.integers(1, 64)) if "bound" in chosen_orders else None,
+        bound_with=draw(uses(0, 2)) if "bound" in chosen_orders else (),
         target=DEVICE.model_copy(update={"name": "my-board"}) if own else DEVICE,
         probes=probe.repeated(chosen, judged.looks[-1]),
         trigger=trigger,
