@@ -9,7 +9,21 @@ import typer
 from rich.console import Console
 
 from qcheck import __version__
-from qcheck.cli import advise, cache, calibrate, catalogue, check, compare, doctor, export, inspect, qat, report, verify
+from qcheck.cli import (
+    advise,
+    cache,
+    calibrate,
+    catalogue,
+    check,
+    compare,
+    doctor,
+    export,
+    inspect,
+    qat,
+    report,
+    sweep,
+    verify,
+)
 from qcheck.core.errors import UserError, of_machine
 
 app = typer.Typer(
@@ -24,6 +38,7 @@ app = typer.Typer(
 )
 app.command("check")(check.check)
 app.command("demo")(check.demo)
+app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)

@@ -11,7 +11,7 @@ from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
 
 # a failure is a result about the scheme or the adapter; an error means that there is no result
-_KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
+KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
     "PASS": None,
     "NEEDS-QAT": "failure",
     "FAIL-RECIPE": "failure",
@@ -23,7 +23,7 @@ _KINDS: dict[Outcome, Literal["failure", "error"] | None] = {
 
 def render(report: Report) -> str:
     """An XML document in the dialect of Jenkins' ``junit-10.xsd``; times in seconds."""
-    kinds = [_KINDS[case.outcome] for case in report.cases]
+    kinds = [KINDS[case.outcome] for case in report.cases]
     counts = {
         "tests": str(len(kinds)),
         "failures": str(kinds.count("failure")),
@@ -65,7 +65,7 @@ def _case(case: Case, adapter: str) -> Element:
         "testcase",
         {"name": line(f"{case.scheme} {case.order}"), "classname": f"qcheck.{adapter}", "time": f"{case.seconds:.3f}"},
     )
-    if (kind := _KINDS[case.outcome]) is not None:
+    if (kind := KINDS[case.outcome]) is not None:
         there = () if case.board is None else case.board.reasons
         message = "\n".join(line(text, 2000) for text in (*case.reasons, *there, case.next))
         SubElement(testcase, kind, {"type": case.outcome, "message": line(case.next)}).text = message

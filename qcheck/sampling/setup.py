@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -121,7 +121,21 @@ def combined(outputs: torch.Tensor, branches: int, guidance: float) -> torch.Ten
     return parts[0] if branches == 1 else parts[0] + guidance * (parts[1] - parts[0])
 
 
-def forwards(setup: Setup, free: int, forced: int, probes: int) -> int:
+class Steps(Protocol):
+    """The length of a run, as ``Setup`` has it."""
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls of one probe."""
+        ...
+
+    @property
+    def strata(self) -> tuple[int, ...]:
+        """The indices of the calls at which arms are compared."""
+        ...
+
+
+def forwards(setup: Steps, free: int, forced: int, probes: int) -> int:
     """Denoiser calls, one per probe and step, of ``free`` runs and ``forced`` evaluations at states over ``probes``."""
     return probes * (free * setup.calls + forced * len(setup.strata))
 

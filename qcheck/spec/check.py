@@ -7,6 +7,7 @@ ONNX files, ranges) are stored as paths, and the report holds their digests.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -131,6 +132,10 @@ class CheckSpec(Value):
     def bounds(self) -> Limits:
         """The limits, with the looks cut at ``max_probes``."""
         return self.limits if self.max_probes is None else self.limits.at_most(self.max_probes)
+
+    def __reduce__(self) -> tuple[Callable[[str], "CheckSpec"], tuple[str]]:
+        """Pickled as the JSON that reports hold, for workers in other processes."""
+        return CheckSpec.model_validate_json, (self.model_dump_json(),)
 
     def of_case(self, scheme: Scheme, order: Order) -> "CheckSpec":
         """The same request for one scheme in one order, which has to pass."""

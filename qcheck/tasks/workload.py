@@ -7,7 +7,7 @@ from qcheck.calibration.inputs import origins_of
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.quantize.artifact import TWIN
 from qcheck.sampling import subject
-from qcheck.sampling.setup import Setup, forwards
+from qcheck.sampling.setup import STRATA, Steps, choose_strata, forwards
 from qcheck.spec import sampling
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks.session import Session
@@ -46,7 +46,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plan(spec: CheckSpec, setup: Setup) -> Workload:
+@dataclass(frozen=True)
+class Length:
+    """The number of a run's calls, and the indices of those that arms are compared at."""
+
+    calls: int
+    strata: tuple[int, ...]
+
+
+def steps_of(spec: CheckSpec) -> Length:
+    """The length of a request's runs where the solver takes one call a step: no model is loaded."""
+    return Length(spec.probes.steps, choose_strata(spec.probes.steps, STRATA))
+
+
+def plan(spec: CheckSpec, setup: Steps) -> Workload:
     """The work of a request with an empty cache, without SmoothQuant and AWQ, whose search varies in length."""
     schemes, files = len(spec.schemes), len(spec.artifacts)
     cases = schemes * len(spec.orders) + files
@@ -67,7 +80,7 @@ def plan(spec: CheckSpec, setup: Setup) -> Workload:
     return Workload(cases, ends, (calls(ends[0]), calls(ends[1])))
 
 
-def _calibration(spec: CheckSpec, setup: Setup) -> int:
+def _calibration(spec: CheckSpec, setup: Steps) -> int:
     """Calls of both arms at the states of one run; shared ranges take a run of the base too."""
     strata = min(spec.recipe.strata, setup.calls)
     shared = "shared" in origins_of(spec.orders)

@@ -232,12 +232,13 @@ def render(source: Source) -> str:
         data=data,
         style=Markup(_asset("style.css")),  # noqa: S704  # the package's own file
         scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704  # the package's and the library's
-        policy=" ".join(f"'sha256-{_digest(script)}'" for script in scripts.values()),
+        policy=" ".join(f"'sha256-{digest(script)}'" for script in scripts.values()),
     )
     return text
 
 
-def _digest(script: str) -> str:
+def digest(script: str) -> str:
+    """The SHA-256 of a script, as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

@@ -1,0 +1,130 @@
+"""The plan of a sweep: a TOML file, or keywords, with bases, adapters, weights and targets -> requests."""
+
+import glob
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qcheck.api.keywords import Named
+from qcheck.api.request import check_spec
+from qcheck.core.errors import UserError, unknown
+from qcheck.demo import library
+from qcheck.spec.check import CheckSpec
+
+_EACH = ("base", "weight", "target")  # of several, every combination is a request
+_OWN = "lora"
+
+
+def requests(keywords: Mapping[str, Any]) -> list[CheckSpec]:
+    """The requests of a plan: of ``check_spec``'s keywords, ``base``, ``lora``, ``weight`` and ``target`` may be lists.
+
+    ``lora`` names files, folders, globs, and JSONL files whose lines are keywords of one adapter each.
+
+    Raises:
+        UserError: nothing is named, or a request is none.
+    """
+    missing = [name for name in ("base", _OWN) if not keywords.get(name)]
+    lines = [*_adapters(_list(keywords.get(_OWN)), "demo" in map(str, _list(keywords.get("base"))))]
+    if not lines or (missing == ["base"] and not all("base" in line for line in lines)):
+        raise UserError("the plan names no adapter or no base", "Give a base, and adapters: files, a folder, a glob.")
+    specs = [spec for line in lines for spec in _of_line({**keywords, **line})]
+    return [*{(spec.model_dump_json()): spec for spec in specs}.values()]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keywords of a plan's file: the long options of ``check``; paths are relative to the file.
+
+    Raises:
+        UserError: not readable, no TOML, or another key.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"plan {str(path)!r}: {error}", "Give a readable TOML file.") from error
+    keywords = {name.replace("-", "_"): value for name, value in content.items()}
+    known = _known()
+    for name in keywords:
+        if name not in known:
+            raise unknown("key of a plan", name, known)
+    for name in ("base", _OWN, "prompts", "ranges"):
+        if name in keywords:
+            placed = [_beside(path.parent, str(value)) for value in _list(keywords[name])]
+            keywords[name] = placed if name in ("base", _OWN) else placed[0]
+    return keywords
+
+
+def _known() -> list[str]:
+    names = check_spec.__kwdefaults__ or {}
+    return ["base", _OWN, *names]
+
+
+def _beside(folder: Path, text: str) -> str:
+    """A path that the file names, from where the file is; names that are none stay."""
+    there = folder / text
+    return str(there) if glob.has_magic(text) or there.exists() else text
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _adapters(sources: Sequence[Named], demo: bool) -> Iterator[dict[str, Any]]:
+    """The keywords of each adapter.
+
+    Raises:
+        UserError: a folder or a glob without adapters, or a line that is no JSON object.
+    """
+    for source in map(str, sources):
+        path = Path(source)
+        if path.suffix == ".jsonl":
+            yield from _lines(path)
+        elif path.is_dir() and not (path / "adapter_config.json").exists():
+            yield from _all_of(source, sorted(path.rglob("*.safetensors")))
+        elif glob.has_magic(source) and not path.exists():
+            yield from _all_of(source, sorted(Path(name) for name in glob.glob(source, recursive=True)))  # noqa: PTH207
+        else:
+            yield {_OWN: source if demo and source in library.adapters() else str(path)}
+
+
+def _all_of(source: str, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    if not paths:
+        raise UserError(f"{source!r} holds no adapter", "Give a folder or a glob of .safetensors files.")
+    return ({_OWN: str(path)} for path in paths)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}", "Give a readable JSONL file.") from error
+    known = _known()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            keywords = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}", "Give one JSON object a line.") from error
+        if not isinstance(keywords, dict) or _OWN not in keywords:
+            raise UserError(
+                f"{path}:{number}: no object with {_OWN!r}", 'Give lines such as {"lora": "a.safetensors"}.'
+            )
+        renamed = {name.replace("-", "_"): value for name, value in keywords.items()}
+        for name in renamed:
+            if name not in known:
+                raise unknown(f"key of {path}:{number}", name, known)
+        yield {**renamed, _OWN: _beside(path.parent, str(renamed[_OWN]))}
+
+
+def _of_line(keywords: Mapping[str, Any]) -> Iterator[CheckSpec]:
+    """A request for every combination of base, weight and target."""
+    lists = [_list(keywords.get(name)) or [None] for name in _EACH]
+    for values in itertools.product(*lists):
+        chosen = {name: value for name, value in zip(_EACH, values, strict=True) if value is not None}
+        rest = {name: value for name, value in keywords.items() if name not in _EACH}
+        yield check_spec(**{**rest, **chosen})

@@ -1,0 +1,172 @@
+"""Many adapters at once: ``qcheck sweep``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qcheck.api import plan as plans
+from qcheck.api.functions import caching
+from qcheck.api.keywords import Files, Named
+from qcheck.api.lazy import host
+from qcheck.core.errors import UserError, unknown
+from qcheck.core.progress import Progress, Silent
+from qcheck.judge import fleet
+from qcheck.judge.fleet import Summary
+from qcheck.result.fleet import CASES, Row, Store
+from qcheck.spec.check import CheckSpec
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a sweep is carried out.
+
+    ``jobs`` are workers at a time: on this machine 1 by default, on Ray as many as the cluster holds. ``gpus`` is a Ray
+    actor's share of a GPU. ``shard`` (i, n) runs the i-th of n parts. ``retry_errors`` computes rows that are errors
+    again.
+    """
+
+    executor: Literal["local", "ray"] = "local"
+    jobs: int | None = None
+    gpus: float = 0.0
+    shard: tuple[int, int] | None = None
+    retry_errors: bool = False
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a sweep would do: cases, those that are missing, and what they take.
+
+    ``calls`` are denoiser calls where every case ends at the first look, and at the last, with an empty cache. The
+    ``seconds`` of one worker and the ``bytes`` of pages are those of the ``measured`` rows that are there, None and 0
+    where there is none.
+    """
+
+    adapters: int
+    cases: int
+    missing: int
+    calls: tuple[int, int]
+    measured: int
+    seconds: float | None
+    bytes: int
+
+
+def sweep(
+    plan: Named | None = None,
+    *,
+    base: Files = None,
+    lora: Files = None,
+    out: Named,
+    rate: float = fleet.RATE,
+    running: Running | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **request: Any,
+) -> Summary:
+    """Check many adapters, and say which of them pass together at a stated rate of wrong verdicts.
+
+    Args:
+        plan: A TOML file with the long options of ``check``; keywords beside it win.
+        base: One base or several.
+        lora: Files, folders, globs, or JSONL files of keywords for each adapter.
+        out: The folder of rows, pages and the summary; a sweep that was interrupted goes on in it.
+        rate: The share of wrong ones among the adapters that are listed as certain.
+        running: Workers, shards and retries.
+        cache: Use and keep results that adapters share.
+        progress: Receives every adapter.
+        **request: The options of ``check``; ``weight`` and ``target`` may be lists.
+
+    Raises:
+        UserError: bad input. An adapter that cannot be judged is a row, not an end.
+    """
+    given, how = {"base": base, "lora": lora, **request}, running or Running()
+    with _opened(plan, given, Path(out), cache) as (jobs, store, root):
+        tasks = host("qcheck.tasks.sweep")
+        cases = [case for job in jobs for case in job.cases.values()]
+        if how.retry_errors:
+            store.forget([row.case for row in store.rows(cases) if row.error is not None])
+        mine = jobs if how.shard is None else tasks.shard(jobs, *how.shard)
+        _run(tasks.pending(mine, store), store, root, how, progress or Silent())
+        tasks.tidy(store)
+        summary = fleet.summary([*store.rows(cases)], rate)
+    store.index(summary.rows)
+    host("qcheck.report.fleet").write(summary, store.folder)
+    return summary
+
+
+def ahead(plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool = True) -> Ahead:
+    """What ``sweep`` of the same arguments would do; nothing is run or written.
+
+    Raises:
+        UserError: as ``sweep``.
+    """
+    with _opened(plan, given, Path(out), cache) as (jobs, store, _):
+        pending = host("qcheck.tasks.sweep").pending(jobs, store)
+        workload = host("qcheck.tasks.workload")
+        each = [workload.plan(job.spec, workload.steps_of(job.spec)) for job in pending]
+        cases = [case for job in jobs for case in job.cases.values()]
+        there = [*store.rows(cases)]
+        timed = [row.seconds for row in there if row.error is None]
+        missing = len(cases) - len(there)
+        pages = [(store.folder / row.page).stat().st_size for row in there if row.page is not None]
+        return Ahead(
+            adapters=len(jobs),
+            cases=len(cases),
+            missing=missing,
+            calls=(sum(one.calls[0] for one in each), sum(one.calls[1] for one in each)),
+            measured=len(timed),
+            seconds=missing * sum(timed) / len(timed) if timed else None,
+            bytes=len(pending) * sum(pages) // len(pages) if pages else 0,
+        )
+
+
+@contextmanager
+def _opened(
+    plan: Named | None, given: Mapping[str, Any], out: Path, cache: bool
+) -> Iterator[tuple[Sequence[Any], Store, Path]]:
+    """The jobs of a plan, the store of their rows, and the root of the cache."""
+    keywords = plans.read(Path(plan)) if plan is not None else {}
+    specs: list[CheckSpec] = plans.requests({**keywords, **{k: v for k, v in given.items() if v not in (None, ())}})
+    _require_ours(out)
+    with caching(cache) as entries:
+        digests = host("qcheck.tasks.sweep").Digests(entries)
+        yield [digests.job(spec) for spec in specs], Store(out.resolve()), entries.root
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        UserError: it does, or it is a file.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CASES).is_dir()):
+        raise UserError(f"output {str(out)!r} is no folder of a sweep", "Give another --out, absent or empty.")
+
+
+def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: Progress) -> None:
+    executors = host("qcheck.tasks.executors")
+    (store.folder / CASES).mkdir(parents=True, exist_ok=True)
+    place, threads = executors.Place(store.folder, root), max((job.spec.execution.threads for job in jobs), default=1)
+    if how.executor not in EXECUTORS:
+        raise unknown("executor", how.executor, EXECUTORS)
+    if not jobs:
+        return
+    if how.executor == "ray":
+        slots = executors.on_ray(place, how.jobs, how.gpus, threads)
+    else:
+        slots = executors.local(place, min(how.jobs or 1, len(jobs)))
+    progress.note(f"{len(jobs)} adapters to check; rows go to {store.folder / CASES}")
+    with progress.stage("adapters", len(jobs)) as advance:
+        for rows in executors.over(slots, jobs):
+            for note in _notes(rows):
+                progress.note(note)
+            advance(1)
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each thing that a person may want to know while it runs: errors."""
+    if rows and rows[0].error is not None:
+        yield f"{rows[0].title}: {rows[0].error}"

@@ -1,0 +1,164 @@
+"""``qcheck sweep``."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from qcheck.api import sweep as api
+from qcheck.api.request import CORES
+from qcheck.api.sweep import Ahead, Running
+from qcheck.cli import options
+from qcheck.cli.groups import Artifacts, Machine, Probes, grouped
+from qcheck.cli.output import session
+from qcheck.core.errors import UserError
+from qcheck.judge import fleet
+from qcheck.judge.fleet import Summary
+from qcheck.report.text import COLOURS
+from qcheck.spec import target
+
+_RUNNING = "Running"
+
+
+@grouped
+def sweep(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="A plan in TOML, or a base.", metavar="PLAN.toml | BASE")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Rows, pages and the summary. A sweep that was stopped goes on there.")
+    ],
+    artifacts: Artifacts,
+    probes: Probes,
+    machine: Machine,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="Adapters: a file, a folder, a 'glob', or a JSONL file with options a line; repeatable."
+        ),
+    ] = None,
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="Each adapter at each of these.")] = None,
+    boards: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="The boards; repeatable.", autocompletion=options.named(target.FOLDER)),
+    ] = None,
+    with_lora: Annotated[list[str] | None, typer.Option("--with-lora", help="As for check.")] = None,
+    allow_unmatched: options.Unmatched = False,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="The share of wrong ones allowed among the adapters that are listed as certain."
+        ),
+    ] = fleet.RATE,
+    executor: Annotated[str, typer.Option(help=f"{' or '.join(api.EXECUTORS)}.", rich_help_panel=_RUNNING)] = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Workers at a time. Default: 1; on Ray all.", rich_help_panel=_RUNNING
+        ),
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a Ray worker.", rich_help_panel=_RUNNING)] = 0.0,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part i of n: i/n, as of Slurm's arrays.", rich_help_panel=_RUNNING)
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Compute rows that are errors again.", rich_help_panel=_RUNNING)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.", rich_help_panel=_RUNNING)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines, and nothing else.")] = False,
+    log: Annotated[Path | None, typer.Option("--log", help="A file of JSON lines of the stages.")] = None,
+) -> None:
+    """Check many adapters, each as by `check`, and end in one ranked page.
+
+    Work that adapters share is done once. An adapter that cannot be judged is a row, not an end. Exit code 0 when every
+    case has a verdict, whatever it is, and 3 where rows are errors. Examples:
+
+    `qcheck sweep ./sdxl --lora 'loras/*.safetensors' --scheme int8 --target jetson-agx-orin-64gb --out fleet`
+
+    `qcheck sweep plan.toml --out fleet --dry-run`
+    """
+    plan = source if source.endswith(".toml") else None
+    workers = jobs or 1
+    given: dict[str, Any] = {"base": None if plan else source, "lora": lora, "weight": weight, "target": boards}
+    given |= {"with_lora": with_lora, "allow_unmatched": allow_unmatched or None}
+    given |= {"threads": max(1, CORES // workers)} if plan is None else {}
+    for keywords, group in (
+        (artifacts.keywords(), artifacts),
+        (artifacts.judging(), artifacts),
+        (probes.keywords(), probes),
+        (probes.sampling(), probes),
+        ({"probes": probes.probes}, probes),
+        (machine.keywords(), machine),
+    ):
+        given |= {name: value for name, value in keywords.items() if name in _explicit(context, group)}
+    running = Running(executor, jobs, gpus, _shard(shard), retry_errors)  # type: ignore[arg-type]
+    cache = not machine.no_cache
+    if dry_run:
+        _tell_ahead(api.ahead(plan, given, out, cache), as_json)
+        return
+    with session(True, as_json, log) as progress:
+        summary = api.sweep(plan, out=out, rate=rate, running=running, cache=cache, progress=progress, **given)
+    if as_json:
+        typer.echo("\n".join(row.model_dump_json(by_alias=True) for row in summary.rows))
+    else:
+        _tell(summary, out)
+    raise typer.Exit(3 if summary.counts["error"] else 0)
+
+
+def _explicit(context: typer.Context, group: Any) -> set[str]:
+    """The keywords of a group that the command line, or the environment, names: a plan has the others."""
+    names = [field.name for field in dataclasses.fields(group)]
+    sources = {name: context.get_parameter_source(name) for name in names}
+    named = [name for name, source in sources.items() if source is not None and source.name != _DEFAULT]
+    return {_KEYWORDS.get(name, name) for name in named}
+
+
+_DEFAULT = "DEFAULT"  # click's word for an option that nobody gave
+_KEYWORDS = {"schemes": "scheme", "orders": "order", "artifacts": "artifact"}
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {text!r} is no part", "Give i/n, with i from 1 to n: 1/4.")
+    return int(match[1]), int(match[2])
+
+
+def _tell_ahead(ahead: Ahead, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(ahead)))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    low, high = ahead.calls
+    console.print(f"{ahead.cases} cases of {ahead.adapters} adapters, {ahead.cases - ahead.missing} of them there")
+    console.print(f"{low:,} to {high:,} denoiser calls, less what the cache and the base's free runs save")
+    if ahead.seconds is None:
+        console.print("hours and disk are not known: no row of this sweep tells what a case takes")
+    else:
+        console.print(f"about {ahead.seconds / 3600:.1f} h of one worker, by the {ahead.measured} rows that are there")
+        console.print(f"about {ahead.bytes / 1e9:.2f} GB of pages")
+
+
+def _colour(status: str) -> str:
+    return next((colour for verdict, colour in COLOURS.items() if verdict == status), "bold red")
+
+
+def _tell(summary: Summary, out: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for name, count in summary.counts.most_common():
+        console.print(Text(f"{count:6} {name}", _colour(name)))
+    console.print(summary.error_control())
+    console.print(Text(f"page     {out / 'summary.html'}\nrows     {out / 'index.jsonl'}"))
+    if summary.counts["error"]:
+        first = next(row for row in summary.rows if row.error is not None)
+        console.print(
+            Text(f"errors   {summary.counts['error']}, first {first.title}: {first.error}\n         {first.fix}")
+        )
