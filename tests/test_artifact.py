@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcheck.core import cache, versions
+from qcheck.core.cache import Cache
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, fake, plan, sites
 from qcheck.quantize import bnb as bitsandbytes
 from qcheck.quantize import qdq as rewrite
-from qcheck.quantize.artifact import QuantizedArm, QuantizedWeights
+from qcheck.quantize.artifact import ArtifactSources, QuantizedArm, QuantizedWeights
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
@@ -192,6 +193,22 @@ def test_a_refit_swaps_weights_in_a_file_of_the_base_and_keeps_its_ranges(
     assert all(own[name] == 2 * base[name] for name in scales)
     codes = [name for name in base if name.endswith("/codes")]
     assert all(np.array_equal(refit[name], own[name]) for name in codes)
+
+
+def test_the_quantized_base_is_one_for_all_adapters_whose_ranges_are_alike(prepared: Prepared, tmp_path: Path) -> None:
+    def key(name: str, cut: float) -> str:
+        inputs = {layer: plan.Input(cut) for layer in prepared.ranges}
+        chosen, ranges = scheme.find("int8"), {"base": inputs, "adapted": inputs}
+        return ArtifactSources(
+            adapted_by(name),
+            prepared.exporter,
+            Cache(tmp_path),
+            chosen,
+            RECIPE,
+            ranges,  # type: ignore[arg-type]
+        ).key("base")
+
+    assert key("faint", 1.0) == key("flat", 1.0) != key("flat", 2.0)
 
 
 def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Prepared) -> None:

@@ -1,0 +1,169 @@
+"""Workers that die, that are stopped, and that find another sweep at their job."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qcheck.api import plan
+from qcheck.core.cache import Cache
+from qcheck.core.errors import UserError
+from qcheck.result.fleet import Row, Store
+from qcheck.tasks import check, executors, sweep
+from qcheck.tasks.executors import WorkerDiedError
+from qcheck.tasks.sweep import Digests, Job, Worker
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    specs = plan.requests({"base": "demo", "lora": "faint", "weight": [0.1, 0.2, 0.3, 0.4], "scheme": "int8"})
+    digests = Digests(Cache(tmp_path / "cache"))
+    return [digests.job(spec) for spec in specs]
+
+
+class Slot:
+    """A slot whose worker does what ``act`` says."""
+
+    def __init__(self, act: Callable[[Job], list[Row] | None]) -> None:
+        self.act, self.closed = act, False
+
+    def run(self, job: Job) -> list[Row] | None:
+        return self.act(job)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def done(job: Job) -> list[Row]:
+    return job.error("none", "none")
+
+
+def test_every_job_is_run_once_by_one_of_the_slots(jobs: list[Job]) -> None:
+    ran = Counter[str]()
+
+    def act(job: Job) -> list[Row]:
+        ran[job.name] += 1
+        return done(job)
+
+    slots = [Slot(act), Slot(act)]
+    rows = [*executors.over(slots, jobs)]
+    assert ran == {job.name: 1 for job in jobs}
+    assert len(rows) == len(jobs)
+    assert all(slot.closed for slot in slots)
+
+
+def test_a_job_whose_worker_dies_is_tried_again_and_then_is_an_error(jobs: list[Job]) -> None:
+    tries = Counter[str]()
+
+    def act(job: Job) -> list[Row]:
+        tries[job.name] += 1
+        if job is jobs[1] or (job is jobs[2] and tries[job.name] == 1):
+            raise WorkerDiedError("its process was stopped")
+        return done(job)
+
+    rows = {row.case: row for each in executors.over([Slot(act)], jobs) for row in each}
+    assert [tries[job.name] for job in jobs] == [1, executors.TRIES, 2, 1]
+    (case,) = jobs[1].cases.values()
+    assert "its worker died 3 times: its process was stopped" in (rows[case].error or "")
+
+
+def test_a_job_that_another_sweep_is_at_is_looked_for_again(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_WAIT", 0.0)
+    order = list[str]()
+
+    def act(job: Job) -> list[Row] | None:
+        order.append(job.name)
+        return None if job is jobs[0] and order.count(job.name) == 1 else done(job)
+
+    assert len([*executors.over([Slot(act)], jobs)]) == len(jobs)
+    assert order == [job.name for job in (*jobs, jobs[0])]
+
+
+def test_a_bug_of_the_executor_ends_the_sweep(jobs: list[Job]) -> None:
+    def act(_: Job) -> list[Row]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        [*executors.over([Slot(act)], jobs)]
+
+
+def _worker(tmp_path: Path) -> Worker:
+    folder = tmp_path / "out"
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
+    return Worker(Store(folder), Cache(tmp_path / "cache"))
+
+
+def test_an_error_or_a_bug_is_a_row(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([UserError("no such file", "give one"), ValueError("a bug")])
+
+    def fail(*_: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(check, "check", fail)
+    worker = _worker(tmp_path)
+    mistake, bug = (worker.run(job) for job in jobs[:2])
+    assert mistake is not None
+    assert bug is not None
+    assert (mistake[0].error, mistake[0].fix) == ("no such file", "give one")
+    assert bug[0].error == "ValueError: a bug"
+    assert "Traceback" in (bug[0].fix or "")
+    assert not [*worker.store.folder.glob(".work-*")]
+
+
+def test_of_two_sweeps_on_one_store_one_computes_a_case(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go, ran = threading.Event(), threading.Event(), list[int]()
+
+    def slow(*_: object) -> None:
+        ran.append(1)
+        started.set()
+        assert go.wait(60)
+        raise UserError("done", "done")
+
+    monkeypatch.setattr(check, "check", slow)
+    one, other, results = _worker(tmp_path), _worker(tmp_path), list[object]()
+    thread = threading.Thread(target=lambda: results.append(one.run(jobs[0])))
+    thread.start()
+    assert started.wait(60)
+    assert other.run(jobs[0]) is None
+    go.set()
+    thread.join(60)
+    assert other.run(jobs[0]) == results[0]
+    assert len(ran) == 1
+
+
+def test_pending_jobs_are_those_with_a_case_missing(jobs: list[Job], tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    for row in done(jobs[2]):
+        store.write(row)
+    assert sweep.pending(jobs, store) == [jobs[0], jobs[1], jobs[3]]
+
+
+def test_a_row_that_was_changed_by_hand_is_refused(jobs: list[Job], tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    (row,) = done(jobs[0])
+    store.write(row)
+    path = store.path(row.case)
+    path.write_text(path.read_text("utf-8").replace('"none"', "1", 1), "utf-8")
+    with pytest.raises(UserError, match="is no row of this qcheck"):
+        [*store.rows([row.case])]
+    path.write_text(row.model_copy(update={"case": "0" * 16}).to_json(), "utf-8")
+    with pytest.raises(UserError, match="holds the case 0000"):
+        store.read(row.case)
+
+
+def test_a_row_is_there_whole_or_not_at_all(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "out")
+    (row,) = done(jobs[0])
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(row)
+    assert not store.has(row.case)
+    assert [*(tmp_path / "out" / "cases").iterdir()] == []
