@@ -68,6 +68,9 @@ def page(browser: Browser, large: Path) -> Iterator[tuple[Page, list[str]]]:
 def test_two_thousand_rows_are_filtered_sorted_and_linked(page: tuple[Page, list[str]]) -> None:
     opened, said = page
     shown = opened.locator("#cases tbody tr:visible")
+    assert opened.inner_text("#count") == "2000 cases"
+    assert shown.count() == 200
+    opened.click("#more")
     assert shown.count() == 2000
     opened.select_option("select[data-name=status]", "NEEDS-QAT")
     opened.fill("#text", "down.3 style-00")

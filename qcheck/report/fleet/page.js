@@ -4,7 +4,10 @@
   const search = document.querySelector("#text");
   const selects = [...document.querySelectorAll("select[data-name]")];
   const count = document.querySelector("#count");
-  const rows = [...body.rows].map((row) => ({ row, text: row.textContent.toLowerCase() }));
+  const more = document.querySelector("#more");
+  const PART = 200; // rows that are laid out at once: all of 2,000 take half a second
+  let most = PART;
+  let rows = [...body.rows].map((row) => ({ row, text: row.textContent.toLowerCase() }));
 
   const fragment = () => {
     const chosen = new URLSearchParams();
@@ -15,15 +18,19 @@
 
   const filter = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
+    let fitting = 0;
     for (const { row, text } of rows) {
       const fits = selects.every((select) => !select.value || row.dataset[select.dataset.name] === select.value)
         && words.every((word) => text.includes(word));
-      if (row.hidden === fits) row.hidden = !fits;
-      shown += fits;
+      const shown = fits && fitting < most;
+      if (row.hidden === shown) row.hidden = !shown;
+      fitting += fits;
     }
-    count.textContent = shown === rows.length ? `${shown} cases` : `${shown} of ${rows.length} cases`;
-    history.replaceState(null, "", `#${fragment()}`);
+    count.textContent = fitting === rows.length ? `${fitting} cases` : `${fitting} of ${rows.length} cases`;
+    more.hidden = fitting <= most;
+    more.textContent = `show ${Math.max(0, fitting - most)} more`;
+    const chosen = fragment();
+    if (chosen !== location.hash.slice(1)) history.replaceState(null, "", chosen ? `#${chosen}` : location.pathname);
   };
 
   const value = (row, column, kind) => {
@@ -41,7 +48,9 @@
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const keyed = rows.map((entry) => ({ entry, key: value(entry.row, column, button.dataset.kind) }));
     keyed.sort((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : 0) * (ascending ? 1 : -1));
-    body.append(...keyed.map(({ entry }) => entry.row));
+    rows = keyed.map(({ entry }) => entry);
+    body.append(...rows.map(({ row }) => row));
+    filter();
   };
 
   const restore = () => {
@@ -51,8 +60,17 @@
     filter();
   };
 
-  search.addEventListener("input", filter);
-  for (const select of selects) select.addEventListener("change", filter);
+  const narrow = () => {
+    most = PART;
+    filter();
+  };
+
+  search.addEventListener("input", narrow);
+  for (const select of selects) select.addEventListener("change", narrow);
+  more.addEventListener("click", () => {
+    most = Infinity;
+    filter();
+  });
   for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sort(button));
-  if (location.hash) restore();
+  restore();
 })();
