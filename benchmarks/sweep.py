@@ -1,7 +1,7 @@
 """A sweep of many adapters: killed and resumed, on Ray with a worker killed, its cost as adapters grow, its page.
 
-``python -m benchmarks.sweep kills --adapters 200`` runs a sweep undisturbed and one that is killed with SIGKILL at three
-random points; ``ray`` the same adapters on a local cluster of two workers, of which one is killed; ``page`` filters
+``python -m benchmarks.sweep kills --adapters 200`` runs a sweep undisturbed and one that is killed with SIGKILL at
+three random points; ``ray`` the same adapters on a local cluster of two workers, of which one is killed; ``page`` filters
 2,000 rows in Chromium. Adapters are the demo's, reweighted and renamed, some broken on purpose.
 """
 
@@ -29,7 +29,7 @@ TIMES = ("seconds",)
 
 
 def adapters(folder: Path, count: int) -> Path:
-    """Adapters below ``folder``: of ten one is broken, six are copies by another name, three have a weight of their own."""
+    """Adapters below ``folder``: of ten one is broken, six are copies by another name, three have their own weight."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for index in range(count):
@@ -82,7 +82,7 @@ def kills(root: Path, count: int, jobs: int) -> None:
     code = start(loras, root / "whole", root / "cache-whole", "--jobs", str(jobs)).wait()
     print(f"undisturbed: {time.time() - began:.0f} s, exit code {code}")
     timeline(root / "whole", began, [10, 50, 100, 200])
-    draws, whole = random.Random(0), time.time() - began
+    draws, whole = random.Random(0), time.time() - began  # noqa: S311
     for attempt in range(4):
         process = start(loras, root / "killed", root / "cache-killed", "--jobs", str(jobs))
         try:
