@@ -18,7 +18,7 @@ from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value, fil
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.diagnose import mixed
-from qcheck.model import load, lora
+from qcheck.model import bases, lora
 from qcheck.quantize import plan
 from qcheck.result import store
 from qcheck.result.advice import Advice, CaseAdvice, Tried
@@ -57,7 +57,7 @@ def require_unchanged(report: Report, of_file: Callable[[Path], bytes]) -> None:
     Raises:
         UserError: one of these files is gone, or has another digest.
     """
-    if digest_of_folder(load.locate(report.spec.base), of_file) != report.base.digest:
+    if digest_of_folder(bases.locate(report.spec.base), of_file) != report.base.digest:
         raise UserError(f"base {report.spec.base!r} is not the one of the report", "Run qcheck check again.")
     uses = (*report.spec.adapters, *report.spec.references, *report.spec.common)
     for use, adapter in zip(uses, report.adapters, strict=True):

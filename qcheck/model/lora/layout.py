@@ -10,15 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from peft.utils.other import get_pattern_key
 
 from qcheck.model.lora import original, products
-from qcheck.model.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -167,8 +163,11 @@ def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str
         config = {key.removeprefix(f"{component}."): value for key, value in config.items()}
     else:
         layer = name.removeprefix("base_model.model.")
-    patterns = config.get("alpha_pattern") or {}
-    lora_alpha = patterns.get(get_pattern_key(list(patterns), layer), config.get("lora_alpha"))
+    lora_alpha = config.get("lora_alpha")
+    if patterns := config.get("alpha_pattern"):
+        from peft.utils.other import get_pattern_key  # seconds to import, and few files need it
+
+        lora_alpha = patterns.get(get_pattern_key(list(patterns), layer), lora_alpha)
     if lora_alpha is None:
         return 1.0
     return float(lora_alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -195,7 +194,6 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "text_encoder_2.": _CLIP_2,
     "text_encoder_3.": ("text_encoder_3",),
 }
-_ORIGINAL_UNET = r"(input|middle|output)_blocks?[._]|(out|time_embed|label_emb)[._]\d"
 # without a base: the component of a name that has no prefix
 _GUESSES = {
     r"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding": "unet",
@@ -216,7 +214,7 @@ def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
     if parts:
         denoiser = names.denoiser or "transformer"
         return {f"{denoiser}.{layer}": part for layer, part in _split_fused(name, parts, factors)}
-    return {_single_layer(name, components, body, names): factors}
+    return {_single_layer(components, body, names): factors}
 
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
@@ -248,14 +246,12 @@ def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterato
         yield layer, factors.rows(rows.roll(width) if swapped else rows)
 
 
-def _single_layer(name: str, components: tuple[str, ...], body: str, names: Names) -> str:
+def _single_layer(components: tuple[str, ...], body: str, names: Names) -> str:
     """The layer of the base that the name of an unfused layer stands for."""
     body = _without_processor(body, components[0])
     layer = _base_layer(components, body, names)
-    if layer is None and components[0] == names.denoiser and re.match(_ORIGINAL_UNET, body):
-        name = f"lora_unet_{body.replace('.', '_')}"
-    if layer is None and name.startswith("lora_"):
-        body = _without_processor(_diffusers_name(name, names) or body, components[0])
+    if layer is None and not components[0].startswith("text_encoder"):
+        body = original.unet_layer(body, names.layers_per_block) or body
         layer = _base_layer(components, body, names)
     return layer or f"{components[0]}.{body}"
 
@@ -280,18 +276,3 @@ def _without_processor(body: str, component: str) -> str:
     if component.startswith("text_encoder"):
         return f"{match['block']}{match['part']}_proj"
     return f"{match['block']}to_{match['part']}" + (".0" if match["part"] == "out" else "")
-
-
-def _diffusers_name(name: str, names: Names) -> str | None:
-    """The name, without component, that diffusers converts a flat UNet or CLIP name to, SDXL's original blocks too."""
-    if "add_embedding" in name:
-        return None  # the conversion would drop the number of the layer
-    pair = {f"{name}.lora_{side}.weight": torch.zeros(1, 1) for side in ("down", "up")}
-    try:
-        with quiet():
-            config = SimpleNamespace(layers_per_block=names.layers_per_block)
-            state = StableDiffusionXLLoraLoaderMixin.lora_state_dict(pair, unet_config=config)[0]
-    except (ValueError, LookupError):
-        return None
-    match = _FACTOR.match(next(iter(state), ""))
-    return match["name"].partition(".")[2] if match else None
