@@ -127,8 +127,8 @@ def _survival(spec: CheckSpec) -> float | None:
     if len(spec.adapters) != 1 or spec.common or lora.is_dora(lora.read(spec.adapters[0])):
         return None
     use = spec.adapters[0]
-    forecasts = inspect.inspect(use.source, spec.base, use.weight, [spec.schemes[0]], spec.recipe).forecasts
-    return next((forecast.survival for forecast in forecasts if forecast.order == spec.orders[0]), None)
+    asked = inspect.Question(use.weight, [spec.schemes[0]], [spec.orders[0]], spec.recipe)
+    return inspect.inspect(use.source, spec.base, asked).forecasts[0].survival
 
 
 def predicted_bytes(base: str, scheme: Scheme, recipe: Recipe) -> int:

@@ -30,6 +30,7 @@ from qcheck.model.lora.file import OTHER_KINDS
 from qcheck.model.quiet import quiet
 from qcheck.spec import recipe
 from qcheck.spec.arm import Side
+from qcheck.spec.order import ORDERS
 from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 from tests import families, layouts
@@ -464,7 +465,7 @@ def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool
     for writer in _files(family):
         parts = layouts.known(pipe, DENOISER, shared=_denoiser(pipe) == "transformer")
         path = writer(parts, tmp_path / f"{writer.__name__}.safetensors")
-        found = inspect.inspect(str(path), folder, 1.0, [], recipe.find("general"))
+        found = inspect.inspect(str(path), folder, inspect.Question(1.0, [], ORDERS, recipe.find("general")))
         seen = {layer.name.replace(".", "_"): layer for layer in found.layers}
         wanted = {name.replace(".", "_"): part for name, part in parts.items()}
         assert set(seen) == set(wanted)

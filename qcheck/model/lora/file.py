@@ -38,7 +38,7 @@ def read(use: Use) -> Adapter:
     Raises:
         UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not finite.
     """
-    source, path = use.source, _file_in(Path(use.source))
+    source, path = use.source, file_in(Path(use.source))
     if not math.isfinite(use.weight):
         raise UserError(f"adapter weight {use.weight} is not finite", "Give a number such as 1.0.")
     if not path.is_file():
@@ -83,7 +83,7 @@ def config_beside(path: Path) -> Path | None:
     return config if path.name == _FOLDER[0] and config.is_file() else None
 
 
-def _file_in(path: Path) -> Path:
+def file_in(path: Path) -> Path:
     """The file itself, or the one that PEFT or diffusers saved in a folder."""
     return next((path / name for name in _FOLDER if (path / name).is_file()), path)
 
@@ -160,15 +160,6 @@ def is_dora(adapter: Adapter) -> bool:
     """Whether the adapter is a DoRA in PEFT's layout, which also rescales whole weights."""
     with safe_open(adapter.path, "pt") as stream:
         return any(_MAGNITUDE in key for key in stream.keys())  # noqa: SIM118
-
-
-def require_plain(adapter: Adapter) -> None:
-    """Refuse DoRA where the change of a weight has to be the product of two factors."""
-    if is_dora(adapter):
-        raise UserError(
-            f"adapter {str(adapter.path)!r} is a DoRA: it also rescales whole weights, which is not forecast here",
-            "qcheck check measures it.",
-        )
 
 
 def require_stackable(adapters: Sequence[Adapter]) -> None:

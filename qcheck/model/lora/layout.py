@@ -40,6 +40,21 @@ class Factors:
         sizes: torch.Tensor = self.magnitude.float().flatten() / after.flatten(1).norm(dim=1)
         return after * sizes.view(-1, *[1] * (after.ndim - 1))
 
+    def added(self, before: torch.Tensor, weight: float) -> torch.Tensor:
+        """The change that ``merged`` makes of a layer's float32 weight [out, in, ...]."""
+        if self.magnitude is None:
+            return weight * self.change().view(before.shape)
+        return self.merged(before, weight) - before
+
+    def energy(self) -> float:
+        """The sum of squares of ``change``, without computing it."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return self.scale**2 * float(((up.t() @ up) * (down @ down.t())).sum())
+
+    def idle(self) -> bool:
+        """Whether one of the factors is zero, so that nothing is added."""
+        return self.magnitude is None and not (self.up.any() and self.down.any())
+
     def shaped(self, shape: torch.Size) -> "Factors":
         """The factors of a weight of ``shape`` [out, in, ...]: some files have convolutions' as matrices."""
         return replace(self, down=self.down.view(len(self.down), *shape[1:]))
