@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
-from qcheck.model.lora import trainable
+from qcheck.model.lora import products, trainable
 from qcheck.spec.use import Use
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -100,6 +100,18 @@ def test_a_change_is_that_of_lycoris(base: load.Base, case: str, tmp_path: Path)
     down, up = both.factors(layer)
     assert down.shape[1:] == weight.shape[1:]
     assert torch.allclose(up @ down.flatten(1), 0.5 * change.flatten(1), atol=1e-5)
+
+
+def test_a_lokr_of_small_rank_is_held_as_small_factors(base: load.Base) -> None:
+    weight = _weight(base, LINEAR)
+    parts, _ = _lokr(weight, False, 2, False)
+    down, up, rank = products.factors(parts) or (None, None, None)
+    assert up is not None
+    assert rank == 2
+    assert up.shape == (len(weight), 2 * parts["lokr_w1"].shape[1])
+    assert up.shape[1] < len(weight)
+    assert down is not None
+    assert down.shape == (up.shape[1], weight.shape[1])
 
 
 @pytest.mark.parametrize("case", CASES)
