@@ -61,10 +61,15 @@ class StoredWeight:
             stride = 1
         else:
             stride = math.ceil(len(self.meta) / max(_LEAST, count // inputs))
-        before = self._stored[::stride].float()
-        chosen = factors.shaped(self.meta.shape).rows(torch.arange(0, len(self.meta), stride))
+        shaped = factors.shaped(self.meta.shape)
+        if shaped.sizes is not None and shaped.sizes.axis:  # they depend on all outputs
+            whole = self.whole()
+            before, change = whole[::stride], shaped.added(whole, weight)[::stride]
+        else:
+            before = self._stored[::stride].float()
+            change = shaped.rows(torch.arange(0, len(self.meta), stride)).added(before, weight)
         one_step = stride > 1 and any(plan.has_one_step(self.meta, scheme) for scheme in schemes)
-        return Rows(before, chosen.added(before, weight), len(self.meta), self._extreme() if one_step else None)
+        return Rows(before, change, len(self.meta), self._extreme() if one_step else None)
 
     def _extreme(self) -> torch.Tensor:
         """The output with the largest weight, [1, in, ...] in float32."""

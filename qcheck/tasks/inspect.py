@@ -151,7 +151,7 @@ def _weights(folder: Path) -> dict[str, Path]:
 
 def _keys(source: str, every: Iterable[Factors], asked: Question) -> list[Key]:
     """The schemes and orders of the forecasts: a DoRA cannot run beside the weights, which it rescales."""
-    merged = any(factors.magnitude is not None for factors in every)
+    merged = any(factors.sizes is not None for factors in every)
     possible = [order for order in asked.orders if not (merged and orders.merge(order).merged == "beside")]
     if not possible:
         raise UserError(

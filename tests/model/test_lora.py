@@ -163,13 +163,6 @@ def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, to
         )
 
 
-@pytest.mark.parametrize("mark", ["dora_scale"])
-def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: load.Base, mark: str) -> None:
-    tensors = _kohya(4.0) | {f"lora_unet_mid_block_attentions_0_proj_in.{mark}": torch.zeros(4)}
-    with pytest.raises(UserError, match="DoRA"):
-        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
 def test_the_merged_weights_are_the_base_plus_the_scaled_product(weight: float) -> None:
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(FLAT), weight=weight))])

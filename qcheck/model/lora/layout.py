@@ -18,13 +18,32 @@ from qcheck.model.lora import original, products
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """DoRA's sizes [n] of a weight's outputs (``axis`` 0) or inputs (1), to which weight and change are rescaled.
+
+    At weights of the adapter other than 1 the whole change is scaled where they are ``blended``, else the factors'.
+    """
+
+    values: torch.Tensor
+    axis: int = 0
+    blended: bool = False
+
+    def rescaled(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight [out, in, ...] of these sizes (arXiv 2402.09353, eq. 5)."""
+        others = [axis for axis in range(weight.ndim) if axis != self.axis]
+        norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True).clamp(min=1e-30)
+        result: torch.Tensor = weight * (self.values.float().view(norms.shape) / norms)
+        return result
+
+
+@dataclass(frozen=True)
 class Factors:
     """An adapter's tensors of one layer: ``down`` [r, in, ...], ``up`` [out, r, ...]; alpha / rank; DoRA's sizes."""
 
     down: torch.Tensor
     up: torch.Tensor
     scale: float
-    magnitude: torch.Tensor | None = None
+    sizes: Sizes | None = None
 
     def change(self) -> torch.Tensor:
         """The change of the weight [out, in, ...] at weight 1."""
@@ -33,16 +52,16 @@ class Factors:
 
     def merged(self, before: torch.Tensor, weight: float) -> torch.Tensor:
         """A layer's float32 weight [out, in, ...] with ``weight * scale * up @ down`` added to it, on its device."""
-        after: torch.Tensor = before + weight * self.change().view(before.shape)
-        if self.magnitude is None:
-            return after
-        # DoRA: arXiv 2402.09353, eq. 5
-        sizes: torch.Tensor = self.magnitude.float().flatten() / after.flatten(1).norm(dim=1)
-        return after * sizes.view(-1, *[1] * (after.ndim - 1))
+        change = self.change().view(before.shape)
+        if self.sizes is None:
+            return before + weight * change
+        if not self.sizes.blended:
+            return self.sizes.rescaled(before + weight * change)
+        return torch.lerp(before, self.sizes.rescaled(before + change), weight)
 
     def added(self, before: torch.Tensor, weight: float) -> torch.Tensor:
         """The change that ``merged`` makes of a layer's float32 weight [out, in, ...]."""
-        if self.magnitude is None:
+        if self.sizes is None:
             return weight * self.change().view(before.shape)
         return self.merged(before, weight) - before
 
@@ -53,7 +72,7 @@ class Factors:
 
     def idle(self) -> bool:
         """Whether one of the factors is zero, so that nothing is added."""
-        return self.magnitude is None and not (self.up.any() and self.down.any())
+        return self.sizes is None and not (self.up.any() and self.down.any())
 
     def shaped(self, shape: torch.Size) -> "Factors":
         """The factors of a weight of ``shape`` [out, in, ...]: some files have convolutions' as matrices."""
@@ -61,13 +80,20 @@ class Factors:
 
     def to(self, device: torch.device) -> "Factors":
         """The same tensors on ``device``."""
-        magnitude = None if self.magnitude is None else self.magnitude.to(device)
-        return replace(self, down=self.down.to(device), up=self.up.to(device), magnitude=magnitude)
+        sizes = None if self.sizes is None else replace(self.sizes, values=self.sizes.values.to(device))
+        return replace(self, down=self.down.to(device), up=self.up.to(device), sizes=sizes)
 
     def rows(self, indices: torch.Tensor) -> "Factors":
-        """The factors of the outputs ``indices`` alone, in that order."""
-        magnitude = None if self.magnitude is None else self.magnitude.flatten()[indices]
-        return replace(self, up=self.up[indices], magnitude=magnitude)
+        """The factors of the outputs ``indices`` alone, in that order.
+
+        Raises:
+            ValueError: sizes of inputs, which depend on all outputs.
+        """
+        if self.sizes is None:
+            return replace(self, up=self.up[indices])
+        if self.sizes.axis:
+            raise ValueError("sizes of inputs depend on all outputs")
+        return replace(self, up=self.up[indices], sizes=replace(self.sizes, values=self.sizes.values[indices]))
 
 
 @dataclass(frozen=True)
@@ -101,14 +127,16 @@ _FACTOR = re.compile(
 _KEYS = (
     _FACTOR,
     re.compile(r"^(?P<name>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.\w+\.weight$"),  # PEFT's adapter's name
-    re.compile(r"^(?P<name>.+)\.(?P<part>alpha)$"),
+    re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$"),
     re.compile(rf"^(?P<name>.+)\.(?P<part>{'|'.join(products.PARTS)})$"),
     re.compile(r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.(?!weight$)\w+)?(\.weight)?$"),
 )
 
 
 def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of each part (down, up, alpha, magnitude, ``products.PARTS``) by the file's names, and all other keys.
+    """The keys of each part by the file's names, and all other keys.
+
+    Parts are down, up, alpha, magnitude (PEFT's DoRA), dora_scale (kohya's) and ``products.PARTS``.
 
     Raises:
         LayoutError: a layer has a part twice.
@@ -150,7 +178,7 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
         if not len(parts["down"]):
             raise LayoutError(f"{name} has factors of rank 0")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
-        complete[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
+        complete[name] = _sized(name, Factors(parts["down"], parts["up"], scale), parts)
     return complete, other_keys
 
 
@@ -160,13 +188,28 @@ def _product(name: str, parts: Mapping[str, torch.Tensor], others: Mapping[str, 
         made = products.factors(parts)
     except (RuntimeError, IndexError) as error:
         raise LayoutError(f"{name} has parts that do not multiply: {', '.join(sorted(parts))}") from error
-    if made is None or set(others) - {"alpha"} or ("diff" in parts and others):
+    if made is None or set(others) - {"alpha", "dora_scale"} or ("diff" in parts and others):
         raise LayoutError(f"{name} has parts that make no change together: {', '.join(sorted({*parts, *others}))}")
     down, up, rank = made
     if not down.numel() or not up.numel():
         raise LayoutError(f"{name} has factors of rank 0")
     alpha = others.get("alpha")
-    return Factors(down, up, float(alpha) / rank if rank and alpha is not None else 1.0)
+    return _sized(name, Factors(down, up, float(alpha) / rank if rank and alpha is not None else 1.0), others)
+
+
+def _sized(name: str, factors: Factors, parts: Mapping[str, torch.Tensor]) -> Factors:
+    """The factors with the sizes of a DoRA in PEFT's layout (of outputs), or in kohya's (of the longer axis)."""
+    magnitude, scale = parts.get("magnitude"), parts.get("dora_scale")
+    if magnitude is not None and scale is not None:
+        raise LayoutError(f"{name} has the sizes of a DoRA twice")
+    if magnitude is not None:
+        return replace(factors, sizes=Sizes(magnitude.flatten()))
+    if scale is None:
+        return factors
+    if scale.ndim < 2 or scale.numel() != max(scale.shape[:2]):
+        raise LayoutError(f"{name} has a dora_scale of shape {list(scale.shape)}, which is of no one axis")
+    on_inputs = scale.shape[0] == 1 and len(factors.up) != 1
+    return replace(factors, sizes=Sizes(scale.flatten(), int(on_inputs), blended=True))
 
 
 def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str, Any]) -> float:
@@ -251,6 +294,8 @@ def _unwrapped(name: str) -> str:
 
 def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tuple[str, Factors]]:
     """The factors of each part of a fused layer: every part has as many outputs as inputs, the last has the rest."""
+    if factors.sizes is not None and factors.sizes.axis:
+        raise LayoutError(f"{name} stands for {len(parts)} layers, and its dora_scale is of their inputs together")
     total, width = factors.up.shape[0], factors.down.shape[1]
     starts = [width * place for place in range(len(parts))]
     if total <= starts[-1]:
