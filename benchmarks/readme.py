@@ -119,7 +119,7 @@ def tables() -> Iterator[tuple[Path, str, str]]:
 
 
 TUTORIAL = {  # name of the capture, command, what stands before the part that is shown
-    "inspect": ("inspect faint --base demo --scheme int4-g128", "\nforecast from the weights alone"),
+    "inspect": ("inspect faint --base demo --scheme int4-g128", "\nwhat arrives, forecast"),
     "kept": ("demo --out kept", "\nflat.safetensors at weight"),
     "lost": ("demo faint --scheme int4-g128 --order quantize-merge --out lost", "\nfaint.safetensors at weight"),
     "advise": ("advise lost --out cures", ""),

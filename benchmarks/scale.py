@@ -4,8 +4,8 @@
 that shape (``benchmarks/shapes.py``) with random weights in 16 bit, with a rank-16 adapter on its attention, into a
 temporary folder, or into ``--keep FOLDER``, and runs the command on it once for each scheme, each in a process of its
 own; ``--set`` gives further keywords of the API. A check is of 8 probes of 2 steps without guidance at 256 x 256, an
-export of 512 x 512 with its TensorRT-RTX builds; both are calibrated on one prompt. What is measured is size, not
-quality.
+export of 512 x 512 with its TensorRT-RTX builds; both are calibrated on one prompt. An adapter that is inspected is of
+rank 32 on every layer. What is measured is size, not quality.
 
 Two peaks are printed: of the memory that only this process has (``own``), and with the pages of mapped files, which the
 system takes back when it needs them (``all``).
@@ -85,7 +85,8 @@ def run(what: str, folder: Path, scheme: str | None, extra: Mapping[str, Any]) -
     start, progress = time.monotonic(), Peaks()
     base, lora, options = str(folder / "base"), str(folder / "lora.safetensors"), {**_OPTIONS[what], **extra}
     if what == "inspect":
-        inspection = qcheck.inspect(lora, base=base, progress=progress, **options)
+        asked = {"scheme": scheme, **options}
+        inspection = qcheck.inspect(folder / "whole.safetensors", base=base, progress=progress, **asked)
         print(f"  {len(inspection.layers)} layers", flush=True)
     else:
         asked = {"scheme": scheme, "recipe": str(folder / "few.toml"), "cache": False, **options}

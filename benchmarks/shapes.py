@@ -42,7 +42,7 @@ strata = {strata}
 seed = 910000
 keep = ["conv_in", "conv_out", "time_embedding.*"]
 """
-RANK, SIZE = 16, 0.05  # of the adapters' factors
+RANK, WHOLE_RANK, SIZE = 16, 32, 0.05  # of the adapters' factors
 _SHARD = 2e9  # bytes of a file
 Parts = Mapping[str, Any]
 
@@ -253,19 +253,25 @@ def _save(part: nn.Module, folder: Path, draws: torch.Generator, dtype: torch.dt
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
 
 
-def _adapter(name: str, denoiser: nn.Module, draws: torch.Generator) -> dict[str, torch.Tensor]:
-    """A rank-16 LoRA of the attention of a denoiser of that name."""
+def _adapter(
+    name: str, denoiser: nn.Module, draws: torch.Generator, rank: int = RANK, whole: bool = False
+) -> dict[str, torch.Tensor]:
+    """A LoRA of the attention of a denoiser of that name, or of the whole of it."""
     lora = {}
     for layer, module in denoiser.named_modules():
-        if isinstance(module, nn.Linear) and ".attn" in layer and ".to_" in layer:
-            for part, shape in (("A", (RANK, module.in_features)), ("B", (module.out_features, RANK))):
+        weight = module.weight if isinstance(module, nn.Linear | nn.Conv2d) else None
+        if weight is not None and (whole or (".attn" in layer and ".to_" in layer)):
+            ones = [1] * (weight.ndim - 2)
+            for part, shape in (("A", (rank, *weight.shape[1:])), ("B", (len(weight), rank, *ones))):
                 factor = SIZE * torch.randn(shape, generator=draws, device=draws.device)
                 lora[f"{name}.{layer}.lora_{part}.weight"] = factor.half().cpu()
     return lora
 
 
 def write(name: str, folder: Path, device: str = "cpu", samples: int = 1, strata: int = 2) -> Path:
-    """The pipeline of that name in 16 bit below ``folder``/base; an adapter of its attention and a recipe beside it.
+    """The pipeline of that name in 16 bit below ``folder``/base; beside it an adapter of its attention and a recipe.
+
+    ``whole.safetensors`` is an adapter of every layer of the denoiser, for what only reads weights.
 
     The recipe calibrates on ``samples`` prompts at ``strata`` timesteps.
     """
@@ -285,6 +291,7 @@ def write(name: str, folder: Path, device: str = "cpu", samples: int = 1, strata
     (folder / "base" / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
     denoiser = next(key for key in ("unet", "transformer") if key in parts)
     save_file(_adapter(denoiser, parts[denoiser], draws), folder / "lora.safetensors")
+    save_file(_adapter(denoiser, parts[denoiser], draws, WHOLE_RANK, whole=True), folder / "whole.safetensors")
     (folder / "few.toml").write_text(RECIPE.format(samples=samples, strata=strata), "utf-8")
     return folder / "base"
 

@@ -1,8 +1,8 @@
 """A sweep of many adapters: killed and resumed, on Ray with a worker killed, its cost as adapters grow, its page.
 
 ``python -m benchmarks.sweep kills --adapters 200`` runs a sweep undisturbed and one that is killed with SIGKILL at
-three random points; ``ray`` the same adapters on a local cluster of two workers, of which one is killed; ``page`` filters
-2,000 rows in Chromium. Adapters are the demo's, reweighted and renamed, some broken on purpose.
+three random points; ``ray`` the same adapters on a local cluster of two workers, one of which is killed; ``page``
+filters 2,000 rows in Chromium. Adapters are the demo's, reweighted and renamed, some broken on purpose.
 """
 
 import argparse

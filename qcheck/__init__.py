@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         check,
         compare,
         export,
-        inspect,
         load_report,
         qat,
     )
+    from qcheck.api.inspection import inspect, inspect_each
     from qcheck.api.session import Session
     from qcheck.core.errors import UserError
     from qcheck.result.report import Case, Report
@@ -39,6 +39,8 @@ _PLACES = {
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
     "bundle": "qcheck.api.board",
+    "inspect": "qcheck.api.inspection",
+    "inspect_each": "qcheck.api.inspection",
     "merge": "qcheck.api.board",
     "verify": "qcheck.api.board",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "compare",
     "export",
     "inspect",
+    "inspect_each",
     "load_report",
     "merge",
     "qat",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from qcheck.api.keywords import Files, Made, Named, Request, Schemes
+from qcheck.api.keywords import Files, Made, Named, Request
 from qcheck.api.lazy import host
 from qcheck.api.request import CORES, asked, made, ranged
 from qcheck.core import cache as caches
@@ -19,22 +19,17 @@ from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.folder import ours, replaced, staged
 from qcheck.core.progress import Progress, Silent
-from qcheck.demo import library
 from qcheck.judge import compare as comparing
 from qcheck.judge.compare import Comparison
 from qcheck.result import store
 from qcheck.result.advice import Advice
 from qcheck.result.exported import Exported, Size
-from qcheck.result.inspection import Inspection
 from qcheck.result.report import Report
 from qcheck.spec import probe
-from qcheck.spec import recipe as recipes
-from qcheck.spec import scheme as schemes
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import ProbeSet
 from qcheck.spec.ranges import Ranges
-from qcheck.spec.recipe import PromptSet, Recipe
-from qcheck.spec.scheme import Scheme
+from qcheck.spec.recipe import PromptSet
 
 if TYPE_CHECKING:
     from qcheck.tasks.qat import Calibration
@@ -166,46 +161,6 @@ def export(
     with writing(out, overwrite) as folder, caching(cache) as entries:
         exported: Exported = host("qcheck.tasks.export").export(spec, size, folder, entries, progress or Silent())
     return exported
-
-
-def inspect(
-    lora: Named,
-    base: Named | None = None,
-    *,
-    weight: float = 1.0,
-    scheme: Schemes = None,
-    recipe: Named | Recipe = "general",
-    progress: Progress | None = None,
-) -> Inspection:
-    """Look at an adapter without running it: ranks, scale, and whether each scheme and order would lose it.
-
-    Args:
-        lora: The adapter's file, or a name of the demo's.
-        base: The base it is meant for; without one nothing is forecast.
-        weight: How strongly the adapter is applied.
-        scheme: Schemes to forecast; by default all that can be.
-        recipe: The recipe whose unquantized layers are left out.
-        progress: Receives every layer.
-
-    Raises:
-        UserError: bad input, or a scheme that weights alone do not forecast.
-    """
-    base_source, lora_source = library.resolve(None if base is None else str(base), str(lora))
-    requested = scheme if isinstance(scheme, list | tuple) else [] if scheme is None else [scheme]
-    forecastable = [
-        candidate if isinstance(candidate, Scheme) else schemes.find(str(candidate)) for candidate in requested
-    ]
-    if smoothed := [candidate.name for candidate in forecastable if candidate.smoothing]:
-        raise UserError(
-            f"{smoothed[0]} cannot be forecast from the weights: its factors need calibration data",
-            "Run qcheck check.",
-        )
-    default_schemes = [candidate for candidate in schemes.every() if candidate.exported and candidate.smoothing is None]
-    recipe_value = recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe))
-    inspection: Inspection = host("qcheck.tasks.inspect").inspect(
-        lora_source, base_source, weight, forecastable or default_schemes, recipe_value, progress or Silent()
-    )
-    return inspection
 
 
 def calibrate(

@@ -88,25 +88,25 @@ def check_spec(
     """
     demo = str(base) == library.NAME
     limits_value, board = _value(limits, limits_files.find), _value(target, targets.find)
-    named_schemes, artifacts = _many(scheme), tuple(str(Path(path).absolute()) for path in _many(artifact))
+    named_schemes, artifacts = many(scheme), tuple(str(Path(path).absolute()) for path in many(artifact))
     sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
     all_schemes = named_schemes == [ALL]
-    named_orders = _orders(_many(order) or ([*MERGES] if all_schemes else []))
-    _require_binding(named_orders, max_rank, _many(bound_with))
+    named_orders = _orders(many(order) or ([*MERGES] if all_schemes else []))
+    _require_binding(named_orders, max_rank, many(bound_with))
     with plainly():
         source = place(library.PIPELINE if demo else base)
         probe_set = probe.triggered(_probes(probes, prompts, source, sampling), trigger)
         return CheckSpec(
             base=source,
-            adapters=_uses(demo, _many(lora), _many(weight)),
-            references=_references(demo, _many(reference_lora), _many(lora), _many(weight)),
-            common=_weighted("--with-lora", demo, _many(with_lora)),
+            adapters=_uses(demo, many(lora), many(weight)),
+            references=_references(demo, many(reference_lora), many(lora), many(weight)),
+            common=_weighted("--with-lora", demo, many(with_lora)),
             allow_unmatched=allow_unmatched,
             schemes=() if artifacts and not named_schemes else _schemes(named_schemes, board),
             artifacts=artifacts,
             orders=named_orders,
             max_rank=max_rank,
-            bound_with=_weighted("--bound-with", demo, _many(bound_with)),
+            bound_with=_weighted("--bound-with", demo, many(bound_with)),
             target=board,
             probes=probe.repeated(probe_set, limits_value.looks[-1]),
             trigger=trigger,
@@ -158,7 +158,7 @@ def place(source: Named) -> str:
     return str(Path(source).absolute()) if Path(source).exists() else str(source)
 
 
-def _many(value: Any) -> list[Any]:
+def many(value: Any) -> list[Any]:
     """One, several or none as a list."""
     if value is None:
         return []

@@ -1,112 +1,94 @@
 """``qcheck inspect``."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from qcheck.api import functions
+from qcheck.api import inspection as functions
+from qcheck.api.inspection import Inspecting
 from qcheck.cli import options
 from qcheck.cli.progress import Bars
 from qcheck.core.progress import Silent
-from qcheck.report.wording import folded
+from qcheck.report import inspection as report
+from qcheck.result.inspection import Inspection, Refusal, answer
 from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES
 
 
 def inspect(
-    lora: Annotated[
-        str,
+    loras: Annotated[
+        list[str],
         typer.Argument(
-            help="The LoRA: a .safetensors file, or a name of the demo's.",
-            metavar="L",
+            help="LoRAs: .safetensors files, folders of them, patterns, or names of the demo's.",
+            metavar="L...",
             autocompletion=options.adapters,
         ),
     ],
-    base: Annotated[str | None, typer.Option(help="The base it is meant for: a pipeline folder, or `demo`.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base they are meant for: a pipeline folder, or `demo`.")] = None,
     weight: Annotated[float, typer.Option(help="How strongly the adapter is applied.")] = 1.0,
     schemes: Annotated[
         list[str] | None,
         typer.Option(
             "--scheme",
             "-s",
-            help="Default: all that weights alone forecast.",
+            help="Repeatable. Default: all that weights alone forecast.",
             autocompletion=options.named(scheme.FOLDER),
+        ),
+    ] = None,
+    orders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--order",
+            help=f"When the adapter is merged; repeatable. Default: {', '.join(MERGES)}.",
+            autocompletion=options.orders,
         ),
     ] = None,
     ranges: Annotated[
         str,
         typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=options.named(recipe.FOLDER)),
     ] = "general",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="Read every weight: minutes on a large base. Says what becomes of each layer."),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print everything as JSON: a document, or of several files a line for each."),
+    ] = False,
 ) -> None:
-    """Look at an adapter without running it: ranks, scale, and whether each scheme and order would lose it.
+    """Say in a word whether a LoRA does anything on this base, in each order and scheme, without running it.
 
-    `qcheck inspect faint --base demo`
+    It exits 0 if the LoRA arrives in every scheme and order that is named, and in at least one of those that are
+    not; 1 if it does not; 2 if a file cannot be inspected.
+
+    `qcheck inspect style.safetensors --base sdxl/ --scheme int8 --order merge-quantize`
     """
+    asked = Inspecting(weight=weight, scheme=schemes, order=orders, recipe=ranges, details=details)
     bars = Silent() if as_json else Bars(Console(stderr=True))
-    inspection = functions.inspect(lora, base, weight=weight, scheme=schemes, recipe=ranges, progress=bars)
-    if as_json:
-        typer.echo(inspection.model_dump_json(indent=1))
+    single = len(loras) == 1 and functions.is_one(loras[0])
+    found: Iterator[Inspection | Refusal]
+    if single:
+        found = iter([functions.inspect(loras[0], base, progress=bars, **asked)])
     else:
-        _render(inspection, Console())
+        found = functions.inspect_each(loras, base, progress=bars, **asked)
+    results = []
+    for result in found:
+        results.append(result)
+        if as_json:
+            typer.echo(result.model_dump_json(indent=1 if single else None))
+    if not as_json:
+        _show(results, single)
+    code = max(2 if isinstance(one, Refusal) else answer(one, bool(schemes), bool(orders)) for one in results)
+    if code:
+        raise typer.Exit(code)
 
 
-def _render(inspection: Any, console: Console) -> None:
-    ranks = sorted({layer.rank for layer in inspection.layers})
-    scales = sorted({round(layer.scale, 4) for layer in inspection.layers})
-    console.print(
-        f"{escape(inspection.adapter)}: {len(inspection.layers)} layers, rank {_span(ranks)}, "
-        f"alpha / rank {_span(scales)}"
-    )
-    if inspection.triggers:
-        words = ", ".join(
-            f"{word} ({inspection.tags[word]})" if word in inspection.tags else word for word in inspection.triggers[:8]
-        )
-        console.print(f"trigger words in the file (how often): {escape(words)}; pass one to check by --trigger")
-    if inspection.unmatched:
-        console.print(
-            f"[bold red]{len(inspection.unmatched)} layers are not in this base[/], first {inspection.unmatched[0]}"
-        )
-    measured = [layer for layer in inspection.layers if layer.relative is not None]
-    if not measured:
-        console.print("give --base to see what it does to the weights, and which order would lose it")
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="largest changes", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for title in _NUMBERS:
-        table.add_column(title, justify="right", no_wrap=True)
-    room = console.width - sum(max(map(len, title.split("\n"))) + _GAP for title in _NUMBERS) - _EDGES
-    for layer in sorted(measured, key=lambda change: -change.relative)[:8]:
-        table.add_row(
-            Text(folded(layer.name, max(room, _LEAST))),
-            f"{layer.relative:.3f}",
-            f"{layer.step_growth:.2f}",
-            str(layer.hot_columns),
-            "-" if layer.intruders is None else str(layer.intruders),
-        )
-    console.print(table)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="forecast from the weights alone", title_justify="left")
-    for title in ("scheme", "order", "survival", _NOISE, "the order"):
-        table.add_column(title, justify="right" if title in ("survival", _NOISE) else "left")
-    for forecast in inspection.forecasts:
-        note = "[bold red]loses it[/]" if forecast.survival < _LOST else ""
-        table.add_row(forecast.scheme, forecast.order, f"{forecast.survival:.2f}", f"{forecast.snr:.1f}", note)
-    console.print(table)
-    console.print(
-        "survival decides: the share of the adapter that arrives on average. Noise that merging adds is spread over "
-        "all weights and mostly cancels in a layer's output; `qcheck check` measures what is left."
-    )
-
-
-_LOST = 0.9
-_NUMBERS = ("|D| / |W|", "step\ngrowth dB", "hot\ncolumns", "intruders")
-_LEAST, _GAP, _EDGES = 12, 3, 2  # least width of a name; what the table puts between two columns, and around them
-_NOISE = "signal over\nits noise, dB"
-
-
-def _span(values: list[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} .. {values[-1]:g}"
+def _show(results: Sequence[Inspection | Refusal], single: bool) -> None:
+    console = Console()
+    first = results[0]
+    if single and isinstance(first, Inspection):
+        report.one(first, console)
+    else:
+        report.several(results, console)

@@ -16,11 +16,11 @@ from qcheck.core.digest import digest_of_folder, file_digest
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
 from qcheck.model import parts, stored
+from qcheck.model.bases import INDEX, locate
 from qcheck.model.device import CPU, Device, return_blocks
 from qcheck.model.family import Family
 from qcheck.model.quiet import quiet
 
-INDEX = parts.INDEX
 # what the libraries raise where a pipeline's files, configs or classes are not what they expect
 _FAULTS = (
     *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, ImportError),
@@ -88,42 +88,6 @@ class Base:
                 f"the pipeline's {size / 1e9:.1f} GB of weights do not fit into the memory of {device.name}",
                 "Close other programs that use it, or give --device cpu.",
             ) from error
-
-
-def locate(source: str) -> Path:
-    """The local folder of ``source``.
-
-    Raises:
-        UserError: there is no such path or repository, or it is not a diffusers pipeline.
-    """
-    folder = Path(source)
-    if not folder.exists():
-        if source.count("/") != 1 or source.startswith((".", "/", "~")):
-            raise UserError(f"base {source!r} does not exist", "Give a diffusers pipeline directory or a hub id.")
-        folder = _download(source)
-    if folder.is_file():
-        kind = parts.pipeline_of(folder)
-        raise UserError(
-            f"base {source!r} is a single file, not a diffusers pipeline",
-            f'Convert it once, and give the folder: python -c "from diffusers import {kind} as P; '
-            f'P.from_single_file({str(folder)!r}).save_pretrained({folder.stem!r})"',
-        )
-    if not (folder / INDEX).is_file():
-        raise UserError(
-            f"base {source!r} is not a diffusers pipeline: it has no {INDEX}",
-            "Give the folder that holds model_index.json, unet/ or transformer/, vae/ ...",
-        )
-    return folder
-
-
-def _download(source: str) -> Path:
-    try:
-        return Path(diffusers.DiffusionPipeline.download(source))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"base {source!r} is neither a folder here nor a repository that can be reached",
-            "Check the spelling, or download it first and give the folder.",
-        ) from error
 
 
 def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: Device = CPU) -> Base:

@@ -14,14 +14,13 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qcheck.core.errors import UserError, listed
+from qcheck.model.bases import INDEX
 from qcheck.model.device import Device
-
-INDEX = "model_index.json"
 
 
 def require_folders(folder: Path, index: Mapping[str, Any]) -> None:
@@ -190,22 +189,3 @@ def _require_vocabulary(folder: Path, kind: type[PreTrainedTokenizerBase]) -> No
             f"{listed(missing or ['another file'])}",
             "Copy or download the whole pipeline.",
         )
-
-
-_MARKS = {
-    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
-    "joint_blocks.": "StableDiffusion3Pipeline",
-    "double_blocks.": "FluxPipeline",
-}
-
-
-def pipeline_of(file: Path) -> str:
-    """The class of diffusers that reads a single-file checkpoint, by the names of its weights."""
-    try:
-        with safe_open(file, "pt") as stream:
-            names = list(stream.keys())
-    except (SafetensorError, OSError):
-        names = []
-    return next(
-        (kind for mark, kind in _MARKS.items() if any(mark in name for name in names)), "StableDiffusionPipeline"
-    )

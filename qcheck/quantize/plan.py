@@ -180,12 +180,18 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
             yield name, module
 
 
-def _rule(weight: torch.Tensor, scheme: Scheme) -> Rule | None:
+def rule_of(weight: torch.Tensor, scheme: Scheme) -> Rule | None:
     """The scheme's rule for a layer, None where it has none or no block fits the layer."""
     rule = scheme.rule("Linear" if weight.dim() == 2 else "Conv2d")
     if rule is None or any(_misfits(numbers, weight) for numbers in (rule.weights, rule.activations)):
         return None
     return rule
+
+
+def has_one_step(weight: torch.Tensor, scheme: Scheme) -> bool:
+    """Whether all weights of a layer share one step."""
+    rule = rule_of(weight, scheme)
+    return rule is not None and rule.weights.granularity == "tensor"
 
 
 def _misfits(numbers: Numbers | None, weight: torch.Tensor) -> bool:
@@ -199,7 +205,7 @@ def _misfits(numbers: Numbers | None, weight: torch.Tensor) -> bool:
 
 def quantizes(name: str, weight: torch.Tensor, scheme: Scheme, recipe: Recipe) -> bool:
     """Whether the layer of that name and weight is quantized: a rule takes it and the recipe does not keep it out."""
-    return _rule(weight, scheme) is not None and not recipe.keeps(name)
+    return rule_of(weight, scheme) is not None and not recipe.keeps(name)
 
 
 def chosen_layers(model: nn.Module, scheme: Scheme, recipe: Recipe) -> dict[str, Layer]:
@@ -222,7 +228,7 @@ def input_formats(model: nn.Module, scheme: Scheme) -> dict[str, Format]:
     """The format of every layer's input on a fixed step, where ``scheme`` has one."""
     number_formats = {}
     for name, module in linear_layers(model):
-        rule = _rule(module.weight, scheme)
+        rule = rule_of(module.weight, scheme)
         if rule is not None and rule.activations is not None and rule.activations.scales is None:
             number_formats[name] = formats.find(rule.activations.format)
     return number_formats
@@ -248,7 +254,7 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> Layer
     Raises:
         ValueError: as ``make``.
     """
-    rule = _rule(weight, scheme)
+    rule = rule_of(weight, scheme)
     if rule is None:
         raise ValueError(f"scheme {scheme.name!r} has no numbers for a layer of shape {list(weight.shape)}")
     smooth = None if calibrated.smooth is None else calibrated.smooth.to(weight.device)

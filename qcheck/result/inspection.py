@@ -1,15 +1,26 @@
-"""The forecast for an adapter from weights alone: the values that ``qcheck inspect`` prints."""
+"""What is known of an adapter from weights alone: the values that ``qcheck inspect`` prints."""
+
+from typing import Literal
 
 from qcheck.core.values import Number, Value
+from qcheck.spec.fate import Fate
 from qcheck.spec.order import Order
 
 
 class Forecast(Value):
-    """Expected survival of the adapter (1 intact, 0 erased) and its signal to noise in dB, over all its layers."""
+    """The fate of an adapter under one scheme in one order: a word, the reason in a sentence, and the numbers.
+
+    ``survival`` is the expected share of its change of the denoiser's weights that arrives (1 intact, 0 erased), over
+    all of its layers, and ``error`` its standard error against reading every weight; ``snr`` in dB is that change over
+    the noise that rounding adds to it; ``layers`` are those that the scheme quantizes.
+    """
 
     scheme: str
     order: Order
+    fate: Fate
+    reason: str
     survival: float
+    error: float
     snr: Number
     layers: int
 
@@ -28,30 +39,67 @@ class Arrival(Value):
     same_codes: float
 
 
-class LayerReport(Value):
-    """One layer: rank, alpha / rank, |D| / |W|, growth of the largest step in dB, hot input columns of D, intruders.
+class Details(Value):
+    """What needs a layer's whole weight: growth of the largest step in dB, hot input columns of D, intruders, arrivals.
 
     ``arrivals`` are there for every order under every scheme that quantizes the layer. Intruders of very large weights
     are not counted.
     """
 
-    name: str
-    rank: int
-    scale: float
-    relative: float | None
-    step_growth: float | None
-    hot_columns: int | None
+    step_growth: float
+    hot_columns: int
     intruders: int | None
     arrivals: list[Arrival]
 
 
+class LayerReport(Value):
+    """One layer: rank, alpha / rank, whether its factors are zero (idle), and |D| / |W|."""
+
+    name: str
+    rank: int
+    scale: float
+    idle: bool
+    relative: float | None = None
+    details: Details | None = None
+
+
 class Inspection(Value):
-    """What ``qcheck inspect`` prints."""
+    """What ``qcheck inspect`` prints of one file; ``silent`` says why it does nothing under any scheme, if it does."""
 
     adapter: str
     digest: str
+    weight: float
     triggers: list[str]
     tags: dict[str, int]
     layers: list[LayerReport]
     unmatched: list[str]
+    silent: str | None
     forecasts: list[Forecast]
+
+
+class Refusal(Value):
+    """A file of several that cannot be inspected: what is wrong with it, and how to fix it."""
+
+    adapter: str
+    error: str
+    fix: str
+
+
+Answer = Literal[0, 1]
+
+
+def answer(inspection: Inspection, by_scheme: bool, by_order: bool) -> Answer:
+    """The exit code: 0 where the adapter arrives, in all schemes and orders that were named and in one of the others.
+
+    Args:
+        inspection: Of one adapter.
+        by_scheme: The schemes were named: it has to arrive under each.
+        by_order: The orders were named: it has to arrive in each.
+    """
+    if inspection.silent is not None:
+        return 1
+    arrives: dict[tuple[str, str], bool] = {}
+    for forecast in inspection.forecasts:
+        key = (forecast.scheme if by_scheme else "", forecast.order if by_order else "")
+        arrives[key] = arrives.get(key, False) or forecast.fate == "arrives"
+    return 0 if all(arrives.values()) else 1

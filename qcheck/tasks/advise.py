@@ -18,7 +18,7 @@ from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value, fil
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.diagnose import mixed
-from qcheck.model import load, lora
+from qcheck.model import bases, lora
 from qcheck.quantize import plan
 from qcheck.result import store
 from qcheck.result.advice import Advice, CaseAdvice, Tried
@@ -57,7 +57,7 @@ def require_unchanged(report: Report, of_file: Callable[[Path], bytes]) -> None:
     Raises:
         UserError: one of these files is gone, or has another digest.
     """
-    if digest_of_folder(load.locate(report.spec.base), of_file) != report.base.digest:
+    if digest_of_folder(bases.locate(report.spec.base), of_file) != report.base.digest:
         raise UserError(f"base {report.spec.base!r} is not the one of the report", "Run qcheck check again.")
     uses = (*report.spec.adapters, *report.spec.references, *report.spec.common)
     for use, adapter in zip(uses, report.adapters, strict=True):
@@ -127,8 +127,8 @@ def _survival(spec: CheckSpec) -> float | None:
     if len(spec.adapters) != 1 or spec.common or lora.is_dora(lora.read(spec.adapters[0])):
         return None
     use = spec.adapters[0]
-    forecasts = inspect.inspect(use.source, spec.base, use.weight, [spec.schemes[0]], spec.recipe).forecasts
-    return next((forecast.survival for forecast in forecasts if forecast.order == spec.orders[0]), None)
+    asked = inspect.Question(use.weight, [spec.schemes[0]], [spec.orders[0]], spec.recipe)
+    return inspect.inspect(use.source, spec.base, asked).forecasts[0].survival
 
 
 def predicted_bytes(base: str, scheme: Scheme, recipe: Recipe) -> int:

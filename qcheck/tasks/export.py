@@ -24,7 +24,7 @@ from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
-from qcheck.model import load
+from qcheck.model import bases
 from qcheck.model.components import Component
 from qcheck.model.family import Family, Shape
 from qcheck.quantize import artifact, bound, qdq
@@ -59,7 +59,7 @@ def export(spec: CheckSpec, sizes: Sequence[Size], folder: Path, cache: Cache, p
         _require_sizes(session, sizes, _vary(sizes))
         manifest, path = _denoiser(session, sizes, folder)
         family = session.sampler.setup.family
-        copy_rest(load.locate(spec.base), folder, type(family), list(session.shape[2:]))
+        copy_rest(bases.locate(spec.base), folder, type(family), list(session.shape[2:]))
         computes = {family.denoiser: scheme.compute} | others(session, scheme.compute, _vary(sizes), folder)
         shapes = _shapes(session, sizes)
         if "tensorrt" in scheme.runs:
@@ -160,8 +160,8 @@ def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]
 
     The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the default.
     """
-    index = json.loads((source / load.INDEX).read_text("utf-8"))
-    (folder / load.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    index = json.loads((source / bases.INDEX).read_text("utf-8"))
+    (folder / bases.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     tokenizers = [family.tokenizer_of(name) for name in family.encoders]
     for name in ("scheduler", *tokenizers, "feature_extractor"):
         if (source / name).is_dir():

@@ -1,170 +1,126 @@
-"""An adapter inspected without inference: its contents, its change of the base's weights, and the order that loses it.
+"""An adapter inspected without inference: its contents, and the fate of its change of the base's weights by order.
 
-Weights are streamed, one layer at a time. With D the adapter's change of a weight and s the quantizer's step there:
-
-- merge-quantize, Q(W + D): W is as good as dither, so D arrives whole on average (survival 1) with noise of variance
-  f (1 - f) s^2 a weight, f the fraction of |d| / s.
-- quantize-merge, Q(Q(W) + D): W sits on the grid already, so d becomes s round(d / s): below half a step it is gone.
-  The same holds for merge-quantize where the base was stored in the scheme's own format, as 16-bit bases are.
-- unmerged: D arrives as it is.
+Some outputs of every layer are read, as many as the words need: the standard error of a survival is known, and more are
+read where a limit between two words lies within three of it. Details need every weight.
 """
 
+import glob
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, listed
 from qcheck.core.progress import Progress, Silent
-from qcheck.model import load as bases
-from qcheck.model import lora
+from qcheck.diagnose import change as changes
+from qcheck.model import bases, lora
 from qcheck.model.lora.layout import Factors, Names
-from qcheck.quantize import merge, plan
-from qcheck.result.inspection import Arrival, Forecast, Inspection, LayerReport
+from qcheck.quantize import forecast, plan
+from qcheck.quantize.forecast import Total
+from qcheck.quantize.sample import StoredWeight, StoredWeights
+from qcheck.result.inspection import Details, Forecast, Inspection, LayerReport
 from qcheck.spec import order as orders
-from qcheck.spec.order import MERGES, Merged, Order
+from qcheck.spec.fate import fates
+from qcheck.spec.order import Order
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 from qcheck.spec.use import Use
 
 _WORDS = 20
-_TOP, _SAME = 10, 0.6  # arXiv 2410.21228: directions compared, and the cosine below which one is new
-_WIDEST = 2048  # of a weight's smaller side: beyond, the two decompositions for intruders take seconds a layer
-_READ = 2**20  # weights of a layer that a forecast reads: its sums over weights are those of many alike
-_HOT = 5.0  # a column of D this many times as long as the median column
+_COUNTS = (2**14, 2**20, None)  # weights of a layer that are read: at first, then, and at last all
+_DETAILED = 2**20  # weights of a layer that its arrivals are forecast from
+_SURE = 3.0  # standard errors between a survival and a limit
+Key = tuple[str, Order]
 
 
 @dataclass(frozen=True)
-class _LayerForecast:
-    """Forecast of one layer in one order: <arrived, D>, |D|^2, the noise energy, and the share of unchanged codes."""
+class Question:
+    """What is asked of an adapter: its weight, the schemes and orders that it ships in, and whose kept layers count."""
 
-    order: Order
-    projection: float
-    energy: float
-    noise: float
-    same_codes: float
+    weight: float
+    schemes: Sequence[Scheme]
+    orders: Sequence[Order]
+    recipe: Recipe
+    details: bool = False
 
-    @property
-    def survival(self) -> float:
-        """The share of D that arrives; 1 where there is no D."""
-        return self.projection / self.energy if self.energy else 1.0
-
-
-@dataclass
-class _Sums:
-    """Running inner products of one forecast: <arrived, D>, |D|^2 and noise energy."""
-
-    projection: float = 0.0
-    energy: float = 0.0
-    noise: float = 0.0
-    layers: int = 0
+    def quantizing(self, layer: str, weight: StoredWeight) -> list[Scheme]:
+        """The schemes that quantize a layer."""
+        return [scheme for scheme in self.schemes if plan.quantizes(layer, weight.meta, scheme, self.recipe)]
 
 
-def arrival(change: torch.Tensor, step: torch.Tensor, merged: Merged) -> tuple[float, float]:
-    """Expected <arrived, D> and noise energy of a change of weights; ``step`` is the quantizer's, at each weight."""
-    step = step.clamp(min=1e-30)  # the step is 0 where nothing is rounded, or where all weights are 0
-    ratio = change / step
-    if merged == "beside":
-        return float(change.square().sum()), 0.0
-    if merged == "after":
-        rounded = torch.round(ratio) * step
-        return float((rounded * change).sum()), float((rounded - change).square().sum())
-    fraction = ratio.abs() % 1
-    return float(change.square().sum()), float((fraction * (1 - fraction) * step.square()).sum())
+@dataclass(frozen=True)
+class _Match:
+    """An adapter's factors by layer: all, those of the base's denoiser, and the names that the base does not have."""
 
+    every: Mapping[str, Factors]
+    here: Mapping[str, Factors]
+    unmatched: Sequence[str]
 
-def _with_progress(factors: dict[str, Factors], progress: Progress) -> Iterator[tuple[str, Factors]]:
-    with progress.stage("layers", len(factors)) as advance:
-        for item in factors.items():
-            yield item
-            advance(1)
-
-
-def _weights(folder: Path) -> dict[str, Path]:
-    """The file of every tensor below ``folder``, by its name."""
-    paths = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as stream:
-            paths.update(dict.fromkeys(stream.keys(), path))
-    return paths
-
-
-def _left_vectors(weight: torch.Tensor) -> torch.Tensor:
-    """Left singular vectors [out, k] of a weight [out, n], the strongest first, k = min(out, n)."""
-    wide = weight.shape[0] <= weight.shape[1]
-    vectors = torch.linalg.eigh(weight @ weight.t() if wide else weight.t() @ weight).eigenvectors.flip(1)
-    return vectors if wide else torch.nn.functional.normalize(weight @ vectors, dim=0)
-
-
-def intruders(before: torch.Tensor, merged: torch.Tensor) -> int | None:
-    """Intruder dimensions: the number of the ten strongest left singular vectors of W + D that are near none of W's.
-
-    Both weights are [out, n]. Near is a cosine of at least .6 (arXiv 2410.21228). Many intruders mean that the adapter
-    adds strong directions of its own instead of adjusting the base's, as an excessive alpha / rank does. None, which is
-    not counted, where both sides are longer than 2048.
-    """
-    if min(before.shape) > _WIDEST:
+    def silence(self, weight: float) -> str | None:
+        """Why the adapter does nothing on this base under any scheme, if it does not."""
+        if len(self.unmatched) == len(self.every):
+            return f"none of its {len(self.every)} layers is in this base: {listed(self.unmatched)}"
+        if not weight:
+            return "its weight is 0"
+        present = [factors for name, factors in self.every.items() if name not in self.unmatched]
+        if all(factors.idle() for factors in present):
+            return f"the factors of all its {len(present)} layers are zero"
         return None
-    cosines = (_left_vectors(before).t() @ _left_vectors(merged)[:, :_TOP]).abs().amax(0)
-    return int((cosines < _SAME).sum())
+
+    def missing(self) -> float:
+        """|D|^2 of the layers of a denoiser that the base does not have."""
+        return sum(self.every[name].energy() for name in self.unmatched if not name.startswith("text_encoder"))
 
 
-def inspect(
-    source: str,
-    base: str | None,
-    weight: float,
-    schemes: list[Scheme],
-    recipe: Recipe,
-    progress: Progress | None = None,
-) -> Inspection:
+def inspect(source: str, base: str | None, asked: Question, progress: Progress | None = None) -> Inspection:
     """Inspect the adapter ``source``, and its change of the weights of ``base`` where there is one.
 
     Raises:
-        UserError: an adapter that cannot be read, or a base without a denoiser in safetensors.
+        UserError: an adapter that cannot be read or does not fit, a base without a denoiser in safetensors, or a DoRA
+            in an order that keeps it beside the weights.
     """
-    adapter = lora.read(Use(source=source, weight=weight))
-    lora.require_plain(adapter)
+    adapter = lora.read(Use(source=source, weight=asked.weight))
     names, stored = (Names(), {}) if base is None else stored_layers(base)
-    factors = lora.factors_of(names, adapter)
-    sums: dict[tuple[str, Order], _Sums] = {(s.name, order): _Sums() for s in schemes for order in MERGES}
-    layers, unmatched = [], []
-    for name, factor in _with_progress(factors, progress or Silent()):
-        layer = name.removeprefix(f"{names.denoiser}.")
-        path = stored.get(f"{layer}.weight")
-        if path is None:
-            if not name.startswith("text_encoder"):
-                unmatched.append(name)
-            layers.append(_unmatched_layer(name, factor))
-            continue
-        with safe_open(path, "pt") as stream:
-            before = stream.get_tensor(f"{layer}.weight").float()
-        lora.require_shape(name, before, factor)
-        change = weight * factor.change().view(before.shape)
-        some = _some_outputs(before)
-        share = before[some].numel() / before.numel()
-        quantizing = [scheme for scheme in schemes if plan.quantizes(layer, before[some], scheme, recipe)]
-        forecasts = [(s.name, forecast) for s in quantizing for forecast in arrivals(s, before[some], change[some])]
-        for key, forecast in forecasts:
-            _add(sums[key, forecast.order], forecast, share)
-        layers.append(_layer(name, factor, before, change, [_as_arrival(key, forecast) for key, forecast in forecasts]))
-    if base is not None and len(unmatched) == len(layers):
-        raise UserError(
-            f"no layer of adapter {source!r} is in base {base!r}, first {unmatched[0]}",
-            "Give the base it was trained on.",
-        )
+    every, weights = lora.factors_of(names, adapter), StoredWeights(names.denoiser, stored)
+    here = {name: factors for name, factors in every.items() if name in weights}
+    for name, factors in here.items():
+        lora.require_shape(name, weights[name].meta, factors)
+    match = _Match(every, here, [name for name in every if base is not None and name not in names.layers])
+    keys = [] if base is None else _keys(source, every.values(), asked)
+    silent, watch = match.silence(asked.weight), progress or Silent()
+    totals, relative = ({}, {}) if silent else _totals(match, weights, keys, asked, watch)
+    details = _details(match, weights, asked, watch) if asked.details else {}
     return Inspection(
         adapter=source,
         digest=adapter.digest,
+        weight=asked.weight,
         triggers=lora.trigger_words(adapter)[:_WORDS],
         tags=dict(list(lora.tag_counts(adapter).items())[:_WORDS]),
-        layers=layers,
-        unmatched=unmatched if base is not None else [],
-        forecasts=[_forecast(key, total) for key, total in sums.items() if total.layers],
+        layers=[_layer(name, factors, relative.get(name), details.get(name)) for name, factors in every.items()],
+        unmatched=[*match.unmatched],
+        silent=silent,
+        forecasts=[_silent(key, silent) if silent else _forecast(key, totals[key], match) for key in keys],
     )
+
+
+def files_of(source: str) -> list[str]:
+    """The adapters that ``source`` stands for: itself, or all in a folder, or all that match a pattern.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(source)
+    if path.is_dir() and lora.file_in(path) == path:
+        paths = sorted(one for one in path.iterdir() if one.suffix in {".safetensors", *lora.PICKLES})
+    elif glob.has_magic(source) and not path.exists():
+        paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    else:
+        return [source]
+    if not paths:
+        raise UserError(f"no adapter in {source!r}", "Give a folder or a pattern of .safetensors files.")
+    return [str(one) for one in paths]
 
 
 def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
@@ -184,90 +140,107 @@ def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
     return Names(denoiser, layers, lora.layers_per_block(config)), paths
 
 
-def _unmatched_layer(name: str, factors: Factors) -> LayerReport:
+def _weights(folder: Path) -> dict[str, Path]:
+    """The file of every tensor below ``folder``, by its name."""
+    paths = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as stream:
+            paths.update(dict.fromkeys(stream.keys(), path))
+    return paths
+
+
+def _keys(source: str, every: Iterable[Factors], asked: Question) -> list[Key]:
+    """The schemes and orders of the forecasts: a DoRA cannot run beside the weights, which it rescales."""
+    merged = any(factors.sizes is not None for factors in every)
+    possible = [order for order in asked.orders if not (merged and orders.merge(order).merged == "beside")]
+    if not possible:
+        raise UserError(
+            f"adapter {source!r} is a DoRA, which rescales whole weights: it cannot run {asked.orders[0]}",
+            "Leave that --order out.",
+        )
+    return [(scheme.name, order) for scheme in asked.schemes for order in possible]
+
+
+def _layer(name: str, factors: Factors, relative: float | None, details: Details | None) -> LayerReport:
     return LayerReport(
         name=name,
         rank=len(factors.down),
         scale=factors.scale,
-        relative=None,
-        step_growth=None,
-        hot_columns=None,
-        intruders=None,
-        arrivals=[],
+        idle=factors.idle(),
+        relative=relative,
+        details=details,
     )
 
 
-def _layer(
-    name: str, factors: Factors, before: torch.Tensor, change: torch.Tensor, arrivals: list[Arrival]
-) -> LayerReport:
-    columns = change.flatten(1).norm(dim=0)
-    rows = (before.flatten(1).abs().amax(1), (before + change).flatten(1).abs().amax(1))
-    return LayerReport(
-        name=name,
-        rank=len(factors.down),
-        scale=factors.scale,
-        relative=float(change.norm() / before.norm()),
-        step_growth=float((20 * torch.log10(rows[1] / rows[0].clamp(min=1e-30))).max()),
-        hot_columns=int((columns > _HOT * columns.median()).sum()),
-        intruders=intruders(before.flatten(1), (before + change).flatten(1)),
-        arrivals=arrivals,
+def _with_progress(title: str, match: _Match, progress: Progress) -> Iterator[tuple[str, Factors]]:
+    with progress.stage(title, len(match.here)) as advance:
+        for item in match.here.items():
+            yield item
+            advance(1)
+
+
+def _totals(
+    match: _Match, weights: StoredWeights, keys: Sequence[Key], asked: Question, progress: Progress
+) -> tuple[dict[Key, Total], dict[str, float]]:
+    """The sums of every forecast over layers, and |D| / |W| by layer, from as many weights as the words need."""
+    missing = match.missing() * asked.weight**2
+    for count in _COUNTS:
+        totals, relative = {key: Total(missing) for key in keys}, {}
+        for name, factors in _with_progress("layers", match, progress):
+            rows = weights[name].rows(factors, asked.weight, asked.schemes, count)
+            relative[name] = float(rows.change.norm() / rows.before.norm())
+            quantizing = {one.name: one for one in asked.quantizing(weights.layer(name), weights[name])}
+            intact = forecast.intact(rows)
+            for (scheme, order), total in totals.items():
+                quantized = quantizing.get(scheme)
+                total.add(intact if quantized is None else forecast.of_rows(quantized, order, rows))
+        if all(total.far_from(fates().limits, _SURE) for total in totals.values()):
+            break
+    return totals, relative
+
+
+def _details(match: _Match, weights: StoredWeights, asked: Question, progress: Progress) -> dict[str, Details]:
+    details = {}
+    for name, factors in _with_progress("details", match, progress):
+        weight = weights[name]
+        rows = weight.rows(factors, asked.weight, asked.schemes, _DETAILED)
+        schemes = asked.quantizing(weights.layer(name), weight)
+        arrivals = [one for scheme in schemes for one in changes.arrivals(scheme, asked.orders, rows)]
+        before = weight.whole()
+        change = factors.shaped(before.shape).added(before, asked.weight)
+        details[name] = changes.details(before, change, arrivals)
+    return details
+
+
+def _silent(key: Key, why: str) -> Forecast:
+    return Forecast(
+        scheme=key[0], order=key[1], fate="does nothing", reason=why, survival=0, error=0, snr=float("inf"), layers=0
     )
 
 
-def _grid(weight: torch.Tensor, scheme: Scheme) -> plan.Grid:
-    return plan.make_layer(weight, scheme, plan.Input(1.0)).weight
-
-
-def arrivals(scheme: Scheme, before: torch.Tensor, change: torch.Tensor) -> Iterator[_LayerForecast]:
-    """The forecast of one layer in every order, of a weight [out, in, ...] and its change."""
-    base = _grid(before, scheme)
-    codes, rounded = base.codes(before), base.fake(before)
-    adapted = before + change
-    for order in MERGES:
-        merging = orders.merge(order).merged
-        merged = adapted if merging == "before" else before
-        on_grid = merging == "before" and torch.equal(rounded, before)
-        projection, noise = arrival(change, _grid(merged, scheme).spacing(merged), "after" if on_grid else merging)
-        stored = merge.stored(order, before, adapted, change, lambda: rounded)
-        same_codes = (_grid(stored, scheme).codes(stored) == codes).float().mean()
-        yield _LayerForecast(order, projection, float(change.square().sum()), noise, float(same_codes))
-
-
-def _some_outputs(weight: torch.Tensor) -> slice:
-    """The outputs of a layer that its forecast reads: all, or of a large weight [out, in, ...] evenly spaced ones."""
-    return slice(0, None, math.ceil(weight.numel() / _READ))
-
-
-def _add(total: _Sums, forecast: _LayerForecast, share: float) -> None:
-    """Add the forecast of a layer that was made from a ``share`` of its weights."""
-    total.projection += forecast.projection / share
-    total.noise += forecast.noise / share
-    total.energy += forecast.energy / share
-    total.layers += 1
-
-
-def _as_arrival(scheme: str, forecast: _LayerForecast) -> Arrival:
-    return Arrival(
-        scheme=scheme,
-        order=forecast.order,
-        survival=forecast.survival,
-        delta_snr=_decibels(forecast.energy, forecast.noise),
-        same_codes=forecast.same_codes,
-    )
-
-
-def _decibels(power: float, against: float) -> float:
-    """10 log10(power / against); infinite where ``against`` is 0."""
-    if not against:
-        return float("inf")
-    return float(10 * torch.log10(torch.tensor(power, dtype=torch.float64) / against))
-
-
-def _forecast(key: tuple[str, Order], total: _Sums) -> Forecast:
+def _forecast(key: Key, total: Total, match: _Match) -> Forecast:
+    lacking = f"; {len(match.unmatched)} of its {len(match.every)} layers are not in this base"
     return Forecast(
         scheme=key[0],
         order=key[1],
-        survival=total.projection / max(total.energy, 1e-300),
-        snr=_decibels(total.energy, total.noise),
-        layers=total.layers,
+        fate=fates().of(total.survival),
+        reason=_reason(key[1], total, match) + (lacking if match.unmatched else ""),
+        survival=total.survival,
+        error=total.error,
+        snr=total.snr,
+        layers=total.quantized,
     )
+
+
+def _reason(order: Order, total: Total, match: _Match) -> str:
+    """What becomes of the change in the layers that the base has."""
+    if not match.here:
+        return "it changes text encoders alone, which are not quantized"
+    if not total.quantized:
+        return "the scheme quantizes none of the layers that it changes"
+    if orders.merge(order).merged == "beside":
+        return "it stays beside the quantized weights"
+    if orders.merge(order).merged == "before" and total.kept > fates().arrives:
+        side = "below" if total.snr >= 0 else "above"
+        return f"rounding takes nothing from it on average; the noise is {abs(total.snr):.0f} dB {side} it"
+    return f"{1 - total.kept:.0%} of its change is lost below half a quantization step"

@@ -19,7 +19,7 @@ from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Stopwatch
 from qcheck.diagnose.sheet import Decoder
-from qcheck.model import arms, load, lora
+from qcheck.model import arms, bases, load, lora
 from qcheck.model import device as devices
 from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
@@ -278,7 +278,7 @@ def _require_ranges(spec: CheckSpec) -> None:
 
 
 def _load(spec: CheckSpec, device: Device, store: Cache, watch: Stopwatch, warm: Warm) -> Session:
-    load.locate(spec.base)
+    bases.locate(spec.base)
     _require_ranges(spec)
     adapters, references = ([lora.read(use) for use in group] for group in (spec.adapters, spec.references))
     note.require_references(adapters, references)

@@ -20,7 +20,7 @@ from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.measure.doubt import doubt
-from qcheck.model import load
+from qcheck.model import bases
 from qcheck.report import html
 from qcheck.result.fleet import PAGES, Row, Store
 from qcheck.result.report import REPORT, Case, Report
@@ -110,7 +110,7 @@ class Digests:
 
     def _of_base(self, base: str) -> str:
         if base not in self._known:
-            self._known[base] = digest_of_folder(load.locate(base), self._cache.file_digest)
+            self._known[base] = digest_of_folder(bases.locate(base), self._cache.file_digest)
         return self._known[base]
 
     def _of_file(self, source: str) -> str:

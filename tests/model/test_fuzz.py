@@ -137,7 +137,7 @@ def _read(family: str, tensors: Tensors, folder: Path) -> dict[str, Factors] | s
 
 def _content(found: dict[str, Factors]) -> dict[str, str]:
     """All that a file says of each layer."""
-    return {layer: repr((one.down.tolist(), one.up.tolist(), one.scale, one.magnitude)) for layer, one in found.items()}
+    return {layer: repr((one.down.tolist(), one.up.tolist(), one.scale, one.sizes)) for layer, one in found.items()}
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -30,6 +30,7 @@ from qcheck.model.lora.file import OTHER_KINDS
 from qcheck.model.quiet import quiet
 from qcheck.spec import recipe
 from qcheck.spec.arm import Side
+from qcheck.spec.order import ORDERS
 from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 from tests import families, layouts
@@ -130,7 +131,6 @@ REFUSED = [
     ("{0}.x.diff_b", "differences of biases"),
     ("{0}.x.lora_B.bias", "biases"),
     ("{0}.x.oft_blocks", "OFT"),
-    ("{0}.x.dora_scale", "DoRA"),
     ("{0}.x.w_norm", "norms"),
     ("{0}.x.on_input", "IA"),
     ("{0}.x.a1.weight", "GLoRA"),
@@ -458,13 +458,16 @@ def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None
 
 @pytest.mark.parametrize("based", [True, False], ids=["base", "no-base"])
 @pytest.mark.parametrize("family", _LAYOUTS)
-def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool, tmp_path: Path) -> None:
+def test_inspect_reads_ranks_and_scales_of_every_layout(
+    family: str, based: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "_COUNTS", (None,))  # every weight, so that relative sizes are exact
     pipe = _made(family)
     folder = str(families.saved(family, tmp_path / "base")) if based else None
     for writer in _files(family):
         parts = layouts.known(pipe, DENOISER, shared=_denoiser(pipe) == "transformer")
         path = writer(parts, tmp_path / f"{writer.__name__}.safetensors")
-        found = inspect.inspect(str(path), folder, 1.0, [], recipe.find("general"))
+        found = inspect.inspect(str(path), folder, inspect.Question(1.0, [], ORDERS, recipe.find("general")))
         seen = {layer.name.replace(".", "_"): layer for layer in found.layers}
         wanted = {name.replace(".", "_"): part for name, part in parts.items()}
         assert set(seen) == set(wanted)

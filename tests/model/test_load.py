@@ -11,7 +11,7 @@ from diffusers import FlowMatchHeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from qcheck.core.errors import UserError
-from qcheck.model import load, parts
+from qcheck.model import bases, load, parts
 from tests import families
 
 
@@ -136,8 +136,8 @@ def test_a_part_that_is_no_file_of_weights_is_an_error(content: bytes, said: str
 
 def test_code_that_comes_with_a_pipeline_is_not_run(tmp_path: Path) -> None:
     base = _saved("sd1", tmp_path / "base")
-    index = json.loads((base / load.INDEX).read_text())
-    (base / load.INDEX).write_text(json.dumps(index | {"vae": ["my_code", "MyVae"]}))
+    index = json.loads((base / bases.INDEX).read_text())
+    (base / bases.INDEX).write_text(json.dumps(index | {"vae": ["my_code", "MyVae"]}))
     with pytest.raises(UserError, match="vae is a MyVae of my_code"):
         load.load(str(base))
 
@@ -192,6 +192,6 @@ def test_a_single_file_is_answered_by_the_command_that_converts_it(name: str, ki
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"unet": ["diffusers"]}', "{", '{"unet": []}'])
 def test_an_index_of_another_form_is_an_error(content: str, tmp_path: Path) -> None:
-    (tmp_path / load.INDEX).write_text(content)
+    (tmp_path / bases.INDEX).write_text(content)
     with pytest.raises(UserError, match="model_index"):
         load.load(str(tmp_path))

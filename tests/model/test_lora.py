@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family import Family
-from qcheck.spec import recipe
+from qcheck.result.inspection import Inspection
+from qcheck.spec import recipe, scheme
 from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.order import MERGES, Order
 from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 
@@ -158,13 +161,6 @@ def test_other_layouts_are_applied_exactly(tmp_path: Path, tensors: dict[str, to
         assert torch.allclose(
             both.changed["adapted"][layer].whole(), before + scale * delta.view(before.shape), atol=1e-5
         )
-
-
-@pytest.mark.parametrize("mark", ["dora_scale"])
-def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, loaded: load.Base, mark: str) -> None:
-    tensors = _kohya(4.0) | {f"lora_unet_mid_block_attentions_0_proj_in.{mark}": torch.zeros(4)}
-    with pytest.raises(UserError, match="DoRA"):
-        lora.fit(loaded.pipe, _saved(tmp_path, tensors))
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0])
@@ -395,14 +391,29 @@ def test_dora_beside_another_adapter_is_refused(dora: tuple[Path, dict[str, torc
             arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=file, weight=1.0)) for file in stack])
 
 
-def test_dora_cannot_run_unmerged_or_be_forecast_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_dora_cannot_run_unmerged_and_says_so(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, _ = dora
     both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(path), weight=1.0))])
     with pytest.raises(UserError, match="DoRA rescales") as caught:
         both.factors(both.denoiser_layers()[0])
     assert "unmerged" in caught.value.fix
     with pytest.raises(UserError, match="is a DoRA"):
-        inspect.inspect(str(path), None, 1.0, [], recipe.find("general"))
+        _inspected(path, ["unmerged"])
+
+
+def _inspected(path: Path, orders: Sequence[Order]) -> Inspection:
+    asked = inspect.Question(1.0, [scheme.find("int4-g128")], orders, recipe.find("general"))
+    return inspect.inspect(str(path), str(library.PIPELINE), asked)
+
+
+def test_the_forecast_of_a_dora_is_of_its_whole_change(dora: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, _ = dora
+    both = arms.apply(load.load(str(library.PIPELINE)), [lora.read(Use(source=str(path), weight=1.0))])
+    found = _inspected(path, MERGES)
+    assert [seen.order for seen in found.forecasts] == ["merge-quantize", "quantize-merge"]
+    for layer in found.layers:
+        before, after = (both.changed[side][layer.name].whole() for side in SIDES)
+        assert layer.relative == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)

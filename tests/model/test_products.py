@@ -1,19 +1,24 @@
-"""LoHa, LoKr and whole differences are merged as LyCORIS merges them."""
+"""LoHa, LoKr, whole differences and DoRA in kohya's layout are merged as LyCORIS merges them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lycoris.functional import loha, lokr
+from lycoris.functional.general import weight_decompose
 from safetensors.torch import save_file
 
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
-from qcheck.model.lora import trainable
+from qcheck.model.lora import products, trainable
+from qcheck.model.lora.layout import Factors, LayoutError, Names, Sizes, placed
+from qcheck.spec import recipe, scheme
 from qcheck.spec.use import Use
+from qcheck.tasks import inspect
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -79,11 +84,11 @@ CASES: dict[str, Any] = {
 }
 
 
-def _saved(parts: Tensors, layer: str, path: Path, alpha: bool) -> lora.Adapter:
+def _saved(parts: Tensors, layer: str, path: Path, alpha: bool, weight: float = 0.5) -> lora.Adapter:
     name = f"lora_unet_{layer.replace('.', '_')}"
     tensors = {f"{name}.{part}": value.contiguous() for part, value in parts.items()}
     save_file(tensors | ({f"{name}.alpha": torch.tensor(ALPHA)} if alpha else {}), path)
-    return lora.read(Use(source=str(path), weight=0.5))
+    return lora.read(Use(source=str(path), weight=weight))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,6 +105,18 @@ def test_a_change_is_that_of_lycoris(base: load.Base, case: str, tmp_path: Path)
     down, up = both.factors(layer)
     assert down.shape[1:] == weight.shape[1:]
     assert torch.allclose(up @ down.flatten(1), 0.5 * change.flatten(1), atol=1e-5)
+
+
+def test_a_lokr_of_small_rank_is_held_as_small_factors(base: load.Base) -> None:
+    weight = _weight(base, LINEAR)
+    parts, _ = _lokr(weight, False, 2, False)
+    down, up, rank = products.factors(parts) or (None, None, None)
+    assert up is not None
+    assert rank == 2
+    assert up.shape == (len(weight), 2 * parts["lokr_w1"].shape[1])
+    assert up.shape[1] < len(weight)
+    assert down is not None
+    assert down.shape == (up.shape[1], weight.shape[1])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,3 +144,69 @@ def test_parts_that_do_not_fit_are_an_error(base: load.Base, shape: tuple[int, .
     adapter = _saved(parts | {"hada_w1_a": torch.ones(shape)}, LINEAR, tmp_path / "made.safetensors", alpha=True)
     with pytest.raises(UserError, match=r"do not (multiply|fit)"):
         arms.apply(base, [adapter])
+
+
+def _sizes(weight: torch.Tensor, on_outputs: bool) -> torch.Tensor:
+    """``dora_scale`` as LyCORIS stores it, [out, 1, ...] or [1, in, ...]."""
+    others = [axis for axis in range(weight.ndim) if axis != (0 if on_outputs else 1)]
+    norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    return norms * (1 + 0.3 * torch.randn(norms.shape, generator=torch.Generator().manual_seed(8)))
+
+
+def _lora(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    ones = [1] * (weight.ndim - 2)
+    down, up = torch.empty(3, *weight.shape[1:]), torch.empty(len(weight), 3, *ones)
+    parts = _random({"lora_down.weight": down, "lora_up.weight": up})
+    change = parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)
+    return parts, ALPHA / 3 * change.view(weight.shape)
+
+
+DORA: dict[str, Any] = {
+    "lora": (LINEAR, _lora),
+    "lora of a convolution": (CONV, _lora),
+    **{name: case for name, case in CASES.items() if name in {"loha", "lokr", "lokr of a convolution"}},
+}
+
+
+@pytest.mark.parametrize("on_outputs", [True, False], ids=["outputs", "inputs"])
+@pytest.mark.parametrize("case", DORA)
+def test_a_dora_in_kohya_s_layout_is_that_of_lycoris(
+    base: load.Base, case: str, on_outputs: bool, tmp_path: Path
+) -> None:
+    layer, make = DORA[case]
+    weight = _weight(base, layer)
+    parts, change = make(weight)
+    scale = _sizes(weight, on_outputs)
+    adapter = _saved(parts | {"dora_scale": scale}, layer, tmp_path / "made.safetensors", alpha=True, weight=1.0)
+    both = arms.apply(base, [adapter])
+    after = both.changed["adapted"][f"unet.{layer}"].whole()
+    expected = weight_decompose(weight + change, scale, 1, on_outputs)
+    assert (after - weight).norm() > 0.1 * weight.norm()
+    assert torch.allclose(after, expected, atol=2e-6 * float(expected.abs().max()))
+    half = arms.apply(base, [replace(adapter, weight=0.5)]).changed["adapted"][f"unet.{layer}"].whole()
+    assert torch.allclose(half, (weight + expected) / 2, atol=2e-6 * float(expected.abs().max()))
+    asked = inspect.Question(1.0, [scheme.find("int8")], ["quantize-merge"], recipe.find("general"))
+    found = inspect.inspect(str(adapter.path), str(library.PIPELINE), asked)
+    assert found.layers[0].relative == pytest.approx(float((expected - weight).norm() / weight.norm()), rel=0.02)
+
+
+def test_a_dora_in_kohya_s_layout_is_refused_where_loaders_disagree(base: load.Base, tmp_path: Path) -> None:
+    weight, path = _weight(base, LINEAR), tmp_path / "made.safetensors"
+    parts, _ = _lora(weight)
+    with pytest.raises(UserError, match=r"loaders disagree on its weight 0\.5"):
+        _saved(parts | {"dora_scale": _sizes(weight, True)}, LINEAR, path, alpha=True)
+    adapter = _saved(parts | {"dora_scale": _sizes(weight, False)}, LINEAR, path, alpha=True, weight=1.0)
+    with pytest.raises(UserError, match="is a DoRA"):
+        trainable.find(base.pipe, adapter)
+    with pytest.raises(UserError, match="beside other adapters"):
+        arms.apply(base, [adapter, adapter])
+    for shape in ((4,), (2, 3), (7, 1), (1, 7)):
+        wrong = _saved(parts | {"dora_scale": torch.ones(shape)}, LINEAR, path, alpha=True, weight=1.0)
+        with pytest.raises(UserError, match=r"no one axis|do not fit"):
+            arms.apply(base, [wrong])
+
+
+def test_sizes_of_the_inputs_of_a_fused_layer_are_refused() -> None:
+    factors = Factors(torch.ones(2, 4), torch.ones(12, 2), 1.0, Sizes(torch.ones(4), axis=1))
+    with pytest.raises(LayoutError, match="of their inputs together"):
+        placed("lora_unet_double_blocks_0_img_attn_qkv", factors, Names())

@@ -9,16 +9,17 @@ import torch
 
 from qcheck.device.arithmetic import decibels
 from qcheck.diagnose import arrival
+from qcheck.diagnose import change as changes
 from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors
 from qcheck.model.stored import Weight
 from qcheck.quantize import artifact, merge, plan
 from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize.forecast import Rows
 from qcheck.quantize.plan import Input
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, ORDERS, Order
-from qcheck.tasks import inspect
 from qcheck.training import student
 
 OUT, IN = 24, 32
@@ -120,7 +121,8 @@ def _agree(order: Order, layer: Layer) -> None:
         assert torch.equal(_students(order, layer), values)
 
     if order in MERGES:
-        forecast = next(f for f in inspect.arrivals(INT4, layer.base, layer.change) if f.order == order)
+        rows = Rows(layer.base, layer.change, len(layer.base))
+        (forecast,) = changes.arrivals(INT4, [order], rows)
         same = float((codes == base.codes(layer.base)).float().mean())
         assert forecast.same_codes == same
         assert (same == 1) == (order == "unmerged")

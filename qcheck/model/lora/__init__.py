@@ -1,13 +1,14 @@
 """Adapters: read a file, match its factors to layers of the base, and write trained factors back."""
 
 from qcheck.model.lora.file import (
+    PICKLES,
     Adapter,
     config_beside,
+    file_in,
     is_dora,
     peft_config,
     read,
     require_lora,
-    require_plain,
     require_stackable,
     tag_counts,
     trigger_words,
@@ -24,10 +25,12 @@ from qcheck.model.lora.place import (
 
 __all__ = [
     "DENOISERS",
+    "PICKLES",
     "Adapter",
     "Fit",
     "config_beside",
     "factors_of",
+    "file_in",
     "fit",
     "is_dora",
     "layers_per_block",
@@ -35,7 +38,6 @@ __all__ = [
     "peft_config",
     "read",
     "require_lora",
-    "require_plain",
     "require_shape",
     "require_stackable",
     "tag_counts",

@@ -10,15 +10,30 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from peft.utils.other import get_pattern_key
 
 from qcheck.model.lora import original, products
-from qcheck.model.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """DoRA's sizes [n] of a weight's outputs (``axis`` 0) or inputs (1), to which weight and change are rescaled.
+
+    At weights of the adapter other than 1 the whole change is scaled where they are ``blended``, else the factors'.
+    """
+
+    values: torch.Tensor
+    axis: int = 0
+    blended: bool = False
+
+    def rescaled(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight [out, in, ...] of these sizes (arXiv 2402.09353, eq. 5)."""
+        others = [axis for axis in range(weight.ndim) if axis != self.axis]
+        norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True).clamp(min=1e-30)
+        result: torch.Tensor = weight * (self.values.float().view(norms.shape) / norms)
+        return result
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class Factors:
     down: torch.Tensor
     up: torch.Tensor
     scale: float
-    magnitude: torch.Tensor | None = None
+    sizes: Sizes | None = None
 
     def change(self) -> torch.Tensor:
         """The change of the weight [out, in, ...] at weight 1."""
@@ -37,12 +52,27 @@ class Factors:
 
     def merged(self, before: torch.Tensor, weight: float) -> torch.Tensor:
         """A layer's float32 weight [out, in, ...] with ``weight * scale * up @ down`` added to it, on its device."""
-        after: torch.Tensor = before + weight * self.change().view(before.shape)
-        if self.magnitude is None:
-            return after
-        # DoRA: arXiv 2402.09353, eq. 5
-        sizes: torch.Tensor = self.magnitude.float().flatten() / after.flatten(1).norm(dim=1)
-        return after * sizes.view(-1, *[1] * (after.ndim - 1))
+        change = self.change().view(before.shape)
+        if self.sizes is None:
+            return before + weight * change
+        if not self.sizes.blended:
+            return self.sizes.rescaled(before + weight * change)
+        return torch.lerp(before, self.sizes.rescaled(before + change), weight)
+
+    def added(self, before: torch.Tensor, weight: float) -> torch.Tensor:
+        """The change that ``merged`` makes of a layer's float32 weight [out, in, ...]."""
+        if self.sizes is None:
+            return weight * self.change().view(before.shape)
+        return self.merged(before, weight) - before
+
+    def energy(self) -> float:
+        """The sum of squares of ``change``, without computing it."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return self.scale**2 * float(((up.t() @ up) * (down @ down.t())).sum())
+
+    def idle(self) -> bool:
+        """Whether one of the factors is zero, so that nothing is added."""
+        return self.sizes is None and not (self.up.any() and self.down.any())
 
     def shaped(self, shape: torch.Size) -> "Factors":
         """The factors of a weight of ``shape`` [out, in, ...]: some files have convolutions' as matrices."""
@@ -50,13 +80,20 @@ class Factors:
 
     def to(self, device: torch.device) -> "Factors":
         """The same tensors on ``device``."""
-        magnitude = None if self.magnitude is None else self.magnitude.to(device)
-        return replace(self, down=self.down.to(device), up=self.up.to(device), magnitude=magnitude)
+        sizes = None if self.sizes is None else replace(self.sizes, values=self.sizes.values.to(device))
+        return replace(self, down=self.down.to(device), up=self.up.to(device), sizes=sizes)
 
     def rows(self, indices: torch.Tensor) -> "Factors":
-        """The factors of the outputs ``indices`` alone, in that order."""
-        magnitude = None if self.magnitude is None else self.magnitude.flatten()[indices]
-        return replace(self, up=self.up[indices], magnitude=magnitude)
+        """The factors of the outputs ``indices`` alone, in that order.
+
+        Raises:
+            ValueError: sizes of inputs, which depend on all outputs.
+        """
+        if self.sizes is None:
+            return replace(self, up=self.up[indices])
+        if self.sizes.axis:
+            raise ValueError("sizes of inputs depend on all outputs")
+        return replace(self, up=self.up[indices], sizes=replace(self.sizes, values=self.sizes.values[indices]))
 
 
 @dataclass(frozen=True)
@@ -90,14 +127,16 @@ _FACTOR = re.compile(
 _KEYS = (
     _FACTOR,
     re.compile(r"^(?P<name>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.\w+\.weight$"),  # PEFT's adapter's name
-    re.compile(r"^(?P<name>.+)\.(?P<part>alpha)$"),
+    re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$"),
     re.compile(rf"^(?P<name>.+)\.(?P<part>{'|'.join(products.PARTS)})$"),
     re.compile(r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.(?!weight$)\w+)?(\.weight)?$"),
 )
 
 
 def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of each part (down, up, alpha, magnitude, ``products.PARTS``) by the file's names, and all other keys.
+    """The keys of each part by the file's names, and all other keys.
+
+    Parts are down, up, alpha, magnitude (PEFT's DoRA), dora_scale (kohya's) and ``products.PARTS``.
 
     Raises:
         LayoutError: a layer has a part twice.
@@ -139,7 +178,7 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
         if not len(parts["down"]):
             raise LayoutError(f"{name} has factors of rank 0")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
-        complete[name] = Factors(parts["down"], parts["up"], scale, parts.get("magnitude"))
+        complete[name] = _sized(name, Factors(parts["down"], parts["up"], scale), parts)
     return complete, other_keys
 
 
@@ -149,13 +188,28 @@ def _product(name: str, parts: Mapping[str, torch.Tensor], others: Mapping[str, 
         made = products.factors(parts)
     except (RuntimeError, IndexError) as error:
         raise LayoutError(f"{name} has parts that do not multiply: {', '.join(sorted(parts))}") from error
-    if made is None or set(others) - {"alpha"} or ("diff" in parts and others):
+    if made is None or set(others) - {"alpha", "dora_scale"} or ("diff" in parts and others):
         raise LayoutError(f"{name} has parts that make no change together: {', '.join(sorted({*parts, *others}))}")
     down, up, rank = made
     if not down.numel() or not up.numel():
         raise LayoutError(f"{name} has factors of rank 0")
     alpha = others.get("alpha")
-    return Factors(down, up, float(alpha) / rank if rank and alpha is not None else 1.0)
+    return _sized(name, Factors(down, up, float(alpha) / rank if rank and alpha is not None else 1.0), others)
+
+
+def _sized(name: str, factors: Factors, parts: Mapping[str, torch.Tensor]) -> Factors:
+    """The factors with the sizes of a DoRA in PEFT's layout (of outputs), or in kohya's (of the longer axis)."""
+    magnitude, scale = parts.get("magnitude"), parts.get("dora_scale")
+    if magnitude is not None and scale is not None:
+        raise LayoutError(f"{name} has the sizes of a DoRA twice")
+    if magnitude is not None:
+        return replace(factors, sizes=Sizes(magnitude.flatten()))
+    if scale is None:
+        return factors
+    if scale.ndim < 2 or scale.numel() != max(scale.shape[:2]):
+        raise LayoutError(f"{name} has a dora_scale of shape {list(scale.shape)}, which is of no one axis")
+    on_inputs = scale.shape[0] == 1 and len(factors.up) != 1
+    return replace(factors, sizes=Sizes(scale.flatten(), int(on_inputs), blended=True))
 
 
 def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str, Any]) -> float:
@@ -167,8 +221,11 @@ def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str
         config = {key.removeprefix(f"{component}."): value for key, value in config.items()}
     else:
         layer = name.removeprefix("base_model.model.")
-    patterns = config.get("alpha_pattern") or {}
-    lora_alpha = patterns.get(get_pattern_key(list(patterns), layer), config.get("lora_alpha"))
+    lora_alpha = config.get("lora_alpha")
+    if patterns := config.get("alpha_pattern"):
+        from peft.utils.other import get_pattern_key  # seconds to import, and few files need it
+
+        lora_alpha = patterns.get(get_pattern_key(list(patterns), layer), lora_alpha)
     if lora_alpha is None:
         return 1.0
     return float(lora_alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -195,7 +252,6 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "text_encoder_2.": _CLIP_2,
     "text_encoder_3.": ("text_encoder_3",),
 }
-_ORIGINAL_UNET = r"(input|middle|output)_blocks?[._]|(out|time_embed|label_emb)[._]\d"
 # without a base: the component of a name that has no prefix
 _GUESSES = {
     r"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding": "unet",
@@ -216,7 +272,7 @@ def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
     if parts:
         denoiser = names.denoiser or "transformer"
         return {f"{denoiser}.{layer}": part for layer, part in _split_fused(name, parts, factors)}
-    return {_single_layer(name, components, body, names): factors}
+    return {_single_layer(components, body, names): factors}
 
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
@@ -238,6 +294,8 @@ def _unwrapped(name: str) -> str:
 
 def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterator[tuple[str, Factors]]:
     """The factors of each part of a fused layer: every part has as many outputs as inputs, the last has the rest."""
+    if factors.sizes is not None and factors.sizes.axis:
+        raise LayoutError(f"{name} stands for {len(parts)} layers, and its dora_scale is of their inputs together")
     total, width = factors.up.shape[0], factors.down.shape[1]
     starts = [width * place for place in range(len(parts))]
     if total <= starts[-1]:
@@ -248,14 +306,12 @@ def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterato
         yield layer, factors.rows(rows.roll(width) if swapped else rows)
 
 
-def _single_layer(name: str, components: tuple[str, ...], body: str, names: Names) -> str:
+def _single_layer(components: tuple[str, ...], body: str, names: Names) -> str:
     """The layer of the base that the name of an unfused layer stands for."""
     body = _without_processor(body, components[0])
     layer = _base_layer(components, body, names)
-    if layer is None and components[0] == names.denoiser and re.match(_ORIGINAL_UNET, body):
-        name = f"lora_unet_{body.replace('.', '_')}"
-    if layer is None and name.startswith("lora_"):
-        body = _without_processor(_diffusers_name(name, names) or body, components[0])
+    if layer is None and not components[0].startswith("text_encoder"):
+        body = original.unet_layer(body, names.layers_per_block) or body
         layer = _base_layer(components, body, names)
     return layer or f"{components[0]}.{body}"
 
@@ -280,18 +336,3 @@ def _without_processor(body: str, component: str) -> str:
     if component.startswith("text_encoder"):
         return f"{match['block']}{match['part']}_proj"
     return f"{match['block']}to_{match['part']}" + (".0" if match["part"] == "out" else "")
-
-
-def _diffusers_name(name: str, names: Names) -> str | None:
-    """The name, without component, that diffusers converts a flat UNet or CLIP name to, SDXL's original blocks too."""
-    if "add_embedding" in name:
-        return None  # the conversion would drop the number of the layer
-    pair = {f"{name}.lora_{side}.weight": torch.zeros(1, 1) for side in ("down", "up")}
-    try:
-        with quiet():
-            config = SimpleNamespace(layers_per_block=names.layers_per_block)
-            state = StableDiffusionXLLoraLoaderMixin.lora_state_dict(pair, unet_config=config)[0]
-    except (ValueError, LookupError):
-        return None
-    match = _FACTOR.match(next(iter(state), ""))
-    return match["name"].partition(".")[2] if match else None

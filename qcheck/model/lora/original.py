@@ -74,3 +74,49 @@ def layers(name: str) -> tuple[str, ...]:
     number = re.search(r"(?<=_blocks_)\d+", flat)
     templates = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
     return tuple(layer.replace("#", number[0] if number else "#") for layer in templates)
+
+
+_RESNET = {
+    "in_layers_0": "norm1",
+    "in_layers_2": "conv1",
+    "emb_layers_1": "time_emb_proj",
+    "out_layers_0": "norm2",
+    "out_layers_3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_OUTSIDE = {
+    "input_blocks_0_0": "conv_in",
+    "out_0": "conv_norm_out",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}
+
+
+def unet_layer(name: str, layers_per_block: int) -> str | None:
+    """Diffusers' name, with underscores for dots, of a layer of the original UNet; None where it is no such name.
+
+    A level has ``layers_per_block`` pairs of a ResNet and an attention on its way down and one more on its way up, each
+    of which is a block of the original; a change of size is the last block's, or on the way down a block of its own.
+    """
+    flat = name.replace(".", "_")
+    if flat in _OUTSIDE:
+        return _OUTSIDE[flat]
+    match = re.match(r"(?P<side>input|middle|output)_blocks?_(?P<block>\d+)_(?P<rest>.+)$", flat)
+    if match is None:
+        return None
+    block, rest = int(match["block"]), match["rest"]
+    if match["side"] == "middle":
+        kind = "attentions_0" if block == 1 else f"resnets_{block // 2}"
+        return f"mid_block_{kind}_{_RESNET.get(rest, rest)}"
+    level, number = divmod(block - (match["side"] == "input"), layers_per_block + 1)
+    place, _, inner = rest.partition("_")
+    if inner == "op":
+        return f"down_blocks_{level}_downsamplers_0_conv"
+    if inner == "conv":
+        return f"up_blocks_{level}_upsamplers_0_conv"
+    side = "down" if match["side"] == "input" else "up"
+    kind = "resnets" if place == "0" else "attentions"
+    return f"{side}_blocks_{level}_{kind}_{number}_{_RESNET.get(inner, inner)}"

@@ -118,8 +118,10 @@ def require_shape(name: str, weight: torch.Tensor, factors: Factors) -> None:
             f"the weight {list(weight.shape)}",
             "It was trained for another base of the same family; give that base.",
         )
-    if factors.magnitude is not None and factors.magnitude.numel() != len(weight):
+    sizes = factors.sizes
+    if sizes is not None and sizes.values.numel() != weight.shape[sizes.axis]:
+        sides = f"{weight.shape[sizes.axis]} {'inputs' if sizes.axis else 'outputs'}"
         raise UserError(
-            f"adapter layer {name}: {factors.magnitude.numel()} sizes of a DoRA do not fit the {len(weight)} outputs",
+            f"adapter layer {name}: {sizes.values.numel()} sizes of a DoRA do not fit the {sides}",
             "It was trained for another base of the same family, or the file is damaged.",
         )

@@ -55,9 +55,12 @@ _HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
 def _kronecker(parts: Tensors) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-    """The Kronecker product of w1 and w2, each whole or a product of two factors, w2 for convolutions of three."""
+    """The Kronecker product of w1 and w2, each whole or a product of two factors, w2 for convolutions of three.
+
+    Where w2 is a b, its factors are w1 x a and I x b, of rank r times w1's inputs, if that is less than the outputs.
+    """
     rest, rank = dict(parts), 0
-    sides = []
+    sides, pair = [], None
     for name in ("lokr_w1", "lokr_w2"):
         whole, a, b = rest.pop(name, None), rest.pop(f"{name}_a", None), rest.pop(f"{name}_b", None)
         core = rest.pop("lokr_t2", None) if name == "lokr_w2" else None
@@ -65,11 +68,16 @@ def _kronecker(parts: Tensors) -> tuple[torch.Tensor, torch.Tensor, int] | None:
             return None
         if whole is None and a is not None and b is not None:
             rank = len(b)
+            pair = (a, b) if name == "lokr_w2" and core is None else None
             whole = (a @ b.flatten(1)).reshape(-1, *b.shape[1:]) if core is None else _tucker(core, a, b)
         sides.append(whole)
     if rest or any(side is None for side in sides):
         return None
     first, second = (side for side in sides if side is not None)
+    if pair is not None and first.shape[1] * rank < len(first) * len(second):
+        a, b = pair
+        down = torch.kron(torch.eye(first.shape[1]), b.flatten(1).contiguous())
+        return down.view(len(down), -1, *b.shape[2:]), torch.kron(first.contiguous(), a.contiguous()), rank
     first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
     return (*_whole(torch.kron(first.contiguous(), second.contiguous())), rank)
 

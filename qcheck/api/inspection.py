@@ -1,0 +1,110 @@
+"""``qcheck inspect`` as functions: of one adapter, or of many."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack
+
+from qcheck.api.keywords import Named, Orders, Schemes
+from qcheck.api.lazy import host
+from qcheck.api.request import many
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Silent
+from qcheck.demo import library
+from qcheck.result.inspection import Inspection, Refusal
+from qcheck.spec import order as orders
+from qcheck.spec import recipe as recipes
+from qcheck.spec import scheme as schemes
+from qcheck.spec.order import MERGES
+from qcheck.spec.recipe import Recipe
+from qcheck.spec.scheme import Scheme
+
+
+class Inspecting(TypedDict, total=False):
+    """Keywords of an inspection.
+
+    ``weight``: how strongly the adapter is applied, 1 by default. ``scheme``: one or several, by default all that can
+    be forecast. ``order``: when the adapter is merged, one or several, by default all that store other weights.
+    ``recipe``: whose unquantized layers are left out. ``details``: read every weight and say what becomes of each
+    layer.
+    """
+
+    weight: float
+    scheme: Schemes
+    order: Orders
+    recipe: Named | Recipe
+    details: bool
+
+
+def inspect(
+    lora: Named, base: Named | None = None, *, progress: Progress | None = None, **asked: Unpack[Inspecting]
+) -> Inspection:
+    """Say whether an adapter does anything on a base, by scheme and order, without running it.
+
+    Args:
+        lora: The adapter's file, or a name of the demo's.
+        base: The base it is meant for; without one nothing is forecast.
+        progress: Receives every layer.
+        **asked: The options of ``qcheck inspect``, see ``qcheck.api.inspection.Inspecting``.
+
+    Raises:
+        UserError: bad input, or a scheme that weights alone do not forecast.
+    """
+    base_source, source = library.resolve(None if base is None else str(base), str(lora))
+    question = _question(**asked)
+    inspection: Inspection = host("qcheck.tasks.inspect").inspect(source, base_source, question, progress or Silent())
+    return inspection
+
+
+def inspect_each(
+    loras: Sequence[Named], base: Named | None = None, *, progress: Progress | None = None, **asked: Unpack[Inspecting]
+) -> Iterator[Inspection | Refusal]:
+    """``inspect`` of every adapter, one after the other; one that cannot be inspected is a ``Refusal``.
+
+    Args:
+        loras: Adapters' files, folders of them, or patterns such as ``loras/*.safetensors``.
+        base: As for ``inspect``.
+        progress: As for ``inspect``.
+        **asked: As for ``inspect``.
+
+    Raises:
+        UserError: options or a base that are wrong for every adapter, or a folder or pattern without any.
+    """
+    stage, question = host("qcheck.tasks.inspect"), _question(**asked)
+    sources = [file for lora in loras for file in stage.files_of(str(lora))]
+    if base is not None:
+        stage.stored_layers(library.resolve(str(base), sources[0])[0])
+    for source in sources:
+        try:
+            base_source, path = library.resolve(None if base is None else str(base), source)
+            yield stage.inspect(path, base_source, question, progress or Silent())
+        except UserError as error:
+            yield Refusal(adapter=source, error=error.what, fix=error.fix)
+
+
+def is_one(lora: Named) -> bool:
+    """Whether ``lora`` names one adapter, and not a folder of them or a pattern."""
+    files: list[str] = host("qcheck.tasks.inspect").files_of(str(lora))
+    return files == [str(lora)]
+
+
+def _question(
+    weight: float = 1.0,
+    scheme: Schemes = None,
+    order: Orders = None,
+    recipe: Named | Recipe = "general",
+    details: bool = False,
+) -> Any:
+    """What is asked of every adapter, checked."""
+    chosen = [one if isinstance(one, Scheme) else schemes.find(str(one)) for one in many(scheme)]
+    if smoothed := [one.name for one in chosen if one.smoothing]:
+        raise UserError(
+            f"{smoothed[0]} cannot be forecast from the weights: its factors need calibration data",
+            "Run qcheck check.",
+        )
+    every = [one for one in schemes.every() if one.exported and one.smoothing is None]
+    return host("qcheck.tasks.inspect").Question(
+        weight,
+        chosen or every,
+        [orders.find(name) for name in many(order) or MERGES],
+        recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe)),
+        details,
+    )
