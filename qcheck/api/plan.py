@@ -31,6 +31,8 @@ def requests(keywords: Mapping[str, Any]) -> list[CheckSpec]:
     if not lines or (missing == ["base"] and not all("base" in line for line in lines)):
         raise UserError("the plan names no adapter or no base", "Give a base, and adapters: files, a folder, a glob.")
     specs = [spec for line in lines for spec in _of_line({**keywords, **line})]
+    if any(spec.artifacts for spec in specs):
+        raise UserError("the plan names ONNX files of others", "A sweep judges schemes: give those to `qcheck check`.")
     return [*{(spec.model_dump_json()): spec for spec in specs}.values()]
 
 

@@ -26,7 +26,7 @@ class Running:
 
     ``jobs`` are workers at a time: on this machine 1 by default, on Ray as many as the cluster holds. ``gpus`` is a Ray
     actor's share of a GPU. ``shard`` (i, n) runs the i-th of n parts. ``retry_errors`` computes rows that are errors
-    again.
+    again. ``full`` checks what the weights alone decide too.
     """
 
     executor: Literal["local", "ray"] = "local"
@@ -34,6 +34,7 @@ class Running:
     gpus: float = 0.0
     shard: tuple[int, int] | None = None
     retry_errors: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ def sweep(
     with _opened(plan, given, Path(out), cache) as (jobs, store, root):
         tasks = host("qcheck.tasks.sweep")
         cases = [case for job in jobs for case in job.cases.values()]
-        if how.retry_errors:
-            store.forget([row.case for row in store.rows(cases) if row.error is not None])
+        store.forget([row.case for row in store.rows(cases) if _again(row, how)])
         mine = jobs if how.shard is None else tasks.shard(jobs, *how.shard)
         _run(tasks.pending(mine, store), store, root, how, progress or Silent())
         tasks.tidy(store)
@@ -149,7 +149,10 @@ def _require_ours(out: Path) -> None:
 def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: Progress) -> None:
     executors = host("qcheck.tasks.executors")
     (store.folder / CASES).mkdir(parents=True, exist_ok=True)
-    place, threads = executors.Place(store.folder, root), max((job.spec.execution.threads for job in jobs), default=1)
+    place, threads = (
+        executors.Place(store.folder, root, how.full),
+        max((job.spec.execution.threads for job in jobs), default=1),
+    )
     if how.executor not in EXECUTORS:
         raise unknown("executor", how.executor, EXECUTORS)
     if not jobs:
@@ -164,6 +167,11 @@ def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: 
             for note in _notes(rows):
                 progress.note(note)
             advance(1)
+
+
+def _again(row: Row, how: Running) -> bool:
+    """Whether a row that is there is computed again."""
+    return (how.retry_errors and row.error is not None) or (how.full and row.stage == "forecast")
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:

@@ -68,6 +68,10 @@ def sweep(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Compute rows that are errors again.", rich_help_panel=_RUNNING)
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also check what a forecast from the weights decides.", rich_help_panel=_RUNNING),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.", rich_help_panel=_RUNNING)
     ] = False,
@@ -97,7 +101,7 @@ def sweep(
         (machine.keywords(), machine),
     ):
         given |= {name: value for name, value in keywords.items() if name in _explicit(context, group)}
-    running = Running(executor, jobs, gpus, _shard(shard), retry_errors)  # type: ignore[arg-type]
+    running = Running(executor, jobs, gpus, _shard(shard), retry_errors, full)  # type: ignore[arg-type]
     cache = not machine.no_cache
     if dry_run:
         _tell_ahead(api.ahead(plan, given, out, cache), as_json)

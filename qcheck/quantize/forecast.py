@@ -135,7 +135,7 @@ def of_rows(scheme: Scheme, order: Order, rows: Rows) -> Arrived:
     if merged == "before":
         rounded = rows.grid(scheme, rows.before).fake(rows.before)
         merged = "after" if torch.equal(rounded, rows.before) else merged
-    step = rows.change.new_zeros(1) if merged == "beside" else rows.grid(scheme, weight).spacing(weight)
+    step = rows.change.new_zeros(1) if orders.merge(order).keeps_factors else rows.grid(scheme, weight).spacing(weight)
     projection, noise = arrival(rows.change, step, merged)
     return Arrived(projection, _by_output(rows.change.square()), noise, rows.outputs)
 
@@ -151,7 +151,7 @@ def arrival(change: torch.Tensor, step: torch.Tensor, merged: Merged) -> tuple[t
 
     ``step`` is the quantizer's, at each weight: 0 where nothing is rounded, or where all weights are 0.
     """
-    if merged == "beside":
+    if merged in ("beside", "bound"):
         energy = _by_output(change.square())
         return energy, torch.zeros_like(energy)
     step = step.clamp(min=1e-30)

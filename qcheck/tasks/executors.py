@@ -99,10 +99,11 @@ class Place:
 
     store: Path
     cache: Path
+    full: bool = False
 
     def worker(self) -> Worker:
         """A worker there."""
-        return Worker(Store(self.store), Cache(self.cache))
+        return Worker(Store(self.store), Cache(self.cache), self.full)
 
 
 class Process:
@@ -171,7 +172,7 @@ class Actor:
         if self._left == 0 or self._actor is None:
             self.close()
             remote = ray.remote(num_cpus=job.spec.execution.threads, num_gpus=self._gpus)(Worker)
-            self._actor = remote.remote(Store(self._place.store), Cache(self._place.cache))
+            self._actor = remote.remote(Store(self._place.store), Cache(self._place.cache), self._place.full)
             self._left = RECYCLED
         self._left -= 1
         try:

@@ -152,7 +152,7 @@ def _weights(folder: Path) -> dict[str, Path]:
 def _keys(source: str, every: Iterable[Factors], asked: Question) -> list[Key]:
     """The schemes and orders of the forecasts: a DoRA cannot run beside the weights, which it rescales."""
     merged = any(factors.sizes is not None for factors in every)
-    possible = [order for order in asked.orders if not (merged and orders.merge(order).merged == "beside")]
+    possible = [order for order in asked.orders if not (merged and orders.merge(order).keeps_factors)]
     if not possible:
         raise UserError(
             f"adapter {source!r} is a DoRA, which rescales whole weights: it cannot run {asked.orders[0]}",
@@ -238,7 +238,7 @@ def _reason(order: Order, total: Total, match: _Match) -> str:
         return "it changes text encoders alone, which are not quantized"
     if not total.quantized:
         return "the scheme quantizes none of the layers that it changes"
-    if orders.merge(order).merged == "beside":
+    if orders.merge(order).keeps_factors:
         return "it stays beside the quantized weights"
     if orders.merge(order).merged == "before" and total.kept > fates().arrives:
         side = "below" if total.snr >= 0 else "above"

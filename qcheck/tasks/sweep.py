@@ -19,14 +19,16 @@ from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
+from qcheck.judge.next_step import next_step
 from qcheck.measure.doubt import doubt
 from qcheck.model import bases
 from qcheck.report import html
 from qcheck.result.fleet import PAGES, Row, Store
+from qcheck.result.inspection import Forecast
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.spec.check import CheckSpec
-from qcheck.spec.order import Order
-from qcheck.tasks import check
+from qcheck.spec.order import Order, merge
+from qcheck.tasks import check, inspect
 from qcheck.tasks.session import Warm
 
 _LOCKS, _WORK = ".locks", ".work-"
@@ -58,6 +60,12 @@ class Job:
         shared = max(0.0, seconds - sum(case.seconds for case in report.cases)) / len(report.cases)
         cases = {(case.scheme, case.order): case for case in report.cases}
         return [self._judged(key, cases[key], shared, page) for key in self.cases]
+
+    def forecast(self, one: Forecast, seconds: float) -> Row:
+        """The row of a case that a forecast decides."""
+        step = next_step("NEEDS-QAT", one.order, None, [])
+        values = {"stage": "forecast", "survival": one.survival, "reasons": [one.reason], "next": step}
+        return self._row((one.scheme, one.order), verdict="NEEDS-QAT", seconds=seconds, **values)
 
     def _judged(self, key: Key, case: Case, shared: float, page: str) -> Row:
         limits = self.spec.bounds
@@ -125,10 +133,15 @@ class Digests:
 
 @dataclass
 class Worker:
-    """Runs jobs, one at a time, on the base that it loaded last."""
+    """Runs jobs, one at a time, on the base that it loaded last.
+
+    Unless it is to be ``full``, a case that the weights alone decide is not run: the forecast is that the adapter does
+    nothing (docs/zoo.md: every case of the zoo of which that was forecast is damaged).
+    """
 
     store: Store
     cache: Cache
+    full: bool = False
     warm: Warm = field(default_factory=Warm)
 
     def run(self, job: Job) -> list[Row] | None:
@@ -146,7 +159,7 @@ class Worker:
             return list(self.store.rows([*job.cases.values()]))
         start = time.monotonic()
         try:
-            rows = self._judged(job, start)
+            rows = self._decided(job, start)
         except UserError as error:
             rows = job.error(error.what, error.fix)
         except Exception as error:  # noqa: BLE001 - a bug is a row with its traceback: the other adapters go on
@@ -155,6 +168,13 @@ class Worker:
         for row in rows:
             self.store.write(row)
         return list(self.store.rows([*job.cases.values()]))
+
+    def _decided(self, job: Job, start: float) -> list[Row]:
+        rows = [] if self.full else forecast(job)
+        decided = {(row.scheme, row.order) for row in rows}
+        for part in parts(job, [key for key in job.cases if key not in decided]):
+            rows += self._judged(part, time.monotonic() if rows else start)
+        return rows
 
     def _judged(self, job: Job, start: float) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix=_WORK, dir=self.store.folder) as name:
@@ -170,6 +190,42 @@ class Worker:
             folder.rename(place)
         page = (place / html.NAME).relative_to(self.store.folder).as_posix()
         return job.rows(report, time.monotonic() - start, page)
+
+
+def forecast(job: Job) -> list[Row]:
+    """The rows of cases that do nothing by the weights alone, in orders that round the adapter's change by itself.
+
+    Raises:
+        UserError: the adapter cannot be read, or no layer of it is in the base.
+    """
+    spec = job.spec
+    orders = [order for order in spec.orders if merge(order).rounds_change_alone]
+    schemes = [scheme for scheme in spec.schemes if scheme.exported and scheme.smoothing is None]
+    if not orders or not schemes or len(spec.adapters) > 1 or spec.references:
+        return []
+    (use,) = spec.adapters
+    question = inspect.Question(use.weight, schemes, orders, spec.recipe, False)
+    start, inspection = time.monotonic(), inspect.inspect(use.source, spec.base, question, Silent())
+    hopeless = [one for one in inspection.forecasts if one.fate == "does nothing"]
+    seconds = round((time.monotonic() - start) / max(1, len(hopeless)), 2)
+    return [job.forecast(one, seconds) for one in hopeless]
+
+
+def parts(job: Job, keys: Sequence[Key]) -> list[Job]:
+    """``keys`` of a job as jobs, each of all its schemes in all its orders."""
+    of_scheme: dict[str, tuple[Order, ...]] = {}
+    for scheme, order in keys:
+        of_scheme[scheme] = (*of_scheme.get(scheme, ()), order)
+    together: dict[tuple[Order, ...], list[str]] = {}
+    for scheme, orders in of_scheme.items():
+        together.setdefault(orders, []).append(scheme)
+    return [
+        Job(
+            job.spec.changed(schemes=tuple(s for s in job.spec.schemes if s.name in names), orders=orders),
+            {key: job.cases[key] for key in keys if key[0] in names},
+        )
+        for orders, names in together.items()
+    ]
 
 
 def pending(jobs: Sequence[Job], store: Store) -> list[Job]:

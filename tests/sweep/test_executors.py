@@ -11,6 +11,7 @@ from qcheck.api import plan
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.result.fleet import Row, Store
+from qcheck.spec.check import CheckSpec
 from qcheck.tasks import check, executors, sweep
 from qcheck.tasks.executors import WorkerDiedError
 from qcheck.tasks.sweep import Digests, Job, Worker
@@ -167,3 +168,33 @@ def test_a_row_is_there_whole_or_not_at_all(jobs: list[Job], tmp_path: Path, mon
         store.write(row)
     assert not store.has(row.case)
     assert [*(tmp_path / "out" / "cases").iterdir()] == []
+
+
+def test_what_the_weights_alone_decide_is_not_run_unless_it_is_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's faint adapter is lost in quantize-merge: a forecast, and no check of that order."""
+    keywords = {"base": "demo", "lora": "faint", "scheme": ["int4-g128", "int8"]}
+    (spec,) = plan.requests({**keywords, "order": ["quantize-merge", "merge-quantize"]})
+    job = Digests(Cache(tmp_path / "cache")).job(spec)
+    asked = list[tuple[tuple[str, ...], tuple[str, ...]]]()
+
+    def record(part: CheckSpec, *_: object) -> None:
+        asked.append((tuple(one.name for one in part.schemes), part.orders))
+        raise UserError("not run", "here")
+
+    monkeypatch.setattr(check, "check", record)
+    rows = sweep.forecast(job)
+    lost = {(row.scheme, row.order) for row in rows}
+    assert ("int4-g128", "quantize-merge") in lost
+    assert {order for _, order in lost} == {"quantize-merge"}
+    assert {(row.verdict, row.stage) for row in rows} == {("NEEDS-QAT", "forecast")}
+    assert all(row.survival is not None and row.survival < 0.1 for row in rows)
+    left = [key for key in job.cases if key not in lost]
+    for part in sweep.parts(job, left):
+        assert set(part.cases) == {(s.name, order) for s in part.spec.schemes for order in part.spec.orders}
+    assert sorted(key for part in sweep.parts(job, left) for key in part.cases) == sorted(left)
+    worker = _worker(tmp_path)
+    worker.full = True
+    worker.run(job)
+    assert asked == [(("int4-g128", "int8"), ("quantize-merge", "merge-quantize"))]
