@@ -28,6 +28,7 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "sdxl": {"peft": layouts.peft, "kohya": layouts.kohya_xl},
     "sd3": {"peft": layouts.peft, "kohya": layouts.kohya_sd3},
     "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "z-image": {"peft": layouts.peft, "kohya": layouts.musubi},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
 SLOW = {"sd1": pytest.mark.slow}  # the demo is of this family, and its checks are in every run
@@ -47,7 +48,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
 
     @functools.cache
     def check(family: str, layout: str) -> tuple[Path, dict[str, Any]]:
-        touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp)"
+        touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp|attention|feed_forward)"
         known = layouts.known(families.FAMILIES[family](), touched, shared=family == "flux")
         parts = {name: replace(part, up=0.1 * part.up) for name, part in known.items()}
         out = root / f"{family}-{layout}"
@@ -130,7 +131,7 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     assert sample.shape[1:] == [4, 12, 8]
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z-image"])
 def test_a_bundle_of_every_family_is_replayed_without_its_code(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -38,7 +38,8 @@ class Inputs:
 class Setup:
     """The set-up that all arms share: the solver, the steps at which arms are compared, and each arm's initial inputs.
 
-    ``solver`` makes a new solver with its timesteps set; solvers keep state, so no two runs share one.
+    ``solver`` makes a new solver with its timesteps set; solvers keep state, so no two runs share one. ``guidance`` is
+    the weight of the positive branch in the guided output.
     """
 
     family: Family
@@ -161,7 +162,7 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
     return Setup(
         family=family,
         solver=lambda: family.solver(probe_set.steps, shape),
-        guidance=probe_set.guidance,
+        guidance=family.positive_weight(probe_set.guidance),
         strata=choose_strata(calls, strata),
         batch=batch,
         inputs=inputs,

@@ -25,12 +25,16 @@ class Sampling(Value):
 
 
 class Few(Value):
-    """Pipelines of ``steps`` without guidance: those of class ``pipeline`` whose ``file`` has ``value`` at ``key``."""
+    """Pipelines of ``steps`` without guidance: those of class ``pipeline`` whose ``file`` has ``value`` at ``key``.
+
+    ``guidance`` is the scale at which the pipeline has none.
+    """
 
     file: str
     key: str
-    value: str | bool
+    value: str | bool | float
     steps: int
+    guidance: float = 1.0
     pipeline: str | None = None
 
 
@@ -61,7 +65,7 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
     source = f"the default of {kind}"
     for few in defaults().few:
         if few.pipeline in {None, kind} and _json(folder / few.file).get(few.key) == few.value:
-            usual, source = Sampling(steps=few.steps, guidance=1.0), f"{few.key} {few.value!r} in {few.file}"
+            usual, source = Sampling(steps=few.steps, guidance=few.guidance), f"{few.key} {few.value!r} in {few.file}"
     card = _text(folder / _CARD)
     steps, guidance = _STEPS.search(card), _GUIDANCE.search(card)
     if steps or guidance:

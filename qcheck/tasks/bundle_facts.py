@@ -69,7 +69,7 @@ def _asked(case: BundledCase, denoiser: Path) -> dict[str, Any]:
         "scheme": case.quantization.scheme.name,
         "order": case.quantization.order,
         "target": spec.target.name,
-        "guidance": case.setup.guidance,
+        "guidance": spec.probes.guidance,
         "steps": spec.probes.steps,
         "verdict": case.verdict.outcome,
         "host_machine": f"{platform.machine()} with {session.arms.device.title}",

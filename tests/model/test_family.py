@@ -31,7 +31,7 @@ def _traced(loaded: load.Base, chosen: ProbeSet, folder: Path) -> Trace:
     return sampler.reference(subject.full(both, "adapted"), lambda _: None)
 
 
-@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blurry")])
+@pytest.mark.parametrize(("guidance", "negative"), [(0.0, ""), (1.0, ""), (4.0, ""), (4.0, "blurry")])
 def test_the_reference_is_what_diffusers_draws(
     loaded: load.Base, guidance: float, negative: str, tmp_path: Path
 ) -> None:

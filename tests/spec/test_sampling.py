@@ -72,6 +72,12 @@ def test_a_flux_without_a_guidance_input_takes_few_steps(tmp_path: Path) -> None
         assert _found(_base(tmp_path / str(guided), "FluxPipeline", **files)) == wanted
 
 
+def test_z_image_turbo_takes_few_steps_without_guidance(tmp_path: Path) -> None:
+    for shift, wanted in ((6.0, (50, 5.0)), (3.0, (8, 0.0))):
+        files = {"scheduler__scheduler_config.json": {"shift": shift}}
+        assert _found(_base(tmp_path / str(shift), "ZImagePipeline", **files)) == wanted
+
+
 def test_what_is_no_known_pipeline_says_nothing(tmp_path: Path) -> None:
     assert sampling.of_base(_base(tmp_path, "AnotherPipeline")) is None
     assert sampling.of_base(tmp_path / "absent") is None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcheck.core.errors import UserError
-from qcheck.model.components import ROWS, Component, Decoder, TextEncoder, copied
+from qcheck.model.components import ROWS, Component, Decoder, Encoder, TextEncoder, copied
 from qcheck.model.quiet import quiet
 from qcheck.spec.probe import Probe
 
@@ -84,6 +84,11 @@ class Family(ABC):
         pipe = copy.copy(self.pipe)
         vars(pipe).update(parts)
         return type(self)(pipe)
+
+    @staticmethod
+    def positive_weight(guidance: float) -> float:
+        """The weight of the positive branch in the guided output, where the negative one has the rest of 1."""
+        return guidance
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +239,7 @@ class Family(ABC):
             if encoder is None:
                 continue
             tokens = limit or self._tokenizer(name).model_max_length
-            module = TextEncoder(encoder, self.inner_states)
+            module = self.reader(encoder)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
             components.append(Component(name, module, {"input_ids": ids}, module.outputs()))
         latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
@@ -245,6 +250,10 @@ class Family(ABC):
             "vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
         )
         return [*components, decoder]
+
+    def reader(self, encoder: nn.Module) -> Encoder:
+        """A text encoder as it is exported."""
+        return TextEncoder(encoder, self.inner_states)
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -198,7 +198,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
 _ORIGINAL_UNET = r"(input|middle|output)_blocks?[._]|(out|time_embed|label_emb)[._]\d"
 # without a base: the component of a name that has no prefix
 _GUESSES = {
-    r"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding": "unet",
+    rf"(down|up)_blocks|mid_block|conv_(in|out)|(time|add)_embedding|{_ORIGINAL_UNET}": "unet",
     r"text_model|encoder": "text_encoder",
 }
 
@@ -212,11 +212,18 @@ def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
         LayoutError: factors of a fused layer that cannot be split.
     """
     components, body = _split_component(name, names)
-    parts = () if components[0].startswith("text_encoder") else original.layers(body)
-    if parts:
+    own = not names.layers and name.startswith("transformer.")  # diffusers' prefix before diffusers' names
+    if parts := () if own else _original_layers(components, body, names):
         denoiser = names.denoiser or "transformer"
         return {f"{denoiser}.{layer}": part for layer, part in _split_fused(name, parts, factors)}
     return {_single_layer(name, components, body, names): factors}
+
+
+def _original_layers(components: tuple[str, ...], body: str, names: Names) -> tuple[str, ...]:
+    """The denoiser's layers that a name of the original code stands for; empty where the base has the name itself."""
+    if components[0].startswith("text_encoder") or _base_layer(components, body, names):
+        return ()
+    return original.layers(body, lambda layer: f"{names.denoiser}.{layer}" in names.layers)
 
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
@@ -224,9 +231,14 @@ def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
     name = _unwrapped(name)
     for prefix, components in _PREFIXES.items():
         if name.startswith(prefix):
-            return components or (names.denoiser or "unet",), _unwrapped(name.removeprefix(prefix))
-    guess = next((component for pattern, component in _GUESSES.items() if re.match(pattern, name)), "transformer")
-    return names.components or (guess,), name
+            body = _unwrapped(name.removeprefix(prefix))
+            return components or (names.denoiser or _guess(body),), body
+    return names.components or (_guess(name),), name
+
+
+def _guess(body: str) -> str:
+    """The likeliest component of a name that has none, without a base."""
+    return next((component for pattern, component in _GUESSES.items() if re.match(pattern, body)), "transformer")
 
 
 def _unwrapped(name: str) -> str:
@@ -254,7 +266,7 @@ def _single_layer(name: str, components: tuple[str, ...], body: str, names: Name
     layer = _base_layer(components, body, names)
     if layer is None and components[0] == names.denoiser and re.match(_ORIGINAL_UNET, body):
         name = f"lora_unet_{body.replace('.', '_')}"
-    if layer is None and name.startswith("lora_"):
+    if layer is None and name.startswith("lora_") and components[0] != "transformer":
         body = _without_processor(_diffusers_name(name, names) or body, components[0])
         layer = _base_layer(components, body, names)
     return layer or f"{components[0]}.{body}"
