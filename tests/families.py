@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -26,6 +29,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
@@ -254,6 +259,33 @@ def z_image() -> ZImagePipeline:
     )
 
 
+def qwen_image() -> QwenImagePipeline:
+    """A joint transformer over packed latents of a video's autoencoder; the text encoder can look at pictures too."""
+    torch.manual_seed(15)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(8, 12, 12),
+    )
+    torch.manual_seed(1)
+    sections = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    looking = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=_QWEN | {"rope_parameters": sections}, vision_config=looking)
+    torch.manual_seed(7)
+    vae = AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False])
+    return QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=_letters(),
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -263,6 +295,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux-schnell": flux_schnell,
     "z-image": z_image,
+    "qwen-image": qwen_image,
 }
 
 
@@ -281,7 +314,7 @@ def adapter(family: str, path: Path, rank: int = 4, size: float = 0.1) -> Path:
     draws, tensors = torch.Generator().manual_seed(5), {}
     for layer, module in getattr(pipe, name).named_modules():
         if isinstance(module, torch.nn.Linear) and any(
-            part in layer for part in (".attn", ".ff", ".attention", ".feed_forward")
+            part in layer for part in (".attn", ".ff", ".attention", ".feed_forward", "_mlp")
         ):
             outputs, inputs = module.weight.shape
             tensors[f"{name}.{layer}.lora_A.weight"] = torch.randn(rank, inputs, generator=draws) / inputs**0.5

@@ -484,6 +484,12 @@ def ai_toolkit(parts: Parts, path: Path) -> Path:
     return _saved(_every(_written(name, part, PEFT, True) for name, part in named.items()), path)
 
 
+def lightning(parts: Parts, path: Path) -> Path:
+    """Qwen-Image-Lightning: diffusers' names of the transformer without its own."""
+    named = {_component(name)[1]: part for name, part in parts.items()}
+    return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
+
+
 def comfy_z_image(parts: Parts, path: Path) -> Path:
     """ComfyUI's dotted names for Z-Image."""
     named = {

@@ -101,6 +101,19 @@ def copied(
     return copy_of
 
 
+_UNREAD = "_qcheck_unread"
+
+
+def leave_unread(layer: nn.Module) -> None:
+    """Mark a layer whose output nothing reads: exported graphs do not have it."""
+    vars(layer)[_UNREAD] = True
+
+
+def is_unread(layer: nn.Module) -> bool:
+    """Whether nothing reads the layer's output."""
+    return _UNREAD in vars(layer)
+
+
 class Entry(nn.Module):
     """A denoiser under the name that it has in exported graphs; each family's subclass calls it."""
 

@@ -14,7 +14,7 @@ from qcheck.core.values import DATA, Value, read_toml
 FILE = DATA / "sampling.toml"
 _INDEX, _CARD = "model_index.json", "README.md"
 _STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)")
-_GUIDANCE = re.compile(r"\bguidance_scale\s*=\s*(\d+(?:\.\d+)?)")
+_GUIDANCE = re.compile(r"\b(?:guidance_scale|true_cfg_scale)\s*=\s*(\d+(?:\.\d+)?)")
 
 
 class Sampling(Value):
@@ -55,7 +55,7 @@ def defaults() -> Defaults:
 def of_base(folder: Path) -> tuple[Sampling, str] | None:
     """The sampling of the pipeline in ``folder``, and where it is from; None where there is no known pipeline.
 
-    The model card counts first: the first ``num_inference_steps`` and ``guidance_scale`` in its example code. What it
+    The model card counts first: the first ``num_inference_steps`` and guidance in its example code. What it
     leaves open is the class's default, or few steps without guidance for a base that was distilled to them.
     """
     kind = _json(folder / _INDEX).get("_class_name")

@@ -45,6 +45,7 @@ def facts(case: BundledCase, components: Sequence[Mapping[str, Any]], base_arm: 
             "shape": list(case.row),
         },
         "guidance": setup.guidance,
+        "tile": case.family.tile,
         "calibrated": bool(case.session.spec.references),
         "probes": [{"prompt": probe.prompt, "seed": probe.seed} for probe in case.probes],
         "strata": list(setup.timesteps()),

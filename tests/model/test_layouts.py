@@ -44,7 +44,10 @@ DENOISER, ALL = r"^(unet|transformer)\.", r""
 ATTENTION = r"attn[12]\.|self_attn"
 # SDXL has no upsampler in a block without attention, as the tiny pipeline has; the original's name of it is another
 SGM = r"^unet\.(?!up_blocks\.0\.upsamplers)|^text"
-BLOCKS, ATTENDING = r"^transformer\.(layers|.*refiner)\.", r"^transformer\.(layers|.*refiner)\..*attention\."
+BLOCKS, ATTENDING = (
+    r"^transformer\.(layers|.*refiner|transformer_blocks)\.",
+    r"^transformer\.(layers|.*refiner)\..*attention\.",
+)
 XLABS = r"transformer\.transformer_blocks\.\d+\.attn\.|single_transformer_blocks\.\d+\.(attn\.|proj_out)"
 
 
@@ -108,6 +111,16 @@ _Z_IMAGE: list[tuple[Writer, str, bool, bool]] = [
     (layouts.kohya_z_image, DENOISER, True, True),
     (layouts.kohya_z_image, DENOISER, False, True),
 ]
+_QWEN_IMAGE: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
+    (layouts.peft, ALL, True, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+    (layouts.musubi, DENOISER, True, False),
+    (layouts.musubi, DENOISER, False, False),
+    (layouts.ai_toolkit, DENOISER, True, False),
+    (layouts.lightning, DENOISER, True, False),
+]
 _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "sd1": _ONE_ENCODER,
     "sd2": _ONE_ENCODER,
@@ -137,6 +150,7 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "flux": _FLUX,
     "flux-schnell": _FLUX,
     "z-image": _Z_IMAGE,
+    "qwen-image": _QWEN_IMAGE,
 }
 CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
 
@@ -231,6 +245,10 @@ _THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in 
     Case("z-image", layouts.ai_toolkit, DENOISER),
     Case("z-image", layouts.musubi, BLOCKS),
     Case("z-image", layouts.kohya_z_image, ATTENDING, shared=True),
+    Case("qwen-image", layouts.peft, DENOISER),
+    Case("qwen-image", layouts.ai_toolkit, DENOISER),
+    Case("qwen-image", layouts.lightning, DENOISER),
+    Case("qwen-image", layouts.musubi, DENOISER),
 ]
 
 
@@ -461,7 +479,15 @@ def test_the_original_names_of_z_image_are_those_of_its_checkpoints() -> None:
 
 @pytest.mark.parametrize(
     ("trained", "given"),
-    [("sd1", "flux"), ("flux", "sd3"), ("sd3", "sdxl"), ("sdxl", "sd1"), ("z-image", "flux"), ("flux", "z-image")],
+    [
+        ("sd1", "flux"),
+        ("flux", "sd3"),
+        ("sd3", "sdxl"),
+        ("sdxl", "sd1"),
+        ("z-image", "flux"),
+        ("flux", "z-image"),
+        ("qwen-image", "flux"),
+    ],
 )
 def test_an_adapter_of_another_family_is_an_error(trained: str, given: str, tmp_path: Path) -> None:
     for writer in _files(trained):
@@ -517,7 +543,7 @@ def test_inspect_reads_ranks_and_scales_of_every_layout(family: str, based: bool
             assert seen[name.replace(".", "_")].relative == pytest.approx(relative, rel=1e-4), name
 
 
-@pytest.mark.parametrize("family", ["z-image"])
+@pytest.mark.parametrize("family", ["z-image", "qwen-image"])
 def test_flat_names_of_a_transformer_are_known_without_a_base(family: str, tmp_path: Path) -> None:
     parts = layouts.known(_made(family), BLOCKS)
     path = layouts.musubi(parts, tmp_path / "made.safetensors")

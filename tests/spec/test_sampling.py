@@ -41,7 +41,8 @@ def test_the_defaults_are_those_of_diffusers() -> None:
     assert set(sampling.defaults().pipelines) == {one.pipeline for one in family.FAMILIES}
     for name, usual in sampling.defaults().pipelines.items():
         asked = inspect.signature(getattr(diffusers, name).__call__).parameters
-        same = Sampling(steps=asked["num_inference_steps"].default, guidance=float(asked["guidance_scale"].default))
+        scale = "true_cfg_scale" if name == "QwenImagePipeline" else "guidance_scale"
+        same = Sampling(steps=asked["num_inference_steps"].default, guidance=float(asked[scale].default))
         assert same == usual
 
 
@@ -51,6 +52,7 @@ def test_the_defaults_are_those_of_diffusers() -> None:
         ({}, (50, 7.5), "default of StableDiffusionPipeline"),
         ({"README.md": CARD}, (4, 0.0), "README.md"),
         ({"README.md": "pipe(num_inference_steps = 8)"}, (8, 7.5), "README.md and the default"),
+        ({"README.md": "pipe(num_inference_steps=9, true_cfg_scale=4.0)"}, (9, 4.0), "README.md"),
         ({"README.md": "no numbers"}, (50, 7.5), "default"),
         ({"scheduler__scheduler_config.json": {"_class_name": "LCMScheduler"}}, (4, 1.0), "LCMScheduler"),
         ({"scheduler__scheduler_config.json": {"_class_name": "DDIMScheduler"}}, (50, 7.5), "default"),
