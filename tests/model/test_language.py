@@ -11,7 +11,7 @@ from torch import nn
 
 from qcheck.device import replay
 from qcheck.diagnose.sensitivity import through_rescaling
-from qcheck.model import family
+from qcheck.model import family, graph
 from qcheck.model.components import copied
 from qcheck.model.family import rotary
 from qcheck.model.quiet import quiet
@@ -124,14 +124,15 @@ def test_the_graphs_of_qwen_image_compute_what_torch_does(tmp_path: Path) -> Non
     latents = torch.randn(2, 16, 10, 14, generator=draws)
     conditions = {name: v.numpy() for name, v in made._padded([torch.randn(9, 32), torch.randn(30, 32)]).items()}
     fed = made.feed(latents.numpy(), 700.0, conditions)
-    for part, inputs in (
-        (made.component(fed), fed),
-        (made.others((1, 16, 10, 14))[-1], {"latent_sample": latents.numpy()}),
+    denoiser, decoder = made.component(fed), made.others((1, 16, 10, 14))[-1]
+    for part, model, inputs in (
+        (denoiser, graph.export(denoiser, "float32"), fed),
+        (decoder, artifact.unquantized(decoder, "float32", False), {"latent_sample": latents.numpy()}),
     ):
         with torch.no_grad(), quiet():
             wanted = part.module(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
         path = tmp_path / f"{part.name}.onnx"
-        ir.save(artifact.unquantized(part, "float32", False), path)
+        ir.save(model, path)
         (found,) = session(path, 1).run(None, dict(inputs))
         assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max(), part.name
 
