@@ -7,22 +7,33 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -197,6 +208,84 @@ def flux_schnell() -> FluxPipeline:
     return flux(guided=False)
 
 
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def _letters() -> Qwen2Tokenizer:
+    """A Qwen tokenizer without merges: each byte is a token."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {piece: place for place, piece in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": marks[1:]})
+    tokenizer.chat_template = _TEMPLATE
+    return tokenizer
+
+
+_QWEN = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def z_image() -> ZImagePipeline:
+    """One transformer over the picture's and the prompt's tokens; a language model reads the prompt in a chat."""
+    torch.manual_seed(14)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=64,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[8, 12, 12],
+        axes_lens=[544, 64, 64],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)
+    torch.manual_seed(1)
+    return ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(16, 0.1),
+        text_encoder=Qwen3Model(Qwen3Config(**_QWEN, head_dim=16)),
+        tokenizer=_letters(),
+    )
+
+
+def qwen_image() -> QwenImagePipeline:
+    """A joint transformer over packed latents of a video's autoencoder; the text encoder can look at pictures too."""
+    torch.manual_seed(15)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(8, 12, 12),
+    )
+    torch.manual_seed(1)
+    sections = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    looking = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=_QWEN | {"rope_parameters": sections}, vision_config=looking)
+    torch.manual_seed(7)
+    vae = AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False])
+    return QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=_letters(),
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -205,6 +294,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3-no-t5": sd3_without_t5,
     "flux": flux,
     "flux-schnell": flux_schnell,
+    "z-image": z_image,
+    "qwen-image": qwen_image,
 }
 
 
@@ -222,7 +313,9 @@ def adapter(family: str, path: Path, rank: int = 4, size: float = 0.1) -> Path:
     name = "unet" if hasattr(pipe, "unet") else "transformer"
     draws, tensors = torch.Generator().manual_seed(5), {}
     for layer, module in getattr(pipe, name).named_modules():
-        if isinstance(module, torch.nn.Linear) and any(part in layer for part in (".attn", ".ff")):
+        if isinstance(module, torch.nn.Linear) and any(
+            part in layer for part in (".attn", ".ff", ".attention", ".feed_forward", "_mlp")
+        ):
             outputs, inputs = module.weight.shape
             tensors[f"{name}.{layer}.lora_A.weight"] = torch.randn(rank, inputs, generator=draws) / inputs**0.5
             tensors[f"{name}.{layer}.lora_B.weight"] = torch.randn(outputs, rank, generator=draws) * size

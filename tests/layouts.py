@@ -58,7 +58,11 @@ def weights(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 # layers that the original code fuses, by the input that they share
-_INPUTS = {r"attn\.to_[qkv]$|proj_mlp$": "input", r"attn2\.to_[qkv]$": "second", r"attn\.add_[qkv]_proj$": "text"}
+_INPUTS = {
+    r"attn\.to_[qkv]$|attention\.to_[qkv]$|proj_mlp$": "input",
+    r"attn2\.to_[qkv]$": "second",
+    r"attn\.add_[qkv]_proj$": "text",
+}
 
 
 def known(pipe: Any, wanted: str, alphas: bool = True, shared: bool = False, seed: int = 5) -> Parts:
@@ -384,6 +388,22 @@ SAI = {
 }
 
 
+_Z_BLOCKS = ("layers", "noise_refiner", "context_refiner")
+COMFY_Z_IMAGE = {
+    **{f"{blocks}.#.attention.qkv": [f"{blocks}.#.attention.to_{x}" for x in "qkv"] for blocks in _Z_BLOCKS},
+    **{f"{blocks}.#.attention.out": [f"{blocks}.#.attention.to_out.0"] for blocks in _Z_BLOCKS},
+    **{
+        f"{blocks}.#.{layer}": [f"{blocks}.#.{layer}"]
+        for blocks in _Z_BLOCKS
+        for layer in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+    },
+    "x_embedder": ["all_x_embedder.2-1"],
+    "final_layer.linear": ["all_final_layer.2-1.linear"],
+    "final_layer.adaLN_modulation.1": ["all_final_layer.2-1.adaLN_modulation.1"],
+    **{layer: [layer] for layer in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1")},
+}
+
+
 def _halves_swapped(part: Part) -> Part:
     """diffusers' scale, shift as the original's shift, scale."""
     return replace(part, up=torch.cat(part.up.chunk(2)[::-1]))
@@ -429,6 +449,11 @@ def kohya_sd3(parts: Parts, path: Path) -> Path:
     return _kohya(original(parts, SAI), path, _SD3)
 
 
+def musubi(parts: Parts, path: Path) -> Path:
+    """musubi-tuner for Z-Image and Qwen-Image: kohya's way with diffusers' names behind `lora_unet_`."""
+    return _kohya(parts, path, _FLAT | {"transformer": "lora_unet"})
+
+
 def xlabs(parts: Parts, path: Path) -> Path:
     """x-flux: Flux's attention alone, without alphas."""
     named = {_component(name)[1]: part for name, part in original(parts, _XLABS).items()}
@@ -451,6 +476,32 @@ def comfy(parts: Parts, path: Path) -> Path:
         _begun(_leveled(name), _COMFY | encoders): part for name, part in original(parts, BFL if flux else SAI).items()
     }
     return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
+
+
+def ai_toolkit(parts: Parts, path: Path) -> Path:
+    """ai-toolkit for Z-Image and Qwen-Image: diffusers' names of the transformer behind `diffusion_model.`."""
+    named = {_begun(name, {"transformer.": "diffusion_model."}): part for name, part in parts.items()}
+    return _saved(_every(_written(name, part, PEFT, True) for name, part in named.items()), path)
+
+
+def lightning(parts: Parts, path: Path) -> Path:
+    """Qwen-Image-Lightning: diffusers' names of the transformer without its own."""
+    named = {_component(name)[1]: part for name, part in parts.items()}
+    return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
+
+
+def comfy_z_image(parts: Parts, path: Path) -> Path:
+    """ComfyUI's dotted names for Z-Image."""
+    named = {
+        _begun(name, {"transformer.": "diffusion_model."}): part
+        for name, part in original(parts, COMFY_Z_IMAGE).items()
+    }
+    return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
+
+
+def kohya_z_image(parts: Parts, path: Path) -> Path:
+    """sd-scripts' way for Z-Image: ComfyUI's names, flat."""
+    return _kohya(original(parts, COMFY_Z_IMAGE), path, {"transformer": "lora_unet"})
 
 
 def original_peft_flux(parts: Parts, path: Path) -> Path:

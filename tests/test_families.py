@@ -28,9 +28,12 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "sdxl": {"peft": layouts.peft, "kohya": layouts.kohya_xl},
     "sd3": {"peft": layouts.peft, "kohya": layouts.kohya_sd3},
     "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "z-image": {"peft": layouts.peft, "kohya": layouts.musubi},
+    "qwen-image": {"peft": layouts.peft, "kohya": layouts.musubi},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
-SLOW = {"sd1": pytest.mark.slow}  # the demo is of this family, and its checks are in every run
+# the demo is of the first, and its checks are in every run; the other's graphs are in tests/model/test_language.py
+SLOW = {"sd1": pytest.mark.slow, "qwen-image": pytest.mark.slow}
 EVERY = [
     pytest.param(family, layout, marks=SLOW.get(family, ())) for family, each in LAYOUTS.items() for layout in each
 ]
@@ -47,7 +50,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
 
     @functools.cache
     def check(family: str, layout: str) -> tuple[Path, dict[str, Any]]:
-        touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp)"
+        touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp|attention|feed_forward|_mlp)"
         known = layouts.known(families.FAMILIES[family](), touched, shared=family == "flux")
         parts = {name: replace(part, up=0.1 * part.up) for name, part in known.items()}
         out = root / f"{family}-{layout}"
@@ -130,7 +133,9 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     assert sample.shape[1:] == [4, 12, 8]
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "family", ["sdxl", "sd3", "flux", "z-image", pytest.param("qwen-image", marks=pytest.mark.slow)]
+)
 def test_a_bundle_of_every_family_is_replayed_without_its_code(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from tests import families
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl", "flux"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl", "flux", "z-image", "qwen-image"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> load.Family:
     return load.load(str(families.saved(request.param, tmp_path_factory.mktemp("base") / request.param))).family
 

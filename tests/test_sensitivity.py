@@ -68,7 +68,7 @@ def _errors(model: nn.Module) -> dict[str, LayerError]:
 
 
 def _around(model: nn.Module, weights: tuple[float, ...] = (1.0, 3.0)) -> tuple[Any, Any]:
-    family = SimpleNamespace(module=model, entry=lambda module: module, fixed=frozenset())
+    family = SimpleNamespace(module=model, entry=lambda module: module, fixed=frozenset(), tile=0)
     setup = SimpleNamespace(family=family, guidance=3.0, weights=np.array(weights))
     computing = SimpleNamespace(denoiser=model)
     return SimpleNamespace(running=lambda _: nullcontext(family), computing=computing, device=CPU), setup

@@ -131,7 +131,19 @@ def guided(bundle: Bundle, raw: Mapping[str, np.ndarray]) -> np.ndarray:
         single: np.ndarray = rows[0]
         return single
     combined: np.ndarray = rows[0] + np.float32(bundle.facts["guidance"]) * (rows[1] - rows[0])
-    return combined
+    tile = bundle.facts["tile"]
+    return rescaled(combined, rows[1], tile) if tile else combined
+
+
+def rescaled(guided: np.ndarray, positive: np.ndarray, tile: int) -> np.ndarray:
+    """``guided`` [C, h, w] with the norm of ``positive`` over the channels of every square of that side."""
+    channels, height, width = guided.shape
+    shape = (channels, height // tile, tile, width // tile, tile)
+    ours, theirs = (
+        np.sqrt(np.square(values.reshape(shape)).sum(axis=(0, 2, 4), keepdims=True)) for values in (guided, positive)
+    )
+    result: np.ndarray = (guided.reshape(shape) * (theirs / ours)).reshape(guided.shape)
+    return result
 
 
 def once(component: Component, runner: Runner, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from qcheck.diagnose.layer_errors import Errors, LayerError, errors
 from qcheck.diagnose.scores import Scores
 from qcheck.model.arms import Arms
 from qcheck.model.device import Device
+from qcheck.model.family import Family
 from qcheck.model.stored import Weight, place, product, weight_of, whole
 from qcheck.quantize import plan
 from qcheck.quantize.artifact import ArtifactSources
@@ -33,7 +34,7 @@ from qcheck.quantize.plan import LayerPlan
 from qcheck.runtime.rows import ran_out, too_large
 from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler, evaluate
-from qcheck.sampling.setup import Setup, fed
+from qcheck.sampling.setup import Setup, combined, fed
 from qcheck.sampling.store import Trace
 from qcheck.spec.order import Order
 from qcheck.spec.probe import Probe
@@ -95,12 +96,14 @@ def score(
     names = {name for case_errors in cases.values() for name in case_errors}
     layers = {name: module for name, module in plan.linear_layers(arms.computing.denoiser) if name in names}
     products = _InnerProducts(cases, layers, arms.device)
-    with arms.running("adapted") as family, tapped(layers, products), torch.enable_grad():
-        passes = _Passes(family.entry(family.module), setup, draws, products, arms.device)
-        size = max((point.branches for point in points), default=1)
-        for point in points:
-            size = passes.run(point, size)
-            advance(1)
+    size = max((point.branches for point in points), default=1)
+    with arms.running("adapted") as family:
+        raw = [_raw(arms, family, point) for point in points]
+        with tapped(layers, products), torch.enable_grad():
+            passes = _Passes(family.entry(family.module), setup, draws, products, arms.device)
+            for point, output in zip(points, raw, strict=True):
+                size = passes.run(point, size, output)
+                advance(1)
     states = np.repeat(np.arange(len(points)), draws)
     strata = np.array([point.stratum for point in points])[states]
     weights = setup.weights[strata] / np.bincount(strata)[strata]
@@ -109,6 +112,13 @@ def score(
         case: Scores(tuple(case_errors), states, strata, weights, products.parts(case))
         for case, case_errors in cases.items()
     }
+
+
+def _raw(arms: Arms, family: Family, point: EvaluationPoint) -> torch.Tensor | None:
+    """The raw output of a point, where the direction of its gradient depends on it; else None."""
+    if not family.tile or point.branches == 1:
+        return None
+    return torch.from_numpy(subject.runner(arms, family.module)(point.given))
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ class _Passes:
     products: "_InnerProducts"
     device: Device
 
-    def run(self, point: EvaluationPoint, size: int) -> int:
+    def run(self, point: EvaluationPoint, size: int, raw: torch.Tensor | None) -> int:
         """All passes of a point, ``size`` rows at a time or, where memory runs out, fewer; returns how many it took.
 
         Raises:
@@ -131,7 +141,7 @@ class _Passes:
             self.products.begin(self.draws)
             try:
                 for start in range(0, point.branches, size):
-                    self._rows(point, slice(start, start + size))
+                    self._rows(point, slice(start, start + size), raw)
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
@@ -143,15 +153,17 @@ class _Passes:
             self.device.release()
             size //= 2
 
-    def _rows(self, point: EvaluationPoint, rows: slice) -> None:
+    def _rows(self, point: EvaluationPoint, rows: slice, raw: torch.Tensor | None) -> None:
         """One forward of some rows of a point, and a backward for each draw."""
         setup, device = self.setup, self.device.torch
         inputs = {name: value if name in setup.family.fixed else value[rows] for name, value in point.given.items()}
         output = self.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         for draw in range(self.draws):
             self.products.take(draw - self.draws)
-            direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)[rows]
-            output.backward(direction.to(device), retain_graph=draw < self.draws - 1)
+            direction = cotangent(point, (point.branches, *output.shape[1:]), setup.guidance, draw)
+            if raw is not None:
+                direction = through_rescaling(direction, raw, setup.guidance, setup.family.tile)
+            output.backward(direction[rows].to(device), retain_graph=draw < self.draws - 1)
 
 
 def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, draw: int) -> torch.Tensor:
@@ -159,6 +171,14 @@ def cotangent(point: EvaluationPoint, shape: Sequence[int], guidance: float, dra
     seed = int(digest_of(_DOMAIN, point.digest, str(draw)), 16) >> 1
     z = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
     return torch.stack([z] if point.branches == 1 else [(1 - guidance) * z, guidance * z])
+
+
+def through_rescaling(direction: torch.Tensor, raw: torch.Tensor, guidance: float, tile: int) -> torch.Tensor:
+    """The cotangent of raw outputs [2, C, h, w] of <z, rescaled guided output>, from that without rescaling."""
+    z = direction.sum(0, keepdim=True)  # the weights of the branches add up to 1
+    given = raw.detach().requires_grad_()
+    (through,) = torch.autograd.grad(combined(given, 2, guidance, tile), given, z)
+    return through
 
 
 class _InnerProducts:

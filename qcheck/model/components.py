@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from qcheck.model.stored import is_stored, ordinary, place, stored_layers, weight_of, whole
+from qcheck.model.stored import computed, is_stored, ordinary, place, stored_layers, weight_of, whole
 
 MODULE = "denoiser"  # the denoiser's attribute in its entry module, and so its prefix in an exported graph
 META = torch.device("meta")  # of tensors that have a shape and no data
@@ -71,9 +71,9 @@ def copied(
 ) -> Converted:
     """A copy of a module on ``device`` with its floating-point tensors in ``dtype``, tensor by tensor.
 
-    Without a ``dtype`` stored weights stay stored; on the device ``META`` no values are read. ``instead`` are tensors
-    that take the place of others, by the others' identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights
-    three times for a moment.
+    Without a ``dtype`` stored weights stay stored; buffers that are computed, such as frequencies, keep their type.
+    On the device ``META`` no values are read. ``instead`` are tensors that take the place of others, by the others'
+    identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
     """
     given = instead or {}
     stored = {id(layer.weight): layer for layer in stored_layers(module) if is_stored(layer)}
@@ -90,7 +90,8 @@ def copied(
     copies: dict[int, Any] = {
         id(value): nn.Parameter(converted(value), requires_grad=False) for value in module.parameters()
     }
-    copies |= {id(value): converted(value) for value in module.buffers()}
+    kept = {id(value): value.to(device, copy=True) for value in computed(module).values()}
+    copies |= {id(value): converted(value) for value in module.buffers() if id(value) not in kept} | kept
     copy_of = copy.deepcopy(module, copies)
     for layer in [*stored_layers(copy_of)]:
         if dtype is not None:
@@ -98,6 +99,19 @@ def copied(
         else:
             place(layer, weight_of(layer), layer.weight.device)
     return copy_of
+
+
+_UNREAD = "_qcheck_unread"
+
+
+def leave_unread(layer: nn.Module) -> None:
+    """Mark a layer whose output nothing reads: exported graphs do not have it."""
+    vars(layer)[_UNREAD] = True
+
+
+def is_unread(layer: nn.Module) -> bool:
+    """Whether nothing reads the layer's output."""
+    return _UNREAD in vars(layer)
 
 
 class Entry(nn.Module):
@@ -132,6 +146,37 @@ def _encoded(output: Any) -> dict[str, torch.Tensor]:
     plain = {name: output[name] for name in names if output.get(name) is not None}
     states = enumerate(output.get("hidden_states") or ())
     return plain | {f"hidden_states.{index}": state for index, state in states}
+
+
+class LanguageModel(nn.Module):
+    """A language model from tokens [n, L] to its hidden states [n, L, D] after one layer, -1 the last.
+
+    No token reads what comes after it, so padding at the end needs no mask.
+    """
+
+    def __init__(self, text_encoder: Any, layer: int) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder.get_decoder()  # without what looks at pictures and what writes words
+        self._layer = layer
+
+    def outputs(self) -> tuple[str, ...]:
+        """The name of the tensor that ``forward`` returns."""
+        layers: int = self.text_encoder.config.num_hidden_layers
+        return (f"hidden_states.{layers + 1 + self._layer}",)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The hidden states."""
+        weight, length = self.text_encoder.get_input_embeddings().weight, input_ids.shape[1]
+        later = torch.full((length, length), float("-inf"), dtype=weight.dtype, device=weight.device).triu(1)
+        masks = {"full_attention": later[None, None]}  # the model's own one looks at values
+        output = self.text_encoder(
+            input_ids, attention_mask=masks, output_hidden_states=True, use_cache=False, return_dict=True
+        )
+        states: torch.Tensor = output.hidden_states[self._layer]
+        return states
+
+
+Encoder = TextEncoder | LanguageModel
 
 
 class Decoder(nn.Module):

@@ -137,8 +137,7 @@ def prepare(part: nn.Module, whole_ones: Iterable[str] = ()) -> None:
     Raises:
         RuntimeError: a buffer is computed and not read from the files, so that loading in 16 bit has rounded it.
     """
-    state = part.state_dict()
-    if rounded := [n for n, value in part.named_buffers() if value.is_floating_point() and n not in state]:
+    if rounded := [name for name, value in computed(part).items() if value.dtype.itemsize < 4]:
         raise RuntimeError(f"{type(part).__name__} computes {rounded[0]}, which loading in 16 bit has rounded")
     names = tuple(whole_ones)
     kept = set()
@@ -151,6 +150,12 @@ def prepare(part: nn.Module, whole_ones: Iterable[str] = ()) -> None:
     for value in (*part.parameters(), *part.buffers()):
         if value.is_floating_point() and id(value) not in kept:
             value.data = value.data.float()
+
+
+def computed(part: nn.Module) -> dict[str, torch.Tensor]:
+    """The floating-point buffers of ``part`` that are computed and not read from its files, by name."""
+    state = part.state_dict()
+    return {n: value for n, value in part.named_buffers() if value.is_floating_point() and n not in state}
 
 
 def _is_large(weight: Any) -> bool:

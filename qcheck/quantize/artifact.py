@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from qcheck import __version__
 from qcheck.core import cache
@@ -169,7 +170,8 @@ def _hollow(component: Component, compute: str, sizes: bool) -> ir.Model:
 def unquantized(component: Component, compute: str, sizes: bool) -> ir.Model:
     """The graph of a component with its weights, each of which is cast when it is written."""
     model = sites.unfilled(_hollow(component, compute, sizes), component.inputs)
-    layers = plan.linear_layers(component.module)
+    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
+    layers = ((name, layer) for name, layer in component.module.named_modules() if isinstance(layer, kinds))
     return sites.fill(model, Weights({f"{name}.weight": functools.partial(whole, layer) for name, layer in layers}))
 
 

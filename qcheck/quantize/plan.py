@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qcheck.core.errors import UserError
+from qcheck.model.components import is_unread
 from qcheck.quantize import formats
 from qcheck.quantize.formats import Float, Format, Integer
 from qcheck.spec.recipe import Recipe
@@ -174,9 +175,9 @@ Plan = Mapping[str, LayerPlan]
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Name and module of every Linear and Conv2d layer, which are the layers that a scheme can quantize."""
+    """Name and module of every Linear and Conv2d layer whose output is read: those that a scheme can quantize."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not is_unread(module):
             yield name, module
 
 

@@ -49,7 +49,7 @@ def _guided(
     """Guided output [b, C, h, w] for latents of that shape."""
     inputs, branches = fed(setup.family, solver, x, timestep, conditions)
     raw = setup.family.read(call(runner, inputs, setup.family.latent), (branches * len(x), *x.shape[1:]))
-    return combined(torch.from_numpy(raw), branches, setup.guidance)
+    return combined(torch.from_numpy(raw), branches, setup.guidance, setup.family.tile)
 
 
 def _sample(

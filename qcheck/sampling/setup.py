@@ -38,7 +38,8 @@ class Inputs:
 class Setup:
     """The set-up that all arms share: the solver, the steps at which arms are compared, and each arm's initial inputs.
 
-    ``solver`` makes a new solver with its timesteps set; solvers keep state, so no two runs share one.
+    ``solver`` makes a new solver with its timesteps set; solvers keep state, so no two runs share one. ``guidance`` is
+    the weight of the positive branch in the guided output.
     """
 
     family: Family
@@ -115,10 +116,22 @@ def fed(
     return family.feed(sample, float(timestep), rows), branches
 
 
-def combined(outputs: torch.Tensor, branches: int, guidance: float) -> torch.Tensor:
-    """Guided output [b, C, h, w] of ``branches`` that follow each other in the batch."""
-    parts = outputs.chunk(branches)
-    return parts[0] if branches == 1 else parts[0] + guidance * (parts[1] - parts[0])
+def combined(outputs: torch.Tensor, branches: int, guidance: float, tile: int) -> torch.Tensor:
+    """Guided output [b, C, h, w] of ``branches`` that follow each other in the batch, rescaled by ``Family.tile``."""
+    if branches == 1:
+        return outputs
+    negative, positive = outputs.chunk(branches)
+    guided = negative + guidance * (positive - negative)
+    return guided * (_norms(positive, tile) / _norms(guided, tile)) if tile else guided
+
+
+def _norms(x: torch.Tensor, tile: int) -> torch.Tensor:
+    """The norm [b, 1, h, w] over the channels of the square of side ``tile`` around each latent of ``x``."""
+    rows, channels, height, width = x.shape
+    squares = x.reshape(rows, channels, height // tile, tile, width // tile, tile)
+    norms = torch.linalg.vector_norm(squares, dim=(1, 3, 5), keepdim=True)
+    spread: torch.Tensor = norms.expand(-1, -1, -1, tile, -1, tile).reshape(rows, 1, height, width)
+    return spread
 
 
 class Steps(Protocol):
@@ -175,7 +188,7 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
     return Setup(
         family=family,
         solver=lambda: family.solver(probe_set.steps, shape),
-        guidance=probe_set.guidance,
+        guidance=family.positive_weight(probe_set.guidance),
         strata=choose_strata(calls, strata),
         batch=batch,
         inputs=inputs,

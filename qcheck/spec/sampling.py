@@ -14,7 +14,7 @@ from qcheck.core.values import DATA, Value, read_toml
 FILE = DATA / "sampling.toml"
 _INDEX, _CARD = "model_index.json", "README.md"
 _STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)")
-_GUIDANCE = re.compile(r"\bguidance_scale\s*=\s*(\d+(?:\.\d+)?)")
+_GUIDANCE = re.compile(r"\b(?:guidance_scale|true_cfg_scale)\s*=\s*(\d+(?:\.\d+)?)")
 
 
 class Sampling(Value):
@@ -25,12 +25,16 @@ class Sampling(Value):
 
 
 class Few(Value):
-    """Pipelines of ``steps`` without guidance: those of class ``pipeline`` whose ``file`` has ``value`` at ``key``."""
+    """Pipelines of ``steps`` without guidance: those of class ``pipeline`` whose ``file`` has ``value`` at ``key``.
+
+    ``guidance`` is the scale at which the pipeline has none.
+    """
 
     file: str
     key: str
-    value: str | bool
+    value: str | bool | float
     steps: int
+    guidance: float = 1.0
     pipeline: str | None = None
 
 
@@ -51,7 +55,7 @@ def defaults() -> Defaults:
 def of_base(folder: Path) -> tuple[Sampling, str] | None:
     """The sampling of the pipeline in ``folder``, and where it is from; None where there is no known pipeline.
 
-    The model card counts first: the first ``num_inference_steps`` and ``guidance_scale`` in its example code. What it
+    The model card counts first: the first ``num_inference_steps`` and guidance in its example code. What it
     leaves open is the class's default, or few steps without guidance for a base that was distilled to them.
     """
     kind = _json(folder / _INDEX).get("_class_name")
@@ -61,7 +65,7 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
     source = f"the default of {kind}"
     for few in defaults().few:
         if few.pipeline in {None, kind} and _json(folder / few.file).get(few.key) == few.value:
-            usual, source = Sampling(steps=few.steps, guidance=1.0), f"{few.key} {few.value!r} in {few.file}"
+            usual, source = Sampling(steps=few.steps, guidance=few.guidance), f"{few.key} {few.value!r} in {few.file}"
     card = _text(folder / _CARD)
     steps, guidance = _STEPS.search(card), _GUIDANCE.search(card)
     if steps or guidance:

@@ -244,7 +244,7 @@ class QatObjective:
         raw = self._runner.entry(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         shape = (branches * len(x), *x.shape[1:])
         places = family.read(np.arange(raw.numel()).reshape(raw.shape), shape)  # of each latent in the raw output
-        output = combined(raw.flatten()[torch.from_numpy(places).to(device)], branches, setup.guidance)
+        output = combined(raw.flatten()[torch.from_numpy(places).to(device)], branches, setup.guidance, family.tile)
         return (output - targets.to(device)).square().flatten(1).mean(1)
 
     @torch.no_grad()

@@ -14,7 +14,10 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
-from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_z_image_transformer_checkpoint_to_diffusers,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -42,6 +45,10 @@ DENOISER, ALL = r"^(unet|transformer)\.", r""
 ATTENTION = r"attn[12]\.|self_attn"
 # SDXL has no upsampler in a block without attention, as the tiny pipeline has; the original's name of it is another
 SGM = r"^unet\.(?!up_blocks\.0\.upsamplers)|^text"
+BLOCKS, ATTENDING = (
+    r"^transformer\.(layers|.*refiner|transformer_blocks)\.",
+    r"^transformer\.(layers|.*refiner)\..*attention\.",
+)
 XLABS = r"transformer\.transformer_blocks\.\d+\.attn\.|single_transformer_blocks\.\d+\.(attn\.|proj_out)"
 
 
@@ -93,6 +100,28 @@ _FLUX: list[tuple[Writer, str, bool, bool]] = [
     (layouts.one_trainer, ALL, True, False),
     (layouts.xlabs, XLABS, False, True),
 ]
+_Z_IMAGE: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
+    (layouts.peft, ALL, True, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+    (layouts.musubi, BLOCKS, True, False),
+    (layouts.musubi, BLOCKS, False, False),
+    (layouts.ai_toolkit, DENOISER, True, False),
+    (layouts.comfy_z_image, DENOISER, True, False),
+    (layouts.kohya_z_image, DENOISER, True, True),
+    (layouts.kohya_z_image, DENOISER, False, True),
+]
+_QWEN_IMAGE: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
+    (layouts.peft, ALL, True, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+    (layouts.musubi, DENOISER, True, False),
+    (layouts.musubi, DENOISER, False, False),
+    (layouts.ai_toolkit, DENOISER, True, False),
+    (layouts.lightning, DENOISER, True, False),
+]
 _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "sd1": _ONE_ENCODER,
     "sd2": _ONE_ENCODER,
@@ -121,6 +150,8 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     ],
     "flux": _FLUX,
     "flux-schnell": _FLUX,
+    "z-image": _Z_IMAGE,
+    "qwen-image": _QWEN_IMAGE,
 }
 CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
 
@@ -210,6 +241,14 @@ _THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in 
     Case("sd3", layouts.peft, r"^transformer|^text_encoder(_2)?\."),
     Case("flux", layouts.peft, r"^transformer|^text_encoder\."),
     Case("flux", layouts.xlabs, XLABS, alphas=False, shared=True),
+    Case("z-image", layouts.peft, DENOISER),
+    Case("z-image", layouts.ai_toolkit, DENOISER),
+    Case("z-image", layouts.musubi, BLOCKS),
+    Case("z-image", layouts.kohya_z_image, ATTENDING, shared=True),
+    Case("qwen-image", layouts.peft, DENOISER),
+    Case("qwen-image", layouts.ai_toolkit, DENOISER),
+    Case("qwen-image", layouts.lightning, DENOISER),
+    Case("qwen-image", layouts.musubi, DENOISER),
 ]
 
 
@@ -306,12 +345,15 @@ def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_
 def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> None:
     """Two layouts of one layer: diffusers takes one of them, or the sum would be merged."""
     pipe = _made(family)
-    first, second = _files(family)[-1], layouts.peft_with_alphas
+    second = layouts.peft_with_alphas
+    first = next(
+        writer for writer in reversed(_files(family)) if writer not in {layouts.peft, layouts.peft_named, second}
+    )
     parts = layouts.known(pipe, ALL)
     path = first(parts, tmp_path / "first.safetensors")
-    one = {name: part for name, part in parts.items() if name.endswith("mlp.fc1")}
+    one = {name: part for name, part in parts.items() if re.search(r"mlp\.(fc1|gate_proj)$", name)}
     more = load_file(second(one, tmp_path / "second.safetensors"))
-    with pytest.raises(UserError, match=r"holds \S+mlp.fc1 twice"):
+    with pytest.raises(UserError, match=r"holds \S+mlp.(fc1|gate_proj) twice"):
         lora.fit(pipe, _with(path, more))
 
 
@@ -424,7 +466,29 @@ def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[
     assert _wrong(before, both, _changes(parts)) == []
 
 
-@pytest.mark.parametrize(("trained", "given"), [("sd1", "flux"), ("flux", "sd3"), ("sd3", "sdxl"), ("sdxl", "sd1")])
+def test_the_original_names_of_z_image_are_those_of_its_checkpoints() -> None:
+    parts = layouts.known(_made("z-image"), DENOISER)
+    named = {
+        f"{name.removeprefix('transformer.')}.weight": part.change()
+        for name, part in layouts.original(parts, layouts.COMFY_Z_IMAGE).items()
+    }
+    converted = convert_z_image_transformer_checkpoint_to_diffusers(named)
+    for name, part in parts.items():
+        assert torch.allclose(converted[f"{name.removeprefix('transformer.')}.weight"], part.change(), atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        ("sd1", "flux"),
+        ("flux", "sd3"),
+        ("sd3", "sdxl"),
+        ("sdxl", "sd1"),
+        ("z-image", "flux"),
+        ("flux", "z-image"),
+        ("qwen-image", "flux"),
+    ],
+)
 def test_an_adapter_of_another_family_is_an_error(trained: str, given: str, tmp_path: Path) -> None:
     for writer in _files(trained):
         path = writer(layouts.known(_made(trained), DENOISER), tmp_path / f"{writer.__name__}.safetensors")
@@ -480,6 +544,14 @@ def test_inspect_reads_ranks_and_scales_of_every_layout(
         for name, part in parts.items() if based else ():
             relative = float(part.change().norm() / weights[name].double().norm())
             assert seen[name.replace(".", "_")].relative == pytest.approx(relative, rel=1e-4), name
+
+
+@pytest.mark.parametrize("family", ["z-image", "qwen-image"])
+def test_flat_names_of_a_transformer_are_known_without_a_base(family: str, tmp_path: Path) -> None:
+    parts = layouts.known(_made(family), BLOCKS)
+    path = layouts.musubi(parts, tmp_path / "made.safetensors")
+    seen = {layer.name for layer in inspect.inspect(str(path), None, 1.0, [], recipe.find("general")).layers}
+    assert seen == {f"transformer.{name.removeprefix('transformer.').replace('.', '_')}" for name in parts}
 
 
 PAGE = PACKAGE.parent / "docs" / "adapters.md"

@@ -41,7 +41,8 @@ def test_the_defaults_are_those_of_diffusers() -> None:
     assert set(sampling.defaults().pipelines) == {one.pipeline for one in family.FAMILIES}
     for name, usual in sampling.defaults().pipelines.items():
         asked = inspect.signature(getattr(diffusers, name).__call__).parameters
-        same = Sampling(steps=asked["num_inference_steps"].default, guidance=float(asked["guidance_scale"].default))
+        scale = "true_cfg_scale" if name == "QwenImagePipeline" else "guidance_scale"
+        same = Sampling(steps=asked["num_inference_steps"].default, guidance=float(asked[scale].default))
         assert same == usual
 
 
@@ -51,6 +52,7 @@ def test_the_defaults_are_those_of_diffusers() -> None:
         ({}, (50, 7.5), "default of StableDiffusionPipeline"),
         ({"README.md": CARD}, (4, 0.0), "README.md"),
         ({"README.md": "pipe(num_inference_steps = 8)"}, (8, 7.5), "README.md and the default"),
+        ({"README.md": "pipe(num_inference_steps=9, true_cfg_scale=4.0)"}, (9, 4.0), "README.md"),
         ({"README.md": "no numbers"}, (50, 7.5), "default"),
         ({"scheduler__scheduler_config.json": {"_class_name": "LCMScheduler"}}, (4, 1.0), "LCMScheduler"),
         ({"scheduler__scheduler_config.json": {"_class_name": "DDIMScheduler"}}, (50, 7.5), "default"),
@@ -70,6 +72,12 @@ def test_a_flux_without_a_guidance_input_takes_few_steps(tmp_path: Path) -> None
     for guided, wanted in ((True, (28, 3.5)), (False, (4, 1.0))):
         files = {"transformer__config.json": {"guidance_embeds": guided}}
         assert _found(_base(tmp_path / str(guided), "FluxPipeline", **files)) == wanted
+
+
+def test_z_image_turbo_takes_few_steps_without_guidance(tmp_path: Path) -> None:
+    for shift, wanted in ((6.0, (50, 5.0)), (3.0, (8, 0.0))):
+        files = {"scheduler__scheduler_config.json": {"shift": shift}}
+        assert _found(_base(tmp_path / str(shift), "ZImagePipeline", **files)) == wanted
 
 
 def test_what_is_no_known_pipeline_says_nothing(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 from qcheck.model.family.common import Conditions, Family, Shape
 from qcheck.model.family.flux import Flux
+from qcheck.model.family.qwen_image import QwenImage
 from qcheck.model.family.sd3 import StableDiffusion3
 from qcheck.model.family.unet import StableDiffusion, StableDiffusionXL
+from qcheck.model.family.z_image import ZImage
 
-__all__ = ["FAMILIES", "Conditions", "Family", "Shape", "find"]
+__all__ = ["FAMILIES", "Conditions", "Family", "QwenImage", "Shape", "ZImage", "find"]
 
-FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, ZImage, QwenImage)
 
 
 def find(index: Mapping[str, Any]) -> type[Family] | None:

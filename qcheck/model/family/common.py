@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcheck.core.errors import UserError
-from qcheck.model.components import ROWS, Component, Decoder, TextEncoder, copied
+from qcheck.model.components import ROWS, Component, Decoder, Encoder, TextEncoder, copied
 from qcheck.model.quiet import quiet
 from qcheck.spec.probe import Probe
 
@@ -27,7 +27,8 @@ class Family(ABC):
     attribute, ``latent`` and ``output`` its input and output of latents. ``fixed`` are inputs whose first axis is not
     the batch, ``kept`` are inputs that are always float32. ``encoders`` are the text encoders with the maximum number
     of tokens of each, None where its tokenizer defines it; a pipeline may lack the encoders in ``spare``. The names are
-    those of optimum's files.
+    those of optimum's files. ``tile`` is the side in latents of the squares in which a guided output is rescaled to the
+    norm of its positive branch, 0 where it is not; the denoiser's output then is in the shape of the latents.
     """
 
     pipeline: ClassVar[str]
@@ -41,6 +42,7 @@ class Family(ABC):
     kept: ClassVar[frozenset[str]] = frozenset({"timestep"})
     branches: ClassVar[int] = 2
     inner_states: ClassVar[bool] = False
+    tile: ClassVar[int] = 0
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -84,6 +86,11 @@ class Family(ABC):
         pipe = copy.copy(self.pipe)
         vars(pipe).update(parts)
         return type(self)(pipe)
+
+    @staticmethod
+    def positive_weight(guidance: float) -> float:
+        """The weight of the positive branch in the guided output, where the negative one has the rest of 1."""
+        return guidance
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +241,7 @@ class Family(ABC):
             if encoder is None:
                 continue
             tokens = limit or self._tokenizer(name).model_max_length
-            module = TextEncoder(encoder, self.inner_states)
+            module = self.reader(encoder)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
             components.append(Component(name, module, {"input_ids": ids}, module.outputs()))
         latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
@@ -242,23 +249,35 @@ class Family(ABC):
         spread = float(self.unscaled(torch.ones(1, *shape[1:])).sub(self.unscaled(torch.zeros(1, *shape[1:]))).mean())
         upcast = bool(self.pipe.vae.config.get("force_upcast", False))
         decoder = Component(
-            "vae_decoder", Decoder(self.pipe.vae), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
+            "vae_decoder", self.decoder(), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
         )
         return [*components, decoder]
+
+    def reader(self, encoder: nn.Module) -> Encoder:
+        """A text encoder as it is exported."""
+        return TextEncoder(encoder, self.inner_states)
+
+    def decoder(self) -> Decoder:
+        """The autoencoder's decoder as it is exported."""
+        return Decoder(self.pipe.vae)
 
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
-        vae = self.pipe.vae
-        encoded = [vae.encode(x[None].to(self.device) * 2 - 1) for x in pictures]
-        latents = [coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents for coded in encoded]
+        latents = [self._encoded(x[None].to(self.device) * 2 - 1) for x in pictures]
         return self.scaled(torch.cat(latents)).cpu()
+
+    def _encoded(self, picture: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder makes of a picture in [-1, 1]."""
+        coded = self.pipe.vae.encode(picture)
+        latents: torch.Tensor = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures [n, 3, H, W] in [0, 1] of final latents [n, C, h, w]."""
-        decode = self.pipe.vae.decode
-        pictures = [decode(x[None].to(self.device), return_dict=False)[0].cpu() for x in self.unscaled(latents)]
+        decode = self.decoder()
+        pictures = [decode(x[None].to(self.device)).cpu() for x in self.unscaled(latents)]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
 
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Flux: a transformer over latents packed 2 x 2 into tokens, trained by flow matching."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, Shape
-from qcheck.model.family.shift import shift
+from qcheck.model.family.shift import shift, takes_sigmas
 from qcheck.spec.probe import Probe
 
 
@@ -54,11 +53,8 @@ class Flux(Family):
 
     def unsupported(self) -> str | None:
         """As every family's, and a solver that takes no sigmas, which the pipeline gives it."""
-        scheduler = self.pipe.scheduler
-        takes = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
-        if not takes and not scheduler.config.get("use_flow_sigmas"):
-            return f"a {type(scheduler).__name__}, which takes no sigmas, as its solver"
-        return super().unsupported()
+        own = self.pipe.scheduler.config.get("use_flow_sigmas")
+        return (None if own else takes_sigmas(self.pipe.scheduler)) or super().unsupported()
 
     @property
     def channels(self) -> int:

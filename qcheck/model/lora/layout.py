@@ -268,11 +268,18 @@ def placed(name: str, factors: Factors, names: Names) -> dict[str, Factors]:
         LayoutError: factors of a fused layer that cannot be split.
     """
     components, body = _split_component(name, names)
-    parts = () if components[0].startswith("text_encoder") else original.layers(body)
-    if parts:
+    own = not names.layers and name.startswith("transformer.")  # diffusers' prefix before diffusers' names
+    if parts := () if own else _original_layers(components, body, names):
         denoiser = names.denoiser or "transformer"
         return {f"{denoiser}.{layer}": part for layer, part in _split_fused(name, parts, factors)}
     return {_single_layer(components, body, names): factors}
+
+
+def _original_layers(components: tuple[str, ...], body: str, names: Names) -> tuple[str, ...]:
+    """The denoiser's layers that a name of the original code stands for; empty where the base has the name itself."""
+    if components[0].startswith("text_encoder") or _base_layer(components, body, names):
+        return ()
+    return original.layers(body, lambda layer: f"{names.denoiser}.{layer}" in names.layers)
 
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
@@ -280,9 +287,14 @@ def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:
     name = _unwrapped(name)
     for prefix, components in _PREFIXES.items():
         if name.startswith(prefix):
-            return components or (names.denoiser or "unet",), _unwrapped(name.removeprefix(prefix))
-    guess = next((component for pattern, component in _GUESSES.items() if re.match(pattern, name)), "transformer")
-    return names.components or (guess,), name
+            body = _unwrapped(name.removeprefix(prefix))
+            return components or (names.denoiser or _guess(body),), body
+    return names.components or (_guess(name),), name
+
+
+def _guess(body: str) -> str:
+    """The likeliest component of a name that has none, without a base."""
+    return next((component for pattern, component in _GUESSES.items() if re.match(pattern, body)), "transformer")
 
 
 def _unwrapped(name: str) -> str:

@@ -5,6 +5,7 @@ outputs of those layers, concatenated.
 """
 
 import re
+from collections.abc import Callable
 
 _QKV = tuple(f"transformer_blocks.#.attn.to_{part}" for part in "qkv")
 _ADDED = tuple(f"transformer_blocks.#.attn.add_{part}_proj" for part in "qkv")
@@ -63,17 +64,33 @@ _SD3 = {
     "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
 }
 _BOTH = {"final_layer_linear": ("proj_out",), "final_layer_adaLN_modulation_1": ("norm_out.linear",)}
-_TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH
+_Z_IMAGE = {
+    f"{blocks}_#_attention_{part}": tuple(f"{blocks}.#.attention.{layer}" for layer in layers)
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for part, layers in {"qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)}.items()
+}
+_TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH | _Z_IMAGE
+# names that stand for other layers where the base has those
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "x_embedder": ("all_x_embedder.2-1",),
+    "final_layer_linear": ("all_final_layer.2-1.linear",),
+    "final_layer_adaLN_modulation_1": ("all_final_layer.2-1.adaLN_modulation.1",),
+}
+_NUMBER = re.compile(r"((?<=_blocks_)|(?<=^layers_)|(?<=_refiner_))\d+")
 # modulations of two parts: in the original shift is first, in diffusers scale
 SWAPPED = ("norm_out.linear", "norm1_context.linear")
 
 
-def layers(name: str) -> tuple[str, ...]:
-    """The denoiser's layers in diffusers that ``name`` stands for; empty where it is no original name."""
+def layers(name: str, has: Callable[[str], bool]) -> tuple[str, ...]:
+    """The denoiser's layers in diffusers that ``name`` stands for; empty where it is no original name.
+
+    ``has`` says whether the base has a layer.
+    """
     flat = name.replace(".", "_")
-    number = re.search(r"(?<=_blocks_)\d+", flat)
-    templates = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
-    return tuple(layer.replace("#", number[0] if number else "#") for layer in templates)
+    number, template = _NUMBER.search(flat), _NUMBER.sub("#", flat, count=1)
+    elsewhere = _ELSEWHERE.get(template, ())
+    stands_for = elsewhere if any(map(has, elsewhere)) else _TABLE.get(template, ())
+    return tuple(layer.replace("#", number[0] if number else "#") for layer in stands_for)
 
 
 _RESNET = {
