@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from qcheck.api.inspection import inspect, inspect_each
     from qcheck.api.session import Session
+    from qcheck.api.sweep import sweep
     from qcheck.core.errors import UserError
     from qcheck.result.report import Case, Report
     from qcheck.spec.check import CheckSpec
@@ -42,6 +43,7 @@ _PLACES = {
     "inspect": "qcheck.api.inspection",
     "inspect_each": "qcheck.api.inspection",
     "merge": "qcheck.api.board",
+    "sweep": "qcheck.api.sweep",
     "verify": "qcheck.api.board",
 }
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "load_report",
     "merge",
     "qat",
+    "sweep",
     "verify",
 ]
 

@@ -37,6 +37,9 @@ class Running:
     full: bool = False
 
 
+_ALONE = Running()
+
+
 @dataclass(frozen=True)
 class Ahead:
     """What a sweep would do: cases, those that are missing, and what they take.
@@ -62,7 +65,7 @@ def sweep(
     lora: Files = None,
     out: Named,
     rate: float = fleet.RATE,
-    running: Running | None = None,
+    running: Running = _ALONE,
     cache: bool = True,
     progress: Progress | None = None,
     **request: Any,
@@ -83,7 +86,7 @@ def sweep(
     Raises:
         UserError: bad input. An adapter that cannot be judged is a row, not an end.
     """
-    given, how = {"base": base, "lora": lora, **request}, running or Running()
+    given, how = {"base": base, "lora": lora, **request}, running
     with _opened(plan, given, Path(out), cache) as (jobs, store, root):
         tasks = host("qcheck.tasks.sweep")
         cases = [case for job in jobs for case in job.cases.values()]
