@@ -33,9 +33,11 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
 # the demo is of the first, and its checks are in every run; the other's graphs are in tests/model/test_language.py
-SLOW = {"sd1": pytest.mark.slow, "qwen-image": pytest.mark.slow}
+SLOW = dict.fromkeys(("sd1", "qwen-image", "z-image-kohya"), pytest.mark.slow)
 EVERY = [
-    pytest.param(family, layout, marks=SLOW.get(family, ())) for family, each in LAYOUTS.items() for layout in each
+    pytest.param(family, layout, marks=SLOW.get(family, SLOW.get(f"{family}-{layout}", ())))
+    for family, each in LAYOUTS.items()
+    for layout in each
 ]
 
 
@@ -86,7 +88,7 @@ def test_a_check_goes_from_the_file_to_a_verdict(
         assert set(build["realised"]["operands"]) == {SCHEMES[scheme]}
 
 
-@pytest.mark.parametrize("family", [pytest.param(family, marks=SLOW.get(family, ())) for family in LAYOUTS])
+@pytest.mark.parametrize("family", [pytest.param(f, marks=SLOW.get(f, SLOW.get(f"{f}-kohya", ()))) for f in LAYOUTS])
 def test_two_layouts_of_one_adapter_get_the_same_numbers(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
 ) -> None:
