@@ -149,8 +149,9 @@ class Session:
 
     @contextmanager
     def _simulation(self, side: Side, arm: QuantizedArm) -> Iterator[TorchRunner]:
-        state, plan, branches = arm.content()
-        with self.arms.running(side) as family, fake.simulated(family.module, plan, branches, state):
+        content = arm.content()
+        simulation = (content.plan, content.branches, content.state)
+        with self.arms.running(side) as family, fake.simulated(family.module, *simulation):
             yield subject.runner(self.arms, family.module, "torch float32 with quantization simulated")
 
     @contextmanager
@@ -159,7 +160,7 @@ class Session:
 
         content = arm.content()
         with self.arms.held("base") as family:
-            module = bnb.converted(family.module, *content)
+            module = bnb.converted(family.module, content.state, content.plan, content.branches)
         yield TorchRunner(family.entry(module), bnb.NAME, fixed=family.fixed)
 
 
