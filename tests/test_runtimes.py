@@ -59,7 +59,7 @@ def _row(both: Arms, prepared: Prepared, chosen: Scheme, folder: Path) -> list[s
         with torch.no_grad(), fake.simulated(unet, content.plan) as model:
             simulated = model(x, t, h).sample
         with torch.no_grad():
-            ran = bnb.converted(unet, *content[:3])(x, t, h).sample
+            ran = bnb.converted(unet, content.state, content.plan, content.branches)(x, t, h).sample
         near = float((ran - simulated).norm() / simulated.norm()) < 1e-5
         same = "outputs equal" if near else "weights; it quantizes inputs itself"
         return [f"`{chosen.name}`", same, "-", *["-"] * len(CAPABILITIES), "runs"]

@@ -1,15 +1,15 @@
 """The two full-precision arms of one pipeline: f0 (base) and f1 (base + adapter)."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from qcheck.core.digest import digest_of
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, listed
 from qcheck.model import lora
 from qcheck.model.device import Device
 from qcheck.model.family import Family
@@ -28,7 +28,8 @@ class Arms:
 
     ``base`` is in the memory of the processor, where artifacts are made; ``computing`` is the same pipeline on the
     device that computes, and the same object where that is the processor. ``adapters`` are merged into the adapted arm
-    alone, ``common`` into both; ``unmatched`` names layers of the adapters that the base does not have, ``idle`` those
+    alone, ``common`` into both; ``shifted`` are the biases, and parameters of norms, that the adapters change, which
+    nothing quantizes; ``unmatched`` names layers of the adapters that the base does not have, ``idle`` those
     of ``layers`` that keep the base's weight, as their factors are zero: some layers never get a gradient in training.
     """
 
@@ -41,6 +42,7 @@ class Arms:
     down: dict[str, torch.Tensor]
     unmatched: tuple[str, ...] = ()
     idle: frozenset[str] = frozenset()
+    shifted: dict[Side, dict[str, torch.Tensor]] = field(default_factory=lambda: {"base": {}, "adapted": {}})
 
     def content(self, side: Side) -> str:
         """The digest of all weights of an arm."""
@@ -70,6 +72,9 @@ class Arms:
                 for layer, weight in self.changed[side].items():
                     if pipeline is self.base or self._is_denoiser(layer):  # a copy has no text encoders
                         place(_layer(pipeline.pipe, layer), weight, pipeline.device.torch)
+                for name, values in self.shifted[side].items():
+                    if pipeline is self.base or self._is_denoiser(name):
+                        _parameter(pipeline.pipe, name).data = values.to(pipeline.device.torch)
             yield pipeline.family
 
     @contextmanager
@@ -96,7 +101,12 @@ class Arms:
     @property
     def encode_alike(self) -> bool:
         """Whether the text encoders of both arms are the same."""
-        return all(map(self._is_denoiser, self.layers))
+        return all(map(self._is_denoiser, (*self.layers, *self.shifted["adapted"])))
+
+    @property
+    def graphs_alike(self) -> bool:
+        """Whether the denoisers of both arms differ in the weights of their layers alone."""
+        return not any(map(self._is_denoiser, self.shifted["adapted"]))
 
     def _is_denoiser(self, layer: str) -> bool:
         return layer.startswith(f"{self.base.family.denoiser}.")
@@ -120,8 +130,11 @@ class Arms:
         state = Weights(module.state_dict())
         stored = {name: weight_of(layer) for name, layer in module.named_modules() if is_stored(layer)}
         here = {layer.removeprefix(prefix): weight for layer, weight in self.changed[side].items()}
-        whole = {f"{layer}.weight": weight.whole for layer, weight in {**stored, **here}.items()}
-        return state.replaced({name: value for name, value in whole.items() if name in state})
+        values: dict[str, torch.Tensor | Callable[[], torch.Tensor]] = {
+            f"{layer}.weight": weight.whole for layer, weight in {**stored, **here}.items()
+        }
+        values |= {name.removeprefix(prefix): value for name, value in self.shifted[side].items()}
+        return state.replaced({name: value for name, value in values.items() if name in state})
 
     def denoiser_layers(self) -> list[str]:
         """The denoiser's layers that the adapter changes, by their name in the denoiser."""
@@ -174,12 +187,21 @@ def apply(
         unmatched += fitted.unmatched
         for layer, weight in merged.items():
             place(_layer(base.pipe, layer), weight)
+        if fitted.shifts:
+            raise UserError(
+                f"adapter {str(adapter.path)!r} of both arms changes biases or norms: {listed([*fitted.shifts])}",
+                "Merge it into the base and give that base.",
+            )
+    shifted: dict[str, torch.Tensor] = {}
     after: dict[str, Weight] = {}
     down: dict[str, list[torch.Tensor]] = defaultdict(list)
     for adapter in adapters:
         merged, fitted = _merged(base.pipe, after, adapter, allow_unmatched)
         after |= merged
         unmatched += fitted.unmatched
+        for name, values in fitted.shifts.items():
+            before = shifted.get(name, _parameter(base.pipe, name).data)
+            shifted[name] = before + adapter.weight * values
         for layer, factors in fitted.factors.items():
             down[layer].append(factors.down.float())
     layers = tuple(sorted(after))
@@ -189,18 +211,40 @@ def apply(
     }
     joined = {layer: torch.cat(down[layer]) for layer in layers}
     idle = frozenset(layer for layer in layers if _equal(*(changed[side][layer] for side in SIDES)))
-    return Arms(base, base, tuple(adapters), tuple(common), layers, changed, joined, tuple(unmatched), idle)
+    unshifted = {name: _parameter(base.pipe, name).data for name in shifted}
+    return Arms(
+        base=base,
+        computing=base,
+        adapters=tuple(adapters),
+        common=tuple(common),
+        layers=layers,
+        changed=changed,
+        down=joined,
+        unmatched=tuple(unmatched),
+        idle=idle,
+        shifted={"base": unshifted, "adapted": shifted},
+    )
 
 
 def ranks_of(base: Base, adapter: Adapter, allow_unmatched: bool = False) -> dict[str, int]:
     """The rank of an adapter at each layer of the denoiser that it changes, without merging it.
 
     Raises:
-        UserError: it does not fit this base.
+        UserError: it does not fit this base, or changes more of the denoiser than layers.
     """
-    prefix = f"{base.family.denoiser}."
-    factors = lora.fit(base.pipe, adapter, allow_unmatched).factors
-    return {layer.removeprefix(prefix): len(f.down) for layer, f in factors.items() if layer.startswith(prefix)}
+    prefix, fitted = f"{base.family.denoiser}.", lora.fit(base.pipe, adapter, allow_unmatched)
+    if any(name.startswith(prefix) for name in fitted.shifts):
+        raise unbindable(str(adapter.path))
+    ranks = {layer: len(factors.down) for layer, factors in fitted.factors.items()}
+    return {layer.removeprefix(prefix): rank for layer, rank in ranks.items() if layer.startswith(prefix)}
+
+
+def unbindable(source: str) -> UserError:
+    """The error for an adapter that cannot be inputs of a file: it has no input for what no layer's factors change."""
+    return UserError(
+        f"adapter {source!r} changes biases or norms of the denoiser, which are no inputs of a file that binds it",
+        "Leave --order bound out.",
+    )
 
 
 def swapped(reference: Arms, adapters: Sequence[Adapter], allow_unmatched: bool = False) -> Arms:
@@ -222,8 +266,8 @@ def alike(reference: Arms, adapters: Sequence[Adapter]) -> Arms:
     """
     with reference.held("base"):
         arms = apply(reference.base, adapters, (), bool(reference.unmatched))
-    if arms.layers != reference.layers:
-        odd = sorted(set(arms.layers) ^ set(reference.layers))
+    ours, theirs = ({*one.layers, *one.shifted["adapted"]} for one in (arms, reference))
+    if odd := sorted(ours ^ theirs):
         raise UserError(
             f"the adapter and its reference change other layers of the base: {len(odd)} differ, first {odd[0]}",
             "Give the adapter that it was calibrated from as --reference-lora.",
@@ -243,10 +287,10 @@ def _merged(
         weight = before.get(layer) or weight_of(_layer(pipe, layer))
         merged[layer] = weight.merged(factors, adapter.weight)
         changed = changed or not _equal(weight, merged[layer])
-    if not changed and adapter.weight:
+    if not (changed or any(values.any() for values in fitted.shifts.values())) and adapter.weight:
         raise UserError(
-            f"none of the {len(merged)} layers of adapter {str(adapter.path)!r} changed when it was merged, first "
-            f"{next(iter(merged))}",
+            f"none of the {len(merged)} layers of adapter {str(adapter.path)!r} changed when it was merged: "
+            f"{listed([*merged, *fitted.shifts])}",
             "Its factors are zero: it was saved before it was trained, or nothing in it was trained.",
         )
     return merged, fitted
@@ -254,6 +298,12 @@ def _merged(
 
 def _equal(one: Weight, other: Weight) -> bool:
     return torch.equal(one.whole(), other.whole())
+
+
+def _parameter(pipe: Any, name: str) -> torch.nn.Parameter:
+    component, _, parameter = name.partition(".")
+    module: torch.nn.Module = getattr(pipe, component)
+    return module.get_parameter(parameter)
 
 
 def _layer(pipe: Any, name: str) -> torch.nn.Module:

@@ -10,6 +10,7 @@ artifacts/<scheme>/<order>/manifest.json
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -51,12 +52,14 @@ Ranges = Mapping[Origin, Mapping[str, Input]]
 class QuantizedWeights(NamedTuple):
     """The content of a quantized arm: full-precision weights, their plan, and the factors of an unmerged adapter.
 
-    With a ``rank`` these factors are inputs of the file, padded to that rank.
+    ``side`` is the arm whose biases and norms its graph has. With a ``rank`` the factors are inputs of the file, padded
+    to that rank.
     """
 
     state: Mapping[str, torch.Tensor]
     plan: Mapping[str, LayerPlan]
     branches: Mapping[str, Factors]
+    side: Side = "adapted"
     rank: int | None = None
 
     def bound(self) -> dict[str, torch.Tensor]:
@@ -99,26 +102,35 @@ class Exporter:
 
     def __init__(self, arms: Arms, store: Cache, example: Mapping[str, np.ndarray], sizes: bool = False) -> None:
         self._arms, self._store, self._example, self._sizes = arms, store, example, sizes
-        self._graphs: dict[str, ir.Model] = {}
+        self._graphs: dict[tuple[str, Side], ir.Model] = {}
+        self._fused: dict[Side, ir.Model] = {}
 
-    def graph(self, compute: str) -> ir.Model:
-        """The graph, without weights of its layers: those of an arm are filled in for each file."""
-        if compute not in self._graphs:
-            base = self._arms.base
-            key = cache.key(__name__, "graph", base.digest, compute, self.shapes())
+    def graph(self, compute: str, side: Side = "adapted") -> ir.Model:
+        """The graph, without weights of its layers: those of an arm are filled in for each file.
+
+        Both arms have one, unless the adapter changes biases or norms, which are constants of it.
+        """
+        alike, base = self._arms.graphs_alike, self._arms.base
+        place = (compute, "base" if alike else side)
+        if place not in self._graphs:
+            arm = () if alike else (self._arms.content(side),)
+            key = cache.key(__name__, "graph", base.digest, compute, self.shapes(), *arm)
 
             def make(folder: Path) -> None:
-                component = base.family.component(self._example)
-                qdq.save(_hollow(component, compute, self._sizes), folder / "graph.onnx")
+                with nullcontext() if alike else self._arms.held(side):
+                    component = base.family.component(self._example)
+                    qdq.save(_hollow(component, compute, self._sizes), folder / "graph.onnx")
 
             entry = self._store.obtain("graph", key, f"{base.source}, {compute}", make)
-            self._graphs[compute] = sites.unfilled(ir.load(entry / "graph.onnx"), self._example)
-        return self._graphs[compute]
+            self._graphs[place] = sites.unfilled(ir.load(entry / "graph.onnx"), self._example)
+        return self._graphs[place]
 
-    @functools.cached_property
-    def _run_here(self) -> ir.Model:
+    def _run_here(self, side: Side) -> ir.Model:
         """The float32 graph with ONNX Runtime's own attention, for files that are run here alone."""
-        return attention.fuse(self.graph(TWIN).clone())
+        key: Side = "base" if self._arms.graphs_alike else side
+        if key not in self._fused:
+            self._fused[key] = attention.fuse(self.graph(TWIN, key).clone())
+        return self._fused[key]
 
     def shapes(self) -> str:
         """The input shapes of every file, as part of a cache key."""
@@ -138,18 +150,18 @@ class Exporter:
         return entry / "model.onnx"
 
     def _full(self, side: Side, compute: str, folder: Path) -> None:
-        graph = self._run_here if compute == TWIN else self.graph(compute)
+        graph = self._run_here(side) if compute == TWIN else self.graph(compute, side)
         qdq.save(sites.fill(graph, self._arms.state(side)), folder / "model.onnx")
 
     def deployed(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as the file for the device."""
-        graph = self.graph(scheme.compute)
+        graph = self.graph(scheme.compute, content.side)
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, rank=content.rank)
         return self._save(model, path, facts)
 
     def twin(self, content: QuantizedWeights, scheme: Scheme, path: Path, facts: Mapping[str, str]) -> Path:
         """Save a quantized arm as ONNX Runtime runs it here: the same codes and scales, or their dequantized values."""
-        graph, decoded = self._run_here, scheme.decoded
+        graph, decoded = self._run_here(content.side), scheme.decoded
         model = qdq.quantized(graph, content.state, content.plan, content.branches, scheme.opset, decoded, content.rank)
         return self._save(model, path, facts)
 
@@ -184,7 +196,7 @@ def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> 
     """q0: the base quantized with its own ranges."""
     state = arms.state("base")
     layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
-    return QuantizedWeights(state, plan.make(layers, state, scheme, ranges["base"]), {})
+    return QuantizedWeights(state, plan.make(layers, state, scheme, ranges["base"]), {}, "base")
 
 
 def adapted_content(
@@ -202,7 +214,7 @@ def adapted_content(
             layer: arms.factors(layer) if layer in own else bound.absent(state[f"{layer}.weight"])
             for layer in binding.layers
         }
-        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, binding.rank)
+        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, "base", binding.rank)
     base, adapted = arms.state("base"), arms.state("adapted")
     changed = [layer for layer in arms.denoiser_layers() if layer in layers]
 

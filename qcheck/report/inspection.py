@@ -22,9 +22,10 @@ def one(inspection: Inspection, console: Console) -> None:
     """Contents, fates and, where they were asked for, the layers that change most."""
     ranks = sorted({layer.rank for layer in inspection.layers})
     scales = sorted({round(layer.scale, 4) for layer in inspection.layers})
+    others = f", and {len(inspection.shifted)} biases and parameters of norms" if inspection.shifted else ""
     console.print(
         f"{escape(inspection.adapter)}: {len(inspection.layers)} layers, rank {_span(ranks)}, "
-        f"alpha / rank {_span(scales)}"
+        f"alpha / rank {_span(scales)}{others}"
     )
     if inspection.triggers:
         words = ", ".join(
@@ -110,4 +111,6 @@ def _detailed(details: Details) -> tuple[str, ...]:
 
 
 def _span(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} .. {values[-1]:g}"

@@ -64,7 +64,10 @@ class LayerReport(Value):
 
 
 class Inspection(Value):
-    """What ``qcheck inspect`` prints of one file; ``silent`` says why it does nothing under any scheme, if it does."""
+    """What ``qcheck inspect`` prints of one file; ``silent`` says why it does nothing under any scheme, if it does.
+
+    ``shifted`` are the biases and parameters of norms that it changes, which nothing quantizes.
+    """
 
     adapter: str
     digest: str
@@ -72,6 +75,7 @@ class Inspection(Value):
     triggers: list[str]
     tags: dict[str, int]
     layers: list[LayerReport]
+    shifted: list[str]
     unmatched: list[str]
     silent: str | None
     forecasts: list[Forecast]

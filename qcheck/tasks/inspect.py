@@ -16,6 +16,7 @@ from qcheck.core.errors import UserError, listed
 from qcheck.core.progress import Progress, Silent
 from qcheck.diagnose import change as changes
 from qcheck.model import bases, lora
+from qcheck.model.lora import Contents
 from qcheck.model.lora.layout import Factors, Names
 from qcheck.quantize import forecast, plan
 from qcheck.quantize.forecast import Total
@@ -52,26 +53,38 @@ class Question:
 
 @dataclass(frozen=True)
 class _Match:
-    """An adapter's factors by layer: all, those of the base's denoiser, and the names that the base does not have."""
+    """An adapter's contents, its factors in the base's denoiser, and its layers that the base does not have."""
 
-    every: Mapping[str, Factors]
+    contents: Contents
     here: Mapping[str, Factors]
     unmatched: Sequence[str]
 
+    @property
+    def every(self) -> Mapping[str, Factors]:
+        """All factors by layer."""
+        return self.contents.factors
+
     def silence(self, weight: float) -> str | None:
         """Why the adapter does nothing on this base under any scheme, if it does not."""
-        if len(self.unmatched) == len(self.every):
-            return f"none of its {len(self.every)} layers is in this base: {listed(self.unmatched)}"
+        layers, shifts = self.contents.layers, self.contents.shifts
+        if len(self.unmatched) == len(layers):
+            return f"none of its {len(layers)} layers is in this base: {listed(self.unmatched)}"
         if not weight:
             return "its weight is 0"
         present = [factors for name, factors in self.every.items() if name not in self.unmatched]
-        if all(factors.idle() for factors in present):
-            return f"the factors of all its {len(present)} layers are zero"
+        added = [values for name, values in shifts.items() if lora.layer_of(name) not in self.unmatched]
+        if all(factors.idle() for factors in present) and not any(values.any() for values in added):
+            return f"the factors of all its {len(layers) - len(self.unmatched)} layers are zero"
         return None
 
     def missing(self) -> float:
         """|D|^2 of the layers of a denoiser that the base does not have."""
-        return sum(self.every[name].energy() for name in self.unmatched if not name.startswith("text_encoder"))
+        lacking = [factors for name, factors in self.every.items() if name in self.unmatched and not _is_encoder(name)]
+        return sum(factors.energy() for factors in lacking)
+
+
+def _is_encoder(layer: str) -> bool:
+    return layer.startswith("text_encoder")
 
 
 def inspect(source: str, base: str | None, asked: Question, progress: Progress | None = None) -> Inspection:
@@ -83,12 +96,12 @@ def inspect(source: str, base: str | None, asked: Question, progress: Progress |
     """
     adapter = lora.read(Use(source=source, weight=asked.weight))
     names, stored = (Names(), {}) if base is None else stored_layers(base)
-    every, weights = lora.factors_of(names, adapter), StoredWeights(names.denoiser, stored)
-    here = {name: factors for name, factors in every.items() if name in weights}
+    contents, weights = lora.contents_of(names, adapter), StoredWeights(names.denoiser, stored)
+    here = {name: factors for name, factors in contents.factors.items() if name in weights}
     for name, factors in here.items():
         lora.require_shape(name, weights[name].meta, factors)
-    match = _Match(every, here, [name for name in every if base is not None and name not in names.layers])
-    keys = [] if base is None else _keys(source, every.values(), asked)
+    match = _Match(contents, here, [name for name in contents.layers if base is not None and name not in names.layers])
+    keys = [] if base is None else _keys(source, match.every.values(), asked)
     silent, watch = match.silence(asked.weight), progress or Silent()
     totals, relative = ({}, {}) if silent else _totals(match, weights, keys, asked, watch)
     details = _details(match, weights, asked, watch) if asked.details else {}
@@ -98,7 +111,8 @@ def inspect(source: str, base: str | None, asked: Question, progress: Progress |
         weight=asked.weight,
         triggers=lora.trigger_words(adapter)[:_WORDS],
         tags=dict(list(lora.tag_counts(adapter).items())[:_WORDS]),
-        layers=[_layer(name, factors, relative.get(name), details.get(name)) for name, factors in every.items()],
+        layers=[_layer(name, factors, relative.get(name), details.get(name)) for name, factors in match.every.items()],
+        shifted=[*contents.shifts],
         unmatched=[*match.unmatched],
         silent=silent,
         forecasts=[_silent(key, silent) if silent else _forecast(key, totals[key], match) for key in keys],
@@ -219,7 +233,7 @@ def _silent(key: Key, why: str) -> Forecast:
 
 
 def _forecast(key: Key, total: Total, match: _Match) -> Forecast:
-    lacking = f"; {len(match.unmatched)} of its {len(match.every)} layers are not in this base"
+    lacking = f"; {len(match.unmatched)} of its {len(match.contents.layers)} layers are not in this base"
     return Forecast(
         scheme=key[0],
         order=key[1],
@@ -235,7 +249,7 @@ def _forecast(key: Key, total: Total, match: _Match) -> Forecast:
 def _reason(order: Order, total: Total, match: _Match) -> str:
     """What becomes of the change in the layers that the base has."""
     if not match.here:
-        return "it changes text encoders alone, which are not quantized"
+        return "all that it changes stays in float: text encoders, biases or norms"
     if not total.quantized:
         return "the scheme quantizes none of the layers that it changes"
     if orders.merge(order).keeps_factors:

@@ -153,11 +153,14 @@ class Session:
         """The inputs of a file that binds its adapter; None where no order of the request does.
 
         Raises:
-            UserError: an adapter that the file has to take does not fit the base, or has a larger rank.
+            UserError: an adapter that the file has to take does not fit the base, has a larger rank, or changes more
+                than layers.
         """
         spec = self.spec
         if not any(orders.merge(order).binds for order in spec.orders):
             return None
+        if not self.shipped.graphs_alike:
+            raise arms.unbindable(spec.adapters[0].source)
         others = [arms.ranks_of(self.arms.base, lora.read(use), spec.allow_unmatched) for use in spec.bound_with]
         return bound.binding([self.shipped.ranks(), *others], spec.max_rank)
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from qcheck.core.errors import UserError
 from qcheck.model import lora
-from qcheck.model.lora.layout import Factors, Names
+from qcheck.model.lora import Contents
+from qcheck.model.lora.layout import Names
 from qcheck.spec.use import Use
 from tests import families, layouts
 
@@ -118,26 +119,28 @@ def files(draw: st.DrawFn) -> tuple[str, Tensors]:
     return family, tensors
 
 
-def _read(family: str, tensors: Tensors, folder: Path) -> dict[str, Factors] | str:
-    """The factors by layer, or what the error says."""
+def _read(family: str, tensors: Tensors, folder: Path) -> Contents | str:
+    """What a file holds, or what the error says."""
     path = folder / "fuzz.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     try:
         adapter = lora.read(Use(source=str(path), weight=1.0))
-        found = lora.factors_of(_names(family), adapter)
+        found = lora.contents_of(_names(family), adapter)
     except UserError as error:
         return error.what
     with suppress(UserError):
         fitted = lora.fit(_pipe(family), adapter, allow_unmatched=True)
-        assert {*fitted.factors, *fitted.unmatched} == set(found)
+        assert {*fitted.factors, *map(lora.layer_of, fitted.shifts), *fitted.unmatched} == set(found.layers)
         for layer, factors in fitted.factors.items():
             assert factors.merged(_weights(family)[layer], 1.0).shape == _weights(family)[layer].shape
     return found
 
 
-def _content(found: dict[str, Factors]) -> dict[str, str]:
+def _content(found: Contents) -> dict[str, str]:
     """All that a file says of each layer."""
-    return {layer: repr((one.down.tolist(), one.up.tolist(), one.scale, one.sizes)) for layer, one in found.items()}
+    factors = found.factors.items()
+    content = {layer: repr((one.down.tolist(), one.up.tolist(), one.scale, one.sizes)) for layer, one in factors}
+    return content | {name: repr(values.tolist()) for name, values in found.shifts.items()}
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -161,4 +164,4 @@ def test_the_fuzzer_writes_files_that_are_read_too(family: str, tmp_path: Path) 
     layer = next(name for name, weight in _weights(family).items() if weight.ndim == 2)
     rows, columns = _weights(family)[layer].shape
     factors = {f"{layer}.lora_A.weight": torch.ones(2, columns), f"{layer}.lora_B.weight": torch.ones(rows, 2)}
-    assert _read(family, factors, tmp_path).keys() == {layer}  # type: ignore[union-attr]
+    assert _read(family, factors, tmp_path).layers == [layer]  # type: ignore[union-attr]

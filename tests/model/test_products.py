@@ -206,6 +206,16 @@ def test_a_dora_in_kohya_s_layout_is_refused_where_loaders_disagree(base: load.B
             arms.apply(base, [wrong])
 
 
+def test_some_outputs_of_a_dora_are_those_of_the_whole(base: load.Base) -> None:
+    weight, places = _weight(base, LINEAR), torch.tensor([7, 2, 90])
+    parts, _ = _lora(weight)
+    sizes = Sizes(_sizes(weight, True).flatten(), blended=True)
+    factors = Factors(parts["lora_down.weight"], parts["lora_up.weight"], 1.0, sizes)
+    assert torch.allclose(factors.rows(places).merged(weight[places], 1.0), factors.merged(weight, 1.0)[places])
+    with pytest.raises(ValueError, match="all outputs"):
+        replace(factors, sizes=Sizes(torch.ones(weight.shape[1]), axis=1)).rows(places)
+
+
 def test_sizes_of_the_inputs_of_a_fused_layer_are_refused() -> None:
     factors = Factors(torch.ones(2, 4), torch.ones(12, 2), 1.0, Sizes(torch.ones(4), axis=1))
     with pytest.raises(LayoutError, match="of their inputs together"):

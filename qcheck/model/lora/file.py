@@ -119,10 +119,7 @@ def tag_counts(adapter: Adapter) -> dict[str, int]:
 OTHER_KINDS = {
     r"[.]b?oft_|[.]oft_diag": "an OFT",
     r"lora_mid": "a LoCon of three factors",
-    r"[.]diff_b$": "an adapter with differences of biases",
-    r"lora_[AB]([.]default)?[.]bias$": "a LoRA with biases",
     r"modules_to_save": "a LoRA with whole layers besides",
-    r"[.][wb]_norm$": "a LoCon with norms",
     r"on_input$|[.]ia3_": "an (IA)^3",
     r"[.][ab][12][.]weight$": "a GLoRA",
     r"vera_lambda": "a VeRA",

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -127,7 +127,8 @@ _FACTOR = re.compile(
 _KEYS = (
     _FACTOR,
     re.compile(r"^(?P<name>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.\w+\.weight$"),  # PEFT's adapter's name
-    re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$"),
+    re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale|diff_b|w_norm|b_norm)$"),
+    re.compile(r"^(?P<name>.+?)(\.lora)?\.lora_B(\.\w+)?\.(?P<part>bias)$"),
     re.compile(rf"^(?P<name>.+)\.(?P<part>{'|'.join(products.PARTS)})$"),
     re.compile(r"^(?P<name>.+)\.lora_(?P<part>magnitude)_vector(\.(?!weight$)\w+)?(\.weight)?$"),
 )
@@ -136,7 +137,7 @@ _KEYS = (
 def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """The keys of each part by the file's names, and all other keys.
 
-    Parts are down, up, alpha, magnitude (PEFT's DoRA), dora_scale (kohya's) and ``products.PARTS``.
+    Parts are down, up, alpha, magnitude (PEFT's DoRA), dora_scale (kohya's), those of shifts and ``products.PARTS``.
 
     Raises:
         LayoutError: a layer has a part twice.
@@ -146,7 +147,8 @@ def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]]
     for key, value in tensors.items():
         match = next((candidate for candidate in (pattern.match(key) for pattern in _KEYS) if candidate), None)
         part = match["part"] if match else ""
-        if match is None or (part == "alpha" and value.numel() != 1) or (part in _PARTS and value.ndim < 2):
+        axes = {**dict.fromkeys(_PARTS, value.ndim >= 2), **dict.fromkeys(_SHIFTS, value.ndim == 1)}
+        if match is None or (part == "alpha" and value.numel() != 1) or not axes.get(part, True):
             other_keys.append(key)
         elif _PARTS.get(part, part) in part_keys[match["name"]]:
             raise LayoutError(f"it holds the same as {key} under another name")
@@ -155,8 +157,25 @@ def keys(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, str]]
     return dict(part_keys), other_keys
 
 
-def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Factors], list[str]]:
-    """The factors by the file's names of layers, and the keys that belong to no factors.
+_SHIFTS = {
+    "diff_b": "bias",
+    "b_norm": "bias",
+    "bias": "bias",
+    "w_norm": "weight",
+}  # the parameter that each is added to
+Shift = dict[str, torch.Tensor]  # additions [n] to a layer's ``weight`` or ``bias``, which are never quantized
+
+
+class Entries(NamedTuple):
+    """A file's factors and shifts by its names of layers, and the keys that belong to neither."""
+
+    factors: dict[str, Factors]
+    shifts: dict[str, Shift]
+    others: list[str]
+
+
+def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Entries:
+    """What a file holds of each layer.
 
     ``config`` is PEFT's, by component where the names begin with one: it gives alpha where the file has no alpha key.
 
@@ -164,9 +183,13 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
         LayoutError: a name with only one of its factors, or a part twice.
     """
     part_keys, other_keys = keys(tensors)
-    complete = {}
+    complete, shifts = {}, {}
     for name, key_of in part_keys.items():
-        parts = {part: tensors[key] for part, key in key_of.items()}
+        shift, parts = _shift(name, {part: tensors[key] for part, key in key_of.items()}, config)
+        if shift:
+            shifts[name] = shift
+        if shift and not parts:
+            continue
         if product := {part: value for part, value in parts.items() if part in products.PARTS}:
             complete[name] = _product(name, product, {part: v for part, v in parts.items() if part not in product})
             continue
@@ -179,7 +202,24 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> t
             raise LayoutError(f"{name} has factors of rank 0")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
         complete[name] = _sized(name, Factors(parts["down"], parts["up"], scale), parts)
-    return complete, other_keys
+    return Entries(complete, shifts, other_keys)
+
+
+def _shift(
+    name: str, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> tuple[Shift, dict[str, torch.Tensor]]:
+    """The additions to biases and norms among a layer's ``parts``, and the rest. PEFT scales its biases too."""
+    shift, rest = Shift(), dict[str, torch.Tensor]()
+    for part, value in parts.items():
+        parameter = "weight" if part == "diff" and value.ndim == 1 else _SHIFTS.get(part)
+        if parameter is None or (part == "bias" and "down" not in parts):
+            rest[part] = value
+            continue
+        if parameter in shift:
+            raise LayoutError(f"{name} has an addition to its {parameter} twice")
+        scale = _scale(name, max(1, len(parts["down"])), parts.get("alpha"), config) if part == "bias" else 1.0
+        shift[parameter] = scale * value.float()
+    return shift, rest
 
 
 def _product(name: str, parts: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> Factors:
@@ -309,6 +349,8 @@ def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterato
     if factors.sizes is not None and factors.sizes.axis:
         raise LayoutError(f"{name} stands for {len(parts)} layers, and its dora_scale is of their inputs together")
     total, width = factors.up.shape[0], factors.down.shape[1]
+    if not width:
+        raise LayoutError(f"{name} stands for {len(parts)} layers, and has no factors that say how long each is")
     starts = [width * place for place in range(len(parts))]
     if total <= starts[-1]:
         raise LayoutError(f"{name} has {total} outputs, too few for its {len(parts)} parts of {width}")

@@ -33,7 +33,7 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
     """The parts of a LoRA by denoiser layer; factors of other components and unknown layers are left out.
 
     Raises:
-        UserError: a DoRA, LoHa or LoKr, whole differences, or as ``lora.factors_of``.
+        UserError: a DoRA, LoHa or LoKr, whole differences, biases or norms, or as ``lora.contents_of``.
     """
     if lora.is_dora(adapter):
         raise UserError(
@@ -41,7 +41,11 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
             "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
         )
     names = lora.names_of(pipe)
-    lora.factors_of(names, adapter)  # raises for files in no known LoRA layout
+    if shifts := list(lora.contents_of(names, adapter).shifts):
+        raise UserError(
+            f"adapter {str(adapter.path)!r} changes biases or norms too, first {shifts[0]}",
+            "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
+        )
     tensors = load_file(adapter.path)
     keys, prefix = layout.keys(tensors)[0], f"{names.denoiser}."
     if others := [name for name, parts in keys.items() if "down" not in parts]:
@@ -50,7 +54,7 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
             "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
         )
     parts = {}
-    for name, factors in layout.entries(tensors, lora.peft_config(adapter))[0].items():
+    for name, factors in layout.entries(tensors, lora.peft_config(adapter)).factors.items():
         row_numbers = Factors(factors.down, torch.arange(len(factors.up)).unsqueeze(1), factors.scale)
         for layer, part in layout.placed(name, row_numbers, names).items():
             if layer in names.layers and layer.startswith(prefix):
