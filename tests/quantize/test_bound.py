@@ -8,18 +8,22 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qcheck.api.keywords import Request
 from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
+from qcheck.demo import library
+from qcheck.model import arms as arms_of
+from qcheck.model import load, lora
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, bound, qdq
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.fake import Factors
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
+from qcheck.spec.use import Use
 from tests import builder
 from tests.conftest import Prepared, adapted_by
 
@@ -173,7 +177,7 @@ def test_a_convolution_takes_its_factors_as_inputs(prepared: Prepared, tmp_path:
     for rank in (None, RANK):
         path = tmp_path / f"{rank}.onnx"
         qdq.save(qdq.quantized(prepared.graph, prepared.state, {}, factors, rank=rank), path)
-        inputs = QuantizedWeights(prepared.state, {}, factors, rank).inputs()
+        inputs = QuantizedWeights(prepared.state, {}, factors, rank=rank).inputs()
         outputs[rank] = OnnxRunner(path, 1, bound=inputs)(prepared.inputs)
     assert _distance(outputs[None], outputs[RANK]) < 1e-5
 
@@ -184,3 +188,12 @@ def test_tensorrt_builds_a_convolution_that_takes_its_factors(prepared: Prepared
     qdq.save(qdq.quantized(prepared.graph, prepared.state, {}, _convolution(), rank=RANK), path)
     built = builder.build(path, "8.6")
     assert built.engine is not None, built.problems
+
+
+def test_biases_are_no_inputs_of_a_file(tmp_path: Path) -> None:
+    tensors = load_file(library.ADAPTERS / "ink.safetensors")
+    tensors["unet.conv_out.diff_b"] = torch.ones(4)
+    save_file(tensors, tmp_path / "biased.safetensors")
+    adapter = lora.read(Use(source=str(tmp_path / "biased.safetensors"), weight=1.0))
+    with pytest.raises(UserError, match="changes biases or norms of the denoiser"):
+        arms_of.ranks_of(load.load(str(library.PIPELINE)), adapter)
