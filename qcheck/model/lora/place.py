@@ -77,11 +77,6 @@ def _shifts(names: Names, entries: layout.Entries) -> dict[str, torch.Tensor]:
     return shifts
 
 
-def factors_of(names: Names, adapter: Adapter) -> dict[str, Factors]:
-    """The factors among ``contents_of``."""
-    return contents_of(names, adapter).factors
-
-
 def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
     """The modules that an adapter may change in a pipeline: the denoiser first, then the text encoders."""
     parts = {name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
