@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -18,11 +23,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -197,6 +206,104 @@ def flux_schnell() -> FluxPipeline:
     return flux(guided=False)
 
 
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def _bytes(*special: str) -> dict[str, int]:
+    """A vocabulary of one token for each byte."""
+    return {token: place for place, token in enumerate([*special, *sorted(ByteLevel.alphabet())])}
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    made = Qwen2Tokenizer(vocab=_bytes(*special), merges=[], extra_special_tokens=[*special[1:]])
+    made.chat_template = _CHAT
+    return made
+
+
+def _qwen3(seed: int, layers: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "num_attention_heads": 2}
+    config = Qwen3Config(vocab_size=300, num_hidden_layers=layers, num_key_value_heads=1, **size)
+    return Qwen3ForCausalLM(config)
+
+
+def _vae_flux2() -> AutoencoderKLFlux2:
+    torch.manual_seed(7)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def flux2_klein_base() -> Flux2KleinPipeline:
+    """As ``flux2_klein`` before its distillation, with a second branch of guidance."""
+    return flux2_klein(distilled=False)
+
+
+def flux2_klein(distilled: bool = True) -> Flux2KleinPipeline:
+    """A transformer over normalised patches of latents, told the prompt by three inner states of a language model."""
+    torch.manual_seed(14)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 8, 8, 8),
+        timestep_guidance_channels=64,
+    )
+    return Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=_vae_flux2(),
+        text_encoder=_qwen3(4, layers=28),
+        tokenizer=_qwen_tokenizer(),
+        is_distilled=distilled,
+    )
+
+
+def chroma() -> ChromaPipeline:
+    """As ``flux`` with a T5 alone, a second branch of guidance, and modulations by a network of their own."""
+    torch.manual_seed(15)
+    with quiet():  # it imports a class from where that is deprecated
+        transformer = ChromaTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            axes_dims_rope=(8, 12, 12),
+            approximator_num_channels=64,
+            approximator_hidden_dim=32,
+            approximator_layers=2,
+        )
+    transformer.distilled_guidance_layer.in_proj.weight.data *= (
+        0.3  # float16 rounds the time, which random weights amplify
+    )
+    return ChromaPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=_vae(16, 0.1),
+        text_encoder=_t5(3),
+        tokenizer=_tokenizer(),
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -205,6 +312,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3-no-t5": sd3_without_t5,
     "flux": flux,
     "flux-schnell": flux_schnell,
+    "flux2-klein": flux2_klein,
+    "flux2-klein-base": flux2_klein_base,
+    "chroma": chroma,
 }
 
 

@@ -28,11 +28,16 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "sdxl": {"peft": layouts.peft, "kohya": layouts.kohya_xl},
     "sd3": {"peft": layouts.peft, "kohya": layouts.kohya_sd3},
     "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "flux2-klein": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "chroma": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
 SLOW = {"sd1": pytest.mark.slow}  # the demo is of this family, and its checks are in every run
+TWIN = {"flux2-klein": pytest.mark.slow, "chroma": pytest.mark.slow}  # flux is in every run, with both its layouts
 EVERY = [
-    pytest.param(family, layout, marks=SLOW.get(family, ())) for family, each in LAYOUTS.items() for layout in each
+    pytest.param(family, layout, marks=SLOW.get(family) or (TWIN.get(family, ()) if layout != BUILT else ()))
+    for family, each in LAYOUTS.items()
+    for layout in each
 ]
 
 
@@ -48,7 +53,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
     @functools.cache
     def check(family: str, layout: str) -> tuple[Path, dict[str, Any]]:
         touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp)"
-        known = layouts.known(families.FAMILIES[family](), touched, shared=family == "flux")
+        known = layouts.known(families.FAMILIES[family](), touched, shared="flux" in family)
         parts = {name: replace(part, up=0.1 * part.up) for name, part in known.items()}
         out = root / f"{family}-{layout}"
         adapter = LAYOUTS[family][layout](parts, out.with_suffix(".safetensors"))
@@ -83,7 +88,7 @@ def test_a_check_goes_from_the_file_to_a_verdict(
         assert set(build["realised"]["operands"]) == {SCHEMES[scheme]}
 
 
-@pytest.mark.parametrize("family", [pytest.param(family, marks=SLOW.get(family, ())) for family in LAYOUTS])
+@pytest.mark.parametrize("family", [pytest.param(family, marks=(SLOW | TWIN).get(family, ())) for family in LAYOUTS])
 def test_two_layouts_of_one_adapter_get_the_same_numbers(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
 ) -> None:
@@ -130,7 +135,9 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     assert sample.shape[1:] == [4, 12, 8]
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "family", ["sdxl", "sd3", "flux", pytest.param("flux2-klein", marks=pytest.mark.slow), "chroma"]
+)
 def test_a_bundle_of_every_family_is_replayed_without_its_code(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ Names of folders, inputs and outputs are those of optimum's pipeline layout.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -71,14 +71,14 @@ def copied(
 ) -> Converted:
     """A copy of a module on ``device`` with its floating-point tensors in ``dtype``, tensor by tensor.
 
-    Without a ``dtype`` stored weights stay stored; on the device ``META`` no values are read. ``instead`` are tensors
-    that take the place of others, by the others' identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights
-    three times for a moment.
+    Buffers that no file holds, such as the frequencies of positions, keep their type. Without a ``dtype`` stored
+    weights stay stored; on the device ``META`` no values are read. ``instead`` are tensors that take the place of
+    others, by the others' identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
     """
     given = instead or {}
     stored = {id(layer.weight): layer for layer in stored_layers(module) if is_stored(layer)}
 
-    def converted(value: torch.Tensor) -> torch.Tensor:
+    def converted(value: torch.Tensor, dtype: torch.dtype | None = dtype) -> torch.Tensor:
         if id(value) in given:
             return given[id(value)]
         if device == META:
@@ -90,7 +90,8 @@ def copied(
     copies: dict[int, Any] = {
         id(value): nn.Parameter(converted(value), requires_grad=False) for value in module.parameters()
     }
-    copies |= {id(value): converted(value) for value in module.buffers()}
+    held = {id(value) for value in module.state_dict(keep_vars=True).values()}
+    copies |= {id(value): converted(value, dtype if id(value) in held else None) for value in module.buffers()}
     copy_of = copy.deepcopy(module, copies)
     for layer in [*stored_layers(copy_of)]:
         if dtype is not None:
@@ -108,30 +109,50 @@ class Entry(nn.Module):
         self.denoiser = denoiser
 
 
-class TextEncoder(nn.Module):
-    """A text encoder from tokens [n, L] to its last hidden and pooled states; with ``inner``, all hidden states too."""
+Mask = Literal["padding", "causal"]
 
-    def __init__(self, text_encoder: nn.Module, inner: bool) -> None:
+
+class TextEncoder(nn.Module):
+    """A text encoder from tokens [n, L] to its last hidden and pooled states.
+
+    With ``inner`` all hidden states too, or those of some layers and nothing else. With a ``mask`` no token reads
+    padding, nor, where it is causal, what comes after the token.
+    """
+
+    def __init__(self, text_encoder: nn.Module, inner: bool | tuple[int, ...], mask: Mask | None = None) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self._options = {"output_hidden_states": inner, "return_dict": True}
+        self.text_encoder, self._inner, self._mask = text_encoder, inner, mask
+        self._options = {"output_hidden_states": bool(inner), "return_dict": True}
 
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that ``forward`` returns, from meta tensors."""
         encoder = copied(self.text_encoder, META, torch.float32)
-        return tuple(_encoded(encoder(torch.ones(1, 1, dtype=torch.int64, device=META), **self._options)))
+        return tuple(self._encoded(encoder(torch.ones(1, 1, dtype=torch.int64, device=META), **self._options)))
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """The outputs, in the order of ``outputs``."""
-        return tuple(_encoded(self.text_encoder(input_ids, **self._options)).values())
+        mask = {} if attention_mask is None else {"attention_mask": self._scores(attention_mask)}
+        return tuple(self._encoded(self.text_encoder(input_ids, **mask, **self._options)).values())
 
+    def _scores(self, mask: torch.Tensor) -> torch.Tensor:
+        """What is added to the scores of attention [n, 1, L, L], from the mask of tokens [n, L].
 
-def _encoded(output: Any) -> dict[str, torch.Tensor]:
-    """The outputs of a text encoder by optimum's names."""
-    names = ("text_embeds", "last_hidden_state", "pooler_output")
-    plain = {name: output[name] for name in names if output.get(name) is not None}
-    states = enumerate(output.get("hidden_states") or ())
-    return plain | {f"hidden_states.{index}": state for index, state in states}
+        transformers makes it from the mask too, by way of the mask's values, which no export can follow.
+        """
+        places = torch.arange(mask.shape[1], device=mask.device)
+        reads = mask.bool()[:, None, None, :].expand(-1, 1, len(places), -1)
+        if self._mask == "causal":
+            reads = reads & (places <= places[:, None])
+        dtype = next(self.text_encoder.parameters()).dtype
+        return torch.zeros(reads.shape, dtype=dtype, device=mask.device).masked_fill(~reads, torch.finfo(dtype).min)
+
+    def _encoded(self, output: Any) -> dict[str, torch.Tensor]:
+        """The outputs of a text encoder by optimum's names."""
+        states = {f"hidden_states.{index}": state for index, state in enumerate(output.get("hidden_states") or ())}
+        if isinstance(self._inner, tuple):
+            return {name: states[name] for name in (f"hidden_states.{index}" for index in self._inner)}
+        names = ("text_embeds", "last_hidden_state", "pooler_output")
+        return {name: output[name] for name in names if output.get(name) is not None} | states
 
 
 class Decoder(nn.Module):

@@ -141,7 +141,7 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
         kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise UserError(
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
-            "This version checks Stable Diffusion 1.x, 2.x, XL and 3, and Flux.",
+            "This version checks Stable Diffusion 1.x, 2.x, XL and 3, Flux, FLUX.2 klein and Chroma.",
         )
     spare = {name for encoder in kind.spare for name in (encoder, kind.tokenizer_of(encoder))}
     absent = dict.fromkeys(

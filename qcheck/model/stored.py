@@ -138,7 +138,8 @@ def prepare(part: nn.Module, whole_ones: Iterable[str] = ()) -> None:
         RuntimeError: a buffer is computed and not read from the files, so that loading in 16 bit has rounded it.
     """
     state = part.state_dict()
-    if rounded := [n for n, value in part.named_buffers() if value.is_floating_point() and n not in state]:
+    computed = {name: value for name, value in part.named_buffers() if name not in state}
+    if rounded := [name for name, value in computed.items() if value.dtype.is_floating_point and value.itemsize == 2]:
         raise RuntimeError(f"{type(part).__name__} computes {rounded[0]}, which loading in 16 bit has rounded")
     names = tuple(whole_ones)
     kept = set()

@@ -1,15 +1,19 @@
 """Every family against diffusers' own pipeline: conditions, noise, solver and how the denoiser is called."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.model import family, load
 from qcheck.model.arms import Arms
+from qcheck.model.family.shift import empirical_shift
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.store import Trace
@@ -43,10 +47,10 @@ def test_the_reference_is_what_diffusers_draws(
     found = np.stack(_traced(loaded, chosen, tmp_path).finals())
     pictures = loaded.family.decode(torch.from_numpy(found)).permute(0, 2, 3, 1).numpy()
     assert pictures.shape == (2, 32, 48, 3)
-    refusing = {"negative_prompt": negative} if negative else {}
+    refusing = _refusing(loaded.pipe, negative) if negative else {}
     for index, prompt in enumerate(PROMPTS):
         theirs = loaded.pipe(
-            prompt,
+            prompt=prompt,
             num_inference_steps=3,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(5 + index),
@@ -55,6 +59,13 @@ def test_the_reference_is_what_diffusers_draws(
             **refusing,
         ).images[0]
         assert np.abs(pictures[index] - theirs).max() < 1e-4
+
+
+def _refusing(pipe: Any, negative: str) -> dict[str, Any]:
+    """A negative prompt as the pipeline takes it; FLUX.2 klein takes embeddings alone."""
+    if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
+        return {"negative_prompt": negative}
+    return {"negative_prompt_embeds": pipe.encode_prompt(negative)[0]}
 
 
 def test_guidance_reaches_the_output_where_the_family_has_it(loaded: load.Base, tmp_path: Path) -> None:
@@ -89,6 +100,34 @@ def test_tokens_of_flux_go_there_and_back() -> None:
     assert np.array_equal(spoken.read(fed["hidden_states"], latents.shape), latents)
 
 
+@pytest.mark.parametrize(("tokens", "steps"), [(96, 4), (4096, 50), (4300, 28), (4301, 28), (16384, 4)])
+def test_the_shift_of_flux2_is_that_of_diffusers(tokens: int, steps: int) -> None:
+    assert empirical_shift(tokens, steps) == pytest.approx(compute_empirical_mu(tokens, steps), rel=1e-12)
+
+
+def test_prompts_of_a_language_model_are_cut_at_their_own_end() -> None:
+    pipe = families.FAMILIES["flux2-klein"]()
+    kind = family.find(pipe.config)
+    assert kind is not None
+    spoken, before = kind(pipe), len("<|im_start|>user\n") - len("<|im_start|>") + 1
+    fitting = "a" * (512 - before)
+    assert spoken.cut("text_encoder", fitting) == ""  # only the end of the template is lost
+    assert spoken.cut("text_encoder", f"{fitting}bc") == "bc"
+
+
+def test_pictures_are_encoded_as_patches_and_back() -> None:
+    pipe = families.FAMILIES["flux2-klein"]()
+    kind = family.find(pipe.config)
+    assert kind is not None
+    spoken, pictures = kind(pipe), torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(3))
+    for part in spoken.parts():
+        part.eval()
+    with torch.no_grad():
+        theirs = pipe._encode_vae_image(pictures * 2 - 1, torch.Generator())
+    assert torch.allclose(spoken.encode(pictures), theirs, atol=1e-5)
+    assert torch.allclose(spoken.scaled(spoken.unscaled(theirs)), theirs, atol=1e-5)
+
+
 def _parts(*encoders: str) -> dict[str, list[str]]:
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
     return {name: ["x", "X"] for name in ("vae", "scheduler", *encoders, *tokenizers)}
@@ -105,6 +144,8 @@ def _parts(*encoders: str) -> dict[str, list[str]]:
         ({"unet": ["d", "UNet3DConditionModel"]}, ("text_encoder",), None),
         ({"unet": ["d", "UNet2DConditionModel"], "controlnet": ["d", "C"]}, ("text_encoder",), None),
         ({"transformer": ["d", "QwenImageTransformer2DModel"]}, ("text_encoder",), None),
+        ({"transformer": ["d", "ChromaTransformer2DModel"]}, ("text_encoder",), "Chroma"),
+        ({"transformer": ["d", "Flux2Transformer2DModel"]}, ("text_encoder",), None),  # FLUX.2 dev
     ],
 )
 def test_a_pipeline_is_of_the_family_whose_parts_it_has(

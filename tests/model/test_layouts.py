@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders import Flux2LoraLoaderMixin, FluxLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
@@ -120,6 +120,25 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     ],
     "flux": _FLUX,
     "flux-schnell": _FLUX,
+    "flux2-klein": [
+        *_EVERY,
+        (layouts.peft, ALL, True, False),
+        (layouts.peft_with_alphas, ALL, True, False),
+        (layouts.peft_folder, DENOISER, True, False),
+        (layouts.kohya_flux, DENOISER, True, False),
+        (layouts.kohya_flux, DENOISER, True, True),
+        (layouts.comfy, DENOISER, True, False),
+        (layouts.ai_toolkit, DENOISER, False, True),
+    ],
+    "chroma": [
+        *_EVERY,
+        (layouts.peft, ALL, True, False),
+        (layouts.peft_with_alphas, ALL, True, False),
+        (layouts.peft_folder, DENOISER, True, False),
+        (layouts.kohya_flux, ALL, True, False),
+        (layouts.kohya_flux, ALL, True, True),
+        (layouts.comfy, ALL, True, False),
+    ],
 }
 CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
 
@@ -210,6 +229,8 @@ _THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in 
     Case("sd3", layouts.peft, r"^transformer|^text_encoder(_2)?\."),
     Case("flux", layouts.peft, r"^transformer|^text_encoder\."),
     Case("flux", layouts.xlabs, XLABS, alphas=False, shared=True),
+    Case("flux2-klein", layouts.peft, r"^transformer"),
+    Case("chroma", layouts.peft, r"^transformer"),
 ]
 
 
@@ -306,12 +327,13 @@ def test_a_layer_that_the_base_lacks_is_an_error_that_names_it(family: str, tmp_
 def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> None:
     """Two layouts of one layer: diffusers takes one of them, or the sum would be merged."""
     pipe = _made(family)
-    first, second = _files(family)[-1], layouts.peft_with_alphas
+    first, second = _files(family)[-1], layouts.peft_wrapped
     parts = layouts.known(pipe, ALL)
     path = first(parts, tmp_path / "first.safetensors")
-    one = {name: part for name, part in parts.items() if name.endswith("mlp.fc1")}
+    inner = r"(mlp\.fc1|mlp\.gate_proj|DenseReluDense\.wi_0)$"  # of CLIP, Qwen and T5
+    one = {name: part for name, part in parts.items() if re.search(inner, name)}
     more = load_file(second(one, tmp_path / "second.safetensors"))
-    with pytest.raises(UserError, match=r"holds \S+mlp.fc1 twice"):
+    with pytest.raises(UserError, match=rf"holds \S+{inner[:-1]} twice"):
         lora.fit(pipe, _with(path, more))
 
 
@@ -454,6 +476,24 @@ def test_the_original_names_of_flux_are_split_as_diffusers_splits_them() -> None
         scale = 1.0 if layer in {"proj_out", "norm_out.linear"} else part.scale
         assert torch.equal(theirs[f"{key}.lora_B.weight"], part.up), name
         assert torch.allclose(theirs[f"{key}.lora_A.weight"], scale * part.down), name
+
+
+@pytest.mark.parametrize("writer", [layouts.ai_toolkit, layouts.kohya_flux])
+def test_the_original_names_of_flux2_are_those_that_diffusers_converts(writer: Writer, tmp_path: Path) -> None:
+    pipe = _made("flux2-klein")
+    # diffusers knows fewer layers of kohya's, and leaves the order of scale and shift in the last modulation
+    wanted = r"^transformer\.(?!norm_out|.*_modulation)"
+    path = writer(layouts.known(pipe, wanted, alphas=False, shared=True), tmp_path / "made.safetensors")
+    tensors = load_file(path)
+    theirs = Flux2LoraLoaderMixin.lora_state_dict(dict(tensors))
+    names = lora.names_of(pipe)
+    entries, strange = layout.entries(tensors, {})
+    assert strange == []
+    ours = {k: v for name, part in entries.items() for k, v in layout.placed(name, part, names).items()}
+    assert len(ours) == len(theirs) // 2 > 20
+    for name, part in ours.items():
+        assert torch.equal(theirs[f"{name}.lora_B.weight"], part.up), name
+        assert torch.equal(theirs[f"{name}.lora_A.weight"], part.down), name
 
 
 @pytest.mark.parametrize("based", [True, False], ids=["base", "no-base"])

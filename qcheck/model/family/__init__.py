@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qcheck.model.family.chroma import Chroma
 from qcheck.model.family.common import Conditions, Family, Shape
 from qcheck.model.family.flux import Flux
+from qcheck.model.family.flux2 import Flux2Klein
 from qcheck.model.family.sd3 import StableDiffusion3
 from qcheck.model.family.unet import StableDiffusion, StableDiffusionXL
 
 __all__ = ["FAMILIES", "Conditions", "Family", "Shape", "find"]
 
-FAMILIES: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+FAMILIES: tuple[type[Family], ...] = (
+    StableDiffusion,
+    StableDiffusionXL,
+    StableDiffusion3,
+    Flux,
+    Flux2Klein,
+    Chroma,
+)
 
 
 def find(index: Mapping[str, Any]) -> type[Family] | None:

@@ -1,10 +1,12 @@
 """Names of layers in the original code, as trainers write them, and the layers of diffusers that they stand for.
 
 ``#`` is the block's number, dots are written as underscores. Where one layer stands for several, its outputs are the
-outputs of those layers, concatenated.
+outputs of those layers, concatenated. Some names stand for other layers in another base.
 """
 
 import re
+
+_Table = dict[str, tuple[str, ...]]
 
 _QKV = tuple(f"transformer_blocks.#.attn.to_{part}" for part in "qkv")
 _ADDED = tuple(f"transformer_blocks.#.attn.add_{part}_proj" for part in "qkv")
@@ -62,15 +64,38 @@ _SD3 = {
     "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
     "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
 }
+_FLUX2: _Table = {
+    "double_blocks_#_img_mlp_0": ("transformer_blocks.#.ff.linear_in",),
+    "double_blocks_#_img_mlp_2": ("transformer_blocks.#.ff.linear_out",),
+    "double_blocks_#_txt_mlp_0": ("transformer_blocks.#.ff_context.linear_in",),
+    "double_blocks_#_txt_mlp_2": ("transformer_blocks.#.ff_context.linear_out",),
+    "single_blocks_#_linear1": ("single_transformer_blocks.#.attn.to_qkv_mlp_proj",),
+    "single_blocks_#_linear2": ("single_transformer_blocks.#.attn.to_out",),
+    "time_in_in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in_out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "guidance_in_in_layer": ("time_guidance_embed.guidance_embedder.linear_1",),
+    "guidance_in_out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+    "double_stream_modulation_img_lin": ("double_stream_modulation_img.linear",),
+    "double_stream_modulation_txt_lin": ("double_stream_modulation_txt.linear",),
+    "single_stream_modulation_lin": ("single_stream_modulation.linear",),
+}
+_CHROMA = {
+    "distilled_guidance_layer_in_proj": ("distilled_guidance_layer.in_proj",),
+    "distilled_guidance_layer_out_proj": ("distilled_guidance_layer.out_proj",),
+    "distilled_guidance_layer_layers_#_in_layer": ("distilled_guidance_layer.layers.#.linear_1",),
+    "distilled_guidance_layer_layers_#_out_layer": ("distilled_guidance_layer.layers.#.linear_2",),
+}
 _BOTH = {"final_layer_linear": ("proj_out",), "final_layer_adaLN_modulation_1": ("norm_out.linear",)}
-_TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH
+_TABLES: tuple[_Table, ...] = (_FLUX | _XLABS | _SD3 | _CHROMA | _BOTH, _FLUX2)
+_NUMBER = re.compile(r"((?<=_blocks_)|(?<=_layer_layers_))\d+")
 # modulations of two parts: in the original shift is first, in diffusers scale
 SWAPPED = ("norm_out.linear", "norm1_context.linear")
 
 
-def layers(name: str) -> tuple[str, ...]:
-    """The denoiser's layers in diffusers that ``name`` stands for; empty where it is no original name."""
+def layers(name: str) -> list[tuple[str, ...]]:
+    """The denoiser's layers in diffusers that ``name`` stands for, in each kind of denoiser that has such a name."""
     flat = name.replace(".", "_")
-    number = re.search(r"(?<=_blocks_)\d+", flat)
-    templates = _TABLE.get(re.sub(r"(?<=_blocks_)\d+", "#", flat, count=1), ())
-    return tuple(layer.replace("#", number[0] if number else "#") for layer in templates)
+    number = _NUMBER.search(flat)
+    template = _NUMBER.sub("#", flat, count=1)
+    stands_for = (table[template] for table in _TABLES if template in table)
+    return [tuple(layer.replace("#", number[0] if number else "#") for layer in part) for part in stands_for]
