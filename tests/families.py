@@ -6,16 +6,22 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -29,6 +35,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -304,6 +313,75 @@ def chroma() -> ChromaPipeline:
     )
 
 
+def _gemma_tokenizer() -> GemmaTokenizer:
+    special = ("<pad>", "<eos>", "<bos>", "<unk>")
+    known = {chr(code): place for place, code in enumerate(range(32, 127), len(special))}
+    return GemmaTokenizer(vocab={token: place for place, token in enumerate(special)} | known | {"▁": 120}, merges=[])
+
+
+def _gemma2(seed: int) -> Gemma2Model:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16, "num_attention_heads": 2}
+    return Gemma2Model(Gemma2Config(vocab_size=300, num_hidden_layers=2, num_key_value_heads=1, **size))
+
+
+def _vae_dc() -> AutoencoderDC:
+    torch.manual_seed(7)
+    block = {"block_out_channels": (16, 16), "block_types": "ResBlock"}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in block.items()}
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        scaling_factor=0.7,
+        **sides,
+    )
+
+
+def _sana(**more: Any) -> SanaTransformer2DModel:
+    torch.manual_seed(16)
+    return SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=32,
+        cross_attention_dim=64,
+        caption_channels=32,
+        sample_size=16,
+        **more,
+    )
+
+
+def sana() -> SanaPipeline:
+    """Linear attention over latents of a deep autoencoder, told an instruction and the prompt by a language model."""
+    return SanaPipeline(
+        transformer=_sana(),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+        ),
+        vae=_vae_dc(),
+        text_encoder=_gemma2(4),
+        tokenizer=_gemma_tokenizer(),
+    )
+
+
+def sana_sprint() -> SanaSprintPipeline:
+    """As ``sana``, a consistency model that is told the guidance."""
+    return SanaSprintPipeline(
+        transformer=_sana(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+        scheduler=SCMScheduler(),
+        vae=_vae_dc(),
+        text_encoder=_gemma2(4),
+        tokenizer=_gemma_tokenizer(),
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -315,6 +393,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux2-klein": flux2_klein,
     "flux2-klein-base": flux2_klein_base,
     "chroma": chroma,
+    "sana": sana,
+    "sana-sprint": sana_sprint,
 }
 
 

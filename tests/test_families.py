@@ -30,10 +30,14 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
     "flux2-klein": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
     "chroma": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "sana": {"peft": layouts.peft, "lycoris": layouts.lycoris},
+    "sana-sprint": {"peft": layouts.peft, "lycoris": layouts.lycoris},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
-SLOW = {"sd1": pytest.mark.slow}  # the demo is of this family, and its checks are in every run
-TWIN = {"flux2-klein": pytest.mark.slow, "chroma": pytest.mark.slow}  # flux is in every run, with both its layouts
+# the demo is of the first family, and its checks are in every run; the last has the layers of Sana
+SLOW = dict.fromkeys(("sd1", "sana-sprint"), pytest.mark.slow)
+# families of which one layout is in every run: flux is there with both of its own
+TWIN = dict.fromkeys(("flux2-klein", "chroma", "sana"), pytest.mark.slow)
 EVERY = [
     pytest.param(family, layout, marks=SLOW.get(family) or (TWIN.get(family, ()) if layout != BUILT else ()))
     for family, each in LAYOUTS.items()
@@ -136,7 +140,7 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["sdxl", "sd3", "flux", pytest.param("flux2-klein", marks=pytest.mark.slow), "chroma"]
+    "family", ["sdxl", "sd3", "flux", pytest.param("flux2-klein", marks=pytest.mark.slow), "chroma", "sana"]
 )
 def test_a_bundle_of_every_family_is_replayed_without_its_code(
     family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from qcheck.model.stored import is_stored, ordinary, place, stored_layers, weight_of, whole
+from qcheck.model.stored import computed, is_stored, ordinary, place, stored_layers, weight_of, whole
 
 MODULE = "denoiser"  # the denoiser's attribute in its entry module, and so its prefix in an exported graph
 META = torch.device("meta")  # of tensors that have a shape and no data
@@ -71,14 +71,14 @@ def copied(
 ) -> Converted:
     """A copy of a module on ``device`` with its floating-point tensors in ``dtype``, tensor by tensor.
 
-    Buffers that no file holds, such as the frequencies of positions, keep their type. Without a ``dtype`` stored
-    weights stay stored; on the device ``META`` no values are read. ``instead`` are tensors that take the place of
-    others, by the others' identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
+    Without a ``dtype`` stored weights stay stored; buffers that are computed, such as frequencies, keep their type.
+    On the device ``META`` no values are read. ``instead`` are tensors that take the place of others, by the others'
+    identity. ``copy.deepcopy`` and ``Module.to`` would hold the weights three times for a moment.
     """
     given = instead or {}
     stored = {id(layer.weight): layer for layer in stored_layers(module) if is_stored(layer)}
 
-    def converted(value: torch.Tensor, dtype: torch.dtype | None = dtype) -> torch.Tensor:
+    def converted(value: torch.Tensor) -> torch.Tensor:
         if id(value) in given:
             return given[id(value)]
         if device == META:
@@ -90,8 +90,8 @@ def copied(
     copies: dict[int, Any] = {
         id(value): nn.Parameter(converted(value), requires_grad=False) for value in module.parameters()
     }
-    held = {id(value) for value in module.state_dict(keep_vars=True).values()}
-    copies |= {id(value): converted(value, dtype if id(value) in held else None) for value in module.buffers()}
+    kept = {id(value): value.to(device, copy=True) for value in computed(module).values()}
+    copies |= {id(value): converted(value) for value in module.buffers() if id(value) not in kept} | kept
     copy_of = copy.deepcopy(module, copies)
     for layer in [*stored_layers(copy_of)]:
         if dtype is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -137,9 +138,7 @@ def prepare(part: nn.Module, whole_ones: Iterable[str] = ()) -> None:
     Raises:
         RuntimeError: a buffer is computed and not read from the files, so that loading in 16 bit has rounded it.
     """
-    state = part.state_dict()
-    computed = {name: value for name, value in part.named_buffers() if name not in state}
-    if rounded := [name for name, value in computed.items() if value.dtype.is_floating_point and value.itemsize == 2]:
+    if rounded := [name for name, value in computed(part).items() if value.dtype.itemsize < 4]:
         raise RuntimeError(f"{type(part).__name__} computes {rounded[0]}, which loading in 16 bit has rounded")
     names = tuple(whole_ones)
     kept = set()
@@ -152,6 +151,23 @@ def prepare(part: nn.Module, whole_ones: Iterable[str] = ()) -> None:
     for value in (*part.parameters(), *part.buffers()):
         if value.is_floating_point() and id(value) not in kept:
             value.data = value.data.float()
+
+
+def computed(part: nn.Module) -> dict[str, torch.Tensor]:
+    """The floating-point buffers of ``part`` that are computed and not read from its files, by name."""
+    state = part.state_dict()
+    return {n: value for n, value in part.named_buffers() if value.is_floating_point() and n not in state}
+
+
+def compute_again(part: Any) -> None:
+    """Give a part of diffusers or transformers the computed buffers that loading in 16 bit has rounded, in float32."""
+    rounded = [name for name, value in computed(part).items() if value.dtype.itemsize < 4]
+    if not rounded:
+        return
+    with init_empty_weights(include_buffers=False):
+        again = type(part).from_config(part.config) if hasattr(part, "from_config") else type(part)(part.config)
+    for name in rounded:
+        part.get_buffer(name).data = again.get_buffer(name).float()
 
 
 def _is_large(weight: Any) -> bool:

@@ -14,14 +14,14 @@ from qcheck.core.errors import UserError
 from qcheck.model import family, load
 from qcheck.model.arms import Arms
 from qcheck.model.family.shift import empirical_shift
-from qcheck.sampling import subject
+from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.store import Trace
-from qcheck.spec.probe import ProbeSet
+from qcheck.spec.probe import Probe, ProbeSet
 from tests import families
 
 PROMPTS = ("a red fox", "two boats, oil on canvas")
-WIDE = {"width": 48, "height": 32}
+WIDE = {"width": 64, "height": 32}
 
 
 @pytest.fixture(scope="module", params=list(families.FAMILIES))
@@ -46,7 +46,7 @@ def test_the_reference_is_what_diffusers_draws(
         return
     found = np.stack(_traced(loaded, chosen, tmp_path).finals())
     pictures = loaded.family.decode(torch.from_numpy(found)).permute(0, 2, 3, 1).numpy()
-    assert pictures.shape == (2, 32, 48, 3)
+    assert pictures.shape == (2, 32, 64, 3)
     refusing = _refusing(loaded.pipe, negative) if negative else {}
     for index, prompt in enumerate(PROMPTS):
         theirs = loaded.pipe(
@@ -57,8 +57,16 @@ def test_the_reference_is_what_diffusers_draws(
             output_type="np",
             **WIDE,
             **refusing,
+            **_own(loaded.pipe),
         ).images[0]
         assert np.abs(pictures[index] - theirs).max() < 1e-4
+
+
+def _own(pipe: Any) -> dict[str, Any]:
+    """What a pipeline has to be told to draw three steps at that size."""
+    own = {"use_resolution_binning": False, "intermediate_timesteps": None}
+    asked = inspect.signature(pipe.__call__).parameters
+    return {name: value for name, value in own.items() if name in asked}
 
 
 def _refusing(pipe: Any, negative: str) -> dict[str, Any]:
@@ -98,6 +106,67 @@ def test_tokens_of_flux_go_there_and_back() -> None:
     assert fed["hidden_states"].shape == (2, 6, 64)
     assert fed["img_ids"].tolist()[:4] == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]]
     assert np.array_equal(spoken.read(fed["hidden_states"], latents.shape), latents)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_steps_of_sana_sprint_are_those_of_its_pipeline(steps: int, tmp_path: Path) -> None:
+    """Two steps have a time of their own between them."""
+    base = load.load(str(families.saved("sana-sprint", tmp_path / "base")))
+    chosen = ProbeSet(name="two", prompts=PROMPTS, seed=5, steps=steps, guidance=4.5, **WIDE)
+    reached = _traced(base, chosen, tmp_path).finals()
+    own = _own(base.pipe)
+    for index, prompt in enumerate(PROMPTS):
+        theirs = base.pipe(
+            prompt,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(5 + index),
+            output_type="latent",
+            **WIDE,
+            **({name: value for name, value in own.items() if steps != 2 or "binning" in name}),
+        ).images[0]
+        assert np.abs(reached[index] - theirs.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_picture_of_sana_sprint_is_noised_to_the_state_of_its_step(steps: int) -> None:
+    """A model that knows the picture ends at it from every such state."""
+    pipe = families.FAMILIES["sana-sprint"]()
+    kind = family.find(pipe.config)
+    assert kind is not None
+    spoken, (picture, noise) = kind(pipe), torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    for index in range(steps):
+        solver = solvers.walk(spoken.solver(steps, spoken.shape(32, 32)), 0, index)
+        x = solvers.noised(spoken.solver(steps, spoken.shape(32, 32)), index, picture, noise)
+        angle = solver.timesteps[index]
+        fed = solvers.scaled(solver, x, angle)
+        time = torch.sin(angle) / (torch.cos(angle) + torch.sin(angle))
+        assert torch.allclose(fed, (1 - time) * picture + time * noise, atol=1e-5)
+        _, denoised = solver.inner.step(
+            ((1 - 2 * time) * fed + (1 - 2 * time + 2 * time**2) * (noise - picture))
+            / torch.sqrt(time**2 + (1 - time) ** 2)
+            * solver.init_noise_sigma,
+            angle,
+            x,
+            return_dict=False,
+        )
+        assert torch.allclose(denoised / solver.init_noise_sigma, picture, atol=1e-4)
+
+
+def test_the_instruction_of_sana_is_read_before_every_prompt() -> None:
+    pipe = families.FAMILIES["sana"]()
+    kind = family.find(pipe.config)
+    assert kind is not None
+    spoken = kind(pipe)
+    for part in spoken.parts():
+        part.eval()
+    (encoder, *_) = spoken.others(spoken.shape(32, 32))
+    with torch.no_grad():
+        (states,) = encoder.module(**spoken.tokens("text_encoder", ["A red Fox "]))
+        probe = Probe(prompt="A red Fox ", negative="", weights=(), seed=1, guidance=1.0, steps=2, width=32, height=32)
+        conditions = spoken.conditions(probe)
+    assert torch.equal(conditions["encoder_hidden_states"][:, 1:], states[:, -299:])
+    assert spoken.cut("text_encoder", "a red fox") == ""
+    assert spoken.cut("text_encoder", "a" * 298 + "bc") == "bc"
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(96, 4), (4096, 50), (4300, 28), (4301, 28), (16384, 4)])
@@ -145,6 +214,7 @@ def _parts(*encoders: str) -> dict[str, list[str]]:
         ({"unet": ["d", "UNet2DConditionModel"], "controlnet": ["d", "C"]}, ("text_encoder",), None),
         ({"transformer": ["d", "QwenImageTransformer2DModel"]}, ("text_encoder",), None),
         ({"transformer": ["d", "ChromaTransformer2DModel"]}, ("text_encoder",), "Chroma"),
+        ({"transformer": ["d", "SanaTransformer2DModel"]}, ("text_encoder",), "Sana"),
         ({"transformer": ["d", "Flux2Transformer2DModel"]}, ("text_encoder",), None),  # FLUX.2 dev
     ],
 )

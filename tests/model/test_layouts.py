@@ -92,6 +92,12 @@ _FLUX: list[tuple[Writer, str, bool, bool]] = [
     (layouts.one_trainer, ALL, True, False),
     (layouts.xlabs, XLABS, False, True),
 ]
+_DIFFUSERS: list[tuple[Writer, str, bool, bool]] = [
+    *_EVERY,
+    (layouts.peft, ALL, True, False),
+    (layouts.peft_with_alphas, ALL, True, False),
+    (layouts.peft_folder, DENOISER, True, False),
+]
 _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "sd1": _ONE_ENCODER,
     "sd2": _ONE_ENCODER,
@@ -121,24 +127,20 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "flux": _FLUX,
     "flux-schnell": _FLUX,
     "flux2-klein": [
-        *_EVERY,
-        (layouts.peft, ALL, True, False),
-        (layouts.peft_with_alphas, ALL, True, False),
-        (layouts.peft_folder, DENOISER, True, False),
+        *_DIFFUSERS,
         (layouts.kohya_flux, DENOISER, True, False),
         (layouts.kohya_flux, DENOISER, True, True),
         (layouts.comfy, DENOISER, True, False),
         (layouts.ai_toolkit, DENOISER, False, True),
     ],
     "chroma": [
-        *_EVERY,
-        (layouts.peft, ALL, True, False),
-        (layouts.peft_with_alphas, ALL, True, False),
-        (layouts.peft_folder, DENOISER, True, False),
+        *_DIFFUSERS,
         (layouts.kohya_flux, ALL, True, False),
         (layouts.kohya_flux, ALL, True, True),
         (layouts.comfy, ALL, True, False),
     ],
+    "sana": _DIFFUSERS,
+    "sana-sprint": _DIFFUSERS,
 }
 CASES = [Case(family, *rest) for family, each in _LAYOUTS.items() for rest in each]
 
@@ -231,6 +233,7 @@ _THEIRS = [  # what diffusers 0.42 merges whole; it loses alphas that differ in 
     Case("flux", layouts.xlabs, XLABS, alphas=False, shared=True),
     Case("flux2-klein", layouts.peft, r"^transformer"),
     Case("chroma", layouts.peft, r"^transformer"),
+    Case("sana", layouts.peft, r"^transformer\.(?!.*conv_depth)"),
 ]
 
 
@@ -330,7 +333,7 @@ def test_a_layer_that_is_held_twice_is_an_error(family: str, tmp_path: Path) -> 
     first, second = _files(family)[-1], layouts.peft_wrapped
     parts = layouts.known(pipe, ALL)
     path = first(parts, tmp_path / "first.safetensors")
-    inner = r"(mlp\.fc1|mlp\.gate_proj|DenseReluDense\.wi_0)$"  # of CLIP, Qwen and T5
+    inner = r"(mlp\.fc1|mlp\.gate_proj|DenseReluDense\.wi_0)$"  # of CLIP, Qwen or Gemma, and T5
     one = {name: part for name, part in parts.items() if re.search(inner, name)}
     more = load_file(second(one, tmp_path / "second.safetensors"))
     with pytest.raises(UserError, match=rf"holds \S+{inner[:-1]} twice"):

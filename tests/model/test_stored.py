@@ -45,7 +45,7 @@ def _arms(base: Path, adapter: Path) -> Arms:
     return arms.apply(load.load(str(base)), [lora.read(Use(source=str(adapter), weight=1.0))])
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3", "flux", "flux2-klein", "chroma"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3", "flux", "flux2-klein", "chroma", "sana"])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Arms]:
     """A family's pipeline in 16-bit files, an adapter of it, and both in float32."""
     root = tmp_path_factory.mktemp(request.param)

@@ -7,6 +7,7 @@ from qcheck.model.family.chroma import Chroma
 from qcheck.model.family.common import Conditions, Family, Shape
 from qcheck.model.family.flux import Flux
 from qcheck.model.family.flux2 import Flux2Klein
+from qcheck.model.family.sana import Sana, SanaSprint
 from qcheck.model.family.sd3 import StableDiffusion3
 from qcheck.model.family.unet import StableDiffusion, StableDiffusionXL
 
@@ -19,6 +20,8 @@ FAMILIES: tuple[type[Family], ...] = (
     Flux,
     Flux2Klein,
     Chroma,
+    Sana,
+    SanaSprint,
 )
 
 

@@ -236,11 +236,8 @@ class Family(ABC):
         The decoder's input are unscaled latents, as the pipeline passes them.
         """
         components = []
-        for name, limit in self.encoders.items():
+        for name, tokens in self.read_by().items():
             encoder = getattr(self.pipe, name)
-            if encoder is None:
-                continue
-            tokens = limit or self._tokenizer(name).model_max_length
             module = self.reader(encoder)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
             inputs = {"input_ids": ids} | ({"attention_mask": ids.clone()} if self.mask else {})
@@ -263,8 +260,7 @@ class Family(ABC):
         """Latents [n, C, h, w] of pictures [n, 3, H, W] in [0, 1]: where the VAE gives a distribution, its mode."""
         vae = self.pipe.vae
         encoded = [vae.encode(x[None].to(self.device) * 2 - 1) for x in pictures]
-        latents = [coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents for coded in encoded]
-        return self.scaled(torch.cat(latents)).cpu()
+        return self.scaled(torch.cat([_latents(coded) for coded in encoded])).cpu()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -310,6 +306,15 @@ class Family(ABC):
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         texts = tokenizer([self.asked(encoder, prompt) for prompt in prompts], **options)
         return {"input_ids": texts.input_ids} | ({"attention_mask": texts.attention_mask} if self.mask else {})
+
+
+def _latents(coded: Any) -> torch.Tensor:
+    """The latents of an autoencoder's output: of a distribution its mode."""
+    names = ("latents", "latent")  # of AutoencoderTiny and AutoencoderDC
+    mode: torch.Tensor = (
+        coded.latent_dist.mode() if "latent_dist" in coded else next(coded[name] for name in names if name in coded)
+    )
+    return mode
 
 
 def guided(probe: Probe) -> bool:
