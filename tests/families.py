@@ -150,7 +150,12 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
+def sd35_medium() -> StableDiffusion3Pipeline:
+    """As ``sd3`` with a second attention in some blocks and normalised queries and keys."""
+    return sd3(dual_attention_layers=(0,), qk_norm="rms_norm")
+
+
+def sd3(t5: bool = True, **more: Any) -> StableDiffusion3Pipeline:
     """Three text encoders, a joint transformer, flow matching."""
     torch.manual_seed(12)
     transformer = SD3Transformer2DModel(
@@ -165,6 +170,7 @@ def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
         pooled_projection_dim=64,
         out_channels=16,
         pos_embed_max_size=24,
+        **more,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
@@ -354,6 +360,7 @@ def _sana(**more: Any) -> SanaTransformer2DModel:
         cross_attention_dim=64,
         caption_channels=32,
         sample_size=16,
+        timestep_scale=0.5,
         **more,
     )
 
@@ -395,6 +402,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "chroma": chroma,
     "sana": sana,
     "sana-sprint": sana_sprint,
+    "sd3.5-medium": sd35_medium,
 }
 
 

@@ -432,12 +432,15 @@ def _fused(name: str, members: list[Part]) -> Part:
     return Part(down, up / 2, 2.0 * len(down))
 
 
+_BLOCKS = 40  # more than any of these models has of a kind
+
+
 def original(parts: Parts, table: dict[str, list[str]]) -> Parts:
     """The transformer's parts by the original code's names, the rest as they are."""
     found = {name: part for name, part in parts.items() if not name.startswith("transformer.")}
     left = {name: part for name, part in parts.items() if name not in found}
     for name, members in table.items():
-        for number in range(3) if "#" in name else [0]:
+        for number in range(_BLOCKS) if "#" in name else [0]:
             inside = [f"transformer.{member}".replace("#", str(number)) for member in members]
             if all(member in left for member in inside):
                 fused = name.replace("#", str(number))

@@ -14,6 +14,7 @@ from qcheck.core.values import DATA, Value, read_toml
 FILE = DATA / "sampling.toml"
 _INDEX, _CARD = "model_index.json", "README.md"
 _STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)")
+_OTHER_TASK = re.compile(r"Img2Img|Inpaint")  # in the class of a pipeline of the same models
 _GUIDANCE = re.compile(r"\bguidance_scale\s*=\s*(\d+(?:\.\d+)?)")
 
 
@@ -54,8 +55,8 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
     The model card counts first: the first ``num_inference_steps`` and ``guidance_scale`` in its example code. What it
     leaves open is the class's default, or few steps without guidance for a base that was distilled to them.
     """
-    kind = _json(folder / _INDEX).get("_class_name")
-    usual = defaults().pipelines.get(str(kind))
+    kind = _OTHER_TASK.sub("", str(_json(folder / _INDEX).get("_class_name")))
+    usual = defaults().pipelines.get(kind)
     if usual is None:
         return None
     source = f"the default of {kind}"

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,28 @@ def test_tokens_of_flux_go_there_and_back() -> None:
     assert fed["hidden_states"].shape == (2, 6, 64)
     assert fed["img_ids"].tolist()[:4] == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]]
     assert np.array_equal(spoken.read(fed["hidden_states"], latents.shape), latents)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd1", "StableDiffusionImg2ImgPipeline"),
+        ("sd1", "StableDiffusionInpaintPipeline"),
+        ("sdxl", "StableDiffusionXLImg2ImgPipeline"),
+        ("sd3.5-medium", "StableDiffusion3InpaintPipeline"),
+        ("flux", "FluxInpaintPipeline"),
+        ("flux2-klein", "Flux2KleinInpaintPipeline"),
+        ("chroma", "ChromaImg2ImgPipeline"),
+    ],
+)
+def test_a_pipeline_of_another_task_is_sampled_from_text(name: str, kind: str, tmp_path: Path) -> None:
+    plain = load.load(str(families.saved(name, tmp_path / "plain")))
+    with families.quiet():
+        getattr(diffusers, kind).from_pipe(families.FAMILIES[name]()).save_pretrained(tmp_path / "other")
+    other = load.load(str(tmp_path / "other"))
+    chosen = ProbeSet(name="one", prompts=PROMPTS[:1], seed=5, steps=2, guidance=3.0, **WIDE)
+    first, second = (_traced(base, chosen, tmp_path / str(place)).finals() for place, base in enumerate((plain, other)))
+    assert np.array_equal(first[0], second[0])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

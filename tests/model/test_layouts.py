@@ -5,13 +5,14 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders import Flux2LoraLoaderMixin, FluxLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
@@ -420,19 +421,10 @@ def test_a_fused_layer_with_too_few_outputs_is_an_error(tmp_path: Path) -> None:
         lora.fit(_made("flux"), _with(path, more))
 
 
-def _with_dual_attention() -> Any:
-    """Stable Diffusion 3.5 medium: some blocks have a second attention, and queries and keys are normalised."""
-    pipe = copy.deepcopy(_made("sd3"))
-    torch.manual_seed(4)
-    config = dict(pipe.transformer.config) | {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-    pipe.register_modules(transformer=SD3Transformer2DModel.from_config(config))
-    return pipe
-
-
-@pytest.mark.parametrize("make", [functools.partial(_made, "sd3"), _with_dual_attention], ids=["3", "3.5-medium"])
-def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sd3", "sd3.5-medium"])
+def test_the_original_names_of_sd3_are_those_of_its_checkpoints(family: str, tmp_path: Path) -> None:
     """The oracle is diffusers' conversion of a whole checkpoint of the original code."""
-    pipe = copy.deepcopy(make())
+    pipe = copy.deepcopy(_made(family))
     before = _state(pipe)
     parts = layouts.known(pipe, "^transformer")
     checkpoint = {"pos_embed": torch.zeros(1)}
@@ -447,6 +439,39 @@ def test_the_original_names_of_sd3_are_those_of_its_checkpoints(make: Callable[[
     path = layouts.kohya_sd3(parts, tmp_path / "made.safetensors")
     both = arms.apply(_loaded(pipe), [_read(path)])
     assert _wrong(before, both, _changes(parts)) == []
+
+
+@pytest.fixture(scope="module")
+def medium() -> Any:
+    """Stable Diffusion 3.5 medium's transformer in its own size, without values."""
+    with init_empty_weights(include_buffers=True):
+        transformer = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            out_channels=16,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+    return SimpleNamespace(components={"transformer": transformer}, transformer=transformer)
+
+
+@pytest.mark.parametrize("writer", [layouts.peft_with_alphas, layouts.kohya_sd3, layouts.comfy, layouts.one_trainer])
+def test_every_layer_of_sd35_medium_is_known_in_every_layout(medium: Any, writer: Writer, tmp_path: Path) -> None:
+    parts = layouts.known(medium, ALL, shared=True)
+    assert len([name for name in parts if ".attn2." in name]) == 4 * 13
+    fit = lora.fit(medium, _read(writer(parts, tmp_path / "made.safetensors")))
+    assert set(fit.factors) == set(parts) == set(layouts.weights(medium))
+    for name in (
+        "transformer.transformer_blocks.12.attn2.to_k",
+        "transformer.transformer_blocks.23.norm1_context.linear",
+    ):
+        assert torch.allclose(fit.factors[name].change(), parts[name].change().float(), atol=1e-5), name
 
 
 @pytest.mark.parametrize(("trained", "given"), [("sd1", "flux"), ("flux", "sd3"), ("sd3", "sdxl"), ("sdxl", "sd1")])

@@ -156,7 +156,7 @@ class SanaSprint(Sana):
 
     def feed(self, latents: np.ndarray, timestep: float, conditions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """hidden_states [n, C, h, w], timestep [n] in [0, 1], and the conditions."""
-        return super().feed(latents, float(_flow_time(torch.tensor(timestep))), conditions)
+        return super(Sana, self).feed(latents, float(_flow_time(torch.tensor(timestep))), conditions)
 
 
 class TrigFlow:
