@@ -6,14 +6,25 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -29,10 +40,14 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -143,7 +158,12 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
+def sd35_medium() -> StableDiffusion3Pipeline:
+    """As ``sd3`` with a second attention in some blocks and normalised queries and keys."""
+    return sd3(dual_attention_layers=(0,), qk_norm="rms_norm")
+
+
+def sd3(t5: bool = True, **more: Any) -> StableDiffusion3Pipeline:
     """Three text encoders, a joint transformer, flow matching."""
     torch.manual_seed(12)
     transformer = SD3Transformer2DModel(
@@ -158,6 +178,7 @@ def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
         pooled_projection_dim=64,
         out_channels=16,
         pos_embed_max_size=24,
+        **more,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
@@ -210,6 +231,7 @@ def flux_schnell() -> FluxPipeline:
 
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
 
 
@@ -286,6 +308,151 @@ def qwen_image() -> QwenImagePipeline:
     )
 
 
+def _vae_flux2() -> AutoencoderKLFlux2:
+    torch.manual_seed(7)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def flux2_klein_base() -> Flux2KleinPipeline:
+    """As ``flux2_klein`` before its distillation, with a second branch of guidance."""
+    return flux2_klein(distilled=False)
+
+
+def flux2_klein(distilled: bool = True) -> Flux2KleinPipeline:
+    """A transformer over normalised patches of latents, told the prompt by three inner states of a language model."""
+    torch.manual_seed(14)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 32,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 8, 8, 8),
+        timestep_guidance_channels=64,
+    )
+    vae = _vae_flux2()
+    torch.manual_seed(4)
+    return Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**_QWEN | {"num_hidden_layers": 28}, head_dim=16)),
+        tokenizer=_letters(),
+        is_distilled=distilled,
+    )
+
+
+def chroma() -> ChromaPipeline:
+    """As ``flux`` with a T5 alone, a second branch of guidance, and modulations by a network of their own."""
+    torch.manual_seed(15)
+    with quiet():  # it imports a class from where that is deprecated
+        transformer = ChromaTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            axes_dims_rope=(8, 12, 12),
+            approximator_num_channels=64,
+            approximator_hidden_dim=32,
+            approximator_layers=2,
+        )
+    transformer.distilled_guidance_layer.in_proj.weight.data *= (
+        0.3  # float16 rounds the time, which random weights amplify
+    )
+    return ChromaPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=_vae(16, 0.1),
+        text_encoder=_t5(3),
+        tokenizer=_tokenizer(),
+    )
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    special = ("<pad>", "<eos>", "<bos>", "<unk>")
+    known = {chr(code): place for place, code in enumerate(range(32, 127), len(special))}
+    return GemmaTokenizer(vocab={token: place for place, token in enumerate(special)} | known | {"▁": 120}, merges=[])
+
+
+def _gemma2(seed: int) -> Gemma2Model:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16, "num_attention_heads": 2}
+    return Gemma2Model(Gemma2Config(vocab_size=300, num_hidden_layers=2, num_key_value_heads=1, **size))
+
+
+def _vae_dc() -> AutoencoderDC:
+    torch.manual_seed(7)
+    block = {"block_out_channels": (16, 16), "block_types": "ResBlock"}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in block.items()}
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        scaling_factor=0.7,
+        **sides,
+    )
+
+
+def _sana(**more: Any) -> SanaTransformer2DModel:
+    torch.manual_seed(16)
+    return SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=32,
+        cross_attention_dim=64,
+        caption_channels=32,
+        sample_size=16,
+        timestep_scale=0.5,
+        **more,
+    )
+
+
+def sana() -> SanaPipeline:
+    """Linear attention over latents of a deep autoencoder, told an instruction and the prompt by a language model."""
+    return SanaPipeline(
+        transformer=_sana(),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+        ),
+        vae=_vae_dc(),
+        text_encoder=_gemma2(4),
+        tokenizer=_gemma_tokenizer(),
+    )
+
+
+def sana_sprint() -> SanaSprintPipeline:
+    """As ``sana``, a consistency model that is told the guidance."""
+    return SanaSprintPipeline(
+        transformer=_sana(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+        scheduler=SCMScheduler(),
+        vae=_vae_dc(),
+        text_encoder=_gemma2(4),
+        tokenizer=_gemma_tokenizer(),
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -296,6 +463,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux-schnell": flux_schnell,
     "z-image": z_image,
     "qwen-image": qwen_image,
+    "flux2-klein": flux2_klein,
+    "flux2-klein-base": flux2_klein_base,
+    "chroma": chroma,
+    "sana": sana,
+    "sana-sprint": sana_sprint,
+    "sd3.5-medium": sd35_medium,
 }
 
 

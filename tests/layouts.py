@@ -356,6 +356,33 @@ BFL = {
     "final_layer.linear": ["proj_out"],
     "final_layer.adaLN_modulation.1": ["norm_out.linear"],
 }
+CHROMA = BFL | {
+    "distilled_guidance_layer.in_proj": ["distilled_guidance_layer.in_proj"],
+    "distilled_guidance_layer.out_proj": ["distilled_guidance_layer.out_proj"],
+    "distilled_guidance_layer.layers.#.in_layer": ["distilled_guidance_layer.layers.#.linear_1"],
+    "distilled_guidance_layer.layers.#.out_layer": ["distilled_guidance_layer.layers.#.linear_2"],
+}
+BFL2 = {
+    "double_blocks.#.img_attn.qkv": BFL["double_blocks.#.img_attn.qkv"],
+    "double_blocks.#.txt_attn.qkv": BFL["double_blocks.#.txt_attn.qkv"],
+    "double_blocks.#.img_attn.proj": ["transformer_blocks.#.attn.to_out.0"],
+    "double_blocks.#.txt_attn.proj": ["transformer_blocks.#.attn.to_add_out"],
+    "double_blocks.#.img_mlp.0": ["transformer_blocks.#.ff.linear_in"],
+    "double_blocks.#.img_mlp.2": ["transformer_blocks.#.ff.linear_out"],
+    "double_blocks.#.txt_mlp.0": ["transformer_blocks.#.ff_context.linear_in"],
+    "double_blocks.#.txt_mlp.2": ["transformer_blocks.#.ff_context.linear_out"],
+    "single_blocks.#.linear1": ["single_transformer_blocks.#.attn.to_qkv_mlp_proj"],
+    "single_blocks.#.linear2": ["single_transformer_blocks.#.attn.to_out"],
+    "double_stream_modulation_img.lin": ["double_stream_modulation_img.linear"],
+    "double_stream_modulation_txt.lin": ["double_stream_modulation_txt.linear"],
+    "single_stream_modulation.lin": ["single_stream_modulation.linear"],
+    "img_in": ["x_embedder"],
+    "txt_in": ["context_embedder"],
+    "time_in.in_layer": ["time_guidance_embed.timestep_embedder.linear_1"],
+    "time_in.out_layer": ["time_guidance_embed.timestep_embedder.linear_2"],
+    "final_layer.linear": ["proj_out"],
+    "final_layer.adaLN_modulation.1": ["norm_out.linear"],
+}
 _XLABS = {
     "double_blocks.#.processor.qkv_lora1": BFL["double_blocks.#.img_attn.qkv"],
     "double_blocks.#.processor.qkv_lora2": BFL["double_blocks.#.txt_attn.qkv"],
@@ -425,12 +452,15 @@ def _fused(name: str, members: list[Part]) -> Part:
     return Part(down, up / 2, 2.0 * len(down))
 
 
+_BLOCKS = 40  # more than any of these models has of a kind
+
+
 def original(parts: Parts, table: dict[str, list[str]]) -> Parts:
     """The transformer's parts by the original code's names, the rest as they are."""
     found = {name: part for name, part in parts.items() if not name.startswith("transformer.")}
     left = {name: part for name, part in parts.items() if name not in found}
     for name, members in table.items():
-        for number in range(3) if "#" in name else [0]:
+        for number in range(_BLOCKS) if "#" in name else [0]:
             inside = [f"transformer.{member}".replace("#", str(number)) for member in members]
             if all(member in left for member in inside):
                 fused = name.replace("#", str(number))
@@ -439,9 +469,21 @@ def original(parts: Parts, table: dict[str, list[str]]) -> Parts:
     return found
 
 
+def _table(parts: Parts) -> dict[str, list[str]]:
+    """The original code's names, by the layers."""
+    if any("to_qkv_mlp_proj" in name for name in parts):
+        return BFL2
+    return CHROMA if any("single_transformer_blocks" in name for name in parts) else SAI
+
+
+def _has_t5(parts: Parts, encoder: str) -> bool:
+    return any(name.startswith(f"{encoder}.encoder.block") for name in parts)
+
+
 def kohya_flux(parts: Parts, path: Path) -> Path:
     """sd-scripts for Flux."""
-    return _kohya(original(parts, BFL), path, _FLUX)
+    beginnings = _FLUX | ({"text_encoder": "lora_te3"} if _has_t5(parts, "text_encoder") else {})
+    return _kohya(original(parts, _table(parts)), path, beginnings)
 
 
 def kohya_sd3(parts: Parts, path: Path) -> Path:
@@ -470,11 +512,9 @@ _COMFY = {
 
 def comfy(parts: Parts, path: Path) -> Path:
     """ComfyUI's dotted names, for Flux or Stable Diffusion 3 by the layers."""
-    flux = any("single_transformer_blocks" in name for name in parts)
-    encoders = {"text_encoder_2.": _COMFY["text_encoder_3."]} if any("encoder_2.encoder.b" in n for n in parts) else {}
-    named = {
-        _begun(_leveled(name), _COMFY | encoders): part for name, part in original(parts, BFL if flux else SAI).items()
-    }
+    t5 = _COMFY["text_encoder_3."]
+    encoders = {f"{name}.": t5 for name in ("text_encoder", "text_encoder_2") if _has_t5(parts, name)}
+    named = {_begun(_leveled(name), _COMFY | encoders): part for name, part in original(parts, _table(parts)).items()}
     return _saved(_every(_written(name, part, KOHYA, True) for name, part in named.items()), path)
 
 
@@ -502,6 +542,12 @@ def comfy_z_image(parts: Parts, path: Path) -> Path:
 def kohya_z_image(parts: Parts, path: Path) -> Path:
     """sd-scripts' way for Z-Image: ComfyUI's names, flat."""
     return _kohya(original(parts, COMFY_Z_IMAGE), path, {"transformer": "lora_unet"})
+
+
+def ai_toolkit_flux2(parts: Parts, path: Path) -> Path:
+    """ai-toolkit for FLUX.2: the original code's names behind ComfyUI's, without alphas."""
+    named = {_begun(name, _COMFY): part for name, part in original(parts, _table(parts)).items()}
+    return _saved(_every(_written(name, part, PEFT) for name, part in named.items()), path)
 
 
 def original_peft_flux(parts: Parts, path: Path) -> Path:

@@ -30,19 +30,33 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "flux": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
     "z-image": {"peft": layouts.peft, "kohya": layouts.musubi},
     "qwen-image": {"peft": layouts.peft, "kohya": layouts.musubi},
+    "flux2-klein": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "chroma": {"peft": layouts.peft, "kohya": layouts.kohya_flux},
+    "sana": {"peft": layouts.peft, "lycoris": layouts.lycoris},
+    "sana-sprint": {"peft": layouts.peft, "lycoris": layouts.lycoris},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
-# the demo is of the first, and its checks are in every run; the other's graphs are in tests/model/test_language.py
-SLOW = dict.fromkeys(("sd1", "qwen-image", "z-image-kohya"), pytest.mark.slow)
+# the demo is of the first family, and its checks are in every run; Qwen-Image's graphs are in tests/model/test_language.py;
+# the last has the layers of Sana
+SLOW = {"sd1", "qwen-image", "sana-sprint"}
+# families of which one layout is in every run: the export of their graphs takes most of a check
+TWIN = {"z-image", "flux2-klein", "chroma", "sana"}
+Checked = Callable[[str, str], tuple[Path, dict[str, Any]]]
+
+
+def _param(slow: bool, *values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow if slow else ())
+
+
 EVERY = [
-    pytest.param(family, layout, marks=SLOW.get(family, SLOW.get(f"{family}-{layout}", ())))
+    _param(family in SLOW or (family in TWIN and layout != BUILT), family, layout)
     for family, each in LAYOUTS.items()
     for layout in each
 ]
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, dict[str, Any]]]:
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
     """The folder and the report of a whole check of one family with an adapter in one layout, made once."""
     root = tmp_path_factory.mktemp("families")
 
@@ -53,7 +67,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
     @functools.cache
     def check(family: str, layout: str) -> tuple[Path, dict[str, Any]]:
         touched = r"^(unet|transformer)\..*(attn|ff|proj_mlp|attention|feed_forward|_mlp)"
-        known = layouts.known(families.FAMILIES[family](), touched, shared=family == "flux")
+        known = layouts.known(families.FAMILIES[family](), touched, shared="flux" in family)
         parts = {name: replace(part, up=0.1 * part.up) for name, part in known.items()}
         out = root / f"{family}-{layout}"
         adapter = LAYOUTS[family][layout](parts, out.with_suffix(".safetensors"))
@@ -69,9 +83,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("family", "layout"), EVERY)
-def test_a_check_goes_from_the_file_to_a_verdict(
-    family: str, layout: str, scheme: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
-) -> None:
+def test_a_check_goes_from_the_file_to_a_verdict(family: str, layout: str, scheme: str, checked: Checked) -> None:
     folder, report = checked(family, layout)
     case = next(case for case in report["cases"] if case["scheme"] == scheme)
     assert case["verdict"] in {"PASS", "NEEDS-QAT", "FAIL-RECIPE", "INCONCLUSIVE"}, case["reasons"]
@@ -88,10 +100,8 @@ def test_a_check_goes_from_the_file_to_a_verdict(
         assert set(build["realised"]["operands"]) == {SCHEMES[scheme]}
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=SLOW.get(f, SLOW.get(f"{f}-kohya", ()))) for f in LAYOUTS])
-def test_two_layouts_of_one_adapter_get_the_same_numbers(
-    family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]]
-) -> None:
+@pytest.mark.parametrize("family", [_param(family in SLOW | TWIN, family) for family in LAYOUTS])
+def test_two_layouts_of_one_adapter_get_the_same_numbers(family: str, checked: Checked) -> None:
     (_, one), (_, other) = (checked(family, layout) for layout in LAYOUTS[family])
     for ours, theirs in zip(one["cases"], other["cases"], strict=True):
         for a, b in zip(ours["measurements"], theirs["measurements"], strict=True):
@@ -136,11 +146,9 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["sdxl", "sd3", "flux", "z-image", pytest.param("qwen-image", marks=pytest.mark.slow)]
+    "family", [_param(family in TWIN - {"sana"}, family) for family in LAYOUTS if family not in SLOW]
 )
-def test_a_bundle_of_every_family_is_replayed_without_its_code(
-    family: str, checked: Callable[[str, str], tuple[Path, dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_a_bundle_of_every_family_is_replayed_without_its_code(family: str, checked: Checked, tmp_path: Path) -> None:
     """Latents that a transformer packs, inputs of time in its own unit, several text encoders, a solver of its own."""
     folder, _ = checked(family, BUILT)
     base, adapter, out = folder.parent / family, folder.with_suffix(".safetensors"), tmp_path / "bundle"

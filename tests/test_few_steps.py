@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 
 from qcheck.demo import library
 from qcheck.model import arms, load, lora
@@ -101,7 +108,17 @@ def _with_solver(folder: Path, solver: type) -> None:
     solver.from_config(solver.load_config(folder / "scheduler")).save_pretrained(folder / "scheduler")
 
 
-@pytest.mark.parametrize("solver", [LCMScheduler, TCDScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        LCMScheduler,
+        TCDScheduler,  # Hyper-SD
+        DDIMScheduler,
+        EulerDiscreteScheduler,  # Lightning
+        EulerAncestralDiscreteScheduler,  # Turbo
+        DPMSolverMultistepScheduler,
+    ],
+)
 def test_solvers_of_few_steps_draw_the_same_noise_in_every_arm_and_run(
     pipeline_copy: Path, tmp_path: Path, solver: type
 ) -> None:

@@ -149,6 +149,8 @@ def test_other_products_in_full_precision_are_a_fall_back() -> None:
     )
     assert compare([LAYER], "float16", program).fell_back == ["kept runs float32 x float32, asked float16"]
     assert compare([LAYER], "float32", program).complete
+    assert compare([LAYER], "float16", program, frozenset({"kept"})).complete
+    assert not compare([LAYER], "float16", program, frozenset({"another"})).complete
 
 
 def test_constants_that_are_fewer_than_promised_are_a_fall_back() -> None:

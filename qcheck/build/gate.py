@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 from qcheck.build import builder as tensorrt
 from qcheck.build import engine
 from qcheck.build.builder import Builder, Built, Problem, Shapes
-from qcheck.build.precision import compare
+from qcheck.build.precision import compare, float32_products
 from qcheck.core import cache, versions
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
@@ -192,7 +192,7 @@ def run(
     ``layers`` are the file's quantized layers, ``compute`` is the type of everything else, None where it is not known.
     """
     built = tensorrt.build(builder, model, shapes, engine_path, timing_cache)
-    precision = _precision(built, layers, compute)
+    precision = _precision(built, model, layers, compute)
     fell_back = precision is not None and precision.fell_back
     details = precision.fell_back if fell_back and precision else [_explain(p, target, layers) for p in built.problems]
     return Build(
@@ -208,14 +208,14 @@ def run(
     )
 
 
-def _precision(built: Built, layers: Sequence[Layer], compute: str | None) -> Precision | None:
+def _precision(built: Built, model: Path, layers: Sequence[Layer], compute: str | None) -> Precision | None:
     if built.engine is None:
         return None
     if built.inspected is not None:
         program = engine.inspected(built.inspected.read_text("utf-8"))
     else:
         program = engine.read(built.engine)
-    return compare(layers, compute, program)
+    return compare(layers, compute, program, float32_products(model))
 
 
 _MOST_DETAILS = 3

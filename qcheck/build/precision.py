@@ -5,7 +5,10 @@ The operations alone are compared in ``qcheck.device.inspector``, which runs on 
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
+
+import onnx_ir as ir
 
 from qcheck.device.inspector import Operation, Program, fallbacks, operands
 from qcheck.result.build import Precision
@@ -18,9 +21,22 @@ _MISSING_SHARE = 0.05  # share of a format's bytes that may be missing where the
 _SUM_TOLERANCE = 1e-4  # share of a format's bytes by which sums may differ
 
 
-def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> Precision:
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum")
+
+
+def float32_products(model: Path) -> frozenset[str]:
+    """The products that an ONNX file itself asks in float32, as Sana's authors do for linear attention."""
+    products = [node for node in ir.load(model).graph if node.op_type in _PRODUCTS]
+    inputs = {str(node.name): node.inputs[0] for node in products}
+    return frozenset(name for name, value in inputs.items() if value is not None and value.dtype == ir.DataType.FLOAT)
+
+
+def compare(
+    layers: Sequence[Layer], compute: str | None, program: Program, float32: frozenset[str] = frozenset()
+) -> Precision:
     """Compare ``program`` with the quantized ``layers``; ``compute`` is the type of everything else.
 
+    That is, but for the nodes in ``float32``, which the file itself computes so.
     The builder may fuse the decoding of a weight into a neighbour's operation and drop its name. The storage of such
     weights is inferred from the bytes of their format's constants: they are quantized if the engine holds the bytes
     that all layers need, and none of them is if exactly their own bytes are missing.
@@ -44,7 +60,7 @@ def compare(layers: Sequence[Layer], compute: str | None, program: Program) -> P
         layers=len(layers),
         products=sum(operation.product for operation in program.operations),
         operands=dict(Counter(read.values())),
-        fell_back=missing + fallbacks(layers, compute, program, read),
+        fell_back=missing + fallbacks(layers, compute, program, read, float32),
         unread=[name for name in operands_of if name not in read],
         bytes=dict(program.constants),
         promised=promised,

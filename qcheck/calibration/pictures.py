@@ -71,10 +71,9 @@ def states(setup: Setup, family: Family, probes: Sequence[Probe], paths: Sequenc
     ``family`` encodes the pictures.
     """
     _, _, height, width = family.shape(probes[0].width, probes[0].height)
-    factor = family.pipe.vae_scale_factor
     picture_states = []
     for probe, path in zip(probes, paths[: len(probes)], strict=True):
-        picture = torch.from_numpy(read(path, (width * factor, height * factor)))
+        picture = torch.from_numpy(read(path, (width * family.factor, height * family.factor)))
         latents, (noise, _) = family.encode(picture[None]), family.start(probe)
         rows = [solvers.noised(setup.solver(), index, latents, noise) for index in setup.strata]
         picture_states.append(torch.cat(rows).numpy())

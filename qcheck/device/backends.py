@@ -229,7 +229,7 @@ def _precision(component: Component, layer_information: str) -> dict[str, Any]:
     except ValueError as error:
         reason = f"the engine's inspector gave no JSON: {error}"
         return {"status": inspector.FUSED, "text": reason, "fell_back": []}
-    precision = inspector.precision(component.layers, component.compute, operations)
+    precision = inspector.precision(component.layers, component.compute, operations, component.float32)
     counted = ", ".join(f"{count} {operands}" for operands, count in precision["operands"].items()) or "none"
     text = f"{counted} of {precision['layers']} quantized layers were read"
     return {"status": precision["status"], "text": text, "fell_back": precision["fell_back"]}

@@ -49,7 +49,8 @@ class Layer:
 class Component:
     """One ONNX file: its ``role`` (denoiser, base, twin, encoder or decoder), its bindings, and what it should run in.
 
-    ``base`` is the quantized base without the adapter, ``twin`` the denoiser in 16 bit, which is timed beside it.
+    ``base`` is the quantized base without the adapter, ``twin`` the denoiser in 16 bit, which is timed beside it. The
+    nodes in ``float32`` run so whatever the rest runs in.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Component:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     layers: tuple[Layer, ...]
+    float32: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -231,7 +233,8 @@ def _component(folder: Path, one: Mapping[str, Any]) -> Component:
         raise CannotVerify(f"{folder / NAME} names {odd[0]!r}, which is no plain name of a file", AGAIN)
     inputs, outputs = (tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in one[side]) for side in _SIDES)
     layers = tuple(Layer(**layer) for layer in one["layers"])
-    return Component(one["name"], one["role"], folder / one["file"], one["compute"], inputs, outputs, layers)
+    path, float32 = folder / one["file"], frozenset(one["float32"])
+    return Component(one["name"], one["role"], path, one["compute"], inputs, outputs, layers, float32)
 
 
 def digest(path: Path) -> str:

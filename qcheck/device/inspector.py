@@ -137,28 +137,40 @@ def _operands(layer: Quantized, compute: str | None, by_node: Mapping[str, Seque
     return f"{inputs[0]} x {inputs[1]}"
 
 
-def fallbacks(layers: Sequence[Quantized], compute: str | None, program: Program, read: Mapping[str, str]) -> list[str]:
+def fallbacks(
+    layers: Sequence[Quantized],
+    compute: str | None,
+    program: Program,
+    read: Mapping[str, str],
+    float32: frozenset[str] = frozenset(),
+) -> list[str]:
     """What runs in other types than the scheme asks: quantized layers whose operands were ``read``, then all the rest.
 
-    Products outside of the quantized layers are told where they run in float32 and the scheme computes in 16 bit.
+    Products outside of the quantized layers are told where they run in float32 and the scheme computes in 16 bit,
+    unless one of their nodes is in ``float32``, those that the file itself computes so.
     """
     asked = {layer.name: f"{layer.activation or compute} x {layer.weight}" for layer in layers}
     quantized = [f"{name} runs {actual}, asked {asked[name]}" for name, actual in read.items() if actual != asked[name]]
-    return quantized + list(_float32_products(layers, compute, program))
+    return quantized + list(_float32_products(layers, compute, program, float32))
 
 
-def _float32_products(layers: Sequence[Quantized], compute: str | None, program: Program) -> Iterator[str]:
+def _float32_products(
+    layers: Sequence[Quantized], compute: str | None, program: Program, float32: frozenset[str]
+) -> Iterator[str]:
     if compute in (None, "float32"):
         return
-    own = {node for layer in layers for node in (layer.node, layer.dequantizer)}
+    own = {node for layer in layers for node in (layer.node, layer.dequantizer)} | float32
     for operation in program.operations:
         if operation.product and not operation.nodes & own and operation.inputs[:2] == ("float32", "float32"):
             yield f"{', '.join(sorted(operation.nodes)[:2])} runs float32 x float32, asked {compute}"
 
 
-def precision(layers: Sequence[Quantized], compute: str, program: Program) -> dict[str, Any]:
+def precision(
+    layers: Sequence[Quantized], compute: str, program: Program, float32: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """Whether an engine computes each quantized layer as the scheme asks; ``compute`` is the type of everything else.
 
+    That is, but for the nodes in ``float32``, which the file itself computes so.
     ``operands`` counts the layers that were read by their operands, ``fell_back`` says which run in other types,
     ``unread`` names the layers whose operands cannot be told. ``status`` is "as asked", "fell back" or, where nothing
     is known to have fallen back and something is unread, "fused, cannot be told".
@@ -166,7 +178,7 @@ def precision(layers: Sequence[Quantized], compute: str, program: Program) -> di
     found = operands(layers, compute, program)
     read = {name: actual for name, actual in found.items() if actual and not actual.endswith("?")}
     unread = [name for name in found if name not in read]
-    fell_back = fallbacks(layers, compute, program, read)
+    fell_back = fallbacks(layers, compute, program, read, float32)
     products = sum(operation.product for operation in program.operations)
     return {
         "status": FELL_BACK if fell_back else FUSED if unread or not products else AS_ASKED,

@@ -6,7 +6,7 @@ Names of folders, inputs and outputs are those of optimum's pipeline layout.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -122,61 +122,51 @@ class Entry(nn.Module):
         self.denoiser = denoiser
 
 
-class TextEncoder(nn.Module):
-    """A text encoder from tokens [n, L] to its last hidden and pooled states; with ``inner``, all hidden states too."""
+Mask = Literal["padding", "causal"]
 
-    def __init__(self, text_encoder: nn.Module, inner: bool) -> None:
+
+class TextEncoder(nn.Module):
+    """A text encoder from tokens [n, L] to its last hidden and pooled states.
+
+    With ``inner`` all hidden states too, or those of some layers, -1 the last, and nothing else. With a ``mask`` no
+    token reads padding, nor, where it is causal, what comes after the token.
+    """
+
+    def __init__(self, text_encoder: nn.Module, inner: bool | tuple[int, ...], mask: Mask | None = None) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self._options = {"output_hidden_states": inner, "return_dict": True}
+        self.text_encoder, self._inner, self._mask = text_encoder, inner, mask
+        self._options = {"output_hidden_states": bool(inner), "return_dict": True}
 
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that ``forward`` returns, from meta tensors."""
         encoder = copied(self.text_encoder, META, torch.float32)
-        return tuple(_encoded(encoder(torch.ones(1, 1, dtype=torch.int64, device=META), **self._options)))
+        return tuple(self._encoded(encoder(torch.ones(1, 1, dtype=torch.int64, device=META), **self._options)))
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """The outputs, in the order of ``outputs``."""
-        return tuple(_encoded(self.text_encoder(input_ids, **self._options)).values())
+        mask = {} if attention_mask is None else {"attention_mask": self._scores(attention_mask)}
+        return tuple(self._encoded(self.text_encoder(input_ids, **mask, **self._options)).values())
 
+    def _scores(self, mask: torch.Tensor) -> torch.Tensor:
+        """What is added to the scores of attention [n, 1, L, L], from the mask of tokens [n, L].
 
-def _encoded(output: Any) -> dict[str, torch.Tensor]:
-    """The outputs of a text encoder by optimum's names."""
-    names = ("text_embeds", "last_hidden_state", "pooler_output")
-    plain = {name: output[name] for name in names if output.get(name) is not None}
-    states = enumerate(output.get("hidden_states") or ())
-    return plain | {f"hidden_states.{index}": state for index, state in states}
+        transformers makes it from the mask too, by way of the mask's values, which no export can follow.
+        """
+        places = torch.arange(mask.shape[1], device=mask.device)
+        reads = mask.bool()[:, None, None, :].expand(-1, 1, len(places), -1)
+        if self._mask == "causal":
+            reads = reads & (places <= places[:, None])
+        dtype = next(self.text_encoder.parameters()).dtype
+        return torch.zeros(reads.shape, dtype=dtype, device=mask.device).masked_fill(~reads, torch.finfo(dtype).min)
 
-
-class LanguageModel(nn.Module):
-    """A language model from tokens [n, L] to its hidden states [n, L, D] after one layer, -1 the last.
-
-    No token reads what comes after it, so padding at the end needs no mask.
-    """
-
-    def __init__(self, text_encoder: Any, layer: int) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder.get_decoder()  # without what looks at pictures and what writes words
-        self._layer = layer
-
-    def outputs(self) -> tuple[str, ...]:
-        """The name of the tensor that ``forward`` returns."""
-        layers: int = self.text_encoder.config.num_hidden_layers
-        return (f"hidden_states.{layers + 1 + self._layer}",)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The hidden states."""
-        weight, length = self.text_encoder.get_input_embeddings().weight, input_ids.shape[1]
-        later = torch.full((length, length), float("-inf"), dtype=weight.dtype, device=weight.device).triu(1)
-        masks = {"full_attention": later[None, None]}  # the model's own one looks at values
-        output = self.text_encoder(
-            input_ids, attention_mask=masks, output_hidden_states=True, use_cache=False, return_dict=True
-        )
-        states: torch.Tensor = output.hidden_states[self._layer]
-        return states
-
-
-Encoder = TextEncoder | LanguageModel
+    def _encoded(self, output: Any) -> dict[str, torch.Tensor]:
+        """The outputs of a text encoder by optimum's names."""
+        states = {f"hidden_states.{index}": state for index, state in enumerate(output.get("hidden_states") or ())}
+        if isinstance(self._inner, tuple):
+            names = [f"hidden_states.{index % len(states)}" for index in self._inner]
+            return {name: states[name] for name in names}
+        plain = ("text_embeds", "last_hidden_state", "pooler_output")
+        return {name: output[name] for name in plain if output.get(name) is not None} | states
 
 
 class Decoder(nn.Module):

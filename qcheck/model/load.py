@@ -105,7 +105,7 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
         kinds = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise UserError(
             f"base {source!r} is a {index.get('_class_name', 'pipeline')} with {kinds}",
-            "This version checks Stable Diffusion 1.x, 2.x, XL and 3, Flux, Z-Image, and Qwen-Image.",
+            f"This version checks {', '.join(family.pipeline for family in families.FAMILIES)}.",
         )
     spare = {name for encoder in kind.spare for name in (encoder, kind.tokenizer_of(encoder))}
     absent = dict.fromkeys(
@@ -137,6 +137,7 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
     for name, part in loaded.items():
         part.requires_grad_(False).eval()
         if name in types:
+            stored.compute_again(part)
             stored.prepare(part, getattr(part, "_keep_in_fp32_modules", None) or ())
         _require_finite(source, name, part)
     return Base(source, digest_of_folder(folder, of_file), family)

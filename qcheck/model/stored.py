@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -156,6 +157,17 @@ def computed(part: nn.Module) -> dict[str, torch.Tensor]:
     """The floating-point buffers of ``part`` that are computed and not read from its files, by name."""
     state = part.state_dict()
     return {n: value for n, value in part.named_buffers() if value.is_floating_point() and n not in state}
+
+
+def compute_again(part: Any) -> None:
+    """Give a part of diffusers or transformers the computed buffers that loading in 16 bit has rounded, in float32."""
+    rounded = [name for name, value in computed(part).items() if value.dtype.itemsize < 4]
+    if not rounded:
+        return
+    with init_empty_weights(include_buffers=False):
+        again = type(part).from_config(part.config) if hasattr(part, "from_config") else type(part)(part.config)
+    for name in rounded:
+        part.get_buffer(name).data = again.get_buffer(name).float()
 
 
 def _is_large(weight: Any) -> bool:

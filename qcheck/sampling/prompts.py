@@ -36,7 +36,7 @@ def _short(text: str) -> str:
 def _tokens(family: Family, texts: Sequence[str]) -> Iterator[list[bytes]]:
     """The tokens of every text, by text encoder."""
     for encoder in family.read_by():
-        yield [row.numpy().tobytes() for row in family.tokens(encoder, texts)]
+        yield [row.numpy().tobytes() for row in family.tokens(encoder, texts)["input_ids"]]
 
 
 def cut(family: Family, prompts: Sequence[str], trigger: str | None) -> list[str]:

@@ -15,6 +15,7 @@ FILE = DATA / "sampling.toml"
 _INDEX, _CARD = "model_index.json", "README.md"
 _STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)")
 _GUIDANCE = re.compile(r"\b(?:guidance_scale|true_cfg_scale)\s*=\s*(\d+(?:\.\d+)?)")
+_OTHER_TASK = re.compile(r"Img2Img|Inpaint")  # in the class of a pipeline of the same models
 
 
 class Sampling(Value):
@@ -58,8 +59,8 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
     The model card counts first: the first ``num_inference_steps`` and guidance in its example code. What it
     leaves open is the class's default, or few steps without guidance for a base that was distilled to them.
     """
-    kind = _json(folder / _INDEX).get("_class_name")
-    usual = defaults().pipelines.get(str(kind))
+    kind = _OTHER_TASK.sub("", str(_json(folder / _INDEX).get("_class_name")))
+    usual = defaults().pipelines.get(kind)
     if usual is None:
         return None
     source = f"the default of {kind}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcheck.build.precision import float32_products
 from qcheck.core.errors import UserError
 from qcheck.core.size import megabytes
 from qcheck.device import tensors
@@ -127,6 +128,7 @@ def _described(case: BundledCase, place: Path, role: str, compute: str, layers: 
         "role": role,
         "file": f"model/{place.name}/{_MODEL}",
         "compute": compute,
+        "float32": sorted(float32_products(place / _MODEL)),
         "inputs": [_binding(value, shapes) for value in graph.inputs],
         "outputs": [_binding(value, shapes) for value in graph.outputs],
         "layers": [layer.model_dump(include=kept) for layer in layers],

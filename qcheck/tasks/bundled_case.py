@@ -120,16 +120,19 @@ class BundledCase:
         return min(SAMPLES, len(self.probes))
 
     def _sampled(self, part: Component) -> tuple[Arrays, Arrays]:
-        (name,) = part.inputs
-        if name == "input_ids":
+        if "input_ids" in part.inputs:
             inputs = self.family.tokens(part.name, [probe.prompt for probe in self.probes[: self.sample_count]])
         else:
             finals = self.look.reference["adapted"].finals()[: self.sample_count]
-            inputs = self.family.unscaled(torch.from_numpy(np.stack(list(finals))))
+            (name,) = part.inputs
+            inputs = {name: self.family.unscaled(torch.from_numpy(np.stack(list(finals))))}
         with torch.no_grad():
-            results = [part.module(**{name: row[None]}) for row in inputs]
+            results = [
+                part.module(**{name: rows[index : index + 1] for name, rows in inputs.items()})
+                for index in range(self.sample_count)
+            ]
         rows = [result if isinstance(result, tuple) else (result,) for result in results]
         outputs = {
             output: np.stack([row[index].float().numpy() for row in rows]) for index, output in enumerate(part.outputs)
         }
-        return {name: inputs[:, None].numpy()}, outputs
+        return {name: rows[:, None].numpy() for name, rows in inputs.items()}, outputs

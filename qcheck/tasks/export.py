@@ -117,7 +117,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _require_sizes(session: Session, sizes: Sequence[Size], dynamic: bool) -> None:
     family = session.sampler.setup.family
-    step = max(family.multiple, family.pipe.vae_scale_factor * family.step if dynamic else 1)
+    step = max(family.multiple, family.factor * family.step if dynamic else 1)
     for width, height in sizes:
         if width % step or height % step:
             several = " where engines take several sizes" if dynamic else ""

@@ -13,7 +13,7 @@ from qcheck.device import replay
 from qcheck.diagnose.sensitivity import through_rescaling
 from qcheck.model import family, graph
 from qcheck.model.components import copied
-from qcheck.model.family import rotary
+from qcheck.model.family import language, rotary
 from qcheck.model.quiet import quiet
 from qcheck.quantize import artifact, plan
 from qcheck.runtime.ort_runner import session
@@ -43,7 +43,7 @@ def test_rows_of_z_image_are_those_of_diffusers_whatever_their_prompts_length(
     prompts = [torch.randn(count, 32, generator=draws) for count in words]
     with torch.no_grad():
         theirs = pipe.transformer(list(latents[:, :, None]), torch.tensor([0.3, 0.3]), prompts, return_dict=False)[0]
-        conditions = {name: value.numpy() for name, value in made._padded(prompts).items()}
+        conditions = {name: value.numpy() for name, value in language.padded(prompts).items()}
         fed = made.feed(latents.numpy(), 700.0, conditions)
         ours = made.entry(pipe.transformer)(**{name: torch.from_numpy(value) for name, value in fed.items()})
         again = pipe.transformer(list(latents[:, :, None]), torch.tensor([0.3, 0.3]), prompts, return_dict=False)[0]
@@ -60,7 +60,7 @@ def test_rows_of_qwen_image_are_those_of_diffusers_whatever_their_prompts_length
     draws = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 16, height, width, generator=draws)
     prompts = [torch.randn(count, 32, generator=draws) for count in (7, 300)]
-    conditions = {name: value.numpy() for name, value in made._padded(prompts).items()}
+    conditions = {name: value.numpy() for name, value in language.padded(prompts).items()}
     fed = made.feed(latents.numpy(), 700.0, conditions)
     with torch.no_grad():
         ours = made.entry(pipe.transformer)(**{name: torch.from_numpy(value) for name, value in fed.items()})
@@ -110,19 +110,34 @@ def test_the_text_encoder_that_is_exported_has_the_embeddings_of_the_pipeline(na
     wanted = made.conditions(Probe.model_validate({**given, "width": None, "height": None}))
     tokens = made.tokens("text_encoder", ["a red fox"])
     with torch.no_grad():
-        states = made.reader(pipe.text_encoder)(tokens)
+        (states,) = made.reader(pipe.text_encoder)(**tokens)
     count = int(wanted["encoder_hidden_states_mask"].sum())
-    first = tokens.shape[1] - wanted["encoder_hidden_states"].shape[1]
+    first = tokens["input_ids"].shape[1] - wanted["encoder_hidden_states"].shape[1]
     found = states[0, first : first + count]
     assert torch.allclose(found, wanted["encoder_hidden_states"][0, :count], atol=1e-5)
     assert not wanted["encoder_hidden_states"][0, count:].any()
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "chroma"])
+def test_the_text_encoder_that_is_exported_pads_as_the_pipeline_does(name: str) -> None:
+    """FLUX.2 reads the embeddings of padding too."""
+    pipe = families.FAMILIES[name]()
+    kind = family.find(pipe.config)
+    assert kind is not None
+    made = kind(pipe)
+    given = {"prompt": "a red fox", "negative": "", "weights": (), "seed": 5, "guidance": 0.0, "steps": 2}
+    pipe.text_encoder.eval()
+    wanted = made.conditions(Probe.model_validate({**given, "width": None, "height": None}))
+    with torch.no_grad():
+        states = made.reader(pipe.text_encoder)(**made.tokens("text_encoder", ["a red fox"]))
+    assert torch.allclose(torch.cat(states, dim=-1), wanted["encoder_hidden_states"], atol=1e-5)
 
 
 def test_the_graphs_of_qwen_image_compute_what_torch_does(tmp_path: Path) -> None:
     pipe = families.FAMILIES["qwen-image"]()
     made, draws = family.QwenImage(pipe), torch.Generator().manual_seed(0)
     latents = torch.randn(2, 16, 10, 14, generator=draws)
-    conditions = {name: v.numpy() for name, v in made._padded([torch.randn(9, 32), torch.randn(30, 32)]).items()}
+    conditions = {name: v.numpy() for name, v in language.padded([torch.randn(9, 32), torch.randn(30, 32)]).items()}
     fed = made.feed(latents.numpy(), 700.0, conditions)
     denoiser, decoder = made.component(fed), made.others((1, 16, 10, 14))[-1]
     for part, model, inputs in (

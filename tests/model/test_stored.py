@@ -45,14 +45,17 @@ def _arms(base: Path, adapter: Path) -> Arms:
     return arms.apply(load.load(str(base)), [lora.read(Use(source=str(adapter), weight=1.0))])
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3", "flux", "z-image", "qwen-image"])
+PUBLISHED = ["sd1", "sdxl", "sd3", "flux", "z-image", "qwen-image", "flux2-klein", "chroma", "sana"]
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Arms]:
     """A family's pipeline in 16-bit files, an adapter of it, and both in float32."""
     root = tmp_path_factory.mktemp(request.param)
     pipe = families.FAMILIES[request.param]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part.to(torch.bfloat16 if request.param == "flux" else torch.float16)
+            part.to(torch.bfloat16 if "flux" in request.param else torch.float16)
     pipe.save_pretrained(root / "base")
     adapter = families.adapter(request.param, root / "lora.safetensors")
     return root / "base", adapter, _arms(root / "base", adapter)

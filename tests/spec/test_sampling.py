@@ -80,6 +80,11 @@ def test_z_image_turbo_takes_few_steps_without_guidance(tmp_path: Path) -> None:
         assert _found(_base(tmp_path / str(shift), "ZImagePipeline", **files)) == wanted
 
 
+@pytest.mark.parametrize("kind", ["FluxInpaintPipeline", "FluxImg2ImgPipeline"])
+def test_a_pipeline_of_another_task_is_sampled_as_its_models_are(kind: str, tmp_path: Path) -> None:
+    assert _found(_base(tmp_path, kind)) == (28, 3.5)
+
+
 def test_what_is_no_known_pipeline_says_nothing(tmp_path: Path) -> None:
     assert sampling.of_base(_base(tmp_path, "AnotherPipeline")) is None
     assert sampling.of_base(tmp_path / "absent") is None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcheck.core.errors import UserError
-from qcheck.model.components import ROWS, Component, Decoder, Encoder, TextEncoder, copied
+from qcheck.model.components import ROWS, Component, Decoder, Mask, TextEncoder, copied
 from qcheck.model.quiet import quiet
 from qcheck.spec.probe import Probe
 
@@ -26,9 +26,11 @@ class Family(ABC):
     ``pipeline`` and ``kind`` are diffusers' classes of the pipeline and of its denoiser; ``denoiser`` is the denoiser's
     attribute, ``latent`` and ``output`` its input and output of latents. ``fixed`` are inputs whose first axis is not
     the batch, ``kept`` are inputs that are always float32. ``encoders`` are the text encoders with the maximum number
-    of tokens of each, None where its tokenizer defines it; a pipeline may lack the encoders in ``spare``. The names are
-    those of optimum's files. ``tile`` is the side in latents of the squares in which a guided output is rescaled to the
-    norm of its positive branch, 0 where it is not; the denoiser's output then is in the shape of the latents.
+    of tokens of each, None where its tokenizer defines it; a pipeline may lack the encoders in ``spare``. They return
+    ``inner_states``, all or those of some layers, and take a ``mask`` of padding or none. The names are those of
+    optimum's files. ``branches`` are those of guidance. ``tile`` is the side in latents of the squares in which a
+    guided output is rescaled to the norm of its positive branch, 0 where it is not; the denoiser's output then is in
+    the shape of the latents.
     """
 
     pipeline: ClassVar[str]
@@ -40,8 +42,9 @@ class Family(ABC):
     output: ClassVar[str] = "out_hidden_states"
     fixed: ClassVar[frozenset[str]] = frozenset()
     kept: ClassVar[frozenset[str]] = frozenset({"timestep"})
-    branches: ClassVar[int] = 2
-    inner_states: ClassVar[bool] = False
+    inner_states: ClassVar[bool | tuple[int, ...]] = False
+    mask: ClassVar[Mask | None] = None
+    branches: int = 2
     tile: ClassVar[int] = 0
 
     def __init__(self, pipe: Any) -> None:
@@ -122,10 +125,15 @@ class Family(ABC):
         return channels
 
     @property
-    def multiple(self) -> int:
-        """The number that a side of the picture in pixels has to be a multiple of."""
+    def factor(self) -> int:
+        """The side of a latent in pixels."""
         factor: int = self.pipe.vae_scale_factor
         return factor
+
+    @property
+    def multiple(self) -> int:
+        """The number that a side of the picture in pixels has to be a multiple of."""
+        return self.factor
 
     def unsupported(self) -> str | None:
         """The unsupported property of this pipeline, in words; None if there is none."""
@@ -143,7 +151,7 @@ class Family(ABC):
         Raises:
             UserError: a side is no multiple of ``multiple``, or shorter than what measurements need.
         """
-        least = _LEAST * self.pipe.vae_scale_factor
+        least = _LEAST * self.factor
         for name, side in (("width", width), ("height", height)):
             if side and (side % self.multiple or side < least):
                 nearest = max(side - side % self.multiple, -(-least // self.multiple) * self.multiple)
@@ -151,7 +159,7 @@ class Family(ABC):
                     f"--{name} {side} is no multiple of {self.multiple}, the pipeline's factor, from {least} on",
                     f"Take {nearest}.",
                 )
-        factor, default = self.pipe.vae_scale_factor, self.sides()
+        factor, default = self.factor, self.sides()
         return 1, self.channels, height // factor if height else default[0], width // factor if width else default[1]
 
     def start(self, probe: Probe) -> tuple[torch.Tensor, torch.Generator]:
@@ -172,7 +180,7 @@ class Family(ABC):
     def _conditions(self, probe: Probe) -> Conditions:
         """As ``conditions``, on the text encoders' device."""
 
-    def schedule(self, shape: Shape) -> dict[str, Any]:
+    def schedule(self, shape: Shape, steps: int) -> dict[str, Any]:
         """The solver's settings that depend on the latents' size."""
         return {}
 
@@ -184,7 +192,7 @@ class Family(ABC):
         """A new solver with its timesteps set; solvers keep state, so no two runs share one."""
         with quiet():  # some of them still call NumPy as its first version was called
             solver = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-            solver.set_timesteps(**self.spaced(steps), **self.schedule(shape))
+            solver.set_timesteps(**self.spaced(steps), **self.schedule(shape, steps))
         if hasattr(solver, "set_begin_index"):
             solver.set_begin_index(0)
         return solver
@@ -236,26 +244,24 @@ class Family(ABC):
         The decoder's input are unscaled latents, as the pipeline passes them.
         """
         components = []
-        for name, limit in self.encoders.items():
+        for name, tokens in self.read_by().items():
             encoder = getattr(self.pipe, name)
-            if encoder is None:
-                continue
-            tokens = limit or self._tokenizer(name).model_max_length
             module = self.reader(encoder)
             ids = torch.ones(ROWS, tokens, dtype=torch.int64)
-            components.append(Component(name, module, {"input_ids": ids}, module.outputs()))
-        latents = {"latent_sample": torch.zeros(ROWS, *shape[1:])}
-        sides = {"latent_sample": {2: "height", 3: "width"}}
-        spread = float(self.unscaled(torch.ones(1, *shape[1:])).sub(self.unscaled(torch.zeros(1, *shape[1:]))).mean())
+            inputs = {"input_ids": ids} | ({"attention_mask": ids.clone()} if self.mask else {})
+            components.append(Component(name, module, inputs, module.outputs()))
+        raw, ones = (self.unscaled(torch.full((ROWS, *shape[1:]), value)) for value in (0.0, 1.0))
+        latents, sides = {"latent_sample": torch.zeros_like(raw)}, {"latent_sample": {2: "height", 3: "width"}}
+        spread = float((ones - raw).mean())
         upcast = bool(self.pipe.vae.config.get("force_upcast", False))
         decoder = Component(
             "vae_decoder", self.decoder(), latents, ("sample",), growing=sides, spread=spread, upcast=upcast
         )
         return [*components, decoder]
 
-    def reader(self, encoder: nn.Module) -> Encoder:
+    def reader(self, encoder: nn.Module) -> TextEncoder:
         """A text encoder as it is exported."""
-        return TextEncoder(encoder, self.inner_states)
+        return TextEncoder(encoder, self.inner_states, self.mask)
 
     def decoder(self) -> Decoder:
         """The autoencoder's decoder as it is exported."""
@@ -269,8 +275,10 @@ class Family(ABC):
 
     def _encoded(self, picture: torch.Tensor) -> torch.Tensor:
         """What the autoencoder makes of a picture in [-1, 1]."""
-        coded = self.pipe.vae.encode(picture)
-        latents: torch.Tensor = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents
+        coded, names = self.pipe.vae.encode(picture), ("latents", "latent")  # of AutoencoderTiny and AutoencoderDC
+        latents: torch.Tensor = (
+            coded.latent_dist.mode() if "latent_dist" in coded else next(coded[name] for name in names if name in coded)
+        )
         return latents
 
     @torch.no_grad()
@@ -303,16 +311,20 @@ class Family(ABC):
     def cut(self, encoder: str, prompt: str) -> str:
         """The end of a prompt that a text encoder does not read; "" where it reads all of it."""
         tokenizer, most = self._tokenizer(encoder), self.read_by()[encoder]
-        ids = tokenizer(prompt).input_ids
+        ids = tokenizer(self.asked(encoder, prompt)).input_ids
         rest: str = tokenizer.decode(ids[most - 1 : -1]).strip() if len(ids) > most else ""
         return rest
 
-    def tokens(self, encoder: str, prompts: Sequence[str]) -> torch.Tensor:
-        """The tokens [n, L] of prompts as a text encoder takes them."""
+    def asked(self, encoder: str, prompt: str) -> str:
+        """The text that a text encoder's tokenizer gets for a prompt."""
+        return prompt
+
+    def tokens(self, encoder: str, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """A text encoder's inputs [n, L] by name: the tokens of prompts and, with a ``mask``, those that are read."""
         tokenizer, length = self._tokenizer(encoder), self.read_by()[encoder]
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        ids: torch.Tensor = tokenizer([*prompts], **options).input_ids
-        return ids
+        texts = tokenizer([self.asked(encoder, prompt) for prompt in prompts], padding_side="right", **options)
+        return {"input_ids": texts.input_ids} | ({"attention_mask": texts.attention_mask} if self.mask else {})
 
 
 def guided(probe: Probe) -> bool:

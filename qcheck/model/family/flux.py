@@ -9,7 +9,7 @@ from torch import nn
 
 from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Family, Shape
-from qcheck.model.family.shift import shift, takes_sigmas
+from qcheck.model.family.shift import equal_sigmas, shift, takes_sigmas
 from qcheck.spec.probe import Probe
 
 
@@ -53,8 +53,7 @@ class Flux(Family):
 
     def unsupported(self) -> str | None:
         """As every family's, and a solver that takes no sigmas, which the pipeline gives it."""
-        own = self.pipe.scheduler.config.get("use_flow_sigmas")
-        return (None if own else takes_sigmas(self.pipe.scheduler)) or super().unsupported()
+        return (None if self._own_sigmas else takes_sigmas(self.pipe.scheduler)) or super().unsupported()
 
     @property
     def channels(self) -> int:
@@ -79,11 +78,14 @@ class Flux(Family):
 
     def spaced(self, steps: int) -> dict[str, Any]:
         """Sigmas in equal steps from 1, unless the solver computes its own."""
-        if self.pipe.scheduler.config.get("use_flow_sigmas"):
-            return super().spaced(steps)
-        return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        return super().spaced(steps) if self._own_sigmas else equal_sigmas(steps)
 
-    def schedule(self, shape: Shape) -> dict[str, Any]:
+    @property
+    def _own_sigmas(self) -> bool:
+        """Whether the solver computes its sigmas, so that the pipeline gives it none."""
+        return bool(self.pipe.scheduler.config.get("use_flow_sigmas"))
+
+    def schedule(self, shape: Shape, steps: int) -> dict[str, Any]:
         """The shift for that number of tokens."""
         return {"mu": shift(self.pipe.scheduler.config, (shape[2] // 2) * (shape[3] // 2))}
 
@@ -98,12 +100,11 @@ class Flux(Family):
         inputs = {
             "hidden_states": np.ascontiguousarray(packed.reshape(rows, high * wide, 4 * channels)),
             "timestep": np.full(rows, timestep / 1000, np.float32),
-            "encoder_hidden_states": conditions["encoder_hidden_states"],
-            "pooled_projections": conditions["pooled_projections"],
+            **{name: value for name, value in conditions.items() if name != "guidance"},
             "txt_ids": np.zeros((length, 3), np.float32),
             "img_ids": places.reshape(-1, 3),
         }
-        return inputs | {name: value for name, value in conditions.items() if name not in inputs}
+        return inputs | {name: value for name, value in conditions.items() if name == "guidance"}
 
     def read(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Tokens [n, hw/4, 4C] as latents [n, C, h, w]."""

@@ -1,17 +1,13 @@
-"""What families have in common whose text encoder is a language model: it reads the prompt inside a template.
-
-Prompts have as many embeddings as tokens, and a deployed graph has one length. They are padded to the most that the
-pipeline takes, with a mask.
-"""
+"""What families have in common whose text encoder is a language model: it reads the prompt inside a template."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from qcheck.model.components import Encoder, LanguageModel
+from qcheck.model.components import TextEncoder
 from qcheck.model.family.common import Conditions, Family
 
 WORDS = 512  # embeddings of a prompt: ``max_sequence_length`` of diffusers' pipelines
@@ -19,43 +15,51 @@ MASK = "encoder_hidden_states_mask"
 
 
 class LanguageFamily(Family):
-    """One language model as text encoder, of whose hidden states those after ``layer`` are the embeddings.
-
-    Conditions are encoder_hidden_states [1 or 2, L, D] and encoder_hidden_states_mask [1 or 2, L], 1 where the prompt
-    has a token.
-    """
+    """One language model as text encoder, padded at the end to the most tokens that the pipeline takes."""
 
     encoders: ClassVar = {"text_encoder": WORDS}
-    layer: ClassVar[int]
+    mask = "causal"
 
     @abstractmethod
     def around(self) -> tuple[str, str]:
         """What the text encoder reads before and after a prompt."""
 
-    def tokens(self, encoder: str, prompts: Sequence[str]) -> torch.Tensor:
-        """The tokens [n, L] of prompts in their template, padded at the end: no token reads what comes after it."""
-        tokenizer, (before, after), length = self._tokenizer(encoder), self.around(), self.read_by()[encoder]
-        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        texts = [f"{before}{prompt}{after}" for prompt in prompts]
-        ids: torch.Tensor = tokenizer(texts, padding_side="right", **options).input_ids
-        return ids
+    def asked(self, encoder: str, prompt: str) -> str:
+        """The prompt in its template."""
+        before, after = self.around()
+        return f"{before}{prompt}{after}"
+
+    def chat(self, **options: Any) -> tuple[str, str]:
+        """What the tokenizer's template of a chat writes around a user's message, up to the answer."""
+        mark = "{prompt}"
+        text: str = self._tokenizer("text_encoder").apply_chat_template(
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, **options
+        )
+        before, _, after = text.partition(mark)
+        return before, after
 
     def cut(self, encoder: str, prompt: str) -> str:
-        """As ``Family``, without the end of the template."""
-        tokenizer, (before, after) = self._tokenizer(encoder), self.around()
-        ids = tokenizer(f"{before}{prompt}{after}").input_ids
+        """As ``Family``, without the end of the template; no token of its own ends a text."""
+        tokenizer, (_, after) = self._tokenizer(encoder), self.around()
+        ids = tokenizer(self.asked(encoder, prompt)).input_ids
         rest: str = tokenizer.decode(ids[self.read_by()[encoder] :])
         return rest.removesuffix(after).strip() if len(rest) > len(after) else ""
 
-    def reader(self, encoder: nn.Module) -> Encoder:
-        """The language model up to its layer of embeddings."""
-        return LanguageModel(encoder, self.layer)
+    def reader(self, encoder: nn.Module) -> TextEncoder:
+        """The language model without what looks at pictures and what writes words."""
+        model: Any = encoder
+        return super().reader(model.get_decoder())
 
-    def _padded(self, embeddings: Sequence[torch.Tensor]) -> Conditions:
-        """The conditions that the class lists, of embeddings [tokens, D] of each branch."""
-        words, mask = [], []
-        for embedding in embeddings:
-            rest = WORDS - len(embedding)
-            words.append(nn.functional.pad(embedding, (0, 0, 0, rest)))
-            mask.append(nn.functional.pad(embedding.new_ones(len(embedding)), (0, rest)))
-        return {"encoder_hidden_states": torch.stack(words), MASK: torch.stack(mask)}
+
+def padded(embeddings: Sequence[torch.Tensor]) -> Conditions:
+    """Embeddings [tokens, D] of each branch in one length: encoder_hidden_states [n, L, D] and their mask [n, L].
+
+    The mask is 1 where the prompt has a token. Prompts have as many embeddings as tokens, and a deployed graph has one
+    length.
+    """
+    words, mask = [], []
+    for embedding in embeddings:
+        rest = WORDS - len(embedding)
+        words.append(nn.functional.pad(embedding, (0, 0, 0, rest)))
+        mask.append(nn.functional.pad(embedding.new_ones(len(embedding)), (0, rest)))
+    return {"encoder_hidden_states": torch.stack(words), MASK: torch.stack(mask)}

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from qcheck.model.components import Decoder, Entry, leave_unread
 from qcheck.model.family.common import Conditions, Shape, guided
-from qcheck.model.family.language import MASK, WORDS, LanguageFamily
+from qcheck.model.family.language import MASK, WORDS, LanguageFamily, padded
 from qcheck.model.family.rotary import Rotation, computing, rotate, rotation
-from qcheck.model.family.shift import shift, takes_sigmas
+from qcheck.model.family.shift import equal_sigmas, shift, takes_sigmas
 from qcheck.spec.probe import Probe
 
 _PATCH = 2  # the side of a token in latents
@@ -132,12 +132,14 @@ class _Decoder(Decoder):
 
 
 class QwenImage(LanguageFamily):
-    """One language model reads the prompt in a template; a guided output gets the norm of its positive branch."""
+    """A language model reads the prompt in a template; a guided output gets the norm of its positive branch.
+
+    Conditions are encoder_hidden_states [1 or 2, L, D] and encoder_hidden_states_mask [1 or 2, L].
+    """
 
     pipeline = "QwenImagePipeline"
     kind = "QwenImageTransformer2DModel"
     encoders: ClassVar = {"text_encoder": _DROPPED + WORDS}
-    layer = -1
     tile = _PATCH
 
     def __init__(self, pipe: Any) -> None:
@@ -185,16 +187,16 @@ class QwenImage(LanguageFamily):
         return before, after
 
     def _conditions(self, probe: Probe) -> Conditions:
-        """As the class says, without the tokens of the template before the prompt."""
+        """The conditions that the class lists, without the tokens of the template before the prompt."""
         prompts = [probe.negative or _NOTHING, probe.prompt] if guided(probe) else [probe.prompt]
         options = {"device": self.text_device, "max_sequence_length": WORDS}
-        return self._padded([self.pipe.encode_prompt(prompt, **options)[0][0] for prompt in prompts])
+        return padded([self.pipe.encode_prompt(prompt, **options)[0][0] for prompt in prompts])
 
     def spaced(self, steps: int) -> dict[str, Any]:
         """Sigmas in equal steps from 1."""
-        return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        return equal_sigmas(steps)
 
-    def schedule(self, shape: Shape) -> dict[str, Any]:
+    def schedule(self, shape: Shape, steps: int) -> dict[str, Any]:
         """The shift for that number of tokens."""
         return {"mu": shift(self.pipe.scheduler.config, (shape[2] // _PATCH) * (shape[3] // _PATCH))}
 

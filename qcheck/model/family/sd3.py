@@ -37,7 +37,7 @@ class StableDiffusion3(Family):
     @property
     def multiple(self) -> int:
         """The side of a patch in pixels."""
-        factor: int = self.pipe.vae_scale_factor * self.config.patch_size
+        factor: int = self.factor * self.config.patch_size
         return factor
 
     @property
@@ -61,7 +61,7 @@ class StableDiffusion3(Family):
             "pooled_projections": joined(negative_pooled, pooled),
         }
 
-    def schedule(self, shape: Shape) -> dict[str, Any]:
+    def schedule(self, shape: Shape, steps: int) -> dict[str, Any]:
         """The shift for that number of tokens, where the solver shifts by size."""
         config, patch = self.pipe.scheduler.config, self.config.patch_size
         shifted = config.get("use_dynamic_shifting")

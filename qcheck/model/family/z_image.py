@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Shape
-from qcheck.model.family.language import MASK, WORDS, LanguageFamily
+from qcheck.model.family.language import MASK, WORDS, LanguageFamily, padded
 from qcheck.model.family.rotary import Rotation, computing, rotate, rotation
-from qcheck.model.family.shift import shift, takes_sigmas
+from qcheck.model.family.shift import equal_sigmas, shift, takes_sigmas
 from qcheck.spec.probe import Probe
 
 _PATCH, _KIND = 2, "2-1"  # the side of a token in latents, and the name of its layers
@@ -139,11 +139,14 @@ class _Entry(Entry):
 
 
 class ZImage(LanguageFamily):
-    """One language model reads the prompt as a message of a chat; guidance adds to a weight of 1."""
+    """A language model reads the prompt as a message of a chat; guidance adds to a weight of 1.
+
+    Conditions are encoder_hidden_states [1 or 2, L, D] and encoder_hidden_states_mask [1 or 2, L].
+    """
 
     pipeline = "ZImagePipeline"
     kind = "ZImageTransformer2DModel"
-    layer = -2
+    inner_states = (-2,)
 
     def unsupported(self) -> str | None:
         """A solver that takes no sigmas, tokens of other sizes, pictures as inputs, or too few places for tokens."""
@@ -173,29 +176,24 @@ class ZImage(LanguageFamily):
 
     def sides(self) -> tuple[int, int]:
         """Height and width of the pipeline's own pictures, in latents."""
-        side = _SIDE // self.pipe.vae_scale_factor
+        side = _SIDE // self.factor
         return side, side
 
     def around(self) -> tuple[str, str]:
         """The chat template's text, up to the answer."""
-        mark = "{prompt}"
-        text: str = self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        before, _, after = text.partition(mark)
-        return before, after
+        return self.chat(enable_thinking=True)
 
     def _conditions(self, probe: Probe) -> Conditions:
-        """As the class says; the pipeline's guidance begins above 0."""
+        """The conditions that the class lists; the pipeline's guidance begins above 0."""
         guided = probe.guidance > 0
         positive, negative = self.pipe.encode_prompt(probe.prompt, self.text_device, guided, probe.negative or None)
-        return self._padded([*negative, *positive])
+        return padded([*negative, *positive])
 
     def spaced(self, steps: int) -> dict[str, Any]:
         """Sigmas in equal steps from 1."""
-        return {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        return equal_sigmas(steps)
 
-    def schedule(self, shape: Shape) -> dict[str, Any]:
+    def schedule(self, shape: Shape, steps: int) -> dict[str, Any]:
         """The shift for that number of tokens."""
         return {"mu": shift(self.pipe.scheduler.config, (shape[2] // _PATCH) * (shape[3] // _PATCH))}
 

@@ -271,7 +271,7 @@ def _scale(name: str, rank: int, alpha: torch.Tensor | None, config: Mapping[str
     return float(lora_alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-_T5 = ("text_encoder_3", "text_encoder_2")  # Stable Diffusion 3's third, Flux's second
+_T5 = ("text_encoder_3", "text_encoder_2", "text_encoder")  # Stable Diffusion 3's third, Flux's second, Chroma's only
 _CLIP, _CLIP_2 = ("text_encoder",), ("text_encoder_2",)
 _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 # prefixes of names, and the components that each may stand for; () is the denoiser
@@ -319,7 +319,9 @@ def _original_layers(components: tuple[str, ...], body: str, names: Names) -> tu
     """The denoiser's layers that a name of the original code stands for; empty where the base has the name itself."""
     if components[0].startswith("text_encoder") or _base_layer(components, body, names):
         return ()
-    return original.layers(body, lambda layer: f"{names.denoiser}.{layer}" in names.layers)
+    kinds = original.layers(body)
+    here = (parts for parts in kinds if f"{names.denoiser}.{parts[0]}" in names.layers)
+    return next(here, kinds[0] if kinds else ())
 
 
 def _split_component(name: str, names: Names) -> tuple[tuple[str, ...], str]:

@@ -1,11 +1,12 @@
 """Names of layers in the original code, as trainers write them, and the layers of diffusers that they stand for.
 
 ``#`` is the block's number, dots are written as underscores. Where one layer stands for several, its outputs are the
-outputs of those layers, concatenated.
+outputs of those layers, concatenated. Some names stand for other layers in another base.
 """
 
 import re
-from collections.abc import Callable
+
+_Table = dict[str, tuple[str, ...]]
 
 _QKV = tuple(f"transformer_blocks.#.attn.to_{part}" for part in "qkv")
 _ADDED = tuple(f"transformer_blocks.#.attn.add_{part}_proj" for part in "qkv")
@@ -63,34 +64,50 @@ _SD3 = {
     "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
     "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
 }
+_FLUX2: _Table = {
+    "double_blocks_#_img_mlp_0": ("transformer_blocks.#.ff.linear_in",),
+    "double_blocks_#_img_mlp_2": ("transformer_blocks.#.ff.linear_out",),
+    "double_blocks_#_txt_mlp_0": ("transformer_blocks.#.ff_context.linear_in",),
+    "double_blocks_#_txt_mlp_2": ("transformer_blocks.#.ff_context.linear_out",),
+    "single_blocks_#_linear1": ("single_transformer_blocks.#.attn.to_qkv_mlp_proj",),
+    "single_blocks_#_linear2": ("single_transformer_blocks.#.attn.to_out",),
+    "time_in_in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in_out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "guidance_in_in_layer": ("time_guidance_embed.guidance_embedder.linear_1",),
+    "guidance_in_out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+    "double_stream_modulation_img_lin": ("double_stream_modulation_img.linear",),
+    "double_stream_modulation_txt_lin": ("double_stream_modulation_txt.linear",),
+    "single_stream_modulation_lin": ("single_stream_modulation.linear",),
+}
+_CHROMA = {
+    "distilled_guidance_layer_in_proj": ("distilled_guidance_layer.in_proj",),
+    "distilled_guidance_layer_out_proj": ("distilled_guidance_layer.out_proj",),
+    "distilled_guidance_layer_layers_#_in_layer": ("distilled_guidance_layer.layers.#.linear_1",),
+    "distilled_guidance_layer_layers_#_out_layer": ("distilled_guidance_layer.layers.#.linear_2",),
+}
 _BOTH = {"final_layer_linear": ("proj_out",), "final_layer_adaLN_modulation_1": ("norm_out.linear",)}
-_Z_IMAGE = {
+_Z_IMAGE: _Table = {
     f"{blocks}_#_attention_{part}": tuple(f"{blocks}.#.attention.{layer}" for layer in layers)
     for blocks in ("layers", "noise_refiner", "context_refiner")
     for part, layers in {"qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)}.items()
-}
-_TABLE: dict[str, tuple[str, ...]] = _FLUX | _XLABS | _SD3 | _BOTH | _Z_IMAGE
-# names that stand for other layers where the base has those
-_ELSEWHERE: dict[str, tuple[str, ...]] = {
+} | {
     "x_embedder": ("all_x_embedder.2-1",),
     "final_layer_linear": ("all_final_layer.2-1.linear",),
     "final_layer_adaLN_modulation_1": ("all_final_layer.2-1.adaLN_modulation.1",),
 }
-_NUMBER = re.compile(r"((?<=_blocks_)|(?<=^layers_)|(?<=_refiner_))\d+")
+_OWN = {"x_embedder": ("x_embedder",)}  # diffusers' own name in Flux, which is the original one of Z-Image
+_TABLES: tuple[_Table, ...] = (_FLUX | _XLABS | _SD3 | _CHROMA | _BOTH | _OWN, _FLUX2, _Z_IMAGE)
+_NUMBER = re.compile(r"((?<=_blocks_)|(?<=^layers_)|(?<=_refiner_)|(?<=_layer_layers_))\d+")
 # modulations of two parts: in the original shift is first, in diffusers scale
 SWAPPED = ("norm_out.linear", "norm1_context.linear")
 
 
-def layers(name: str, has: Callable[[str], bool]) -> tuple[str, ...]:
-    """The denoiser's layers in diffusers that ``name`` stands for; empty where it is no original name.
-
-    ``has`` says whether the base has a layer.
-    """
+def layers(name: str) -> list[tuple[str, ...]]:
+    """The denoiser's layers in diffusers that ``name`` stands for, in each kind of denoiser that has such a name."""
     flat = name.replace(".", "_")
     number, template = _NUMBER.search(flat), _NUMBER.sub("#", flat, count=1)
-    elsewhere = _ELSEWHERE.get(template, ())
-    stands_for = elsewhere if any(map(has, elsewhere)) else _TABLE.get(template, ())
-    return tuple(layer.replace("#", number[0] if number else "#") for layer in stands_for)
+    stands_for = (table[template] for table in _TABLES if template in table)
+    return [tuple(layer.replace("#", number[0] if number else "#") for layer in part) for part in stands_for]
 
 
 _RESNET = {
