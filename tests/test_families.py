@@ -36,11 +36,10 @@ LAYOUTS: dict[str, dict[str, Callable[[layouts.Parts, Path], Path]]] = {
     "sana-sprint": {"peft": layouts.peft, "lycoris": layouts.lycoris},
 }
 BUILT = "peft"  # the layout whose artifacts are built: those of the other hold the same numbers
-# the demo is of the first family, and its checks are in every run; Qwen-Image's graphs are in tests/model/test_language.py;
-# the last has the layers of Sana
-SLOW = {"sd1", "qwen-image", "sana-sprint"}
+# the demo is of the first family, and its checks are in every run; the other ones' graphs are exported in tests/model/
+SLOW = {"sd1", "qwen-image", "chroma", "sana-sprint"}
 # families of which one layout is in every run: the export of their graphs takes most of a check
-TWIN = {"z-image", "flux2-klein", "chroma", "sana"}
+TWIN = {"z-image", "flux2-klein", "sana"}
 Checked = Callable[[str, str], tuple[Path, dict[str, Any]]]
 
 
