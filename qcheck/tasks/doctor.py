@@ -45,7 +45,12 @@ _NEVER = (
     ("verify.pyz on a board", "run with stand-ins for TensorRT, CUDA, trtexec and three boards: never with theirs"),
     ("build.sh of qcheck export", "run with a stand-in for trtexec only; its options are those that NVIDIA documents"),
     ("refitted engines", "a refittable engine needs a GPU to be compiled: its files were run, never refitted"),
-    ("real SDXL, SD3 and Flux", "tiny random pipelines of each family, and one of SDXL's size: no real weights"),
+    ("bound engines", "files that take an adapter as inputs were run and compiled, never fed on a device"),
+    (
+        "sweeps on a large cluster",
+        "ran on a Ray cluster of one machine with two workers, never on GPUs or several machines",
+    ),
+    ("real SDXL, SD3, Flux, ...", "tiny random pipelines of each family, and one of SDXL's size: no real weights"),
     ("INT4 on JetPack 6", "TensorRT 10.3 documents opset 20; blocked INT4 needs 21: not yet verified on a device"),
 )
 

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -47,7 +47,7 @@ class Slot(Protocol):
         ...
 
 
-def over(slots: Sequence[Slot], jobs: Sequence[Job]) -> Iterator[list[Row]]:
+def over(slots: Sequence[Slot], jobs: Sequence[Job]) -> Generator[list[Row], None, None]:
     """The rows of every job, in the order in which they end; each of ``slots`` has a thread that waits for it."""
     waiting, done, stop = deque(jobs), Done(), threading.Event()
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def _serve(slot: Slot, waiting: deque[Job], done: Done, stop: threading.Event) -
         except IndexError:
             return
         try:
-            rows = _tried(slot, job)
+            rows = _tried(slot, job, stop)
         except BaseException as error:  # noqa: BLE001 - it is raised where the rows are awaited
             done.put(error)
             return
@@ -81,12 +81,16 @@ def _serve(slot: Slot, waiting: deque[Job], done: Done, stop: threading.Event) -
             done.put(rows)
 
 
-def _tried(slot: Slot, job: Job) -> list[Row] | None:
+def _tried(slot: Slot, job: Job, stop: threading.Event) -> list[Row] | None:
+    """The job's rows; None where another sweep is at it, or this one was stopped."""
+    reason = ""
     for _ in range(TRIES):
         try:
             return slot.run(job)
         except WorkerDiedError as error:
             reason = str(error)
+        if stop.is_set():  # its slot was closed
+            return None
     return job.error(
         f"its worker died {TRIES} times: {reason}",
         "Give fewer --jobs or a smaller picture where memory ran out, or check this adapter alone.",
@@ -177,7 +181,7 @@ class Actor:
         self._left -= 1
         try:
             rows: list[Row] | None = ray.get(self._actor.run.remote(job))
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             self._left = 0
             raise WorkerDiedError("its actor was stopped") from error
         return rows

@@ -1,6 +1,7 @@
 """Workers that die, that are stopped, and that find another sweep at their job."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,29 @@ def test_what_the_weights_alone_decide_is_not_run_unless_it_is_to_be(
     worker.full = True
     worker.run(job)
     assert asked == [(("int4-g128", "int8"), ("quantize-merge", "merge-quantize"))]
+
+
+def test_a_sweep_that_is_stopped_starts_no_worker_again(jobs: list[Job]) -> None:
+    """Closing its slot ends the worker in the middle of a job, which is no reason to try that job again."""
+    runs, entered, closed = list[str](), threading.Event(), threading.Event()
+
+    class Stopped(Slot):
+        def close(self) -> None:
+            closed.set()
+
+    def interrupted(job: Job) -> list[Row]:
+        runs.append(job.name)
+        entered.set()
+        assert closed.wait(60)
+        raise WorkerDiedError("its process was stopped")
+
+    def first(job: Job) -> list[Row]:
+        assert entered.wait(60)
+        return done(job)
+
+    rows = executors.over([Slot(first), Stopped(interrupted)], jobs[:2])
+    next(rows)
+    rows.close()
+    time.sleep(0.2)  # in which the other thread would try again
+    assert closed.is_set()
+    assert len(runs) == 1
