@@ -145,7 +145,10 @@ def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
         return Inputs(latents, tuple(torch.Generator() for _ in asked), {"words": np.zeros((len(asked), 1, 2))})
 
     family: Any = SimpleNamespace(
-        latent="sample", feed=lambda sample, _t, words: {"sample": sample, **words}, read=lambda raw, _shape: raw
+        latent="sample",
+        tile=0,
+        feed=lambda sample, _t, words: {"sample": sample, **words},
+        read=lambda raw, _shape: raw,
     )
     setup = Setup(family, _Solver, 1.0, (1, 2), 8, inputs)
     probes = tuple(probe.probes(probe.find("emoji"), (1.0,))[:3])

@@ -53,17 +53,19 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         chosen = chosen.model_copy(update={"name": "asked", "prompts": prompts})
     trigger = draw(st.none() | WORDS)
     chosen = probe.triggered(chosen, trigger)
+    adapters = draw(uses(1, 2))
+    others = tuple(use for use in draw(uses(0, 2)) if use not in adapters) if len(adapters) == 1 else ()
     chosen_orders = tuple(draw(st.lists(st.sampled_from(ORDERS), min_size=1, unique=True)))
     return CheckSpec(
         base=str(library.PIPELINE),
-        adapters=(adapters := draw(uses(1, 2))),
+        adapters=adapters,
         references=adapters if draw(st.booleans()) else (),
         common=draw(uses(0, 1)),
         allow_unmatched=draw(st.booleans()),
         schemes=schemes,
         orders=chosen_orders,
         max_rank=draw(st.none() | st.integers(1, 64)) if "bound" in chosen_orders else None,
-        bound_with=draw(uses(0, 2)) if "bound" in chosen_orders else (),
+        bound_with=others if "bound" in chosen_orders else (),
         target=DEVICE.model_copy(update={"name": "my-board"}) if own else DEVICE,
         probes=probe.repeated(chosen, judged.looks[-1]),
         trigger=trigger,
