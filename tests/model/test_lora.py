@@ -436,6 +436,13 @@ def test_factors_of_rank_0_are_an_error_that_names_the_layer(tmp_path: Path) -> 
         arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors)])
 
 
+def test_a_factor_without_inputs_is_an_error_that_names_the_layer(tmp_path: Path) -> None:
+    tensors = load_file(FLAT)
+    down = next(key for key in sorted(tensors) if "lora_A" in key)
+    with pytest.raises(UserError, match=r"has an empty factor"):
+        arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors | {down: tensors[down][:, :0].clone()})])
+
+
 def test_a_dora_of_another_number_of_sizes_is_an_error(tmp_path: Path) -> None:
     tensors = load_file(FLAT)
     layer = next(key for key in sorted(tensors) if "lora_A" in key).removesuffix(".lora_A.weight")

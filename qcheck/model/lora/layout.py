@@ -200,6 +200,8 @@ def entries(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> E
             raise LayoutError(f"{name} has only the factor {'down' if 'down' in parts else 'up'}")
         if not len(parts["down"]):
             raise LayoutError(f"{name} has factors of rank 0")
+        if not parts["down"].numel() or not parts["up"].numel():
+            raise LayoutError(f"{name} has an empty factor")
         scale = _scale(name, len(parts["down"]), parts.get("alpha"), config)
         complete[name] = _sized(name, Factors(parts["down"], parts["up"], scale), parts)
     return Entries(complete, shifts, other_keys)
