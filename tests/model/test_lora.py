@@ -16,6 +16,8 @@ from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.family import Family
+from qcheck.model.lora import place
+from qcheck.model.lora.layout import Names
 from qcheck.result.inspection import Inspection
 from qcheck.spec import recipe, scheme
 from qcheck.spec.arm import SIDES, Side
@@ -441,6 +443,13 @@ def test_a_factor_without_inputs_is_an_error_that_names_the_layer(tmp_path: Path
     down = next(key for key in sorted(tensors) if "lora_A" in key)
     with pytest.raises(UserError, match=r"has an empty factor"):
         arms.apply(load.load(str(library.PIPELINE)), [_saved(tmp_path, tensors | {down: tensors[down][:, :0].clone()})])
+
+
+def test_a_fused_dora_of_another_number_of_sizes_is_an_error(tmp_path: Path) -> None:
+    layer = "diffusion_model.final_layer.linear"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(64, 1)}
+    with pytest.raises(UserError, match=r"has 1 sizes of a DoRA for 64 outputs"):
+        place.contents_of(Names(), _saved(tmp_path, tensors | {f"{layer}.lora_magnitude_vector": torch.ones(1)}))
 
 
 def test_a_dora_of_another_number_of_sizes_is_an_error(tmp_path: Path) -> None:

@@ -358,6 +358,8 @@ def _split_fused(name: str, parts: tuple[str, ...], factors: Factors) -> Iterato
     starts = [width * place for place in range(len(parts))]
     if total <= starts[-1]:
         raise LayoutError(f"{name} has {total} outputs, too few for its {len(parts)} parts of {width}")
+    if factors.sizes is not None and not factors.sizes.axis and len(factors.sizes.values) != total:
+        raise LayoutError(f"{name} has {len(factors.sizes.values)} sizes of a DoRA for {total} outputs")
     for layer, start, end in zip(parts, starts, [*starts[1:], total], strict=True):
         rows = torch.arange(start, end)
         swapped = layer.endswith(original.SWAPPED) and total == 2 * width
