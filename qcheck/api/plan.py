@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qcheck.api.keywords import Named
-from qcheck.api.request import check_spec
+from qcheck.api.request import check_spec, many
 from qcheck.core.errors import UserError, unknown
+from qcheck.core.folder import beside
 from qcheck.demo import library
 from qcheck.spec.check import CheckSpec
 
@@ -27,7 +28,7 @@ def requests(keywords: Mapping[str, Any]) -> list[CheckSpec]:
         UserError: nothing is named, or a request is none.
     """
     missing = [name for name in ("base", _OWN) if not keywords.get(name)]
-    lines = [*_adapters(_list(keywords.get(_OWN)), "demo" in map(str, _list(keywords.get("base"))))]
+    lines = [*_adapters(many(keywords.get(_OWN)), "demo" in map(str, many(keywords.get("base"))))]
     if not lines or (missing == ["base"] and not all("base" in line for line in lines)):
         raise UserError("the plan names no adapter or no base", "Give a base, and adapters: files, a folder, a glob.")
     specs = [spec for line in lines for spec in _of_line({**keywords, **line})]
@@ -51,28 +52,17 @@ def read(path: Path) -> dict[str, Any]:
     for name in keywords:
         if name not in known:
             raise unknown("key of a plan", name, known)
-    for name in ("base", _OWN, "prompts", "ranges"):
-        if name in keywords:
-            placed = [_beside(path.parent, str(value)) for value in _list(keywords[name])]
-            keywords[name] = placed if name in ("base", _OWN) else placed[0]
-    return keywords
+    return {name: _placed(path.parent, value) for name, value in keywords.items()}
+
+
+def _placed(folder: Path, value: Any) -> Any:
+    """``value`` with the paths in it that are beside the file."""
+    return [beside(folder, item) for item in value] if isinstance(value, list) else beside(folder, value)
 
 
 def _known() -> list[str]:
     names = check_spec.__kwdefaults__ or {}
     return ["base", _OWN, *names]
-
-
-def _beside(folder: Path, text: str) -> str:
-    """A path that the file names, from where the file is; names that are none stay."""
-    there = folder / text
-    return str(there) if glob.has_magic(text) or there.exists() else text
-
-
-def _list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _adapters(sources: Sequence[Named], demo: bool) -> Iterator[dict[str, Any]]:
@@ -120,12 +110,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for name in renamed:
             if name not in known:
                 raise unknown(f"key of {path}:{number}", name, known)
-        yield {**renamed, _OWN: _beside(path.parent, str(renamed[_OWN]))}
+        yield {name: _placed(path.parent, value) for name, value in renamed.items()}
 
 
 def _of_line(keywords: Mapping[str, Any]) -> Iterator[CheckSpec]:
     """A request for every combination of base, weight and target."""
-    lists = [_list(keywords.get(name)) or [None] for name in _EACH]
+    lists = [many(keywords.get(name)) or [None] for name in _EACH]
     for values in itertools.product(*lists):
         chosen = {name: value for name, value in zip(_EACH, values, strict=True) if value is not None}
         rest = {name: value for name, value in keywords.items() if name not in _EACH}

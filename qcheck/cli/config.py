@@ -18,6 +18,7 @@ from rich.text import Text
 
 from qcheck.core import cache
 from qcheck.core.errors import UserError, unknown
+from qcheck.core.folder import beside
 from qcheck.core.values import Value
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import SAMPLING
@@ -95,20 +96,13 @@ def _value(context: typer.Context, file: Path, parameter: Any, value: Any) -> An
         if isinstance(item, bool) != flag or not isinstance(item, bool | str | int | float):
             expected = "true or false" if flag else "one value, or a list" if many else "one value"
             raise UserError(f"{file}: {_long(parameter)} = {value!r}", f"Give {expected}.")
-    paths = [_beside_file(file.parent, item) for item in items]
+    paths = [beside(file.parent, item) for item in items]
     option = paths if many else paths[0]
     try:
         parameter.process_value(context, option)
     except typer.BadParameter as error:
         raise UserError(f"{file}: {_long(parameter)}: {error.message}", "Correct that value.") from error
     return option
-
-
-def _beside_file(folder: Path, value: Any) -> Any:
-    """A path with a slash or an ending that exists in ``folder``, ``=WEIGHT`` allowed after it; else ``value``."""
-    path = str(value).partition("=")[0]
-    local = ("/" in path or "." in path) and folder != Path.cwd() and (folder / path).exists()
-    return str(folder / str(value)) if local else value
 
 
 def settings(context: typer.Context, spec: CheckSpec, no_cache: bool) -> list[Setting]:

@@ -68,13 +68,13 @@ def inspect(
     asked = Inspecting(weight=weight, scheme=schemes, order=orders, recipe=ranges, details=details)
     bars = Silent() if as_json else Bars(Console(stderr=True))
     single = len(loras) == 1 and functions.is_one(loras[0])
-    found: Iterator[Inspection | Refusal]
+    answers: Iterator[Inspection | Refusal]
     if single:
-        found = iter([functions.inspect(loras[0], base, progress=bars, **asked)])
+        answers = iter([functions.inspect(loras[0], base, progress=bars, **asked)])
     else:
-        found = functions.inspect_each(loras, base, progress=bars, **asked)
+        answers = functions.inspect_each(loras, base, progress=bars, **asked)
     results = []
-    for result in found:
+    for result in answers:
         results.append(result)
         if as_json:
             typer.echo(result.model_dump_json(indent=1 if single else None))

@@ -13,6 +13,10 @@ class UserError(Exception):
         self.what = what
         self.fix = fix
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
+        """Pickled by both parts: a worker's process hands it to its parent."""
+        return UserError, (self.what, self.fix)
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a ``kind`` (scheme, target, ...) named ``name`` that is not among ``known``."""

@@ -1,11 +1,13 @@
 """Output folders and files: complete or absent, and the earlier content stays until the new is complete."""
 
+import glob
 import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qcheck.core.errors import UserError
 
@@ -139,3 +141,14 @@ def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], b
         else:
             out.write_bytes(before)
         raise
+
+
+def beside(folder: Path, value: Any) -> Any:
+    """A path with a slash or an ending that exists in ``folder``, ``=WEIGHT`` allowed after it; else ``value``.
+
+    A pattern is one where ``folder`` has files for it.
+    """
+    path = str(value).partition("=")[0]
+    local = ("/" in path or "." in path) and folder != Path.cwd()
+    there = local and ((folder / path).exists() or (glob.has_magic(path) and any(folder.glob(path))))
+    return str(folder / str(value)) if there else value

@@ -34,7 +34,7 @@ def e_bh(e_values: Sequence[float], rate: float = RATE) -> set[int]:
     The expected share of wrong ones among them is at most ``rate``, under any dependence.
     """
     ranked = sorted(range(len(e_values)), key=lambda index: -e_values[index])
-    sizes = [k for k, index in enumerate(ranked, 1) if e_values[index] >= len(e_values) / (rate * k)]
+    sizes = [k for k, index in enumerate(ranked, 1) if rate * k * e_values[index] >= len(e_values)]
     return set(ranked[: max(sizes, default=0)])
 
 

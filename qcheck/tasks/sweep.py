@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, of_machine
 from qcheck.core.progress import Silent
 from qcheck.judge.next_step import next_step
 from qcheck.measure.doubt import doubt
@@ -31,7 +31,7 @@ from qcheck.spec.order import Order, merge
 from qcheck.tasks import check, inspect
 from qcheck.tasks.session import Warm
 
-_LOCKS, _WORK = ".locks", ".work-"
+_LOCKS, _WORK, _NAME = ".locks", ".work-", 60  # letters of an adapter's name in that of a folder: a name has 255 bytes
 _KEPT = (html.NAME, REPORT)  # of a check's folder: the page holds its pictures, artifacts are exported again
 Key = tuple[str, Order]
 
@@ -49,7 +49,7 @@ class Job:
     @property
     def name(self) -> str:
         """The name of its page's folder."""
-        return f"{Path(self.spec.adapters[0].source).stem}-{digest_of(*self.cases.values())[:8]}"
+        return f"{Path(self.spec.adapters[0].source).stem[:_NAME]}-{digest_of(*self.cases.values())[:8]}"
 
     def error(self, what: str, fix: str) -> list[Row]:
         """The rows of a job that ended in an error."""
@@ -162,7 +162,9 @@ class Worker:
             rows = self._decided(job, start)
         except UserError as error:
             rows = job.error(error.what, error.fix)
-        except Exception as error:  # noqa: BLE001 - a bug is a row with its traceback: the other adapters go on
+        except Exception as error:  # a bug is a row with its traceback: the other adapters go on
+            if (refused := of_machine(error)) is not None:  # a full disk is no property of this adapter
+                raise refused from error
             rows = job.error(f"{type(error).__name__}: {error}", f"A bug of qcheck:\n{traceback.format_exc()}")
             self.warm = Warm()
         for row in rows:

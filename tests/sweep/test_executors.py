@@ -1,5 +1,6 @@
 """Workers that die, that are stopped, and that find another sweep at their job."""
 
+import pickle
 import threading
 import time
 from collections import Counter
@@ -112,6 +113,21 @@ def test_an_error_or_a_bug_is_a_row(jobs: list[Job], tmp_path: Path, monkeypatch
     assert bug[0].error == "ValueError: a bug"
     assert "Traceback" in (bug[0].fix or "")
     assert not [*worker.store.folder.glob(".work-*")]
+
+
+def test_a_full_disk_ends_the_sweep_and_is_no_row(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(check, "check", full)
+    worker = _worker(tmp_path)
+    with pytest.raises(UserError, match="No space left on device") as raised:
+        worker.run(jobs[0])
+    assert not [*worker.store.folder.glob("cases/*")]
+    again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - as it goes to the parent's process
+    assert (again.what, again.fix) == (raised.value.what, raised.value.fix)
 
 
 def test_of_two_sweeps_on_one_store_one_computes_a_case(

@@ -53,6 +53,10 @@ def test_e_bh_lists_the_largest_self_consistent_set(e_values: list[float], rate:
     assert not listed or listed in consistent
 
 
+def test_at_a_rate_of_nothing_nothing_is_listed() -> None:
+    assert fleet.e_bh([math.inf, 1e9], 0.0) == set()
+
+
 def test_the_share_of_wrong_ones_among_those_listed_stays_below_the_rate() -> None:
     draws, rate, shares = np.random.default_rng(0), 0.2, []
     for _ in range(300):

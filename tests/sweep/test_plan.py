@@ -65,6 +65,26 @@ def test_paths_of_a_plan_are_beside_it(folder: Path) -> None:
     assert {(spec.max_probes, spec.probes.steps) for spec in specs} == {(8, 3)}
 
 
+def test_lists_and_files_of_values_in_a_plan_are_taken_whole(folder: Path) -> None:
+    text = (library.PIPELINE.parents[1] / "spec" / "data" / "schemes" / "int8.toml").read_text("utf-8")
+    (folder / "mine.toml").write_text(text, "utf-8")
+    content = (
+        'base = "demo"\nlora = "faint"\nscheme = "mine.toml"\nprompts = ["a cat", "a dog"]\nwith-lora = "few=0.5"\n'
+    )
+    (folder / "plan.toml").write_text(content, "utf-8")
+    (spec,) = plan.requests(plan.read(folder / "plan.toml"))
+    assert [one.name for one in spec.schemes] == ["mine"]
+    assert set(spec.probes.prompts) == {"a cat", "a dog"}
+    assert [use.weight for use in spec.common] == [0.5]
+
+
+def test_a_page_s_folder_has_a_name_that_every_disk_takes(folder: Path) -> None:
+    path = folder / "loras" / f"{'x' * 230}.safetensors"
+    path.write_bytes((library.ADAPTERS / "faint.safetensors").read_bytes())
+    (spec,) = plan.requests({"base": "demo", "lora": str(path), "scheme": "int8"})
+    assert len(Digests(Cache(folder / "cache")).job(spec).name) < 80
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
