@@ -111,10 +111,7 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
     "sd1": _ONE_ENCODER,
     "sd2": _ONE_ENCODER,
     "sdxl": [
-        *_EVERY,
-        (layouts.peft, ALL, True, False),
-        (layouts.peft_with_alphas, ALL, True, False),
-        (layouts.peft_folder, DENOISER, True, False),
+        *_DIFFUSERS,
         (layouts.diffusers, ALL, False, False),
         (layouts.kohya_xl, ALL, True, False),
         (layouts.kohya_xl, ALL, False, False),
@@ -123,10 +120,7 @@ _LAYOUTS: dict[str, list[tuple[Writer, str, bool, bool]]] = {
         (layouts.comfy_unet, SGM, True, False),
     ],
     "sd3": [
-        *_EVERY,
-        (layouts.peft, ALL, True, False),
-        (layouts.peft_with_alphas, ALL, True, False),
-        (layouts.peft_folder, DENOISER, True, False),
+        *_DIFFUSERS,
         (layouts.kohya_sd3, ALL, True, False),
         (layouts.kohya_sd3, ALL, False, False),
         (layouts.kohya_sd3, ALL, True, True),

@@ -7,11 +7,38 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from qcheck.model.components import TextEncoder
+from qcheck.model.components import Entry, TextEncoder
 from qcheck.model.family.common import Conditions, Family
+from qcheck.model.family.rotary import computing
 
 WORDS = 512  # embeddings of a prompt: ``max_sequence_length`` of diffusers' pipelines
 MASK = "encoder_hidden_states_mask"
+
+
+class MaskedEntry(Entry):
+    """A denoiser on prompts of one length with a mask, computed by ``compute`` and ``processor`` in real numbers."""
+
+    processor: ClassVar[type]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """The output [n, C, h, w] for latents of that shape."""
+        with computing(self.denoiser, self.compute, self.processor()):
+            output: torch.Tensor = self.denoiser(
+                hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_mask > 0.5
+            )
+        return output
+
+    def compute(
+        self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor, given: torch.Tensor
+    ) -> torch.Tensor:
+        """The output [n, C, h, w]; ``given`` [n, L] is true where the prompt has a token."""
+        raise NotImplementedError
 
 
 class LanguageFamily(Family):

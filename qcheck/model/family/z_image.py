@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qcheck.model.components import Entry
 from qcheck.model.family.common import Conditions, Shape
-from qcheck.model.family.language import MASK, WORDS, LanguageFamily, padded
-from qcheck.model.family.rotary import Rotation, computing, rotate, rotation
+from qcheck.model.family.language import MASK, WORDS, LanguageFamily, MaskedEntry, padded
+from qcheck.model.family.rotary import Rotation, rotate, rotation
 from qcheck.model.family.shift import equal_sigmas, shift, takes_sigmas
 from qcheck.spec.probe import Probe
 
@@ -46,8 +45,10 @@ class _Processor:
         return output
 
 
-class _Entry(Entry):
+class _Entry(MaskedEntry):
     """The denoiser on prompts of one length with a mask; in diffusers every row has the length of its own prompt."""
+
+    processor = _Processor
 
     def __init__(self, denoiser: Any) -> None:
         super().__init__(denoiser)
@@ -55,23 +56,10 @@ class _Entry(Entry):
         tables = rope.precompute_freqs_cis(rope.axes_dims, rope.axes_lens, rope.theta)
         self._tables = [rotation(table) for table in tables]  # no buffers, which are cast: these stay float32
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_hidden_states_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        with computing(self.denoiser, self._compute, _Processor()):
-            output: torch.Tensor = self.denoiser(
-                hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_mask > 0.5
-            )
-        return output
-
-    def _compute(
+    def compute(
         self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor, given: torch.Tensor
     ) -> torch.Tensor:
-        """The output [n, C, h, w]; ``given`` [n, L] is true where the prompt has a token."""
+        """As ``MaskedEntry.compute``."""
         model: Any = self.denoiser
         rows, channels, height, width = latents.shape
         high, wide = height // _PATCH, width // _PATCH
