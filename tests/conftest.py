@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from typer.testing import CliRunner, Result
 
 from qcheck.api import functions, request
@@ -176,3 +177,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def pipeline_copy(tmp_path: Path) -> Path:
     """A copy of the shipped pipeline that a test may damage."""
     return Path(shutil.copytree(library.PIPELINE, tmp_path / "pipeline"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium of the system for all tests of a module."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

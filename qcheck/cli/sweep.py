@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,69 @@ from qcheck.spec import target
 _RUNNING = "Running"
 
 
+@dataclass(frozen=True)
+class Library:
+    """The adapters, and what they are checked on."""
+
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="Adapters: a file, a folder, a 'glob', or a JSONL file with options a line; repeatable."
+        ),
+    ] = None
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="Each adapter at each of these.")] = None
+    boards: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="The boards; repeatable.", autocompletion=options.named(target.FOLDER)),
+    ] = None
+    with_lora: Annotated[list[str] | None, typer.Option("--with-lora", help="As for check.")] = None
+    allow_unmatched: options.Unmatched = False
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of the Python API; None where the plan has them."""
+        adapters = {"lora": self.lora, "weight": self.weight, "target": self.boards, "with_lora": self.with_lora}
+        return {**adapters, "allow_unmatched": self.allow_unmatched or None}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who checks them."""
+
+    executor: Annotated[str, typer.Option(help=f"{' or '.join(api.EXECUTORS)}.", rich_help_panel=_RUNNING)] = "local"
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Workers at a time. Default: 1; on Ray all.", rich_help_panel=_RUNNING
+        ),
+    ] = None
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a Ray worker.", rich_help_panel=_RUNNING)] = 0.0
+    shard: Annotated[
+        str | None, typer.Option(help="Only part i of n: i/n, as of Slurm's arrays.", rich_help_panel=_RUNNING)
+    ] = None
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Compute rows that are errors again.", rich_help_panel=_RUNNING)
+    ] = False
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also check what a forecast from the weights decides.", rich_help_panel=_RUNNING),
+    ] = False
+
+    def running(self) -> Running:
+        """How the sweep is carried out.
+
+        Raises:
+            UserError: a shard that is none.
+        """
+        return Running(
+            self.executor,  # type: ignore[arg-type]  # checked where it is used
+            self.jobs,
+            self.gpus,
+            _shard(self.shard),
+            self.retry_errors,
+            self.full,
+        )
+
+
 @grouped
 def sweep(
     context: typer.Context,
@@ -32,46 +97,17 @@ def sweep(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Rows, pages and the summary. A sweep that was stopped goes on there.")
     ],
+    library: Library,
     artifacts: Artifacts,
     probes: Probes,
     machine: Machine,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora", help="Adapters: a file, a folder, a 'glob', or a JSONL file with options a line; repeatable."
-        ),
-    ] = None,
-    weight: Annotated[list[float] | None, typer.Option("--weight", help="Each adapter at each of these.")] = None,
-    boards: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", help="The boards; repeatable.", autocompletion=options.named(target.FOLDER)),
-    ] = None,
-    with_lora: Annotated[list[str] | None, typer.Option("--with-lora", help="As for check.")] = None,
-    allow_unmatched: options.Unmatched = False,
+    workers: Workers,
     rate: Annotated[
         float,
         typer.Option(
             min=0.0, max=1.0, help="The share of wrong ones allowed among the adapters that are listed as certain."
         ),
     ] = fleet.RATE,
-    executor: Annotated[str, typer.Option(help=f"{' or '.join(api.EXECUTORS)}.", rich_help_panel=_RUNNING)] = "local",
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", min=1, help="Workers at a time. Default: 1; on Ray all.", rich_help_panel=_RUNNING
-        ),
-    ] = None,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a Ray worker.", rich_help_panel=_RUNNING)] = 0.0,
-    shard: Annotated[
-        str | None, typer.Option(help="Only part i of n: i/n, as of Slurm's arrays.", rich_help_panel=_RUNNING)
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Compute rows that are errors again.", rich_help_panel=_RUNNING)
-    ] = False,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Also check what a forecast from the weights decides.", rich_help_panel=_RUNNING),
-    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.", rich_help_panel=_RUNNING)
     ] = False,
@@ -88,21 +124,12 @@ def sweep(
     `qcheck sweep plan.toml --out fleet --dry-run`
     """
     plan = source if source.endswith(".toml") else None
-    workers = jobs or 1
-    given: dict[str, Any] = {"base": None if plan else source, "lora": lora, "weight": weight, "target": boards}
-    given |= {"with_lora": with_lora, "allow_unmatched": allow_unmatched or None}
-    given |= {"threads": max(1, CORES // workers)} if plan is None else {}
-    for keywords, group in (
-        (artifacts.keywords(), artifacts),
-        (artifacts.judging(), artifacts),
-        (probes.keywords(), probes),
-        (probes.sampling(), probes),
-        ({"probes": probes.probes}, probes),
-        (machine.keywords(), machine),
-    ):
-        given |= {name: value for name, value in keywords.items() if name in _explicit(context, group)}
-    running = Running(executor, jobs, gpus, _shard(shard), retry_errors, full)  # type: ignore[arg-type]
-    cache = not machine.no_cache
+    given: dict[str, Any] = {**library.keywords(), "base": None if plan else source}
+    given |= {"threads": max(1, CORES // (workers.jobs or 1))} if plan is None else {}
+    given |= _explicit(context, artifacts, {**artifacts.keywords(), **artifacts.judging()})
+    given |= _explicit(context, probes, {**probes.keywords(), **probes.sampling(), "probes": probes.probes})
+    given |= _explicit(context, machine, machine.keywords())
+    cache, running = not machine.no_cache, workers.running()
     if dry_run:
         _tell_ahead(api.ahead(plan, given, out, cache), as_json)
         return
@@ -115,12 +142,11 @@ def sweep(
     raise typer.Exit(3 if summary.counts["error"] else 0)
 
 
-def _explicit(context: typer.Context, group: Any) -> set[str]:
+def _explicit(context: typer.Context, group: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a group that the command line, or the environment, names: a plan has the others."""
-    names = [field.name for field in dataclasses.fields(group)]
-    sources = {name: context.get_parameter_source(name) for name in names}
+    sources = {field.name: context.get_parameter_source(field.name) for field in dataclasses.fields(group)}
     named = [name for name, source in sources.items() if source is not None and source.name != _DEFAULT]
-    return {_KEYWORDS.get(name, name) for name in named}
+    return {name: keywords[name] for name in (_KEYWORDS.get(name, name) for name in named) if name in keywords}
 
 
 _DEFAULT = "DEFAULT"  # click's word for an option that nobody gave

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from qcheck.report import html
 from qcheck.result.evidence import Evidence
@@ -22,18 +22,6 @@ MARKUP = "\"><img src=x onerror='window.pwned=1'></title></script><script>window
 HOSTILE = MARKUP + "\u202e\u0645\u0631\u062d\u0628\u0627"
 LONG = MARKUP * 100
 NUMBERS = ("bytes", "survival", "excess_error")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One headless Chromium of the system for all of these tests."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @dataclass
