@@ -237,6 +237,16 @@ def test_more_probes_cost_only_their_own_forwards(demo_arms: Arms, adapted: Torc
     assert runner.rows == forwards(setup, 2, 1, 3)
 
 
+def test_distances_are_from_the_states_of_the_reference(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
+    sampling = sampler_for(demo_arms, tmp_path)
+    reference = sampling.reference(subject("f1", adapted), quiet)
+    other = sampling.arm(subject("q1", lambda inputs: 0.9 * adapted(inputs)), reference, quiet)  # type: ignore[arg-type]
+    for apart, own, visited in zip(other.apart(), other.states(), reference.states(), strict=True):
+        expected = [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(own, visited, strict=True)]
+        assert apart == pytest.approx(expected, rel=1e-5)
+    assert max(max(apart) for apart in other.apart()) > 0.01
+
+
 def test_adapters_share_the_free_runs_of_their_base(demo_arms: Arms, adapted: TorchRunner, tmp_path: Path) -> None:
     """A run from noise knows no reference: of another adapter's the base costs the states that this one visited."""
     sampling, runner = sampler_for(demo_arms, tmp_path), Counting(adapted)

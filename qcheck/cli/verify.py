@@ -9,7 +9,7 @@ import typer
 from qcheck.api import board
 from qcheck.core.errors import unknown
 from qcheck.device import page
-from qcheck.device.options import EXITS, RUNNERS
+from qcheck.device.options import RUNNERS, exit_code
 
 
 def verify(
@@ -38,4 +38,4 @@ def verify(
     verified = board.verify(bundle, runner=runner, out=out, work=work, free_run=free_run)
     text = verified.to_json()
     typer.echo(text if as_json else page.text(json.loads(text)), nl=False)
-    raise typer.Exit(EXITS[verified.verdict])
+    raise typer.Exit(exit_code(one.verdict for one in verified.every))

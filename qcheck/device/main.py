@@ -19,7 +19,7 @@ from . import backends, bundle, page, tensorrt_engine
 from .board import Board
 from .bundle import Bundle
 from .errors import CannotVerify
-from .options import EXITS, parser
+from .options import exit_code, parser
 from .replay import whole
 from .sysfs import ROOT
 from .verify import SCHEMA, Backend, Outcome, Verification
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
         traceback.print_exc()
         return 2
-    return max(EXITS[one["verdict"]] for one in (verification, *verification["others"]))
+    return exit_code(one["verdict"] for one in (verification, *verification["others"]))
 
 
 def say(message: str) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Iterable
 
-EXITS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+_EXITS = {"FAIL": 1, "INCONCLUSIVE": 3, "PASS": 0}  # the worst first
 RUNNERS = ("tensorrt", "trtexec", "onnxruntime")
+
+
+def exit_code(verdicts: Iterable[str]) -> int:
+    """The exit code of the worst verdict: of one adapter, or of several on one engine."""
+    every = set(verdicts)
+    return next(code for verdict, code in _EXITS.items() if verdict in every)
 
 
 def parser() -> argparse.ArgumentParser:

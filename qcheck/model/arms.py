@@ -248,10 +248,10 @@ def unbindable(source: str) -> UserError:
 
 
 def swapped(reference: Arms, adapters: Sequence[Adapter], allow_unmatched: bool = False) -> Arms:
-    """The arms of the same base with other adapters; ``reference`` may be used no more.
+    """The arms of the same base with other adapters; ``reference`` may be used no more, except where this fails.
 
     Raises:
-        UserError: as ``apply``.
+        UserError: as ``apply``; the base is as it was.
     """
     with reference.running("base"), reference.held("base"):
         arms = apply(reference.base, adapters, (), allow_unmatched)

@@ -233,18 +233,13 @@ class Warm:
             UserError: the base does not load, or an adapter does not fit it.
         """
         key = (spec.base, spec.common, device)
-        try:
-            if self._arms is not None and key == self._key:
-                self._arms = arms.swapped(self._arms, adapters, spec.allow_unmatched)
-            else:
-                self._arms = None  # its memory goes before the next is loaded
-                common = [lora.read(use) for use in spec.common]
-                base = load.load(spec.base, store.file_digest, device)
-                self._arms = arms.apply(base, adapters, common, spec.allow_unmatched).on(device)
-        except UserError:
-            self._arms = None  # what was merged in part is not used again
-            raise
-        self._key = key
+        if self._arms is not None and key == self._key:
+            self._arms = arms.swapped(self._arms, adapters, spec.allow_unmatched)
+            return self._arms
+        self._arms = None  # its memory goes before the next is loaded
+        common = [lora.read(use) for use in spec.common]
+        base = load.load(spec.base, store.file_digest, device)
+        self._arms, self._key = arms.apply(base, adapters, common, spec.allow_unmatched).on(device), key
         return self._arms
 
 

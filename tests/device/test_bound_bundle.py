@@ -13,6 +13,7 @@ from qcheck.demo import library
 from qcheck.device import main
 from qcheck.judge import merge
 from qcheck.result.verified import Verified
+from tests.conftest import run
 from tests.device.conftest import signed
 
 FEW = {"scheme": "int4-g128", "order": "bound", "steps": 2, "build": False}
@@ -52,6 +53,9 @@ def test_an_engine_that_ignores_its_adapter_fails(several: Path, tmp_path: Path)
         assert first.verdict != "FAIL"
         assert other.verdict == "FAIL"
         assert any("effect_survival" in reason for reason in other.reasons)
+        assert main.main([str(several), "--work", str(tmp_path / "work"), "--runner", "onnxruntime"]) == 1
+        words = ("verify", str(several), "--work", str(tmp_path / "work"), "--runner", "onnxruntime")
+        assert run(*words).exit_code == 1
     finally:
         path.write_bytes(before)
         signed(several)

@@ -18,7 +18,7 @@ from qcheck.demo import library
 from qcheck.model import arms as arms_of
 from qcheck.model import load, lora
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, bound, qdq
+from qcheck.quantize import artifact, bound, fake, qdq
 from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
 from qcheck.quantize.fake import Factors
 from qcheck.runtime.ort_runner import OnnxRunner
@@ -84,6 +84,22 @@ def _unfused(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, dict(inputs))[0])
+
+
+def test_a_bound_file_is_its_simulation(demo_arms: Arms, prepared: Prepared, tmp_path: Path) -> None:
+    """Also in layers that the recipe keeps in float, into which the other orders merge the adapter."""
+    few = adapted_by("few")
+    assert set(few.denoiser_layers()) - set(_bound(few, prepared, "int4-g128").plan)
+    content = _bound(few, prepared, "int4-g128")
+    path = _twin(content, "int4-g128", prepared, tmp_path / "bound.onnx")
+    x, t, h = (torch.from_numpy(prepared.inputs[key]) for key in ("sample", "timestep", "encoder_hidden_states"))
+    with (
+        few.held("adapted") as family,
+        fake.simulated(family.module, content.plan, content.branches, content.state) as model,
+        torch.no_grad(),
+    ):
+        simulated = model(x, t, h).sample.numpy()
+    assert _distance(simulated, OnnxRunner(path, 1, bound=content.inputs())(prepared.inputs)) < 1e-5
 
 
 def test_weights_alone_bound_are_the_order_unmerged(demo_arms: Arms, prepared: Prepared, tmp_path: Path) -> None:

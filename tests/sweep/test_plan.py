@@ -143,6 +143,21 @@ def test_a_case_s_digest_is_of_all_that_its_verdict_depends_on_and_of_nothing_el
     assert case() != first  # a file that is missing is a row, found when the case is run
 
 
+def test_another_base_s_bytes_are_another_case(pipeline_copy: Path, tmp_path: Path) -> None:
+    def case() -> str:
+        (spec,) = plan.requests(
+            {"base": str(pipeline_copy), "lora": str(library.ADAPTERS / "faint.safetensors"), "scheme": "int8"}
+        )
+        (digest,) = Digests(Cache(tmp_path / "cache")).job(spec).cases.values()
+        return digest
+
+    before = case()
+    with (pipeline_copy / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    assert case() != before
+
+
 def test_shards_are_all_jobs_once(folder: Path) -> None:
     weights = [0.1 * n for n in range(1, 30)]
     specs = plan.requests({"base": "demo", "lora": "faint", "weight": weights, "scheme": "int8"})

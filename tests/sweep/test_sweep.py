@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import Result
 from lxml import etree
+from safetensors.torch import save_file
 
 from qcheck.api import sweep as api
 from qcheck.api.request import check_spec
@@ -139,6 +140,25 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder of a sweep"):
         api.sweep(base="demo", lora="faint", out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_adapter_that_does_not_fit_costs_no_second_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = tmp_path / "strange.safetensors"
+    save_file({f"unet.nowhere.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, strange)
+    loads, own, warm, spec = list[str](), load.load, Warm(), check_spec("demo", "faint", scheme="int8")
+    monkeypatch.setattr(load, "load", lambda source, *rest: (loads.append(source), own(source, *rest))[1])
+
+    def merged(source: Path) -> arms.Arms:
+        return warm.arms(spec, CPU, Cache(Path("unused")), [lora.read(Use(source=str(source), weight=1.0))])
+
+    merged(library.ADAPTERS / "flat.safetensors")
+    with pytest.raises(UserError):
+        merged(strange)
+    again = merged(library.ADAPTERS / "faint.safetensors")
+    assert len(loads) == 1
+    with again.held("base") as family:
+        fresh = own(spec.base).denoiser.state_dict()
+        assert all(torch.equal(value, fresh[name]) for name, value in family.module.state_dict().items())
 
 
 def test_swapped_adapters_are_those_merged_into_a_new_base() -> None:
