@@ -1,8 +1,8 @@
 """A sweep of many adapters: killed and resumed, on Ray with a worker killed, its cost as adapters grow, its page.
 
-``python -m benchmarks.sweep kills --adapters 200`` runs a sweep undisturbed and one that is killed with SIGKILL at
-three random points; ``ray`` the same adapters on a local cluster of two workers, one of which is killed; ``page``
-filters 2,000 rows in Chromium. Adapters are the demo's, reweighted and renamed, some broken on purpose.
+``python -m benchmarks.sweep fleet --adapters 200`` runs a sweep undisturbed, one that is killed with SIGKILL at three
+random points, and one on a local Ray cluster of two workers, one of which is killed; ``page`` filters 2,000 rows in
+Chromium. Adapters are the demo's, reweighted and renamed, some broken on purpose.
 """
 
 import argparse
@@ -75,14 +75,20 @@ def timeline(out: Path, began: float, counts: list[int]) -> None:
             print(f"{count:5} adapters after {done[count - 1]:7.0f} s, {done[count - 1] / count:6.1f} s each")
 
 
-def kills(root: Path, count: int, jobs: int) -> None:
-    """A sweep undisturbed, and one that is killed three times."""
+def undisturbed(root: Path, count: int, jobs: int) -> tuple[Path, float]:
+    """The adapters, and the seconds of a sweep of them that nobody disturbs."""
     loras = adapters(root / "loras", count)
     began = time.time()
     code = start(loras, root / "whole", root / "cache-whole", "--jobs", str(jobs)).wait()
-    print(f"undisturbed: {time.time() - began:.0f} s, exit code {code}")
+    whole = time.time() - began
+    print(f"undisturbed: {whole:.0f} s, exit code {code}", flush=True)
     timeline(root / "whole", began, [10, 50, 100, 200])
-    draws, whole = random.Random(0), time.time() - began  # noqa: S311
+    return loras, whole
+
+
+def kills(root: Path, loras: Path, whole: float, jobs: int) -> None:
+    """A sweep that is killed three times."""
+    draws = random.Random(0)  # noqa: S311
     for attempt in range(4):
         process = start(loras, root / "killed", root / "cache-killed", "--jobs", str(jobs))
         try:
@@ -90,20 +96,18 @@ def kills(root: Path, count: int, jobs: int) -> None:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            print(f"killed with {len(rows(root / 'killed'))} rows there")
+            print(f"killed with {len(rows(root / 'killed'))} rows there", flush=True)
     print(f"resumed to the end: exit code {code}")
     same(root / "whole", root / "killed")
 
 
-def ray(root: Path, count: int) -> None:
-    """The same adapters on a local Ray cluster of two workers, one of which is killed, and on this machine."""
-    loras = adapters(root / "loras-ray", count)
-    start(loras, root / "local", root / "cache-local", "--jobs", "2").wait()
+def ray(root: Path, loras: Path, count: int) -> None:
+    """The same adapters on a local Ray cluster of two workers, one of which is killed in the middle."""
     began = time.time()
     process = start(loras, root / "ray", root / "cache-ray", "--executor", "ray", "--jobs", "2")
     killed = False
     while process.poll() is None:
-        if not killed and len(rows(root / "ray")) > count // 2:
+        if not killed and len(rows(root / "ray")) > count * len(SCHEMES) // 2:
             workers = [
                 p
                 for p in psutil.process_iter(["name", "cmdline"])
@@ -112,10 +116,10 @@ def ray(root: Path, count: int) -> None:
             if workers:
                 workers[0].kill()
                 killed = True
-                print(f"killed a worker with {len(rows(root / 'ray'))} rows there")
+                print(f"killed a worker with {len(rows(root / 'ray'))} rows there", flush=True)
         time.sleep(0.5)
     print(f"on Ray: {time.time() - began:.0f} s, exit code {process.returncode}")
-    same(root / "local", root / "ray")
+    same(root / "whole", root / "ray")
 
 
 def page(root: Path) -> None:
@@ -159,18 +163,19 @@ _FILTER = """() => ["blocks.3", "style-00", "", "needs"].map((text) => {
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "ray", "page"])
+    parser.add_argument("what", choices=["fleet", "page"])
     parser.add_argument("--adapters", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--root", type=Path, default=Path("build/sweep"))
     given = parser.parse_args()
     root = given.root.resolve()
-    for name in ("whole", "killed", "local", "ray"):
-        if given.what != "page":
-            shutil.rmtree(root / name, ignore_errors=True)
-            shutil.rmtree(root / f"cache-{name}", ignore_errors=True)
-    {"kills": lambda: kills(root, given.adapters, given.jobs), "ray": lambda: ray(root, given.adapters),
-     "page": lambda: page(root)}[given.what]()  # fmt: skip
+    if given.what == "page":
+        page(root)
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    loras, whole = undisturbed(root, given.adapters, given.jobs)
+    kills(root, loras, whole, given.jobs)
+    ray(root, loras, given.adapters)
 
 
 if __name__ == "__main__":
