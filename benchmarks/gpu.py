@@ -33,7 +33,6 @@ from qcheck.core.progress import Advance
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.model import parts
 from qcheck.model.components import copied
-from qcheck.quantize import artifact
 from qcheck.quantize.artifact import QuantizedArm
 from qcheck.result.report import Case
 from qcheck.runtime.runner import Runner
@@ -136,8 +135,8 @@ def stages_of(session: Session) -> None:
     alignment.find(session.arms, session.sampler, reference["adapted"], session.watch)
     sources = replace(session.sources(scheme), twin=False)
     contents = {
-        "base": lambda: artifact.base_content(session.arms, scheme, sources.recipe, sources.ranges),
-        "adapted": lambda: artifact.adapted_content(session.arms, scheme, sources.recipe, orders[0], sources.ranges),
+        "base": lambda: contents.of_base(session.arms, scheme, sources.recipe, sources.ranges),
+        "adapted": lambda: contents.of_adapted(session.arms, scheme, sources.recipe, orders[0], sources.ranges),
     }
     sensitivity.find(session.arms, sources, session.sampler, reference["adapted"], orders, session.watch)
     for side, content in contents.items():

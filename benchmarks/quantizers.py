@@ -30,7 +30,8 @@ from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.inputs import observed
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import Exporter, QuantizedWeights
+from qcheck.quantize.artifact import Exporter
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner, session
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.spec import recipe, scheme

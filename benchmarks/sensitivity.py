@@ -29,7 +29,7 @@ from qcheck.core.progress import Silent
 from qcheck.diagnose import scores, sensitivity
 from qcheck.diagnose.hooks import tapped
 from qcheck.diagnose.sensitivity import Errors, EvaluationPoint
-from qcheck.quantize import artifact
+from qcheck.quantize import contents
 from qcheck.spec.check import CheckSpec
 from qcheck.tasks import session
 from qcheck.tasks.session import Session
@@ -195,7 +195,7 @@ def _measure(started: Session, options: argparse.Namespace, probes: int) -> None
     cases = {}
     for chosen in started.spec.schemes:
         inputs = started.calibrator.inputs(chosen)
-        content = artifact.adapted_content(started.arms, chosen, started.spec.recipe, "merge-quantize", inputs)
+        content = contents.of_adapted(started.arms, chosen, started.spec.recipe, "merge-quantize", inputs)
         cases[chosen.name] = sensitivity.errors(started.arms, content)
     pairs = list(itertools.product(range(probes if options.coverage else options.probes), range(len(setup.strata))))
     spots = list(sensitivity.spots(setup, reached, started.sampler.probes, pairs))

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from qcheck.core import cache, versions
 from qcheck.core.cache import Cache
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, fake, plan, sites
 from qcheck.quantize import bnb as bitsandbytes
+from qcheck.quantize import contents, fake, plan, sites
 from qcheck.quantize import qdq as rewrite
-from qcheck.quantize.artifact import ArtifactSources, QuantizedArm, QuantizedWeights
+from qcheck.quantize.artifact import ArtifactSources, QuantizedArm
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.result.manifest import model_files
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
@@ -36,7 +37,7 @@ SCHEMES = [chosen for chosen in scheme.every() if chosen.exported]
 
 def _content(demo_arms: Arms, prepared: Prepared, chosen: Scheme, order: Order) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
-    return artifact.adapted_content(demo_arms, chosen, RECIPE, order, ranges)  # type: ignore[arg-type]
+    return contents.of_adapted(demo_arms, chosen, RECIPE, order, ranges)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -173,18 +174,18 @@ def test_a_refit_swaps_weights_in_a_file_of_the_base_and_keeps_its_ranges(
     chosen = scheme.find("int8")
     wide = {layer: plan.Input(2 * found.cut) for layer, found in prepared.ranges.items()}
     ranges = {"base": prepared.ranges, "adapted": wide, "shared": prepared.ranges}
-    contents = {
-        "base": artifact.base_content(demo_arms, chosen, RECIPE, ranges),  # type: ignore[arg-type]
-        "refit": artifact.adapted_content(demo_arms, chosen, RECIPE, "refit", ranges),  # type: ignore[arg-type]
-        "own": artifact.adapted_content(demo_arms, chosen, RECIPE, "merge-quantize", ranges),  # type: ignore[arg-type]
+    every = {
+        "base": contents.of_base(demo_arms, chosen, RECIPE, ranges),  # type: ignore[arg-type]
+        "refit": contents.of_adapted(demo_arms, chosen, RECIPE, "refit", ranges),  # type: ignore[arg-type]
+        "own": contents.of_adapted(demo_arms, chosen, RECIPE, "merge-quantize", ranges),  # type: ignore[arg-type]
     }
     held = {}
-    for name, content in contents.items():
+    for name, content in every.items():
         path = prepared.exporter.deployed(content, chosen, tmp_path / f"{name}.onnx", {})
         held[name] = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     base, refit, own = (held[name] for name in ("base", "refit", "own"))
     changed = {name for name in base if not np.array_equal(base[name], refit[name], equal_nan=True)}
-    touched = {layer for layer in demo_arms.denoiser_layers() if layer in contents["refit"].plan}
+    touched = {layer for layer in demo_arms.denoiser_layers() if layer in every["refit"].plan}
     assert {name.split(".weight")[0] for name in changed} == touched
     assert {(v.dtype, v.shape) for v in refit.values()} == {(v.dtype, v.shape) for v in base.values()}
     assert set(refit) == set(base) == set(own)
@@ -217,7 +218,7 @@ def test_a_faint_adapter_falls_into_the_dead_zone_of_quantize_merge(prepared: Pr
     chosen = scheme.find("int4-g128")
     survived = {}
     content = {order: _content(faint, prepared, chosen, order) for order in MERGES}
-    start = artifact.base_content(faint, chosen, RECIPE, {"base": prepared.ranges, "adapted": prepared.ranges})
+    start = contents.of_base(faint, chosen, RECIPE, {"base": prepared.ranges, "adapted": prepared.ranges})
     for order in ("merge-quantize", "quantize-merge"):
         kept = whole = 0.0
         for layer in faint.denoiser_layers():

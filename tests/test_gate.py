@@ -16,7 +16,7 @@ from qcheck.core.digest import digest_of
 from qcheck.core.progress import Silent, Stopwatch
 from qcheck.core.values import read_toml
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact
+from qcheck.quantize import artifact, contents
 from qcheck.result.build import Build
 from qcheck.result.manifest import Layer
 from qcheck.spec import recipe, scheme, target
@@ -30,7 +30,7 @@ ORIN = target.find("jetson-agx-orin-64gb")
 def _deployed(both: Arms, prepared: Prepared, name: str, order: Order, folder: Path) -> tuple[Path, list[Layer]]:
     chosen = scheme.find(name)
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
-    content = artifact.adapted_content(both, chosen, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
+    content = contents.of_adapted(both, chosen, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
     path = prepared.exporter.deployed(content, chosen, folder / order / "model.onnx", {"order": order})
     return path, artifact.layers(content, prepared.exporter.sites(chosen.compute))
 

@@ -12,7 +12,7 @@ from qcheck.build import gate
 from qcheck.build.builder import RTX, Builder
 from qcheck.build.precision import Operation, Program, compare
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact
+from qcheck.quantize import artifact, contents
 from qcheck.result.build import Build, Precision
 from qcheck.result.manifest import Layer
 from qcheck.spec import recipe, scheme, target
@@ -50,7 +50,7 @@ def compiled(
     """The deployed file of a scheme, changed behind its back, then built for Thor's proxy and read."""
     chosen = scheme.find(name)
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
-    content = artifact.adapted_content(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
+    content = contents.of_adapted(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
     path = prepared.exporter.deployed(content, chosen, folder / "model.onnx", {})
     layers = artifact.layers(content, prepared.exporter.sites(chosen.compute))
     model = onnx.load(path)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, bnb, fake
-from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize import bnb, contents, fake
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.scheme import Scheme
@@ -37,7 +37,7 @@ def test_the_page_has_a_row_for_every_scheme() -> None:
 
 def _content(both: Arms, prepared: Prepared, chosen: Scheme) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
-    return artifact.adapted_content(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
+    return contents.of_adapted(both, chosen, recipe.find("emoji"), "merge-quantize", ranges)  # type: ignore[arg-type]
 
 
 def _equal(chosen: Scheme, content: QuantizedWeights, twin: Path) -> str:

@@ -24,8 +24,9 @@ from qcheck.diagnose.sensitivity import Errors, EvaluationPoint, LayerError, dis
 from qcheck.model import arms, lora
 from qcheck.model.arms import Arms
 from qcheck.model.device import CPU, Device
-from qcheck.quantize import artifact, formats, plan
-from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
+from qcheck.quantize import contents, formats, plan
+from qcheck.quantize.artifact import ArtifactSources
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.quantize.plan import LayerPlan, Static
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import Order
@@ -231,7 +232,7 @@ def test_everything_is_as_it_was_afterwards(chain: Chain) -> None:
 @pytest.mark.parametrize("order", ["merge-quantize", "quantize-merge", "unmerged"])
 def test_errors_are_the_artifacts_own(demo_arms: Arms, prepared: Prepared, order: Order) -> None:
     given = {"base": prepared.ranges, "adapted": prepared.ranges}
-    content = artifact.adapted_content(demo_arms, INT8, recipe.find("emoji"), order, given)  # type: ignore[arg-type]
+    content = contents.of_adapted(demo_arms, INT8, recipe.find("emoji"), order, given)  # type: ignore[arg-type]
     held = sensitivity.errors(demo_arms, content)
     adapted = demo_arms.state("adapted")
     assert set(held) == set(content.plan)

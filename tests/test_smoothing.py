@@ -10,7 +10,7 @@ import torch
 from qcheck.calibration import histogram
 from qcheck.calibration import smoothing as modelopt
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize import contents, fake, plan
 from qcheck.quantize.plan import Input
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
@@ -51,9 +51,7 @@ def test_the_artifact_multiplies_inputs_and_holds_the_divided_weights(
 ) -> None:
     name, found = factors
     chosen, inputs = scheme.find(name), prepared.ranges | found
-    content = artifact.adapted_content(
-        demo_arms, chosen, recipe.find("emoji"), order, {"base": inputs, "adapted": inputs}
-    )
+    content = contents.of_adapted(demo_arms, chosen, recipe.find("emoji"), order, {"base": inputs, "adapted": inputs})
     path = prepared.exporter.twin(content, chosen, tmp_path / "q1.onnx", {})
     codes = stored.codes(onnx.load(path))
     for layer, numbers in content.plan.items():
@@ -127,7 +125,7 @@ def test_tensorrt_takes_the_smoothed_file(
     name, found = factors
     chosen, inputs = scheme.find(name), prepared.ranges | found
     both = {"base": inputs, "adapted": inputs}
-    content = artifact.adapted_content(demo_arms, chosen, recipe.find("emoji"), "merge-quantize", both)  # type: ignore[arg-type]
+    content = contents.of_adapted(demo_arms, chosen, recipe.find("emoji"), "merge-quantize", both)  # type: ignore[arg-type]
     path = prepared.exporter.deployed(content, chosen, tmp_path / "model.onnx", {})
     built = builder.build(path, "8.6")
     assert built.engine is not None, built.problems

@@ -26,7 +26,8 @@ from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.inputs import observed
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import Exporter, QuantizedWeights
+from qcheck.quantize.artifact import Exporter
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling.setup import Setup
 from qcheck.spec import recipe, scheme

@@ -18,7 +18,7 @@ from qcheck.model import lora
 from qcheck.model.arms import Arms
 from qcheck.model.inputs import observed
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import Origin, Ranges, calibrated_on
+from qcheck.quantize.contents import Origin, Ranges, calibrated_on
 from qcheck.quantize.formats import Format, Integer
 from qcheck.quantize.plan import Input
 from qcheck.sampling import subject

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from qcheck.model.arms import Arms
-from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.quantize.plan import LayerPlan
 
 

@@ -131,7 +131,7 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
     if problem := family.unsupported():
         raise UserError(
             f"base {source!r} has {problem}",
-            "This version checks plain text-to-image pipelines (no inpainting, no control, no UNet told the guidance).",
+            f"This version checks what a plain {kind.pipeline} runs: text alone, no control, its kind of solver.",
         )
     pipe.set_progress_bar_config(disable=True)
     for name, part in loaded.items():

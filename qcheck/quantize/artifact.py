@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from qcheck import __version__
@@ -30,10 +29,10 @@ from qcheck.model.components import MODULE, Component
 from qcheck.model.graph import export
 from qcheck.model.lora import Adapter
 from qcheck.model.stored import Weights, whole
-from qcheck.quantize import bound, merge, plan, qdq, sites
+from qcheck.quantize import bound, contents, plan, qdq, sites
 from qcheck.quantize.bound import Binding
-from qcheck.quantize.fake import Factors
-from qcheck.quantize.plan import Input, LayerPlan
+from qcheck.quantize.contents import BASE, Origin, QuantizedWeights, Ranges, calibrated_on
+from qcheck.quantize.plan import Input
 from qcheck.quantize.sites import Site
 from qcheck.result import manifest
 from qcheck.result.manifest import Layer, Manifest, Source, model_files
@@ -44,31 +43,6 @@ from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Scheme
 
 TWIN = "float32"
-BASE: Literal["base"] = "base"
-Origin = Literal["base", "adapted", "shared"]  # inputs of an arm at f1's latents, or of the base on its own runs
-Ranges = Mapping[Origin, Mapping[str, Input]]
-
-
-class QuantizedWeights(NamedTuple):
-    """The content of a quantized arm: full-precision weights, their plan, and the factors of an unmerged adapter.
-
-    ``side`` is the arm whose biases and norms its graph has. With a ``rank`` the factors are inputs of the file, padded
-    to that rank.
-    """
-
-    state: Mapping[str, torch.Tensor]
-    plan: Mapping[str, LayerPlan]
-    branches: Mapping[str, Factors]
-    side: Side = "adapted"
-    rank: int | None = None
-
-    def bound(self) -> dict[str, torch.Tensor]:
-        """The file's inputs for the adapter, float32; empty where its factors are in the file, or merged."""
-        return {} if self.rank is None else bound.inputs(self.branches, self.rank)
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """As ``bound``, as a runner takes them."""
-        return {name: tensor.numpy() for name, tensor in self.bound().items()}
 
 
 @dataclass(frozen=True)
@@ -187,51 +161,6 @@ def unquantized(component: Component, compute: str, sizes: bool) -> ir.Model:
     return sites.fill(model, Weights({f"{name}.weight": functools.partial(whole, layer) for name, layer in layers}))
 
 
-def calibrated_on(order: Order) -> Origin:
-    """The origin of the inputs that give the ranges of q1 in an order."""
-    return "shared" if orders.merge(order).ranges == "shared" else "adapted"
-
-
-def base_content(arms: Arms, scheme: Scheme, recipe: Recipe, ranges: Ranges) -> QuantizedWeights:
-    """q0: the base quantized with its own ranges."""
-    state = arms.state("base")
-    layers = plan.chosen_layers(arms.base.denoiser, scheme, recipe)
-    return QuantizedWeights(state, plan.make(layers, state, scheme, ranges["base"]), {}, "base")
-
-
-def adapted_content(
-    arms: Arms, scheme: Scheme, recipe: Recipe, order: Order, ranges: Ranges, binding: Binding | None = None
-) -> QuantizedWeights:
-    """q1 in one order (``spec.order``); layers that the recipe keeps in float are merged there, unless D is bound.
-
-    ``binding`` are the inputs of a file that binds its adapter, by default the adapter's own.
-    """
-    calibrated, layers = ranges[calibrated_on(order)], plan.chosen_layers(arms.base.denoiser, scheme, recipe)
-    if orders.merge(order).binds:
-        state = arms.state("base")
-        binding, own = binding or bound.binding([arms.ranks()]), set(arms.denoiser_layers())
-        branches = {
-            layer: arms.factors(layer) if layer in own else bound.absent(state[f"{layer}.weight"])
-            for layer in binding.layers
-        }
-        return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches, "base", binding.rank)
-    base, adapted = arms.state("base"), arms.state("adapted")
-    changed = [layer for layer in arms.denoiser_layers() if layer in layers]
-
-    def stored(layer: str) -> torch.Tensor:
-        before, after = base[f"{layer}.weight"], adapted[f"{layer}.weight"]
-        quantized = functools.partial(_quantized, before, scheme, ranges["base"][layer])
-        return merge.stored(order, before, after, after - before, quantized)
-
-    state = adapted.replaced({f"{layer}.weight": functools.partial(stored, layer) for layer in changed})
-    branches = {layer: arms.factors(layer) for layer in changed} if orders.merge(order).keeps_factors else {}
-    return QuantizedWeights(state, plan.make(layers, state, scheme, calibrated), branches)
-
-
-def _quantized(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> torch.Tensor:
-    return plan.make_layer(weight, scheme, calibrated).fake(weight)
-
-
 @dataclass(frozen=True)
 class ArtifactSources:
     """The inputs from which the artifacts of one scheme are made; without ``twin`` the file for the device alone.
@@ -264,7 +193,7 @@ class ArtifactSources:
 
     def content(self, order: Order) -> QuantizedWeights:
         """The content of q1 in an order."""
-        return adapted_content(self.arms, self.scheme, self.recipe, order, self.ranges, self.binding)
+        return contents.of_adapted(self.arms, self.scheme, self.recipe, order, self.ranges, self.binding)
 
     def key(self, order: Order | Literal["base"]) -> str:
         """The cache key of q1 in an order, or of q0 at "base": equal keys mean equal outputs."""
@@ -280,11 +209,11 @@ class ArtifactSources:
         binding = self.binding or bound.binding([self.arms.ranks()])
         return self._key(order, (calibrated_on(order),), self.arms.content("base"), repr(binding))
 
-    def _key(self, order: str, origins: Sequence[Origin], *contents: str) -> str:
+    def _key(self, order: str, origins: Sequence[Origin], *arms: str) -> str:
         ranges = digest_of(*(part for origin in origins for part in _digest_parts(self.ranges[origin])))
         values = (digest_of_value(self.scheme), digest_of_value(self.recipe))
         twin = () if self.twin else ("no twin",)
-        return cache.key(__name__, "artifact", *contents, *values, order, ranges, self.exporter.shapes(), *twin)
+        return cache.key(__name__, "artifact", *arms, *values, order, ranges, self.exporter.shapes(), *twin)
 
 
 def _digest_parts(inputs: Mapping[str, Input]) -> Iterator[bytes | str]:
@@ -298,7 +227,7 @@ def write_base(sources: ArtifactSources) -> QuantizedArm:
     scheme, key = sources.scheme, sources.key(BASE)
 
     def content() -> QuantizedWeights:
-        return base_content(sources.arms, scheme, sources.recipe, sources.ranges)
+        return contents.of_base(sources.arms, scheme, sources.recipe, sources.ranges)
 
     def make(folder: Path) -> None:
         sources.exporter.twin(content(), scheme, folder / "q0.twin.onnx", {"scheme": scheme.name, "arm": "base"})

@@ -12,7 +12,7 @@ from qcheck.build.precision import float32_products
 from qcheck.core.errors import UserError
 from qcheck.core.size import megabytes
 from qcheck.device import tensors
-from qcheck.quantize import artifact
+from qcheck.quantize import contents
 from qcheck.result.manifest import Layer, model_files
 from qcheck.spec.arm import SIDES
 from qcheck.tasks import export
@@ -69,7 +69,7 @@ def write_components(case: BundledCase, content: Content, folder: Path) -> list[
     described = [_described(case, models / name, "denoiser", scheme.compute, layers)]
     if content.base_arm:
         sources, place = quantization.ground.sources, models / f"{name}.base"
-        base = artifact.base_content(sources.arms, scheme, sources.recipe, sources.ranges)
+        base = contents.of_base(sources.arms, scheme, sources.recipe, sources.ranges)
         sources.exporter.deployed(base, scheme, place / _MODEL, {"scheme": scheme.name, "arm": "base"})
         described.append(_described(case, place, "base", scheme.compute, layers))
     if content.twin:

@@ -25,7 +25,8 @@ from qcheck.measure import effect
 from qcheck.model.lora import trainable
 from qcheck.model.lora.layout import Factors
 from qcheck.quantize import plan
-from qcheck.quantize.artifact import ArtifactSources, calibrated_on
+from qcheck.quantize.artifact import ArtifactSources
+from qcheck.quantize.contents import calibrated_on
 from qcheck.runtime.torch_runner import TorchRunner
 from qcheck.sampling import solvers, subject
 from qcheck.sampling.sampler import Sampler

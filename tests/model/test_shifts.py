@@ -17,7 +17,7 @@ from qcheck.demo import library
 from qcheck.model import arms, load, lora
 from qcheck.model.arms import Arms
 from qcheck.model.lora import layout, place, trainable
-from qcheck.quantize import artifact, fake, plan
+from qcheck.quantize import contents, fake, plan
 from qcheck.quantize.artifact import Exporter
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.runtime.torch_runner import TorchRunner
@@ -150,12 +150,12 @@ def test_the_files_of_each_arm_have_its_biases_and_norms(
     chosen, kept = scheme.find("int4-g128"), recipe.find("emoji")
     layers = plan.chosen_layers(both.base.denoiser, chosen, kept)
     ranges: Any = {origin: dict.fromkeys(layers, plan.Input(1.0)) for origin in ("base", "adapted", "shared")}
-    contents = {
-        "base": artifact.base_content(both, chosen, kept, ranges),
-        "adapted": artifact.adapted_content(both, chosen, kept, "merge-quantize", ranges),
+    every = {
+        "base": contents.of_base(both, chosen, kept, ranges),
+        "adapted": contents.of_adapted(both, chosen, kept, "merge-quantize", ranges),
     }
-    content = contents[side]
-    assert {name: one.side for name, one in contents.items()} == {"base": "base", "adapted": "adapted"}
+    content = every[side]
+    assert {name: one.side for name, one in every.items()} == {"base": "base", "adapted": "adapted"}
     twin = exporter.twin(content, chosen, tmp_path / "twin.onnx", {})
     full = exporter.full(side, "float32")
     with both.held(side) as family:

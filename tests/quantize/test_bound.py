@@ -18,8 +18,9 @@ from qcheck.demo import library
 from qcheck.model import arms as arms_of
 from qcheck.model import load, lora
 from qcheck.model.arms import Arms
-from qcheck.quantize import artifact, bound, fake, qdq
-from qcheck.quantize.artifact import ArtifactSources, QuantizedWeights
+from qcheck.quantize import artifact, bound, contents, fake, qdq
+from qcheck.quantize.artifact import ArtifactSources
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.quantize.fake import Factors
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
@@ -31,13 +32,13 @@ RECIPE = recipe.find("emoji")
 RANK = 24
 
 
-def _ranges(prepared: Prepared) -> artifact.Ranges:
+def _ranges(prepared: Prepared) -> contents.Ranges:
     return dict.fromkeys(("base", "adapted", "shared"), prepared.ranges)  # type: ignore[return-value]
 
 
 def _bound(arms: Arms, prepared: Prepared, name: str, rank: int | None = RANK) -> QuantizedWeights:
     binding = bound.binding([arms.ranks()], rank)
-    return artifact.adapted_content(arms, scheme.find(name), RECIPE, "bound", _ranges(prepared), binding)
+    return contents.of_adapted(arms, scheme.find(name), RECIPE, "bound", _ranges(prepared), binding)
 
 
 def _beside(content: QuantizedWeights) -> QuantizedWeights:
@@ -105,7 +106,7 @@ def test_a_bound_file_is_its_simulation(demo_arms: Arms, prepared: Prepared, tmp
 def test_weights_alone_bound_are_the_order_unmerged(demo_arms: Arms, prepared: Prepared, tmp_path: Path) -> None:
     """Where inputs have no ranges the two orders differ in nothing but where the factors lie."""
     chosen = scheme.find("int4-g128")
-    unmerged = artifact.adapted_content(demo_arms, chosen, RECIPE, "unmerged", _ranges(prepared))
+    unmerged = contents.of_adapted(demo_arms, chosen, RECIPE, "unmerged", _ranges(prepared))
     expected = OnnxRunner(_twin(unmerged, chosen.name, prepared, tmp_path / "unmerged.onnx"), 1)(prepared.inputs)
     content = _bound(demo_arms, prepared, chosen.name)
     path = _twin(content, chosen.name, prepared, tmp_path / "bound.onnx")
@@ -148,7 +149,7 @@ def test_an_adapter_leaves_the_layers_of_others_alone(prepared: Prepared) -> Non
     binding = bound.binding([flat.ranks(), faint.ranks()])
     assert set(binding.layers) == set(flat.ranks()) > set(faint.ranks())
     assert binding.rank == max(flat.ranks().values())
-    content = artifact.adapted_content(faint, scheme.find("int8"), RECIPE, "bound", _ranges(prepared), binding)
+    content = contents.of_adapted(faint, scheme.find("int8"), RECIPE, "bound", _ranges(prepared), binding)
     inputs = content.inputs()
     for layer in binding.layers:
         quiet = not any(inputs[name].any() for name in bound.names(layer))

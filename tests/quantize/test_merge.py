@@ -14,8 +14,8 @@ from qcheck.model.arms import Arms
 from qcheck.model.load import Base
 from qcheck.model.lora.layout import Factors
 from qcheck.model.stored import Weight
-from qcheck.quantize import artifact, merge, plan
-from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize import contents, merge, plan
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.quantize.forecast import Rows
 from qcheck.quantize.plan import Input
 from qcheck.spec import order as orders
@@ -94,7 +94,7 @@ def _content(order: Order, layer: Layer) -> QuantizedWeights:
     base = Base("made", "made", family)
     arms = Arms(base, base, (), (), ("unet.layer",), weights, {"unet.layer": layer.factors.down})
     ranges = {origin: {"layer": PLAIN} for origin in ("base", "adapted", "shared")}
-    return artifact.adapted_content(arms, INT4, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
+    return contents.of_adapted(arms, INT4, recipe.find("emoji"), order, ranges)  # type: ignore[arg-type]
 
 
 def _artifact(order: Order, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from qcheck.model.arms import Arms
 from qcheck.model.lora import trainable
-from qcheck.quantize import artifact, fake, plan
-from qcheck.quantize.artifact import QuantizedWeights
+from qcheck.quantize import contents, fake, plan
+from qcheck.quantize.contents import QuantizedWeights
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.order import MERGES, Order
@@ -40,7 +40,7 @@ def _made(arms: Arms, prepared: Prepared, name: str, order: Order) -> tuple[torc
 
 def _content(arms: Arms, prepared: Prepared, name: str, order: Order) -> QuantizedWeights:
     ranges = {"base": prepared.ranges, "adapted": prepared.ranges}
-    return artifact.adapted_content(arms, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
+    return contents.of_adapted(arms, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
 
 
 def _fed(prepared: Prepared) -> list[torch.Tensor]:
@@ -59,7 +59,7 @@ def test_the_student_computes_what_the_simulated_artifact_computes(
     """Activations too: one code more or less anywhere would move later ones (tests/test_artifact.py has the files)."""
     model, _ = _made(faint, prepared, name, order)
     ranges = dict.fromkeys(("base", "adapted", "shared"), prepared.ranges)
-    content = artifact.adapted_content(faint, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
+    content = contents.of_adapted(faint, scheme.find(name), RECIPE, order, ranges)  # type: ignore[arg-type]
     with faint.held("adapted") as family:
         unet = family.module
         kept = {key: value.clone() for key, value in unet.state_dict().items()}
