@@ -81,9 +81,9 @@ class Summary:
 
 def summary(rows: Sequence[Row], rate: float = RATE) -> Summary:
     """The summary of rows, which are ranked: what failed first, then the least certain."""
-    judged = [row for row in rows if row.doubt is not None]
-    listed = e_bh([e_value(row.doubt) for row in judged if row.doubt is not None], rate)
-    certain = frozenset(row.case for index, row in enumerate(judged) if index in listed and row.verdict == "PASS")
+    judged = [(row, row.doubt) for row in rows if row.doubt is not None]
+    listed = e_bh([e_value(doubt) if row.verdict == "PASS" else 0.0 for row, doubt in judged], rate)
+    certain = frozenset(judged[index][0].case for index in listed)
     layers = Counter(row.worst_layer for row in rows if row.worst_layer is not None)
     repeated = [(layer, count) for layer, count in layers.most_common(10) if count > 1]
     return Summary(sorted(rows, key=_rank), rate, certain, repeated)

@@ -81,6 +81,13 @@ def test_a_summary_lists_only_what_passes_and_ranks_what_needs_a_person_first() 
     assert "None of the 1" in nothing.error_control()
 
 
+def test_what_failed_for_another_reason_than_its_measurements_is_not_listed_and_helps_nobody() -> None:
+    """Its build fell back, say. Were its e-value counted, the one of "b" would be large enough beside it."""
+    rows = [row("a", "FAIL-RECIPE", 1e-12), row("b", p=0.0008)]
+    assert fleet.e_bh([fleet.e_value(one.doubt or 0) for one in rows]) == {0, 1}
+    assert not fleet.summary(rows).certain
+
+
 def test_the_layer_that_is_the_worst_of_several_cases_is_named() -> None:
     rows = [row(str(n), worst_layer="mid" if n < 3 else f"l{n}") for n in range(5)]
     assert fleet.summary(rows).worst_layers == [("mid", 3)]
