@@ -10,11 +10,12 @@ from qcheck.api import plan as plans
 from qcheck.api.functions import caching
 from qcheck.api.keywords import Files, Named
 from qcheck.api.lazy import host
+from qcheck.core import files
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.progress import Progress, Silent
 from qcheck.judge import fleet
 from qcheck.judge.fleet import Summary
-from qcheck.result.fleet import CASES, Row, Store
+from qcheck.result.fleet import CASES, MARK, Row, Store
 from qcheck.spec.check import CheckSpec
 
 EXECUTORS = ("local", "ray")
@@ -67,6 +68,7 @@ def sweep(
     rate: float = fleet.RATE,
     running: Running = _ALONE,
     cache: bool = True,
+    mlflow: str | None = None,
     progress: Progress | None = None,
     **request: Any,
 ) -> Summary:
@@ -76,10 +78,11 @@ def sweep(
         plan: A TOML file with the long options of ``check``; keywords beside it win.
         base: One base or several.
         lora: Files, folders, globs, or JSONL files of keywords for each adapter.
-        out: The folder of rows, pages and the summary; a sweep that was interrupted goes on in it.
+        out: The folder, or URL that fsspec knows, of rows, pages and the summary; an interrupted sweep goes on in it.
         rate: The share of wrong ones among the adapters that are listed as certain.
         running: Workers, shards and retries.
         cache: Use and keep results that adapters share.
+        mlflow: Log a run for the sweep and one for each case to the MLflow at this URI.
         progress: Receives every adapter.
         **request: The options of ``check``; ``weight`` and ``target`` may be lists.
 
@@ -87,16 +90,19 @@ def sweep(
         UserError: bad input. An adapter that cannot be judged is a row, not an end.
     """
     given, how = {"base": base, "lora": lora, **request}, running
-    with _opened(plan, given, Path(out), cache) as (jobs, store, root):
+    with _opened(plan, given, out, cache) as (jobs, store, root):
         tasks = host("qcheck.tasks.sweep")
+        tracker = None if mlflow is None else host("qcheck.report.tracking").Tracker(mlflow)
         cases = [case for job in jobs for case in job.cases.values()]
         store.forget([row.case for row in store.rows(cases) if _again(row, how)])
         mine = jobs if how.shard is None else tasks.shard(jobs, *how.shard)
         _run(tasks.pending(mine, store), store, root, how, progress or Silent())
-        tasks.tidy(store)
+        store.files.tidy()
         summary = fleet.summary([*store.rows(cases)], rate)
     store.index(summary.rows)
-    host("qcheck.report.fleet").write(summary, store.folder)
+    host("qcheck.report.fleet").write(summary, store.files)
+    if tracker is not None:
+        tracker.log(*host("qcheck.report.tracking").of_fleet(summary, store.files))
     return summary
 
 
@@ -106,7 +112,7 @@ def ahead(plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool 
     Raises:
         UserError: as ``sweep``.
     """
-    with _opened(plan, given, Path(out), cache) as (jobs, store, _):
+    with _opened(plan, given, out, cache) as (jobs, store, _):
         pending = host("qcheck.tasks.sweep").pending(jobs, store)
         workload = host("qcheck.tasks.workload")
         each = [workload.plan(job.spec, workload.steps_of(job.spec)) for job in pending]
@@ -114,7 +120,7 @@ def ahead(plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool 
         there = [*store.rows(cases)]
         timed = [row.seconds for row in there if row.error is None]
         missing = len(cases) - len(there)
-        pages = [(store.folder / row.page).stat().st_size for row in there if row.page is not None]
+        pages = [store.files.size(row.page) or 0 for row in there if row.page is not None]
         return Ahead(
             adapters=len(jobs),
             cases=len(cases),
@@ -128,32 +134,33 @@ def ahead(plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool 
 
 @contextmanager
 def _opened(
-    plan: Named | None, given: Mapping[str, Any], out: Path, cache: bool
+    plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool
 ) -> Iterator[tuple[Sequence[Any], Store, Path]]:
     """The jobs of a plan, the store of their rows, and the root of the cache."""
     keywords = plans.read(Path(plan)) if plan is not None else {}
     specs: list[CheckSpec] = plans.requests({**keywords, **{k: v for k, v in given.items() if v not in (None, ())}})
-    _require_ours(out)
+    place = files.at(out)
+    _require_ours(place)
     with caching(cache) as entries:
         digests = host("qcheck.tasks.sweep").Digests(entries)
-        yield [digests.job(spec) for spec in specs], Store(out.resolve()), entries.root
+        yield [digests.job(spec) for spec in specs], Store(place), entries.root
 
 
-def _require_ours(out: Path) -> None:
-    """Refuse a folder that holds something else.
+def _require_ours(out: files.Files) -> None:
+    """Refuse a place that holds something else.
 
     Raises:
         UserError: it does, or it is a file.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CASES).is_dir()):
+    if (names := out.names()) and MARK not in names:
         raise UserError(f"output {str(out)!r} is no folder of a sweep", "Give another --out, absent or empty.")
 
 
 def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: Progress) -> None:
     executors = host("qcheck.tasks.executors")
-    (store.folder / CASES).mkdir(parents=True, exist_ok=True)
+    store.mark()
     place, threads = (
-        executors.Place(store.folder, root, how.full),
+        executors.Place(str(store.files), root, how.full),
         max((job.spec.execution.threads for job in jobs), default=1),
     )
     if how.executor not in EXECUTORS:
@@ -164,7 +171,7 @@ def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: 
         slots = executors.on_ray(place, how.jobs, how.gpus, threads)
     else:
         slots = executors.local(place, min(how.jobs or 1, len(jobs)))
-    progress.note(f"{len(jobs)} adapters to check; rows go to {store.folder / CASES}")
+    progress.note(f"{len(jobs)} adapters to check; rows go to {store.files}/{CASES}")
     with progress.stage("adapters", len(jobs)) as advance:
         for rows in executors.over(slots, jobs):
             for note in _notes(rows):

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from qcheck.api import functions
+from qcheck.api.lazy import host
 from qcheck.api.request import ALL, check_spec
 from qcheck.cli import bundling, config, options, output
 from qcheck.cli.groups import Adapters, Artifacts, Bundle, Machine, Output, Probes, grouped, of
@@ -18,6 +19,8 @@ from qcheck.report import text
 from qcheck.result.report import exit_code
 from qcheck.spec import scheme
 from qcheck.spec.check import CheckSpec
+
+_TRACKING = "qcheck.report.tracking"
 
 
 @grouped
@@ -32,6 +35,7 @@ def check(
     machine: Machine,
     configured: options.Config = None,
     print_config: options.PrintConfig = False,
+    mlflow: options.Mlflow = None,
 ) -> None:
     """Check one LoRA, or a stack of them, on one base for a device.
 
@@ -44,7 +48,7 @@ def check(
     if print_config:
         config.show(config.settings(context, spec, machine.no_cache), output.as_json)
     else:
-        _run(spec, output, machine, bundle)
+        _run(spec, output, machine, bundle, mlflow)
 
 
 @grouped
@@ -110,8 +114,8 @@ _parser = typer.Typer()
 _parser.command("check")(check)
 
 
-def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle) -> None:
-    content = bundle.content()
+def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle, mlflow: str | None = None) -> None:
+    content, tracker = bundle.content(), None if mlflow is None else host(_TRACKING).Tracker(mlflow)
     if bundle.bundle is not None and len(spec.schemes) * len(spec.orders) != 1:
         cases = len(spec.schemes) * len(spec.orders)
         named = ", ".join(scheme.name for scheme in spec.schemes)
@@ -127,6 +131,8 @@ def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle)
         report = functions.run(spec, out=out, overwrite=destination.overwrite, cache=cache, progress=progress)
         for case in report.cases:
             LOGGER.info("%s %s: %s", case.scheme, case.order, case.verdict)
+    if tracker is not None:
+        tracker.log(*host(_TRACKING).of_report(report, out))
     bundled = None
     if bundle.bundle is not None:
         bundled = bundling.written(spec, bundle.bundle, content, destination, cache)

@@ -328,6 +328,15 @@ Log = Annotated[
     Path | None,
     typer.Option("--log", help="Append stages, warnings and errors to this file.", rich_help_panel=_RUNNING),
 ]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="URI",
+        help="Log verdicts and measurements to this MLflow, a run a case.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

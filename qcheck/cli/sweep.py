@@ -95,7 +95,10 @@ def sweep(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="A plan in TOML, or a base.", metavar="PLAN.toml | BASE")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Rows, pages and the summary. A sweep that was stopped goes on there.")
+        str,
+        typer.Option(
+            "--out", "-o", metavar="DIR | URL", help="Rows, pages, summary. A sweep that was stopped goes on there."
+        ),
     ],
     library: Library,
     artifacts: Artifacts,
@@ -113,6 +116,7 @@ def sweep(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines, and nothing else.")] = False,
     log: Annotated[Path | None, typer.Option("--log", help="A file of JSON lines of the stages.")] = None,
+    mlflow: options.Mlflow = None,
 ) -> None:
     """Check many adapters, each as by `check`, and end in one ranked page.
 
@@ -134,7 +138,9 @@ def sweep(
         _tell_ahead(api.ahead(plan, given, out, cache), as_json)
         return
     with session(True, as_json, log) as progress:
-        summary = api.sweep(plan, out=out, rate=rate, running=running, cache=cache, progress=progress, **given)
+        summary = api.sweep(
+            plan, out=out, rate=rate, running=running, cache=cache, mlflow=mlflow, progress=progress, **given
+        )
     if as_json:
         typer.echo("\n".join(row.model_dump_json(by_alias=True) for row in summary.rows))
     else:
@@ -181,12 +187,12 @@ def _colour(status: str) -> str:
     return next((colour for verdict, colour in COLOURS.items() if verdict == status), "bold red")
 
 
-def _tell(summary: Summary, out: Path) -> None:
+def _tell(summary: Summary, out: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for name, count in summary.counts.most_common():
         console.print(Text(f"{count:6} {name}", _colour(name)))
     console.print(summary.error_control())
-    console.print(Text(f"page     {out / 'summary.html'}\nrows     {out / 'index.jsonl'}"))
+    console.print(Text(f"page     {out}/summary.html\nrows     {out}/index.jsonl"))
     if summary.counts["error"]:
         first = next(row for row in summary.rows if row.error is not None)
         console.print(

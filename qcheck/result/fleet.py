@@ -1,25 +1,26 @@
 """The results of a sweep: one JSON a case, written whole and never changed, and an index that is made from them.
 
+sweep.json          says that the folder is a sweep's
 cases/DIGEST.json   a row; the digest is that of the request and of the files it names
 pages/NAME/         the page and the report of each adapter, linked from its rows
 index.jsonl         every row of the last sweep, one a line
 """
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from qcheck.core.errors import UserError
+from qcheck.core.files import Files
 from qcheck.core.values import Number, Value
 from qcheck.result.measurement import Judged
 from qcheck.result.verdict import Outcome
 
 SCHEMA: Literal["qcheck-row/1"] = "qcheck-row/1"
-CASES, PAGES, INDEX = "cases", "pages", "index.jsonl"
+CASES, PAGES, INDEX, MARK = "cases", "pages", "index.jsonl", "sweep.json"
 
 
 class Row(Value):
@@ -67,19 +68,24 @@ class Row(Value):
         return name if self.weight == 1 else f"{name} at {self.weight:g}"
 
 
+@dataclass(frozen=True)
 class Store:
-    """The rows below a folder that several processes and machines may share."""
+    """The rows in a place that several processes and machines may share."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    files: Files
 
-    def path(self, case: str) -> Path:
+    def mark(self) -> None:
+        """Say that the place is a sweep's."""
+        if self.files.size(MARK) is None:
+            self.files.write(MARK, b'{"schema": "qcheck-sweep/1"}\n')
+
+    def name(self, case: str) -> str:
         """The file of a case."""
-        return self.folder / CASES / f"{case}.json"
+        return f"{CASES}/{case}.json"
 
     def has(self, case: str) -> bool:
         """Whether the case is there."""
-        return self.path(case).exists()
+        return self.files.size(self.name(case)) is not None
 
     def read(self, case: str) -> Row:
         """The row of a case.
@@ -87,26 +93,26 @@ class Store:
         Raises:
             UserError: it is not of this version, or was changed by hand.
         """
-        path = self.path(case)
+        place = f"{self.files}/{self.name(case)}"
         try:
-            row = Row.model_validate_json(path.read_bytes())
+            row = Row.model_validate_json(self.files.read(self.name(case)))
         except (OSError, ValidationError) as error:
             raise UserError(
-                f"{path} is no row of this qcheck", "Remove the file: that case is computed again."
+                f"{place} is no row of this qcheck", "Remove the file: that case is computed again."
             ) from error
         if row.case != case:
-            raise UserError(f"{path} holds the case {row.case}", "Remove the file: that case is computed again.")
+            raise UserError(f"{place} holds the case {row.case}", "Remove the file: that case is computed again.")
         return row
 
     def write(self, row: Row) -> None:
         """Store a row; one that another process stored meanwhile is as good, and stays."""
         if not self.has(row.case):
-            written(self.path(row.case), row.to_json())
+            self.files.write(self.name(row.case), row.to_json().encode())
 
     def forget(self, cases: Iterable[str]) -> None:
         """Remove cases, to be computed again."""
         for case in cases:
-            self.path(case).unlink(missing_ok=True)
+            self.files.remove(self.name(case))
 
     def rows(self, cases: Sequence[str]) -> Iterator[Row]:
         """The rows of those cases that are there."""
@@ -114,18 +120,4 @@ class Store:
 
     def index(self, rows: Iterable[Row]) -> None:
         """Write the index of rows."""
-        written(self.folder / INDEX, "".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows))
-
-
-def written(path: Path, content: str) -> None:
-    """Write a file that is there whole or not at all, even where power is lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        self.files.write(INDEX, "".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows).encode())

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from qcheck.core import files
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError, install
 from qcheck.result.fleet import Row, Store
@@ -99,22 +100,22 @@ def _tried(slot: Slot, job: Job, stop: threading.Event) -> list[Row] | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where workers write rows, and the cache that they share."""
+    """Where workers write rows, a folder or a URL, and the cache that they share."""
 
-    store: Path
+    store: str
     cache: Path
     full: bool = False
 
     def worker(self) -> Worker:
         """A worker there."""
-        return Worker(Store(self.store), Cache(self.cache), self.full)
+        return Worker(Store(files.at(self.store)), Cache(self.cache), self.full)
 
 
 class Process:
     """A slot on this machine: one process at a time, each for some jobs."""
 
     def __init__(self, place: Place) -> None:
-        self._place, self._left = place, 0
+        self._place, self._left, self._busy = place, 0, False
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, job: Job) -> list[Row] | None:
@@ -125,18 +126,22 @@ class Process:
             self._pool = ProcessPoolExecutor(1, spawning, _start, (self._place, os.getpid()))
             self._left = RECYCLED
         self._left -= 1
+        self._busy = True
         try:
             return self._pool.submit(_run, job).result()
         except BrokenProcessPool as error:
             self._left = 0
             raise WorkerDiedError("its process was stopped") from error
+        finally:
+            self._busy = False
 
     def close(self) -> None:
         """As ``Slot.close``; a job that it is at is stopped."""
         if self._pool is not None:
-            for process in [*(self._pool._processes or {}).values()]:
+            busy = self._busy
+            for process in [*(self._pool._processes or {}).values()] if busy else []:
                 process.terminate()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=not busy, cancel_futures=True)
         self._pool = None
 
 
@@ -176,7 +181,7 @@ class Actor:
         if self._left == 0 or self._actor is None:
             self.close()
             remote = ray.remote(num_cpus=job.spec.execution.threads, num_gpus=self._gpus)(Worker)
-            self._actor = remote.remote(Store(self._place.store), Cache(self._place.cache), self._place.full)
+            self._actor = remote.remote(Store(files.at(self._place.store)), Cache(self._place.cache), self._place.full)
             self._left = RECYCLED
         self._left -= 1
         try:

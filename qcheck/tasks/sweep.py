@@ -5,14 +5,11 @@ quantized bases and free runs of the base come from the cache. Rows are stored a
 """
 
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
@@ -31,7 +28,7 @@ from qcheck.spec.order import Order, merge
 from qcheck.tasks import check, inspect
 from qcheck.tasks.session import Warm
 
-_LOCKS, _WORK, _NAME = ".locks", ".work-", 60  # letters of an adapter's name in that of a folder: a name has 255 bytes
+_NAME = 60  # letters of an adapter's name in that of a folder: a name has 255 bytes
 _KEPT = (html.NAME, REPORT)  # of a check's folder: the page holds its pictures, artifacts are exported again
 Key = tuple[str, Order]
 
@@ -146,13 +143,8 @@ class Worker:
 
     def run(self, job: Job) -> list[Row] | None:
         """Judge a job and store its rows; None where another sweep on the same store is at it."""
-        folder = self.store.folder / _LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / job.name, timeout=0):
-                return self._rows(job)
-        except Timeout:
-            return None
+        with self.store.files.claim(job.name) as ours:
+            return self._rows(job) if ours else None
 
     def _rows(self, job: Job) -> list[Row]:
         if all(map(self.store.has, job.cases.values())):
@@ -179,19 +171,16 @@ class Worker:
         return rows
 
     def _judged(self, job: Job, start: float) -> list[Row]:
-        with tempfile.TemporaryDirectory(prefix=_WORK, dir=self.store.folder) as name:
-            folder = Path(name) / job.name
+        name = f"{PAGES}/{job.name}"
+        with self.store.files.work() as work:
+            folder = work / job.name
             folder.mkdir()
             report = check.check(job.spec, folder, self.cache, Silent(), self.warm)
             for path in folder.iterdir():
                 if path.name not in _KEPT:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            place = self.store.folder / PAGES / job.name
-            place.parent.mkdir(exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
-            folder.rename(place)
-        page = (place / html.NAME).relative_to(self.store.folder).as_posix()
-        return job.rows(report, time.monotonic() - start, page)
+            self.store.files.move(folder, name)
+        return job.rows(report, time.monotonic() - start, f"{name}/{html.NAME}")
 
 
 def forecast(job: Job) -> list[Row]:
@@ -239,10 +228,3 @@ def pending(jobs: Sequence[Job], store: Store) -> list[Job]:
 def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
     """The jobs of the ``index``-th of ``count`` shards, from 1: by their digests, so that all see the same shards."""
     return [job for job in jobs if int(digest_of(*job.cases.values()), 16) % count == index - 1]
-
-
-def tidy(store: Store) -> None:
-    """Remove the half-written work of sweeps that were killed, once nobody writes to it any more."""
-    for path in store.folder.glob(f"{_WORK}*"):
-        if time.time() - path.stat().st_mtime > 86400:
-            shutil.rmtree(path, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qcheck.api import plan
+from qcheck.core import files
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.result.fleet import Row, Store
@@ -93,9 +94,7 @@ def test_a_bug_of_the_executor_ends_the_sweep(jobs: list[Job]) -> None:
 
 
 def _worker(tmp_path: Path) -> Worker:
-    folder = tmp_path / "out"
-    (folder / "cases").mkdir(parents=True, exist_ok=True)
-    return Worker(Store(folder), Cache(tmp_path / "cache"))
+    return Worker(Store(files.at(tmp_path / "out")), Cache(tmp_path / "cache"))
 
 
 def test_an_error_or_a_bug_is_a_row(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +111,7 @@ def test_an_error_or_a_bug_is_a_row(jobs: list[Job], tmp_path: Path, monkeypatch
     assert (mistake[0].error, mistake[0].fix) == ("no such file", "give one")
     assert bug[0].error == "ValueError: a bug"
     assert "Traceback" in (bug[0].fix or "")
-    assert not [*worker.store.folder.glob(".work-*")]
+    assert not [*(tmp_path / "out").glob(".work-*")]
 
 
 def test_a_full_disk_ends_the_sweep_and_is_no_row(
@@ -125,7 +124,7 @@ def test_a_full_disk_ends_the_sweep_and_is_no_row(
     worker = _worker(tmp_path)
     with pytest.raises(UserError, match="No space left on device") as raised:
         worker.run(jobs[0])
-    assert not [*worker.store.folder.glob("cases/*")]
+    assert not [*(tmp_path / "out").glob("cases/*")]
     again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - as it goes to the parent's process
     assert (again.what, again.fix) == (raised.value.what, raised.value.fix)
 
@@ -154,17 +153,17 @@ def test_of_two_sweeps_on_one_store_one_computes_a_case(
 
 
 def test_pending_jobs_are_those_with_a_case_missing(jobs: list[Job], tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
+    store = Store(files.at(tmp_path / "out"))
     for row in done(jobs[2]):
         store.write(row)
     assert sweep.pending(jobs, store) == [jobs[0], jobs[1], jobs[3]]
 
 
 def test_a_row_that_was_changed_by_hand_is_refused(jobs: list[Job], tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
+    store = Store(files.at(tmp_path / "out"))
     (row,) = done(jobs[0])
     store.write(row)
-    path = store.path(row.case)
+    path = tmp_path / "out" / store.name(row.case)
     path.write_text(path.read_text("utf-8").replace('"none"', "1", 1), "utf-8")
     with pytest.raises(UserError, match="is no row of this qcheck"):
         [*store.rows([row.case])]
@@ -174,7 +173,7 @@ def test_a_row_that_was_changed_by_hand_is_refused(jobs: list[Job], tmp_path: Pa
 
 
 def test_a_row_is_there_whole_or_not_at_all(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "out")
+    store = Store(files.at(tmp_path / "out"))
     (row,) = done(jobs[0])
 
     def full(_: int) -> None:

@@ -77,12 +77,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("gpus", "threads"), [(0.0, 4), (0.5, 1)])
 def test_a_cluster_without_room_for_one_worker_is_an_error(gpus: float, threads: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the cluster has 2 processors and 0 GPUs"):
-        executors.on_ray(executors.Place(tmp_path, tmp_path), None, gpus, threads)
+        executors.on_ray(executors.Place(str(tmp_path), tmp_path), None, gpus, threads)
 
 
 @pytest.mark.usefixtures("small")
 def test_workers_are_as_many_as_the_cluster_holds(tmp_path: Path) -> None:
-    place = executors.Place(tmp_path, tmp_path)
+    place = executors.Place(str(tmp_path), tmp_path)
     assert len(executors.on_ray(place, None, 0.0, 1)) == 2
     assert len(executors.on_ray(place, 5, 0.0, 1)) == 2
     assert len(executors.on_ray(place, 1, 0.0, 1)) == 1

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qcheck import __version__
+from qcheck.core.files import Files
 from qcheck.judge.fleet import Summary
 from qcheck.report import html
 from qcheck.report.html import view
@@ -26,7 +27,7 @@ from qcheck.report.junit import KINDS
 from qcheck.report.markdown import SIGNS, escape, table
 from qcheck.report.numbers import ARMS, limit, number
 from qcheck.report.wording import line
-from qcheck.result.fleet import Row, written
+from qcheck.result.fleet import Row
 from qcheck.result.verdict import Outcome
 
 PAGE, MARKDOWN, CSV, PARQUET, JUNIT = "summary.html", "summary.md", "summary.csv", "index.parquet", "junit.xml"
@@ -37,28 +38,28 @@ _COLUMNS = (
 )
 
 
-def write(summary: Summary, folder: Path) -> None:
-    """Write every file of a sweep's summary below ``folder``."""
-    written(folder / PAGE, page(summary))
-    written(folder / MARKDOWN, markdown(summary))
-    written(folder / JUNIT, junit(summary))
+def write(summary: Summary, files: Files) -> None:
+    """Write every file of a sweep's summary."""
+    texts = {PAGE: page(summary), MARKDOWN: markdown(summary), JUNIT: junit(summary)}
     records = [record(row, summary) for row in summary.rows]
     content = io.StringIO()
     writer = csv.DictWriter(content, _COLUMNS)
     writer.writeheader()
     writer.writerows(records)
-    written(folder / CSV, content.getvalue())
+    texts[CSV] = content.getvalue()
+    for name, text in texts.items():
+        files.write(name, text.encode())
     if find_spec("pyarrow") is not None:
-        _parquet(records, folder / PARQUET)
+        files.write(PARQUET, _parquet(records))
 
 
-def _parquet(records: Sequence[dict[str, Any]], path: Path) -> None:
+def _parquet(records: Sequence[dict[str, Any]]) -> bytes:
     import pyarrow as arrow
     from pyarrow import parquet
 
-    partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(arrow.Table.from_pylist([*records]), partial)
-    partial.replace(path)
+    content = io.BytesIO()
+    parquet.write_table(arrow.Table.from_pylist([*records]), content)
+    return content.getvalue()
 
 
 def record(row: Row, summary: Summary) -> dict[str, Any]:
