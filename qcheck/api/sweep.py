@@ -94,7 +94,7 @@ def sweep(
         tasks = host("qcheck.tasks.sweep")
         tracker = None if mlflow is None else host("qcheck.report.tracking").Tracker(mlflow)
         cases = [case for job in jobs for case in job.cases.values()]
-        store.forget([row.case for row in store.rows(cases) if _again(row, how)])
+        store.forget([row.case for row in store.rows(cases) if computed_again(row, how)])
         mine = jobs if how.shard is None else tasks.shard(jobs, *how.shard)
         _run(tasks.pending(mine, store), store, root, how, progress or Silent())
         store.files.tidy()
@@ -179,7 +179,7 @@ def _run(jobs: Sequence[Any], store: Store, root: Path, how: Running, progress: 
             advance(1)
 
 
-def _again(row: Row, how: Running) -> bool:
+def computed_again(row: Row, how: Running) -> bool:
     """Whether a row that is there is computed again."""
     return (how.retry_errors and row.error is not None) or (how.full and row.stage == "forecast")
 

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from qcheck.core.errors import UserError, unknown
 
@@ -14,9 +14,9 @@ DATA = PACKAGE / "spec" / "data"
 
 
 class Value(BaseModel):
-    """A frozen value whose file may not hold unknown keys and whose types are not coerced."""
+    """A frozen value whose file may not hold unknown keys, whose types are not coerced and whose floats are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings", allow_inf_nan=False)
 
     def to_json(self) -> str:
         """Indented JSON, as it is stored; non-finite numbers become the strings NaN, Infinity and -Infinity."""
@@ -38,6 +38,7 @@ def as_number(value: object) -> object:
 
 Number = Annotated[
     float,
+    AllowInfNan(),
     BeforeValidator(as_number),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}),
 ]

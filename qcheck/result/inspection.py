@@ -19,8 +19,8 @@ class Forecast(Value):
     order: Order
     fate: Fate
     reason: str
-    survival: float
-    error: float
+    survival: Number
+    error: Number
     snr: Number
     layers: int
 
@@ -34,9 +34,9 @@ class Arrival(Value):
 
     scheme: str
     order: Order
-    survival: float
+    survival: Number
     delta_snr: Number
-    same_codes: float
+    same_codes: Number
 
 
 class Details(Value):
@@ -46,7 +46,7 @@ class Details(Value):
     are not counted.
     """
 
-    step_growth: float
+    step_growth: Number
     hot_columns: int
     intruders: int | None
     arrivals: list[Arrival]
@@ -59,7 +59,7 @@ class LayerReport(Value):
     rank: int
     scale: float
     idle: bool
-    relative: float | None = None
+    relative: Number | None = None
     details: Details | None = None
 
 

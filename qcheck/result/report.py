@@ -182,7 +182,7 @@ class Provenance(Value):
     machine: str
     device: str
     device_memory: int | None
-    reference_error: float | None
+    reference_error: Number | None
     recipe: str
     recipe_digest: str
     limits: str

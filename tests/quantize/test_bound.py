@@ -14,6 +14,7 @@ from qcheck.api.keywords import Request
 from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
+from qcheck.core.progress import Silent
 from qcheck.demo import library
 from qcheck.model import arms as arms_of
 from qcheck.model import load, lora
@@ -25,6 +26,7 @@ from qcheck.quantize.fake import Factors
 from qcheck.runtime.ort_runner import OnnxRunner
 from qcheck.spec import recipe, scheme
 from qcheck.spec.use import Use
+from qcheck.tasks import session as sessions
 from tests import builder
 from tests.conftest import Prepared, adapted_by
 
@@ -214,3 +216,9 @@ def test_biases_are_no_inputs_of_a_file(tmp_path: Path) -> None:
     adapter = lora.read(Use(source=str(tmp_path / "biased.safetensors"), weight=1.0))
     with pytest.raises(UserError, match="changes biases or norms of the denoiser"):
         arms_of.ranks_of(load.load(str(library.PIPELINE)), adapter)
+    spec = check_spec("demo", adapter.path, scheme="int8", order="bound", build=False, threads=1)
+    with (
+        sessions.opened(spec, Cache(tmp_path / "cache"), Silent()) as session,
+        pytest.raises(UserError, match="changes biases or norms of the denoiser"),
+    ):
+        _ = session.binding

@@ -149,6 +149,8 @@ def test_a_recipe_file_names_its_prompts_beside_itself(tmp_path: Path) -> None:
         ({"max_probes": 1}, "max_probes 1"),
         ({"steps": 0}, "steps 0"),
         ({"guidance": -1.0}, "guidance -1.0"),
+        ({"guidance": float("inf")}, "guidance inf"),
+        ({"weight": float("nan")}, "weight nan"),
         ({"threads": -1}, "threads -1"),
         ({"require": "most"}, "unknown requirement 'most'"),
         ({"scheme": "int9"}, "unknown scheme 'int9'"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qcheck.api import plan
+from qcheck.api.sweep import Running, computed_again
 from qcheck.core import files
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
@@ -214,6 +215,15 @@ def test_what_the_weights_alone_decide_is_not_run_unless_it_is_to_be(
     worker.full = True
     worker.run(job)
     assert asked == [(("int4-g128", "int8"), ("quantize-merge", "merge-quantize"))]
+
+
+def test_what_is_there_is_computed_again_where_that_is_asked(jobs: list[Job]) -> None:
+    (row,) = done(jobs[0])
+    rows = {stage: row.model_copy(update={"stage": stage, "error": None}) for stage in ("check", "forecast")}
+    rows["error"] = row.model_copy(update={"error": "no file"})
+    asked = {"nothing": Running(), "full": Running(full=True), "errors": Running(retry_errors=True)}
+    again = {name: {kind for kind, one in rows.items() if computed_again(one, how)} for name, how in asked.items()}
+    assert again == {"nothing": set(), "full": {"forecast"}, "errors": {"error"}}
 
 
 def test_a_sweep_that_is_stopped_starts_no_worker_again(jobs: list[Job]) -> None:
