@@ -72,6 +72,10 @@ def _inside(gate: Gate) -> float:
         ({"endpoint_error__base": (0.3, 0.45, 0.6), "endpoint_error__adapted": (0.7, 0.8, 0.9)}, "INCONCLUSIVE"),
         ({"endpoint_error__base": (0.3, 0.45, 0.6), "effect_survival__adapted": (0.0, 0.05, 0.1)}, "NEEDS-QAT"),
         ({"endpoint_error__base": (0.3, 0.45, 0.6)}, "INCONCLUSIVE"),
+        (  # what is open on the adapted arm alone excuses nothing else there
+            {"endpoint_error__adapted": (0.7, 0.8, 0.9), "lattice_amplitude__adapted": (0.05, 0.07, 0.09)},
+            "NEEDS-QAT",
+        ),
     ],
 )
 def test_the_ladder_of_blame(changed: dict[str, tuple[float, float, float] | None], outcome: Outcome) -> None:

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcheck.device import arithmetic
 from qcheck.measure import control, effect, endpoint, spectrum
 from qcheck.measure.interval import bounds, measure
 from qcheck.measure.sample import Sample
@@ -165,6 +166,14 @@ def test_the_prompt_with_most_excess_is_named_and_one_that_broke_before_all() ->
     assert found.value == pytest.approx(20 * np.log10(3), abs=0.2)
     a["q1"][2, 0, 0, 0, 0] = np.nan
     assert effect.worst_prompt(effect.energies(**a), np.zeros(4), prompts).where == "blue"
+
+
+def test_a_distance_from_nothing_is_no_number() -> None:
+    """A reference that is all 0 has no relative error: 0 would pass."""
+    zeros, ones = np.zeros((1, 2, 2)), np.ones((1, 2, 2))
+    assert arithmetic.relative([2 * ones, ones, zeros], [ones, zeros, zeros]) == pytest.approx(
+        [1, np.nan, np.nan], nan_ok=True
+    )
 
 
 def test_endpoint_error_reads_a_relative_distance_beside_the_base() -> None:
