@@ -2,8 +2,8 @@
 
     python -m benchmarks.audit FOLDER --edits 1000
 
-``FOLDER`` is what `qcheck check` wrote; the edits are made in a copy of it, one at a time. The file is drawn first, then the
-byte, so that small files are edited as often as large ones.
+``FOLDER`` is what `qcheck check` wrote; the edits are made in a copy of it, one at a time. The file is drawn first,
+then the byte, so that small files are edited as often as large ones.
 """
 
 import argparse
@@ -71,9 +71,7 @@ def main() -> None:
         if not edit.found:
             print(f"not found: byte {edit.place} of {edit.name}")
     files = len({edit.name for edit in made})
-    print(
-        f"{len(made)} edits in {files} files: {codes[1] + codes[2]} found ({codes[1]} as a verdict that does not follow)"
-    )
+    print(f"{len(made)} edits in {files} files, {codes[1] + codes[2]} found, {codes[1]} of them in a verdict's numbers")
     print(f"{(time.monotonic() - start) / len(made):.2f} s an edit")
 
 

@@ -101,8 +101,9 @@ def _ungated(report: Report, case: Case, basis: Basis, limits: Limits) -> list[M
     arrays = {side: bases.array(rows) for side, rows in basis.classifier.items()}
     measurements += [classifier.of_scores(side, scores, limits.alpha) for side, scores in arrays.items()]
     if case.quantized_layers is not None and basis.energies:
-        prompts = report.spec.probes.prompts[: case.probes_used]
-        measurements.append(effect.worst_prompt(bases.energies(basis), bases.array(basis.floor), prompts))
+        energies = bases.energies(basis)
+        prompts = report.spec.probes.prompts[: len(energies.f1)]
+        measurements.append(effect.worst_prompt(energies, bases.array(basis.floor), prompts))
     return measurements
 
 
