@@ -1,5 +1,6 @@
 """An audit sees what was edited, whoever edited it, and says of a sound report that it is."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import qcheck
 from benchmarks.audit import edits
 from qcheck.cli.app import app
+from qcheck.core import digest
 from qcheck.core.errors import UserError
 from qcheck.report import seal, statement
 from qcheck.result import store
@@ -182,6 +184,27 @@ def test_another_file_for_the_board_makes_the_verdict_lapse_even_with_a_seal_of_
     assert "int8-all merge-quantize: the verdict lapses" not in text
 
 
+@pytest.mark.parametrize(
+    ("others", "whole"),
+    [({}, True), ({"w1.bin": "1" * 64, "w2.bin": "2" * 64}, True), ({"adapter.safetensors": "3" * 64}, False)],
+    ids=["own", "tensors in many files", "an adapter beside it"],
+)
+def test_the_digest_of_a_file_is_held_against_those_of_its_parts(
+    sound: Path, others: dict[str, str], whole: bool
+) -> None:
+    def given(content: dict[str, Any]) -> None:
+        file = content["cases"][0]["artifact"][0]
+        file["sha256"] |= others
+        file["digest"] = digest.joined(file["sha256"].values()) if whole else file["digest"]
+
+    def forged(content: dict[str, Any]) -> None:
+        content["cases"][0]["artifact"][0]["digest"] = "9" * 16
+
+    (sound / audits.MANIFEST).unlink()
+    assert qcheck.audit(resealed(sound, given)).code == 0
+    assert "its digest in the report is 9999999999999999" in printed(str(resealed(sound, forged)))[1]
+
+
 def test_rendering_again_vouches_for_what_was_rendered_alone(sound: Path) -> None:
     (sound / "contact.png").write_bytes(b"another picture")
     (sound / "pictures/f0-1.webp").write_bytes(b"another picture")
@@ -273,6 +296,21 @@ def merged(sound: Path) -> Path:
     report = store.read(sound)
     board = Verified.model_validate_json(json.dumps(_verified(report))).model_dump(mode="json", by_alias=True)
     return resealed(sound, lambda content: content["cases"][0].update(board=board))
+
+
+@pytest.mark.parametrize(("stated", "code"), [("fail", 1), ("pass", 1), ("undecided", 1), (None, 0)])
+def test_a_boards_verdict_has_to_follow_from_its_intervals(merged: Path, stated: str | None, code: int) -> None:
+    one = {"name": "effect_survival", "arm": "adapted", "unit": "ratio", "low": 0.5, "high": 0.7, "p": 1e-6}
+    one |= {"value": 0.6, "limit": {"low": 0.8, "high": 1.2}, "status": stated or "fail"}
+
+    def measured(content: dict[str, Any]) -> None:
+        own = {"measurements": [one]} | ({"verdict": "FAIL"} if stated is None else {})
+        content["cases"][0]["board"].update(own)
+
+    assert qcheck.audit(resealed(merged, measured)).code == code
+    text = printed(str(merged))[1]
+    assert ("the board's effect_survival (adapted) is" in text) == (stated in ("pass", "undecided"))
+    assert ("the board's verdict is PASS in the report" in text) == (stated is not None)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +411,44 @@ def test_the_statement_says_of_the_files_for_the_board_what_the_report_says(
     lists = {name: predicate[name] for name in ("passedTests", "warnedTests", "failedTests")}
     assert lists == {key: [] for key in lists} | {place: ["int8 merge-quantize"]}
     assert predicate["configuration"][0]["digest"] == {"sha256": "a" * 64}
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A private key of ECDSA, and beside it the public one, by openssl."""
+    pytest.importorskip("cryptography")
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    private = tmp_path / "key.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)], check=True)
+    openssl("ec", "-in", str(private), "-pubout", "-out", str(tmp_path / "pub.pem"))
+    return private
+
+
+def openssl(*words: str) -> bytes:
+    return subprocess.run(["openssl", *words], capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["raw", "base64"])
+def test_a_signature_of_the_statement_vouches_for_every_file(sound: Path, key: Path, text: bool) -> None:
+    file, public = key.with_name("report.sig"), key.with_name("pub.pem")
+    raw = openssl("dgst", "-sha256", "-sign", str(key), str(sound / "report.intoto.json"))
+    file.write_bytes(base64.b64encode(raw) + b"\n" if text else raw)
+    words = (str(sound), "--signature", str(file), "--public-key", str(public))
+    assert printed(*words)[0] == 0
+    (sound / "pictures/f0-1.webp").write_bytes(b"another picture")
+    seal.write(store.read(sound), sound)  # by someone who knows how, and has no key
+    code, said = printed(*words)
+    assert (code, "not signed by the key given" in said) == (2, True)
+
+
+def test_half_a_signature_is_an_error(sound: Path, key: Path) -> None:
+    with pytest.raises(UserError, match="--signature is given alone"):
+        qcheck.audit(sound, signature=key)
+    with pytest.raises(UserError, match="no public key in PEM"):
+        qcheck.audit(sound, signature=key, public_key=sound / "report.md")
+    with pytest.raises(UserError, match="No such file"):
+        qcheck.audit(sound, signature=sound / "absent", public_key=key.with_name("pub.pem"))
 
 
 LIGHT = """

@@ -17,7 +17,7 @@ def text(audit: Audit, console: Console) -> None:
     answer = {
         0: ("sound: every verdict follows from the evidence, and no byte is changed", "bold green"),
         1: ("not sound: a verdict does not follow from the evidence, or from the limits given", "bold red"),
-        2: ("not sound: files are changed or missing", "bold red"),
+        2: ("not sound: files are changed, missing or not signed", "bold red"),
     }
     words, style = answer[audit.code]
     console.print(Text(words, style=style))
@@ -38,6 +38,9 @@ def _folder(folder: FolderAudit, limits: str | None, console: Console) -> None:
     _list(console, "changed", folder.changed)
     _list(console, "missing", folder.missing)
     _list(console, "in no digest", folder.added)
+    if folder.signed is not None:
+        words = "signed by the key given" if folder.signed else "not signed by the key given"
+        console.print(Text(f"signature: {words}"))
     whole = folder.files - len(set(folder.changed) | set(folder.missing))
     console.print(Text(f"{max(0, whole)} of {folder.files} files are as they were written\n"))
 

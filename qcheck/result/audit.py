@@ -36,22 +36,26 @@ class AuditedCase(Value):
 
 
 class FolderAudit(Value):
-    """One report folder. ``changed``, ``missing`` and ``added`` name files; ``differences`` are of the whole report."""
+    """One report folder. ``changed``, ``missing`` and ``added`` name files; ``differences`` are of the whole report.
+
+    ``signed`` says whether the signature that was given is one of its statement; None where none was given.
+    """
 
     folder: str
     files: int
     changed: list[str]
     missing: list[str]
     added: list[str]
+    signed: bool | None = None
     differences: list[str]
     cases: list[AuditedCase]
 
     @property
     def code(self) -> Code:
-        """0 sound, 1 something stated does not follow from the evidence, 2 bytes are changed or missing."""
+        """0 sound, 1 something stated does not follow from the evidence, 2 bytes are changed, missing or not signed."""
         if self.differences or not all(case.follows for case in self.cases):
             return 1
-        return 2 if self.changed or self.missing else 0
+        return 2 if self.changed or self.missing or self.signed is False else 0
 
 
 class Audit(Value):

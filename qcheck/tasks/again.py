@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from qcheck.core.errors import UserError
+from qcheck.judge import board
 from qcheck.measure import classifier, effect
 from qcheck.measure.interval import measure_all
 from qcheck.result.audit import AuditedCase
@@ -41,7 +42,11 @@ def _again(report: Report, case: Case, basis: Basis, limits: Limits | None, audi
     own = report.spec.bounds
     verdict = by(case, basis, own)
     last = verdict if limits is None else _by_others(report, case, basis, limits)
-    differences = [*_looked(case, basis, own, verdict), *_differences(report, case, basis, own, verdict)]
+    differences = [
+        *_looked(case, basis, own, verdict),
+        *_differences(report, case, basis, own, verdict),
+        *([] if case.board is None else board.differences(case.board, own)),
+    ]
     update = {"evidence": verdict.outcome, "reasons": list(last.reasons), "differences": differences}
     return audited.model_copy(update=update | ({} if limits is None else {"given": last.outcome}))
 

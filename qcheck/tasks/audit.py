@@ -9,7 +9,7 @@ from qcheck.core.digest import digest_of, digest_of_value, joined
 from qcheck.core.errors import UserError
 from qcheck.device import sums
 from qcheck.judge import lapse
-from qcheck.report import seal, statement
+from qcheck.report import seal, signature, statement
 from qcheck.report.seal import Files
 from qcheck.result import audit as results
 from qcheck.result import manifest, store
@@ -24,11 +24,15 @@ from qcheck.tasks import again
 
 @dataclass(frozen=True)
 class Asked:
-    """What the recipient brings: limits of their own, what a board says by now, and an engine's file."""
+    """What the recipient brings: limits of their own, what a board says by now, an engine's file.
+
+    ``signature`` are the files of a signature and of the public key of who has to have signed.
+    """
 
     limits: Limits | None = None
     verified: Verified | None = None
     engine: Path | None = None
+    signature: tuple[Path, Path] | None = None
 
 
 def audit(folder: Path, asked: Asked) -> Audit:
@@ -38,6 +42,8 @@ def audit(folder: Path, asked: Asked) -> Audit:
         UserError: it is none of them, its report cannot be read, or what is asked belongs to no case of it.
     """
     if (folder / PAGES).is_dir() and not (folder / REPORT).exists():
+        if asked.signature is not None:
+            raise UserError("a signature is of one folder, and this is a sweep", f"Give one of its {PAGES}/.")
         found = list(_pages(folder, asked))
     else:
         found = [of_folder(folder, _read(folder), asked)]
@@ -71,12 +77,19 @@ def of_folder(folder: Path, report: Report, asked: Asked) -> FolderAudit:
         changed=changed,
         missing=files.missing,
         added=files.added,
+        signed=None if asked.signature is None else _signed(folder, *asked.signature),
         differences=differences,
         cases=[
             again.of_case(report, case, asked.limits, [*_artifact(folder, case, files), *lapsed.get(place, [])])
             for place, case in enumerate(report.cases)
         ],
     )
+
+
+def _signed(folder: Path, file: Path, key: Path) -> bool:
+    """Whether the folder's statement is signed; one that is missing is not."""
+    path = folder / statement.NAME
+    return signature.holds(path.read_bytes() if path.is_file() else b"", file, key)
 
 
 def _digests_of_values(report: Report) -> Iterator[str]:
@@ -101,9 +114,12 @@ def _artifact(folder: Path, case: Case, files: Files) -> Iterator[str]:
             actual = files.digests.get(name) or (sums.digest(path) if path.is_file() else None)
             if actual not in (None, expected):
                 yield f"{name} was changed: its SHA-256 is {actual}, and the verdict is of {expected}"
-        parts = [digest for name, digest in file.sha256.items() if name in (file.path, f"{file.path}.data")]
-        if parts and joined(parts) != file.digest:
-            yield f"{file.path}: its digest in the report is {file.digest}, and its SHA-256 give {joined(parts)}"
+        every = list(
+            file.sha256.values()
+        )  # with an adapter that the board takes beside it, which it is not a digest of
+        own = [file.sha256[name] for name in (file.path, f"{file.path}.data") if name in file.sha256]
+        if every and file.digest not in (joined(every), joined(own)):
+            yield f"{file.path}: its digest in the report is {file.digest}, and its SHA-256 give {joined(every)}"
 
 
 def _manifests(folder: Path, files: Files) -> Iterator[str]:
