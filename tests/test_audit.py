@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from benchmarks.audit import edits
 from qcheck.cli.app import app
 from qcheck.core import digest
 from qcheck.core.errors import UserError
+from qcheck.measure.doubt import doubt
 from qcheck.report import seal, statement
 from qcheck.result import store
 from qcheck.result.fleet import Row, Store
-from qcheck.result.report import Report
+from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import command, limits
+from qcheck.tasks import audit as audit_rows
 from tests import audits
 
 PASSING, LOST = audits.case(0.01), audits.case(1.0)
@@ -184,6 +187,23 @@ def test_another_file_for_the_board_makes_the_verdict_lapse_even_with_a_seal_of_
     assert "int8-all merge-quantize: the verdict lapses" not in text
 
 
+def test_a_file_of_another_tool_is_looked_at_where_it_lies(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "theirs.onnx"
+    elsewhere.write_bytes(b"a graph")
+    digests = {str(elsewhere): audits.digest_of_bytes(b"a graph")}
+    file = PASSING["artifact"][0] | {
+        "path": str(elsewhere),
+        "sha256": digests,
+        "digest": digest.joined(digests.values()),
+    }
+    report = audits.report(PASSING | {"quantized_layers": None, "order": "as given", "artifact": [file]})
+    folder = audits.folder(tmp_path / "out", report)
+    assert qcheck.audit(folder).folders[0].cases[0].lapsed == []
+    elsewhere.write_bytes(b"another graph")
+    (lapsed,) = qcheck.audit(folder).folders[0].cases[0].lapsed
+    assert lapsed.startswith(f"{elsewhere} was changed")
+
+
 @pytest.mark.parametrize(
     ("others", "whole"),
     [({}, True), ({"w1.bin": "1" * 64, "w2.bin": "2" * 64}, True), ({"adapter.safetensors": "3" * 64}, False)],
@@ -277,7 +297,7 @@ def _verified(report: Report, **changed: Any) -> dict[str, Any]:
         "probes": 8,
         "runner": {"name": "tensorrt", "deployed": True},
         "board": {"model": "Orin", "release": "R36.4.3", "power_mode": "MAXN"} | changed.pop("board", {}),
-        "verdict": "PASS",
+        "verdict": changed.pop("verdict", "PASS"),
         "reasons": ["fine"],
         "measurements": [],
         "explained": {},
@@ -318,6 +338,7 @@ def test_a_boards_verdict_has_to_follow_from_its_intervals(merged: Path, stated:
     [
         ({}, None),
         ({"build": {"tensorrt": "10.7.0"}}, "another TensorRT: the verdict is of 10.3.0, and this is 10.7.0"),
+        ({"verdict": "FAIL"}, "another answer of the board: the verdict is of PASS, and this is FAIL"),
         ({"board": {"model": "Thor"}}, "another board: the verdict is of Orin, and this is Thor"),
         ({"board": {"release": "R38.0"}}, "another release of Linux"),
         ({"asked": {"base_digest": "9" * 16}}, "another base: the verdict is of 1111111111111111"),
@@ -361,22 +382,51 @@ def test_an_engine_of_other_making_is_named(merged: Path, changed: dict[str, Any
     assert said is None or f"int8 merge-quantize: the verdict lapses: {said}" in text
 
 
+def _row(report: Report, case: Case, digest: str) -> Row:
+    """The row of a case in a sweep whose page is flat-1."""
+    bounds = report.spec.bounds
+    return Row(
+        case=digest,
+        adapter="flat",
+        weight=1.0,
+        base="b",
+        scheme=case.scheme,
+        order=case.order,
+        target="t",
+        verdict=case.verdict,
+        deciding=case.decided,
+        reasons=case.reasons,
+        probes=case.probes_used,
+        doubt=doubt(case.measurements, case.probes_used, bounds.alpha, len(bounds.looks)),
+        page="pages/flat-1/report.html",
+    )
+
+
 def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "fleet"
     shutil.copytree(sound, sweep / "pages" / "flat-1")
     shutil.copytree(sound, sweep / "pages" / "flat-2")
-    row = {"adapter": "flat", "weight": 1.0, "base": "b", "order": "merge-quantize", "target": "t"}
-    for case, scheme, verdict in (("1", "int8", "PASS"), ("2", "int8-all", "NEEDS-QAT")):
-        own = {"case": case, "scheme": scheme, "verdict": verdict, "page": "pages/flat-1/report.html"}
-        Store(sweep).write(Row.model_validate(row | own))
+    report = store.read(sound)
+    for place, case in enumerate(report.cases):
+        Store(sweep).write(_row(report, case, str(place)))
     assert qcheck.audit(sweep).code == 0
-    path = Store(sweep).path("2")
-    path.write_text(path.read_text("utf-8").replace("NEEDS-QAT", "PASS"), "utf-8")
-    code, text = printed(str(sweep))
-    assert code == 1
-    assert "the sweep's row of int8-all merge-quantize says PASS, and its report NEEDS-QAT" in text
+    broken = report.cases[0].measurements[0].model_copy(update={"value": math.nan})
+    assert audit_rows._text(broken) == audit_rows._text(broken.model_copy())
+    for changed, said in (
+        ({"verdict": "PASS"}, "says verdict PASS, and its report NEEDS-QAT"),
+        ({"probes": 16}, "says number of probes 16, and its report 8"),
+        ({"reasons": ["fine"]}, "gives other reasons"),
+        ({"doubt": 0.01}, "has a p-value of 0.01"),
+        ({"scheme": "fp8"}, "names a report that has no such case"),
+    ):
+        row = _row(report, report.cases[1], "1").model_copy(update=changed)
+        Store(sweep).path("1").write_text(row.to_json(), "utf-8")
+        code, text = printed(str(sweep))
+        assert (code, said in text) == (1, True), text
+    Store(sweep).forget(["1"])
+    assert qcheck.audit(sweep).code == 0
     (sweep / "pages/flat-2/report.html").write_bytes(b"changed")
-    assert [folder.code for folder in qcheck.audit(sweep).folders] == [1, 2]
+    assert [folder.code for folder in qcheck.audit(sweep).folders] == [0, 2]
 
 
 def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def verification(report: Report, case: Case, later: Verified) -> list[str]:
     if case.artifact and case.artifact[0].digest != later.asked.file_digest:
         pairs.append(("file", case.artifact[0].digest, later.asked.file_digest))
     earlier = case.board
+    answer = case.verdict if earlier is None else earlier.verdict
+    if later.verdict != answer and (earlier is not None or case.verdict == "PASS"):
+        pairs.append(("answer of the board", answer, later.verdict))
     if earlier is not None:
         pairs += _differing(_BOARD, earlier.board, later.board)
         pairs += _differing(_BUILD, earlier.denoiser.build or {}, later.denoiser.build or {})

@@ -116,7 +116,7 @@ def _compared(stated: Judged, given: Judged) -> Iterator[str]:
     title = f"{given.name} ({given.arm})"
     for name in _NUMBERS:
         here, there = getattr(stated, name), getattr(given, name)
-        if not _alike(here, there):
+        if not alike(here, there):
             yield f"{title}: {name} is {_number(here)} in the report, and the probes give {_number(there)}"
     for name in _LIMIT if given.limit is not None or stated.limit is not None else ():
         here, there = getattr(stated, name), getattr(given, name)
@@ -124,7 +124,8 @@ def _compared(stated: Judged, given: Judged) -> Iterator[str]:
             yield f"{title}: {name} is {_words(here)} in the report, and the evidence gives {_words(there)}"
 
 
-def _alike(a: float | None, b: float | None) -> bool:
+def alike(a: float | None, b: float | None) -> bool:
+    """Whether two machines could both have computed it."""
     if a is None or b is None:
         return a is b
     return math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE) or (math.isnan(a) and math.isnan(b))

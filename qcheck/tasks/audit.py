@@ -9,12 +9,14 @@ from qcheck.core.digest import digest_of, digest_of_value, joined
 from qcheck.core.errors import UserError
 from qcheck.device import sums
 from qcheck.judge import lapse
+from qcheck.measure.doubt import doubt
 from qcheck.report import seal, signature, statement
 from qcheck.report.seal import Files
 from qcheck.result import audit as results
 from qcheck.result import manifest, store
 from qcheck.result.audit import Audit, FolderAudit
 from qcheck.result.fleet import CASES, PAGES, Row, Store
+from qcheck.result.measurement import Judged
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import recipe
@@ -110,8 +112,8 @@ def _artifact(folder: Path, case: Case, files: Files) -> Iterator[str]:
     """The files of a case's artifact that are here and are others than the verdict is about."""
     for file in case.artifact:
         for name, expected in file.sha256.items():
-            path = folder / name  # an absolute name is one of somebody else's file
-            actual = files.digests.get(name) or (sums.digest(path) if path.is_file() else None)
+            elsewhere = case.quantized_layers is None and Path(name).is_absolute() and Path(name).is_file()
+            actual = sums.digest(Path(name)) if elsewhere else files.digests.get(name)
             if actual not in (None, expected):
                 yield f"{name} was changed: its SHA-256 is {actual}, and the verdict is of {expected}"
         every = list(
@@ -203,10 +205,25 @@ def _page(row: Row) -> str | None:
     return None if row.page is None else Path(row.page).parent.name
 
 
+def _text(one: Judged | None) -> str:
+    """As JSON, in which NaN equals itself."""
+    return "" if one is None else one.to_json()
+
+
 def _rows(report: Report, rows: Sequence[Row]) -> Iterator[str]:
-    verdicts = {(case.scheme, case.order): case.verdict for case in report.cases}
+    """The values of rows that are not those of the report's cases."""
+    cases, limits = {(case.scheme, case.order): case for case in report.cases}, report.spec.bounds
     for row in rows:
-        stated = verdicts.get((row.scheme, row.order))
-        if stated != row.verdict:
-            case = f"{row.scheme} {row.order}"
-            yield f"the sweep's row of {case} says {row.verdict}, and its report {stated or 'nothing'}"
+        title, case = f"the sweep's row of {row.scheme} {row.order}", cases.get((row.scheme, row.order))
+        if case is None:
+            yield f"{title} names a report that has no such case"
+            continue
+        pairs = (("verdict", row.verdict, case.verdict), ("number of probes", row.probes, case.probes_used))
+        yield from (
+            f"{title} says {name} {here}, and its report {there}" for name, here, there in pairs if here != there
+        )
+        if _text(row.deciding) != _text(case.decided) or row.reasons != case.reasons:
+            yield f"{title} gives other reasons than its report"
+        certain = doubt(case.measurements, case.probes_used, limits.alpha, len(limits.looks))
+        if not again.alike(row.doubt, certain):
+            yield f"{title} has a p-value of {row.doubt}, and its report gives {certain}"
