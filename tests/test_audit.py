@@ -156,6 +156,16 @@ def test_every_random_edit_of_a_byte_is_found(sound: Path) -> None:
     assert qcheck.audit(sound).code == 0
 
 
+@pytest.mark.parametrize(
+    "changed", [lambda text: text[:-1] + b" ", lambda text: text[:-1], lambda text: text + text[-90:]]
+)
+def test_digests_that_are_not_as_they_are_written_are_changed(sound: Path, changed: Callable[[bytes], bytes]) -> None:
+    path = sound / "SHA256SUMS"
+    path.write_bytes(changed(path.read_bytes()))
+    result = qcheck.audit(sound)
+    assert (result.code, "SHA256SUMS" in result.folders[0].changed) == (2, True)
+
+
 def test_a_file_that_is_gone_is_missing_and_one_that_was_added_is_vouched_for_by_nobody(sound: Path) -> None:
     (sound / "notes.txt").write_text("mine")
     code, text = printed(str(sound))

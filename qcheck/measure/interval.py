@@ -55,8 +55,7 @@ def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
 
 def _below(t: np.ndarray, freedom: int) -> np.ndarray:
     """P(T <= t) of every t [...]; NaN for NaN."""
-    values: np.ndarray = np.vectorize(lambda one: student.below(float(one), freedom), otypes=[float])(t)
-    return values
+    return np.array([student.below(one, freedom) for one in np.ravel(t).tolist()]).reshape(np.shape(t))
 
 
 def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:
