@@ -86,17 +86,7 @@ def array(values: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray:
 
 def samples(values: Sequence[Values]) -> list[Sample]:
     """The samples again."""
-    arrays = [(one, array(one.rows)) for one in values]
-    return [
-        Sample(
-            one.name,
-            one.arm,
-            rows[:, 0] if rows.shape[1:] == (1,) and not one.places else rows,
-            tuple(one.places),
-            one.worst,
-        )
-        for one, rows in arrays
-    ]
+    return [Sample(one.name, one.arm, array(one.rows), tuple(one.places), one.worst) for one in values]
 
 
 def energies(basis: Basis) -> Energies:

@@ -62,10 +62,7 @@ def positive_control(limits: Limits, weakened: Callable[[float], np.ndarray | No
     if gate is None:
         return []
     for share in SHARES:
-        survived = weakened(share)
-        survival = control.weakened_survival(survived, share)
-        if survived is None:
-            break
+        survival = control.weakened_survival(weakened(share), share)
         if gate.holds(survival.low, survival.high):
             break
     return [survival]
