@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
+    from qcheck.api.auditing import audit
     from qcheck.api.board import bundle, merge, verify
     from qcheck.api.functions import (
         advise,
@@ -39,6 +40,7 @@ _PLACES = {
     "Report": "qcheck.result.report",
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
+    "audit": "qcheck.api.auditing",
     "bundle": "qcheck.api.board",
     "inspect": "qcheck.api.inspection",
     "inspect_each": "qcheck.api.inspection",
@@ -54,6 +56,7 @@ __all__ = [
     "UserError",
     "__version__",
     "advise",
+    "audit",
     "bundle",
     "calibrate",
     "check",

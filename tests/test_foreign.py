@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+import qcheck
 from qcheck.core.errors import UserError
 from qcheck.model.arms import Arms
 from qcheck.quantize import given, qdq, sites
@@ -130,6 +131,7 @@ def test_the_measurements_that_need_no_base_decide(plain: Path, tmp_path: Path) 
     assert seen["effect_survival", "adapted"]["value"] == pytest.approx(1.0, abs=1e-3)
     assert any("no base artifact" in item["reason"] for item in report["not_measured"])
     assert report["spec"]["artifacts"] == [str(plain)]
+    assert qcheck.audit(out).code == 0
 
 
 def test_the_base_itself_as_an_artifact_has_lost_the_adapter(

@@ -6,23 +6,28 @@ import torch
 
 from qcheck.diagnose import ungated
 from qcheck.measure import effect
+from qcheck.result.measurement import Measurement
 
 PICTURES = np.random.default_rng(0).random((3, 16, 16, 3))
 
 
+def _pictures(quantized: np.ndarray, full: np.ndarray) -> list[Measurement]:
+    return [ungated._measured(one, 0.05) for one in ungated._pictures("base", quantized, full)]
+
+
 def test_equal_pictures_are_equal_and_noise_is_read_in_decibels() -> None:
     pytest.importorskip("skimage")
-    same = {m.name: m.value for m in ungated._pictures("base", PICTURES, PICTURES, 0.05)}
+    same = {m.name: m.value for m in _pictures(PICTURES, PICTURES)}
     assert same["psnr"] == 200
     assert same["ssim"] == pytest.approx(1)
-    noisy = {m.name: m for m in ungated._pictures("base", PICTURES + 0.1, PICTURES, 0.05)}
+    noisy = {m.name: m for m in _pictures(PICTURES + 0.1, PICTURES)}
     assert noisy["psnr"].value == pytest.approx(20)
     assert noisy["ssim"].value < 1  # type: ignore[operator]
 
 
 def test_pictures_too_small_for_the_window_are_not_measured() -> None:
     pytest.importorskip("skimage")
-    found = {m.name: m for m in ungated._pictures("base", PICTURES[:, :8], PICTURES[:, :8], 0.05)}
+    found = {m.name: m for m in _pictures(PICTURES[:, :8], PICTURES[:, :8])}
     assert found["ssim"].value is None
     assert "11 pixels" in found["ssim"].where
 
@@ -30,7 +35,8 @@ def test_pictures_too_small_for_the_window_are_not_measured() -> None:
 def test_lpips_without_its_weights_is_not_measured_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ungated, "_lacking", lambda *_: "")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
-    found = ungated.lpips("adapted", PICTURES, PICTURES, 0.05)
+    found = ungated.lpips("adapted", PICTURES, PICTURES)
+    assert isinstance(found, Measurement)
     assert found.value is None
     assert "no weights at" in found.where
     assert ungated.judged([found])[0].status == "not measured"
@@ -38,7 +44,7 @@ def test_lpips_without_its_weights_is_not_measured_and_never_zero(monkeypatch: p
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ungated, "_lacking", lambda *modules: f"needs {' and '.join(modules)}")
-    found = {m.name: m for m in ungated._pictures("base", PICTURES, PICTURES, 0.05)}
+    found = {m.name: m for m in _pictures(PICTURES, PICTURES)}
     assert all(m.value is None for m in found.values())
     assert found["psnr"].where == "needs skimage: pip install scikit-image"
     assert found["lpips"].where.startswith("needs torchmetrics and torchvision")

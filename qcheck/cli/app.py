@@ -11,6 +11,7 @@ from rich.console import Console
 from qcheck import __version__
 from qcheck.cli import (
     advise,
+    audit,
     cache,
     calibrate,
     catalogue,
@@ -43,6 +44,7 @@ app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.command("audit")(audit.audit)
 app.command("calibrate")(calibrate.calibrate)
 app.command("advise")(advise.advise)
 app.command("qat")(qat.qat)

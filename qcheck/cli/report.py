@@ -36,7 +36,7 @@ def report(
     """
     place = folder.parent if folder.name == REPORT else folder
     if merge is None:
-        typer.echo(host("qcheck.report.html").write(place))
+        typer.echo(host("qcheck.report.write").page(place))
         return
     merged = board.merge(merge, place)
     text.boards(merged, Console())

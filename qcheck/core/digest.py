@@ -1,7 +1,7 @@
 """Digests of files, folders and values: equal digests prove that two results were made from the same inputs."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from qcheck.core.values import Value
@@ -13,6 +13,11 @@ def digest_of(*parts: bytes | str | Path) -> str:
     for part in parts:
         total.update(file_digest(part) if isinstance(part, Path) else _digest(part))
     return total.hexdigest()[:16]
+
+
+def joined(digests: Iterable[str]) -> str:
+    """What ``digest_of`` gives of files whose SHA-256, in hexadecimal digits, are ``digests``."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> bytes:

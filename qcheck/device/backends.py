@@ -11,7 +11,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from . import board as boards
-from . import bundle, cudart, inspector, monitor, onnx_runner, tensorrt_engine, trtexec
+from . import cudart, inspector, monitor, onnx_runner, sums, tensorrt_engine, trtexec
 from .board import Board, State
 from .built import Built, Job
 from .bundle import Bundle, Component
@@ -77,7 +77,7 @@ class EngineBackend(ABC):
         engine = self._build(self._job(component))
         runner = self._load(engine.engine, component)
         precision = _precision(component, runner.inspect()) if component.layers else None
-        return Opened(runner, bundle.digest(engine.engine)[:16], _described(engine), precision)
+        return Opened(runner, sums.digest(engine.engine)[:16], _described(engine), precision)
 
     def _job(self, component: Component) -> Job:
         board, state = self._board, State.now(self._root)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from .bundle import digest
 from .errors import CannotVerify
 from .replay import whole
+from .sums import digest
 from .tensors import Tensor
 
 _POLL = 0.1  # seconds between looks at a child's memory

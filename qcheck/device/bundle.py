@@ -20,17 +20,16 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 import numpy as np
 
-from . import tensors
+from . import sums, tensors
 from .errors import CannotVerify
 from .tensors import Tensor
 
-NAME, SUMS, SCHEMA = "bundle.json", "SHA256SUMS", "qcheck-bundle/1"
+NAME, SCHEMA = "bundle.json", "qcheck-bundle/1"
 AGAIN = "Copy the whole bundle again, or export it again."
-_CHUNK = 1 << 20
 _SIDES = ("inputs", "outputs")
 
 
@@ -111,7 +110,7 @@ class Bundle:
     def identity(self) -> str:
         """What tells this bundle from every other: the digest of all digests, and its place among them."""
         place = self.folder.relative_to(self.root).as_posix().encode("ascii")
-        return hashlib.sha256(sums(self.digests) + place).hexdigest()
+        return hashlib.sha256(sums.text(self.digests) + place).hexdigest()
 
     @property
     def denoiser(self) -> Component:
@@ -237,20 +236,6 @@ def _component(folder: Path, one: Mapping[str, Any]) -> Component:
     return Component(one["name"], one["role"], path, one["compute"], inputs, outputs, layers, float32)
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    hashed = hashlib.sha256()
-    with path.open("rb") as stream:
-        for chunk in iter(lambda: stream.read(_CHUNK), b""):
-            hashed.update(chunk)
-    return hashed.hexdigest()
-
-
-def sums(digests: Mapping[str, str]) -> bytes:
-    """The text of SHA256SUMS, as ``sha256sum`` writes and checks it."""
-    return "".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode("utf-8")
-
-
 def check(folder: Path) -> dict[str, str]:
     """Compare every file with its digest; the digests by name.
 
@@ -258,39 +243,23 @@ def check(folder: Path) -> dict[str, str]:
         CannotVerify: it is no bundle, or a file is changed or missing.
     """
     try:
-        content = (folder / SUMS).read_bytes()
+        content = (folder / sums.NAME).read_bytes()
     except OSError as error:
         if folder.is_file():
             raise CannotVerify(f"{folder} is a file", "Unpack it first: tar --zstd -xf FILE.") from error
-        problem = f"{folder} is no bundle: it has no {SUMS}" if folder.is_dir() else f"{folder} does not exist"
+        problem = f"{folder} is no bundle: it has no {sums.NAME}" if folder.is_dir() else f"{folder} does not exist"
         raise CannotVerify(problem, "Give the folder of a bundle.") from error
-    known = _parsed(content)
-    if known is None or NAME not in known or sums(known) != content:
-        raise CannotVerify(f"{folder / SUMS} was changed", AGAIN)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    known = sums.parsed(content)
+    if known is None or NAME not in known or sums.text(known) != content:
+        raise CannotVerify(f"{folder / sums.NAME} was changed", AGAIN)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {sums.NAME}
     if added := sorted(there - set(known)):
-        raise CannotVerify(f"{folder / added[0]} is not of this bundle: {SUMS} has no digest of it", AGAIN)
+        raise CannotVerify(f"{folder / added[0]} is not of this bundle: {sums.NAME} has no digest of it", AGAIN)
     for name, expected in sorted(known.items()):
         try:
-            actual = digest(folder / name)
+            actual = sums.digest(folder / name)
         except OSError as error:
             raise CannotVerify(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
         if actual != expected:
             raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {actual}, not {expected}", AGAIN)
     return known
-
-
-def _parsed(content: bytes) -> dict[str, str] | None:
-    """Digests by name; None where a line is none of ``sha256sum``'s, or names a file outside of the bundle."""
-    digests: dict[str, str] = {}
-    try:
-        lines = content.decode("utf-8").split("\n")[:-1]
-    except UnicodeDecodeError:
-        return None
-    for line in lines:
-        value, gap, name = line[:64], line[64:66], line[66:]
-        parts: Sequence[str] = name.split("/")
-        if gap != "  " or not name or name.startswith("/") or ".." in parts or set(value) - set("0123456789abcdef"):
-            return None
-        digests[name] = value
-    return digests

@@ -15,7 +15,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from . import backends, bundle, page, tensorrt_engine
+from . import backends, bundle, page, sums, tensorrt_engine
 from .board import Board
 from .bundle import Bundle
 from .errors import CannotVerify
@@ -124,7 +124,7 @@ def _verification(
     facts = opened.facts
     return {
         "schema": SCHEMA,
-        "bundle": bundle.digest(opened.root / bundle.SUMS),
+        "bundle": sums.digest(opened.root / sums.NAME),
         "asked": facts["asked"],
         "probes": opened.probes,
         "runner": {"name": backend.name, "deployed": backend.deployed},

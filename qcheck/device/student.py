@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 _TINY, _EXACT, _ROUNDS = 1e-300, 1e-15, 500
@@ -16,6 +17,7 @@ def below(t: float, freedom: int) -> float:
     return tail if t < 0 else 1 - tail
 
 
+@functools.lru_cache(maxsize=None)
 def quantile(p: float, freedom: int) -> float:
     """The t with P(T <= t) = ``p``, 0 < p < 1, by bisection."""
     if p < 0.5:

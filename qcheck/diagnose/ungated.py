@@ -2,14 +2,14 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from qcheck.diagnose.sheet import Sheet
-from qcheck.measure import classifier, effect, picture
-from qcheck.measure.interval import measure_all
+from qcheck.measure import classifier, effect, interval, picture
 from qcheck.measure.registry import measures
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Judged, Measurement
@@ -21,13 +21,28 @@ Traces = Mapping[Side, Trace]
 _WEIGHTS = "alexnet-owt-7be5be79.pth"
 
 
-def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side], alpha: float) -> list[Judged]:
+@dataclass(frozen=True)
+class Ungated:
+    """The measurements, and what they come from: ``samples``, and the classifier's ``scores`` [2, n] by arm."""
+
+    measurements: list[Judged]
+    samples: list[Sample]
+    scores: Mapping[Side, np.ndarray]
+
+
+def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side], alpha: float) -> Ungated:
     """classifier_auc of final latents; psnr, ssim and lpips of the contact sheet's pictures."""
-    measurements = []
+    measurements, samples, scores = list[Measurement](), list[Sample](), dict[Side, np.ndarray]()
     for side in sides:
-        measurements.append(_classified(side, quantized[side], reference[side], alpha))
-        measurements += _pictures(side, sheet.quantized[side], sheet.reference[side], alpha)
-    return judged(measurements)
+        if missing := _lacking("sklearn"):
+            measurements.append(_not_measured("classifier_auc", side, f"{missing}: pip install scikit-learn"))
+        else:
+            scores[side] = classifier.scores(quantized[side].finals(), reference[side].finals())
+            measurements.append(classifier.of_scores(side, scores[side], alpha))
+        drawn = _pictures(side, sheet.quantized[side], sheet.reference[side])
+        samples += [one for one in drawn if isinstance(one, Sample)]
+        measurements += [_measured(one, alpha) for one in drawn]
+    return Ungated(judged(measurements), samples, scores)
 
 
 def judged(measurements: Sequence[Measurement]) -> list[Judged]:
@@ -41,27 +56,26 @@ def worst_prompt(energies: effect.Energies, floor: np.ndarray, prompts: Sequence
     return judged([effect.worst_prompt(energies, floor, prompts)])[0]
 
 
-def _classified(side: Side, quantized: Trace, reference: Trace, alpha: float) -> Measurement:
-    if missing := _lacking("sklearn"):
-        return _not_measured("classifier_auc", side, f"{missing}: pip install scikit-learn")
-    return classifier.measure(side, quantized.finals(), reference.finals(), alpha)
+def _measured(one: Sample | Measurement, alpha: float) -> Measurement:
+    return one if isinstance(one, Measurement) else interval.measure(one, None, alpha)
 
 
-def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> list[Measurement]:
+def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:
+    """The samples of psnr, ssim and lpips; what was not measured is a measurement that says why."""
+    reason = ""
     if missing := _lacking("skimage"):
         reason = f"{missing}: pip install scikit-image"
-        measurements = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
     elif min(reference.shape[1:3]) < picture.WINDOW:
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
-        measurements = [_not_measured("psnr", side, reason), _not_measured("ssim", side, reason)]
-    else:
-        samples = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
-        measurements = measure_all(samples, {}, alpha)
-    return [*measurements, lpips(side, quantized, reference, alpha)]
+    if reason:
+        unmeasured = [_not_measured(name, side, reason) for name in ("psnr", "ssim")]
+        return [*unmeasured, lpips(side, quantized, reference)]
+    compared = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
+    return [*compared, lpips(side, quantized, reference)]
 
 
 @measures("lpips", when="end")
-def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float) -> Measurement:
+def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
     """LPIPS (AlexNet, Zhang et al. 2018) of pictures [n, H, W, 3] in [0, 1] by torchmetrics; fetches nothing."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS
     if missing := _lacking("torchmetrics", "torchvision"):
@@ -76,7 +90,7 @@ def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray, alpha: float
 
     pairs = zip(quantized, reference, strict=True)
     values = [float(distance(prepared(q), prepared(f), net_type="alex", normalize=True)) for q, f in pairs]
-    return measure_all([Sample("lpips", side, np.array(values))], {}, alpha)[0]
+    return Sample("lpips", side, np.array(values))
 
 
 def _lacking(*modules: str) -> str:

@@ -1,6 +1,7 @@
 """A board's own measurements in the report of the host."""
 
 from qcheck.core.errors import UserError
+from qcheck.judge import lapse
 from qcheck.judge.next_step import next_step
 from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
@@ -16,21 +17,11 @@ def merged(report: Report, verification: Verified) -> Report:
     own = [one for one in verification.every if one.asked.adapter_digests == ours]
     verified = (own or [verification])[0].model_copy(update={"others": []})
     asked = verified.asked
-    pairs = (
-        ("base", report.base.digest, asked.base_digest),
-        ("adapter", ours, asked.adapter_digests),
-        ("weight", [one.weight for one in report.adapters if one.arms == "adapted"], asked.weights),
-        ("target", report.target, asked.target),
-        ("guidance", report.probes.guidance, asked.guidance),
-        ("number of steps", report.probes.steps, asked.steps),
-        ("set of limits", report.provenance.limits_digest, asked.limits_digest),
-    )
-    for name, here, there in pairs:
-        if here != there:
-            raise UserError(
-                f"the board verified another {name}: {there}, and the report has {here}",
-                "Give the report of the check whose bundle was verified.",
-            )
+    for name, here, there in lapse.request(report, asked):
+        raise UserError(
+            f"the board verified another {name}: {there}, and the report has {here}",
+            "Give the report of the check whose bundle was verified.",
+        )
     key = (asked.scheme, asked.order)
     judged = next((case for case in report.cases if (case.scheme, case.order) == key), None)
     if judged is None:

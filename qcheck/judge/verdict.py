@@ -9,6 +9,7 @@ from qcheck.result.measurement import Judged, Measurement, Status
 from qcheck.result.verdict import BuildStatus, Outcome, Verdict
 from qcheck.spec.arm import Arm
 from qcheck.spec.limits import Gate, Limits, Role
+from qcheck.spec.measurement import Limit
 
 _EVERY: frozenset[Arm] = frozenset({"base", "adapted", "both"})
 _BLAMING: frozenset[Role] = frozenset({"control", "reference", "absolute", "adapter"})
@@ -34,12 +35,13 @@ class Reason:
     seen: Judged | None = None
 
 
-def _status(measurement: Measurement, gate: Gate | None, beyond: set[tuple[str, Arm]]) -> Status:
+def status(measurement: Measurement, limit: Limit | None, beyond: set[tuple[str, Arm]]) -> Status:
+    """How a measurement compares with its limit; ``beyond`` are the sampled ones that lie beyond theirs."""
     if measurement.value is None:
         return "not measured"
-    if gate is None:
+    if limit is None:
         return "reported"
-    if gate.holds(measurement.low, measurement.high):
+    if limit.holds(measurement.low, measurement.high):
         return "pass"
     sampled = measurement.p is not None and measurement.value == measurement.value
     return "undecided" if sampled and (measurement.name, measurement.arm) not in beyond else "fail"
@@ -53,7 +55,7 @@ def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged
         gate = gates.get((measurement.name, measurement.arm))
         limit, warns = (None, False) if gate is None else (gate.limit, gate.role == "warning")
         judged.append(
-            Judged(**measurement.model_dump(), limit=limit, status=_status(measurement, gate, beyond), warns=warns)
+            Judged(**measurement.model_dump(), limit=limit, status=status(measurement, gate, beyond), warns=warns)
         )
     return tuple(judged)
 

@@ -49,7 +49,11 @@ def auc(decisions: np.ndarray) -> float:
 @measures("classifier_auc", when="end")
 def measure(arm: Arm, quantized: Iterable[np.ndarray], full: Iterable[np.ndarray], alpha: float) -> Measurement:
     """The cross-validated AUC; 0.5 means indistinguishable. Bounds by resampling probes with their scores."""
-    decisions = scores(quantized, full)
+    return of_scores(arm, scores(quantized, full), alpha)
+
+
+def of_scores(arm: Arm, decisions: np.ndarray, alpha: float) -> Measurement:
+    """The AUC of ``scores`` [2, n], with its bounds."""
     rng, count = np.random.default_rng(0), decisions.shape[1]
     resampled = [auc(decisions[:, rng.integers(0, count, count)]) for _ in range(_RESAMPLES)]
     low, high = (float(x) for x in np.quantile(resampled, [alpha, 1 - alpha]))

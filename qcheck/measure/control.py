@@ -63,10 +63,15 @@ def resolve(control: Control, judged: np.ndarray, least: float, margin: float) -
 
 
 @measures("weakened_survival", when="control")
-def weakened_survival(survival: np.ndarray, share: float) -> Measurement:
-    """Mean survival [n] of the adapter at a ``share`` of its weight, at full precision; the bounds equal the value."""
-    value, unit = float(survival.mean()), measurement.find("weakened_survival").unit
-    where = f"{share:g} of the weight"
+def weakened_survival(survival: np.ndarray | None, share: float) -> Measurement:
+    """Mean survival [n] of the adapter at a ``share`` of its weight, at full precision; the bounds equal the value.
+
+    Not measured where that share was not run.
+    """
+    unit, where = measurement.find("weakened_survival").unit, f"{share:g} of the weight"
+    if survival is None:
+        return Measurement(name="weakened_survival", arm="adapted", unit=unit, value=None, where=where)
+    value = float(survival.mean())
     return Measurement(
         name="weakened_survival", arm="adapted", unit=unit, value=value, low=value, high=value, where=where
     )

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import special
 
+from qcheck.device import student
 from qcheck.result.measurement import Judged
 
 
@@ -23,7 +23,7 @@ def _beyond(one: Judged, probes: int, alpha: float) -> float:
     limit = one.limit
     if limit is None or one.value is None or one.low is None or one.high is None or not np.isfinite(one.value):
         return 1.0
-    reach = float(special.stdtrit(probes - 1, 1 - alpha))
+    reach = student.quantile(1 - alpha, probes - 1)
     sides = [] if limit.low is None else [(one.value - limit.low, one.value - one.low)]
     sides += [] if limit.high is None else [(limit.high - one.value, one.high - one.value)]
     return max((_tail(room, half / reach, probes) for room, half in sides), default=1.0)
@@ -33,4 +33,4 @@ def _tail(room: float, error: float, probes: int) -> float:
     """P(T >= room / error) of Student's t with probes - 1 degrees of freedom."""
     if error <= 0:
         return 0.0 if room > 0 else 1.0
-    return float(special.stdtr(probes - 1, -room / error))
+    return student.below(-room / error, probes - 1)

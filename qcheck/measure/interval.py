@@ -1,13 +1,15 @@
 """Means of per-probe scalars, with one-sided Student-t bounds and p-values against a limit.
 
-Decibels and ratios of matched runs are near normal. ``alpha`` is the error of one look in a sequence of looks.
+Decibels and ratios of matched runs are near normal. ``alpha`` is the error of one look in a sequence of looks. The
+distribution is the board's (``device.student``), so that intervals are the same there, here, and where a report is
+audited without SciPy.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special
 
+from qcheck.device import student
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
@@ -24,7 +26,7 @@ def bounds(values: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np
     """
     count, finite = values.shape[-1], np.isfinite(values).all(-1)
     safe = np.where(finite[..., None], values, 0.0)
-    mean, half = safe.mean(-1), special.stdtrit(count - 1, 1 - alpha) * _error(safe)
+    mean, half = safe.mean(-1), student.quantile(1 - alpha, count - 1) * _error(safe)
     return tuple(np.where(finite, one, np.nan) for one in (mean, mean - half, mean + half))  # type: ignore[return-value]
 
 
@@ -46,11 +48,14 @@ def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
     sides = [] if limit.low is None else [limit.low - mean]
     sides += [] if limit.high is None else [mean - limit.high]
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_values = [
-            np.where(error > 0, special.stdtr(values.shape[-1] - 1, -side / error), side <= 0) for side in sides
-        ]
+        p_values = [np.where(error > 0, _below(-side / error, values.shape[-1] - 1), side <= 0) for side in sides]
     smallest: np.ndarray = np.where(finite, np.min(p_values, 0), 0.0)
     return smallest
+
+
+def _below(t: np.ndarray, freedom: int) -> np.ndarray:
+    """P(T <= t) of every t [...]; NaN for NaN."""
+    return np.array([student.below(one, freedom) for one in np.ravel(t).tolist()]).reshape(np.shape(t))
 
 
 def measure(sample: Sample, limit: Limit | None, alpha: float) -> Measurement:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from qcheck.diagnose.curves import ARMS, frequencies
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
-from qcheck.report import contact, html, junit, markdown
+from qcheck.report import contact, html, junit, markdown, seal
+from qcheck.result import store
 from qcheck.result.evidence import NAME, PICTURES, CaseEvidence, Evidence, Pictures
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.spec import command
@@ -41,6 +42,7 @@ def write(
     (folder / NAME).write_text(evidence(results, shared, folder).to_json(), "utf-8")
     values(report, folder)
     html.write(folder)
+    seal.write(report, folder)
 
 
 def values(report: Report, folder: Path) -> None:
@@ -62,6 +64,14 @@ def renew(report: Report, folder: Path) -> None:
         partial.write_text(content, "utf-8")
         partial.replace(folder / name)
     html.write(folder)
+    seal.renew(report, folder, (REPORT, "report.md", "junit.xml", html.NAME))
+
+
+def page(folder: Path) -> Path:
+    """Render the page of a finished check again; its path."""
+    path = html.write(folder)
+    seal.renew(store.read(folder), folder, (html.NAME,))
+    return path
 
 
 def evidence(

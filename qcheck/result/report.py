@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qcheck.core.values import Number, Value
+from qcheck.result.basis import Basis
 from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.measurement import Judged, NotMeasured
@@ -45,13 +46,18 @@ class Probing(Value):
 
 
 class ArtifactFile(Value):
-    """One file of an artifact, relative to the report; absolute where someone else made it."""
+    """One file of an artifact, relative to the report; absolute where someone else made it.
+
+    ``sha256`` are those of the file, of the file of its tensors and of what else the board takes with it, by path.
+    ``digest`` is that of the file and its tensors together.
+    """
 
     path: str
     arm: Literal["base", "adapted"]
     compute: str
     digest: str
     bytes: int
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class LayerShare(Value):
@@ -103,6 +109,7 @@ class Case(Value):
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known. ``trust`` is None
     where nothing was run. ``board`` is what a board said of its own engine, once it was asked (docs/board.md).
+    ``basis`` holds the numbers of each probe from which ``qcheck audit`` computes all of this again.
     """
 
     scheme: str
@@ -129,6 +136,7 @@ class Case(Value):
     seconds: float
     trust: Trust | None = None
     board: Verified | None = None
+    basis: Basis | None = None
 
     def __getitem__(self, key: str | tuple[str, Arm]) -> Judged:
         """The measurement of that name, of the only arm that has it or else the adapted one; or of (name, arm).

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from qcheck.build import profile
-from qcheck.core.digest import digest_of, digest_of_value
+from qcheck.core.digest import digest_of, digest_of_value, file_digest, joined
 from qcheck.device.arithmetic import decibels
 from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
@@ -16,9 +16,10 @@ from qcheck.judge.next_step import next_step
 from qcheck.measure import effect
 from qcheck.model.device import Device
 from qcheck.model.lora import Adapter
-from qcheck.quantize import plan
+from qcheck.quantize import bound, plan
 from qcheck.quantize.artifact import TWIN, Artifact
 from qcheck.quantize.given import ORDER, Given
+from qcheck.result.basis import Basis
 from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.manifest import model_files
@@ -49,6 +50,7 @@ class CaseOutcome:
     steps: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     trust: Trust | None = None
+    basis: Basis | None = None
 
     def probes(self, spec: CheckSpec) -> int:
         """The number of probes that were used; that of the first look where the reference itself is broken."""
@@ -97,6 +99,7 @@ def case(
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
         trust=outcome.trust,
+        basis=outcome.basis,
     )
 
 
@@ -123,7 +126,12 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
     """A file that qcheck did not write, as the report shows it: properties that are not known are left out."""
     verdict, energies = outcome.verdict, outcome.energies
     artifact_file = ArtifactFile(
-        path=str(file.path), arm="adapted", compute=file.compute, digest=file.digest, bytes=file.bytes()
+        path=str(file.path),
+        arm="adapted",
+        compute=file.compute,
+        digest=file.digest,
+        bytes=file.bytes(),
+        sha256={str(part): file_digest(part).hex() for part in file.parts},
     )
     return Case(
         scheme=file.name,
@@ -152,6 +160,7 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
         trust=outcome.trust,
+        basis=outcome.basis,
     )
 
 
@@ -172,13 +181,22 @@ def _profiles(energies: effect.Energies) -> dict[str, list[float]]:
 
 def _files(folder: Path, scheme: Scheme, artifact: Artifact) -> list[ArtifactFile]:
     paths = ((artifact.deployed, scheme.compute), (artifact.runs.path, TWIN))
-    return [_file(folder, path, compute) for path, compute in paths if path is not None]
+    return [_file(folder, path, compute, path == artifact.deployed) for path, compute in paths if path is not None]
 
 
-def _file(folder: Path, path: Path, compute: str) -> ArtifactFile:
-    name = path.relative_to(folder).as_posix()
-    content = digest_of(*model_files(path))
-    return ArtifactFile(path=name, arm="adapted", compute=compute, digest=content, bytes=_bytes(path))
+def _file(folder: Path, path: Path, compute: str, deployed: bool) -> ArtifactFile:
+    """A file of the artifact; with the one that is ``deployed`` goes the adapter, where it takes one as inputs."""
+    parts = {part: file_digest(part).hex() for part in model_files(path)}
+    beside = path.with_name(bound.ADAPTER)
+    others = {beside: file_digest(beside).hex()} if deployed and beside.exists() else {}
+    return ArtifactFile(
+        path=path.relative_to(folder).as_posix(),
+        arm="adapted",
+        compute=compute,
+        digest=joined(parts.values()),
+        bytes=_bytes(path),
+        sha256={part.relative_to(folder).as_posix(): digest for part, digest in (parts | others).items()},
+    )
 
 
 def _bytes(path: Path) -> int:

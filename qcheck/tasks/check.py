@@ -18,7 +18,6 @@ from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
 from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.judge.looks import until_decided
-from qcheck.judge.verdict import judge
 from qcheck.measure import distribution, effect, endpoint, registry, trajectory
 from qcheck.measure.interval import measure_all
 from qcheck.measure.registry import Run, View
@@ -42,10 +41,10 @@ from qcheck.spec.check import CheckSpec
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.scheme import Scheme
-from qcheck.tasks import assemble, controls, trust, workload
+from qcheck.tasks import assemble, basis, controls, trust, workload
 from qcheck.tasks import session as sessions
 from qcheck.tasks.assemble import CaseOutcome
-from qcheck.tasks.decide import Instrument, decide
+from qcheck.tasks.decide import Instrument, broken, decide
 from qcheck.tasks.session import Session, Traces, Warm
 
 
@@ -235,29 +234,30 @@ def judged(quantization: Quantization) -> Case:
 def run_case(quantization: Quantization) -> Result:
     """Measure one scheme in one order on more and more probes until there is a verdict."""
     start, session, scheme = time.monotonic(), quantization.session, quantization.scheme
-    limits = session.spec.bounds.computing(scheme.compute)
+    limits, floor = session.spec.bounds.computing(scheme.compute), quantization.ground.floor
+    record = basis.Record(quantization.ground.instrument)
+    instrument = record.instrument
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         current = look(quantization, count)
-        verdict = decide(limits, quantization.ground.instrument, current.samples, current.energies, quantization.builds)
+        verdict = decide(limits, instrument, current.samples, current.energies, quantization.builds)
         return verdict.outcome, (verdict, current)
 
     _, _, (verdict, final) = until_decided(limits.looks, judge_at)
     sheet = assemble.sheet(session, quantization.title, verdict, final.reference, final.quantized)
     prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
-    worst = ungated.worst_prompt(final.energies, quantization.ground.floor, prompts)
+    worst = ungated.worst_prompt(final.energies, floor, prompts)
     extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
     simulation = controls.simulation_warnings(
         session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
     )
     precision = controls.precision_warnings(session, final.quantized["adapted"])
     warnings = (*verdict.warnings, *simulation, *precision)
-    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra), warnings=warnings)
+    verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra.measurements), warnings=warnings)
     steps = along(final.reference, final.quantized, SIDES)
-    trusted = trust.of(
-        verdict, limits, quantization.ground.instrument, final.samples, final.energies, quantization.builds
-    )
-    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start, trusted)
+    trusted = trust.of(verdict, limits, instrument, final.samples, final.energies, quantization.builds)
+    kept = basis.of(final.samples, final.energies, floor, record, extra.samples, extra.scores)
+    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start, trusted, kept)
     scores = quantization.ground.scores.get(quantization.order)
     case = assemble.case(
         session, scheme, quantization.order, outcome, quantization.artifact, quantization.folder, scores
@@ -275,12 +275,13 @@ def run_given(session: Session, file: Given) -> Result:
     start, limits, setup = time.monotonic(), session.spec.bounds.alone(), session.sampler.setup
     builds = [session.gate.build_given(file, session.example, setup.family.latent)]
     q1 = session.stored(f"{file.name}: LoRA (q1)", "adapted", file.path, file.digest)
-    instrument = controls.yardsticks(session)
+    floor, record = np.zeros(len(setup.strata)), basis.Record(controls.yardsticks(session))
+    instrument = record.instrument
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         reference = session.reference.take(count)
         quantized: Traces = {"base": reference["base"], "adapted": trace_artifact(session, q1, reference["adapted"])}
-        samples, energies = measure(setup, reference, quantized, np.zeros(len(setup.strata)))
+        samples, energies = measure(setup, reference, quantized, floor)
         alone = [sample for sample in samples if not measurement.find(sample.name).compares(sample.arm)]
         verdict = decide(limits, instrument, alone, energies, builds)
         return verdict.outcome, (verdict, Look(reference, quantized, alone, energies))
@@ -291,9 +292,10 @@ def run_given(session: Session, file: Given) -> Result:
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
     extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     warnings = (*verdict.warnings, *controls.precision_warnings(session, quantized["adapted"]))
-    verdict = replace(verdict, measurements=(*verdict.measurements, *extra), warnings=warnings)
+    verdict = replace(verdict, measurements=(*verdict.measurements, *extra.measurements), warnings=warnings)
     trusted = trust.of(verdict, limits, instrument, final.samples, energies, builds)
-    outcome = CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start, trusted)
+    kept = basis.of(final.samples, energies, floor, record, extra.samples, extra.scores)
+    outcome = CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start, trusted, kept)
     case = assemble.given_case(session, file, outcome)
     evidence = curves.gather(reference, quantized, energies, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
@@ -301,21 +303,21 @@ def run_given(session: Session, file: Given) -> Result:
 
 def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:
     """A scheme that is not built: f1 itself is not finite, and that decides the verdict."""
-    verdict = _broken_verdict(session.spec.bounds.computing(scheme.compute), reference)
-    sheet = assemble.sheet(session, f"{scheme.name} {order}", verdict, reference, reference)
-    return Result(assemble.case(session, scheme, order, CaseOutcome(verdict)), sheet)
+    outcome = _broken(session.spec.bounds.computing(scheme.compute), reference)
+    sheet = assemble.sheet(session, f"{scheme.name} {order}", outcome.verdict, reference, reference)
+    return Result(assemble.case(session, scheme, order, outcome), sheet)
 
 
 def broken_given(session: Session, file: Given, reference: Traces) -> Result:
     """As ``broken_case``, for a file that qcheck did not write."""
-    verdict = _broken_verdict(session.spec.bounds.alone(), reference)
-    sheet = assemble.sheet(session, file.name, verdict, reference, reference)
-    return Result(assemble.given_case(session, file, CaseOutcome(verdict)), sheet)
+    outcome = _broken(session.spec.bounds.alone(), reference)
+    sheet = assemble.sheet(session, file.name, outcome.verdict, reference, reference)
+    return Result(assemble.given_case(session, file, outcome), sheet)
 
 
-def _broken_verdict(limits: Limits, reference: Traces) -> Verdict:
+def _broken(limits: Limits, reference: Traces) -> CaseOutcome:
     samples = endpoint.reference_health(reference["base"].finals(), reference["adapted"].finals())
-    return judge(measure_all(samples, limits.ranges, limits.alpha), [], limits)
+    return CaseOutcome(broken(limits, samples), basis=basis.of_broken(samples))
 
 
 def trace_artifact(session: Session, subject: Subject, f1: Trace) -> Trace:

@@ -23,11 +23,12 @@ class Instrument:
     """What a case's measurements are held against: the controls of its scheme, and changes of known size.
 
     ``weakened`` gives the survival [n] at a share of the adapter's weight, and ``another_seed`` how far another seed
-    moves the final latents of an arm, None where that is not known. Both may take a run, and are called only if needed.
+    moves the final latents of an arm, each None where that is not known. Both may take a run, and are called only if
+    needed.
     """
 
     controls: Sequence[Control]
-    weakened: Callable[[float], np.ndarray]
+    weakened: Callable[[float], np.ndarray | None]
     another_seed: Callable[[Side], float | None]
 
 
@@ -44,11 +45,16 @@ def decide(
     return judge([*controlled, *noop, *weakened, *measurements, *distances], bad_probes, limits, builds)
 
 
+def broken(limits: Limits, samples: Sequence[Sample]) -> Verdict:
+    """The verdict where f1 itself is not finite, from the ``samples`` of its health: nothing else was run."""
+    return judge(measure_all(samples, limits.ranges, limits.alpha), [], limits)
+
+
 SHARES = (0.5, 0.25, 0.125)
 
 
-def positive_control(limits: Limits, weakened: Callable[[float], np.ndarray]) -> list[Measurement]:
-    """The survival of an adapter that is weakened on purpose, where it has a limit.
+def positive_control(limits: Limits, weakened: Callable[[float], np.ndarray | None]) -> list[Measurement]:
+    """The survival of an adapter that is weakened on purpose, where it has a limit; without a run it is not measured.
 
     It is taken at half of the weight, or less for an adapter of which half does nearly as much as all of it.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from qcheck import device
 from qcheck.core.errors import UserError
-from qcheck.device import bundle
+from qcheck.device import sums as sums_file
 
 VERIFIER = "verify.pyz"
 _PACKAGE = "qcheck_verify"
@@ -47,9 +47,8 @@ def verifier(path: Path) -> None:
 
 def sums(folder: Path) -> dict[str, str]:
     """Write SHA256SUMS of every file in ``folder``; the digests by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {path.relative_to(folder).as_posix(): bundle.digest(path) for path in files}
-    (folder / bundle.SUMS).write_bytes(bundle.sums(digests))
+    digests = sums_file.of(folder)
+    (folder / sums_file.NAME).write_bytes(sums_file.text(digests))
     return digests
 
 

@@ -19,7 +19,7 @@ from qcheck.core.progress import Silent
 from qcheck.judge.next_step import next_step
 from qcheck.measure.doubt import doubt
 from qcheck.model import bases
-from qcheck.report import html
+from qcheck.report import html, seal
 from qcheck.result.fleet import PAGES, Row, Store
 from qcheck.result.inspection import Forecast
 from qcheck.result.report import REPORT, Case, Report
@@ -179,6 +179,7 @@ class Worker:
             for path in folder.iterdir():
                 if path.name not in _KEPT:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            seal.write(report, folder)
             self.store.files.move(folder, name)
         return job.rows(report, time.monotonic() - start, f"{name}/{html.NAME}")
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
+from qcheck.device import student
 from qcheck.judge.looks import until_decided
 from qcheck.measure.effect import Energies
 from qcheck.measure.sample import Sample
@@ -51,7 +51,7 @@ def detectable_loss(survivals: np.ndarray, limit: Limit, alpha: float) -> float 
         return None
     count = len(survivals)
     error = float(survivals.std(ddof=1)) / np.sqrt(count)
-    above = float(special.stdtrit(count - 1, 1 - alpha) - special.stdtrit(count - 1, POWER)) * error
+    above = (student.quantile(1 - alpha, count - 1) - student.quantile(POWER, count - 1)) * error
     return float(min(max(1 - (limit.low + above), 0.0), 1.0))
 
 

@@ -151,6 +151,8 @@ def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
     assert found["cases"][0]["artifact"] == []
     assert done.returncode == 1
     assert done.stdout == (tmp_path / "out" / "report.json").read_text()
+    audited = run("audit", str(tmp_path / "out"))
+    assert audited.exit_code == 0, audited.output  # the verdict follows, of numbers that are not finite too
 
 
 @pytest.mark.parametrize(

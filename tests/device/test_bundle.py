@@ -336,7 +336,9 @@ def test_the_way_back_gives_one_report(
     matrix = CliRunner().invoke(app, ["compare", str(report), str(finished.folder), "--json"])
     changes = json.loads(matrix.stdout)["changes"]
     assert [(one["name"], one["direction"]) for one in changes] == [("the board", "worse")]
+    assert run("audit", str(report), "--verified", str(out)).exit_code == 0
     _changed(out, verdict="FAIL")
+    assert "another answer of the board" in run("audit", str(report), "--verified", str(out)).output
     assert run("report", "--merge", str(out), str(report)).exit_code == 1
     for name in ("report.md", "report.html", "junit.xml"):
         text = (report / name).read_text("utf-8")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import qcheck
 from qcheck.demo import library
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge import next_step
@@ -130,6 +131,16 @@ def test_the_text_says_why_when_it_does_not_pass(report: Report) -> None:
     shown = _text(report.model_copy(update={"cases": [case]}))
     assert "because effect_survival is 0.1" in shown
     assert next_step.NEXT["NEEDS-QAT"].split(":")[0] in " ".join(shown.split())
+
+
+def test_the_verdict_of_a_check_follows_from_the_numbers_that_it_kept(finished: Finished) -> None:
+    audited = qcheck.audit(finished.folder)
+    (folder,) = audited.folders
+    (case,) = folder.cases
+    assert (case.evidence, case.differences, folder.differences) == (case.stated, [], [])
+    assert (audited.code, folder.added) == (0, [])
+    content = json.loads((finished.folder / "report.intoto.json").read_text("utf-8"))
+    assert content["predicate"]["passedTests"] + content["predicate"]["warnedTests"] == ["int8 merge-quantize"]
 
 
 def test_the_contact_sheet_has_a_row_a_probe_and_grey_where_nothing_differs(tmp_path: Path) -> None:

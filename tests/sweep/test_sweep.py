@@ -10,6 +10,7 @@ from click.testing import Result
 from lxml import etree
 from safetensors.torch import save_file
 
+import qcheck
 from qcheck.api import sweep as api
 from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
@@ -54,9 +55,11 @@ def test_a_corrupt_adapter_is_a_row_and_the_others_have_verdicts(swept: tuple[Pa
         assert (one["scheme"], one["order"], one["probes"]) == ("int4-g128", "merge-quantize", 2)
         assert (folder / one["page"]).read_text("utf-8").startswith("<!doctype html>")
         kept = {path.name for path in (folder / one["page"]).parent.iterdir()}
-        assert kept == {"report.html", "report.json"}
+        assert kept == {"report.html", "report.json", "report.intoto.json", "SHA256SUMS"}
     assert {path.stem for path in (folder / "cases").iterdir()} == {one["case"] for one in by_name.values()}
     assert not [*folder.glob(".work-*")]
+    audited = qcheck.audit(folder)
+    assert (audited.code, len(audited.folders)) == (0, 2)
 
 
 def test_the_same_sweep_again_runs_nothing(

@@ -1,0 +1,91 @@
+"""What shows that a report folder is as qcheck wrote it: SHA256SUMS of its files, and the statement that names that.
+
+``sha256sum -c SHA256SUMS`` checks all files but the two themselves; ``check`` these too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcheck.device import sums
+from qcheck.report import statement
+from qcheck.result.report import Report
+
+OWN = (sums.NAME, statement.NAME)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Seal a finished folder."""
+    _write(report, folder, _digests(folder))
+
+
+def renew(report: Report, folder: Path, names: Iterable[str]) -> None:
+    """Seal the files ``names`` again, which qcheck has just rendered; no other digest is touched.
+
+    A folder without a seal gets none: nobody vouches for its other files.
+    """
+    known = _listed(folder)
+    if known is not None:
+        _write(report, folder, {**known, **{name: sums.digest(folder / name) for name in names}})
+
+
+def _write(report: Report, folder: Path, digests: Mapping[str, str]) -> None:
+    (folder / sums.NAME).write_bytes(sums.text(digests))
+    (folder / statement.NAME).write_text(statement.render(report, digests), "utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in sums.of(folder).items() if name not in OWN}
+
+
+def _listed(folder: Path) -> dict[str, str] | None:
+    """The digests of SHA256SUMS; None where it is missing, or not as it is written."""
+    try:
+        content = (folder / sums.NAME).read_bytes()
+    except OSError:
+        return None
+    known = sums.parsed(content)
+    return known if known is not None and sums.text(known) == content else None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a folder beside their seal: the SHA-256 that each has and should have, by name, and what differs.
+
+    ``added`` are files that nothing vouches for.
+    """
+
+    digests: Mapping[str, str]
+    expected: Mapping[str, str]
+    changed: list[str]
+    missing: list[str]
+    added: list[str]
+
+
+def files(folder: Path) -> Files:
+    """Compare every file with its digest."""
+    there, known = _digests(folder), _listed(folder)
+    sealed = (folder / sums.NAME).exists()
+    expected = known or {}
+    return Files(
+        digests=there,
+        expected=expected,
+        changed=[
+            *([sums.NAME] if sealed and known is None else []),
+            *(name for name, digest in sorted(expected.items()) if there.get(name, digest) != digest),
+        ],
+        missing=[
+            *([] if sealed else [sums.NAME]),
+            *(name for name in sorted(expected) if name not in there),
+            *([] if (folder / statement.NAME).exists() else [statement.NAME]),
+        ],
+        added=sorted(set(there) - set(expected)) if known is not None else [],
+    )
+
+
+def states(report: Report, folder: Path, expected: Mapping[str, str]) -> bool:
+    """Whether the folder's statement is the one on this report, and on files with the ``expected`` SHA-256."""
+    try:
+        return (folder / statement.NAME).read_bytes() == statement.render(report, expected).encode("utf-8")
+    except OSError:
+        return True  # it is missing, which ``files`` says

@@ -1,0 +1,230 @@
+"""An audit of report folders: verdicts from the numbers of the probes, files beside their digests, what lapsed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcheck.core.digest import digest_of, digest_of_value, joined
+from qcheck.core.errors import UserError
+from qcheck.core.files import Folder
+from qcheck.device import sums
+from qcheck.judge import lapse
+from qcheck.measure.doubt import doubt
+from qcheck.report import seal, signature, statement
+from qcheck.report.seal import Files
+from qcheck.result import audit as results
+from qcheck.result import manifest, store
+from qcheck.result.audit import Audit, FolderAudit
+from qcheck.result.fleet import CASES, PAGES, Row, Store
+from qcheck.result.measurement import Judged
+from qcheck.result.report import REPORT, Case, Report
+from qcheck.result.verified import Verified
+from qcheck.spec import recipe
+from qcheck.spec.limits import Limits
+from qcheck.tasks import again
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the recipient brings: limits of their own, what a board says by now, an engine's file.
+
+    ``signature`` are the files of a signature and of the public key of who has to have signed.
+    """
+
+    limits: Limits | None = None
+    verified: Verified | None = None
+    engine: Path | None = None
+    signature: tuple[Path, Path] | None = None
+
+
+def audit(folder: Path, asked: Asked) -> Audit:
+    """Audit the folder of a check, or every page of a sweep.
+
+    Raises:
+        UserError: it is none of them, its report cannot be read, or what is asked belongs to no case of it.
+    """
+    if (folder / PAGES).is_dir() and not (folder / REPORT).exists():
+        if asked.signature is not None:
+            raise UserError("a signature is of one folder, and this is a sweep", f"Give one of its {PAGES}/.")
+        found = list(_pages(folder, asked))
+    else:
+        found = [of_folder(folder, _read(folder), asked)]
+    return results.audit(None if asked.limits is None else asked.limits.name, found)
+
+
+def _read(folder: Path) -> Report:
+    try:
+        return store.read(folder)
+    except UserError as error:
+        if (folder / REPORT).exists() and REPORT in seal.files(folder).changed:
+            raise UserError(
+                f"{str(folder / REPORT)!r} was changed after the check, and is no report any more: {error.what}",
+                "Take the folder from where it was written.",
+            ) from error
+        raise
+
+
+def of_folder(folder: Path, report: Report, asked: Asked) -> FolderAudit:
+    """The audit of one report and the files around it."""
+    files = seal.files(folder)
+    differences = [*_digests_of_values(report)]
+    changed = [*files.changed]
+    if not seal.states(report, folder, files.expected):
+        changed.append(statement.NAME)
+    changed += [name for name in _manifests(folder, files) if name not in changed]
+    lapsed = _lapsed(report, asked)
+    return FolderAudit(
+        folder=str(folder),
+        files=len(files.expected),
+        changed=changed,
+        missing=files.missing,
+        added=files.added,
+        signed=None if asked.signature is None else _signed(folder, *asked.signature),
+        differences=differences,
+        cases=[
+            again.of_case(report, case, asked.limits, [*_artifact(folder, case, files), *lapsed.get(place, [])])
+            for place, case in enumerate(report.cases)
+        ],
+    )
+
+
+def _signed(folder: Path, file: Path, key: Path) -> bool:
+    """Whether the folder's statement is signed; one that is missing is not."""
+    path = folder / statement.NAME
+    return signature.holds(path.read_bytes() if path.is_file() else b"", file, key)
+
+
+def _digests_of_values(report: Report) -> Iterator[str]:
+    """The values of the request that have other digests than the report gives."""
+    spec, stated = report.spec, report.provenance
+    calibrating = recipe.calibration(spec.recipe, spec.probes).prompts
+    pairs = (
+        ("limits", stated.limits_digest, digest_of_value(spec.limits)),
+        ("probes", report.probes.digest, digest_of_value(spec.probes)),
+        ("recipe", stated.recipe_digest, digest_of(digest_of_value(spec.recipe), *calibrating)),
+    )
+    for name, here, there in pairs:
+        if here != there:
+            yield f"the digest of the {name} is {here} in the report, and the {name} in it have {there}"
+
+
+def _artifact(folder: Path, case: Case, files: Files) -> Iterator[str]:
+    """The files of a case's artifact that are here and are others than the verdict is about."""
+    for file in case.artifact:
+        for name, expected in file.sha256.items():
+            elsewhere = case.quantized_layers is None and Path(name).is_absolute() and Path(name).is_file()
+            actual = sums.digest(Path(name)) if elsewhere else files.digests.get(name)
+            if actual not in (None, expected):
+                yield f"{name} was changed: its SHA-256 is {actual}, and the verdict is of {expected}"
+        every = list(
+            file.sha256.values()
+        )  # with an adapter that the board takes beside it, which it is not a digest of
+        own = [file.sha256[name] for name in (file.path, f"{file.path}.data") if name in file.sha256]
+        if every and file.digest not in (joined(every), joined(own)):
+            yield f"{file.path}: its digest in the report is {file.digest}, and its SHA-256 give {joined(every)}"
+
+
+def _manifests(folder: Path, files: Files) -> Iterator[str]:
+    """The files that a manifest in the folder has other digests of."""
+    for name in files.digests:
+        if Path(name).name != manifest.NAME:
+            continue
+        try:
+            listed = dict(json.loads((folder / name).read_bytes())["files"])
+        except (ValueError, LookupError, TypeError):
+            yield name
+            continue
+        for inner, expected in listed.items():
+            path = (Path(name).parent / inner).as_posix()
+            digests = [files.digests[part] for part in (path, f"{path}.data") if part in files.digests]
+            if digests and joined(digests) != expected:
+                yield path
+
+
+def _lapsed(report: Report, asked: Asked) -> Mapping[int, list[str]]:
+    """What no longer holds of each case, by its place, by what a board says and an engine's file."""
+    lapsed: dict[int, list[str]] = {}
+    if asked.verified is not None:
+        place, later = _verified_case(report, asked.verified)
+        lapsed.setdefault(place, []).extend(lapse.verification(report, report.cases[place], later))
+    if asked.engine is not None:
+        for place, sentences in _engine(report, asked.engine):
+            lapsed.setdefault(place, []).extend(sentences)
+    return lapsed
+
+
+def _verified_case(report: Report, verified: Verified) -> tuple[int, Verified]:
+    """The place of the case that a board verified, and its verification of the report's adapter."""
+    ours = [one.digest for one in report.adapters if one.arms == "adapted"]
+    later = next((one for one in verified.every if one.asked.adapter_digests == ours), verified)
+    key = (later.asked.scheme, later.asked.order)
+    places = [place for place, case in enumerate(report.cases) if (case.scheme, case.order) == key]
+    if not places:
+        raise UserError(f"the board verified {' '.join(key)}, which is no case of the report", "Give the report of it.")
+    return places[0], later
+
+
+def _engine(report: Report, engine: Path) -> list[tuple[int, list[str]]]:
+    """The cases whose file an engine was built from, each with what it is that the verdict is not about.
+
+    An engine of none of them is one of a changed file, which is so for every case.
+    """
+    path = engine.with_name(f"{engine.name}.json")
+    try:
+        record, actual = dict(json.loads(path.read_bytes())), sums.digest(engine)
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine {str(engine)!r}: {error}", f"Give an engine with its record, {path.name}.") from error
+    broken_bytes = []
+    if record.get("sha256") != actual:
+        broken_bytes = [f"the engine {engine.name} was changed: its SHA-256 is {actual}, not {record.get('sha256')}"]
+    sources = {place: lapse.source(case) for place, case in enumerate(report.cases)}
+    own = [place for place, source in sources.items() if source is not None and source == record.get("digest")]
+    if not own:
+        other = f"the engine {engine.name} was built from another file than the verdict is of"
+        return [(place, [*broken_bytes, other]) for place in sources]
+    return [(place, [*broken_bytes, *lapse.engine(report.cases[place], record)]) for place in own]
+
+
+def _pages(sweep: Path, asked: Asked) -> Iterator[FolderAudit]:
+    """The pages of a sweep; the rows of its cases have to say what the report of their page says.
+
+    Raises:
+        UserError: there is none, or a row cannot be read.
+    """
+    folders = sorted(path.parent for path in sweep.glob(f"{PAGES}/*/{REPORT}"))
+    if not folders:
+        raise UserError(f"sweep {str(sweep)!r} has no page", "Give a sweep that checked something.")
+    rows = list(Store(Folder(sweep)).rows(sorted(path.stem for path in (sweep / CASES).glob("*.json"))))
+    for folder in folders:
+        report = _read(folder)
+        one, wrong = of_folder(folder, report, asked), _rows(report, [row for row in rows if _page(row) == folder.name])
+        yield one.model_copy(update={"differences": [*one.differences, *wrong]})
+
+
+def _page(row: Row) -> str | None:
+    return None if row.page is None else Path(row.page).parent.name
+
+
+def _text(one: Judged | None) -> str:
+    """As JSON, in which NaN equals itself."""
+    return "" if one is None else one.to_json()
+
+
+def _rows(report: Report, rows: Sequence[Row]) -> Iterator[str]:
+    """The values of rows that are not those of the report's cases."""
+    cases, limits = {(case.scheme, case.order): case for case in report.cases}, report.spec.bounds
+    for row in rows:
+        title, case = f"the sweep's row of {row.scheme} {row.order}", cases.get((row.scheme, row.order))
+        if case is None:
+            yield f"{title} names a report that has no such case"
+            continue
+        pairs = (("verdict", row.verdict, case.verdict), ("number of probes", row.probes, case.probes_used))
+        yield from (
+            f"{title} says {name} {here}, and its report {there}" for name, here, there in pairs if here != there
+        )
+        if _text(row.deciding) != _text(case.decided) or row.reasons != case.reasons:
+            yield f"{title} gives other reasons than its report"
+        certain = doubt(case.measurements, case.probes_used, limits.alpha, len(limits.looks))
+        if not again.alike(row.doubt, certain):
+            yield f"{title} has a p-value of {row.doubt}, and its report gives {certain}"

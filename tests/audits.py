@@ -1,0 +1,100 @@
+"""A small sealed report folder without a model: arms are arrays, files are a few bytes."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcheck.core.digest import digest_of, digest_of_value, joined
+from qcheck.measure import classifier, effect, registry
+from qcheck.measure.control import Control
+from qcheck.measure.interval import measure
+from qcheck.measure.sample import Sample
+from qcheck.report import junit, markdown, seal
+from qcheck.result.measurement import Judged
+from qcheck.result.report import REPORT, Report
+from qcheck.spec import recipe
+from qcheck.spec.check import CheckSpec
+from qcheck.tasks import basis
+from qcheck.tasks.decide import Instrument, decide
+from tests import reports
+from tests.measure.test_laws import TIMES, Drawn, view
+
+SPEC = reports.SPEC.changed(max_probes=8)
+FILE = "artifacts/int8/merge-quantize/unet/model.onnx"
+MANIFEST = "artifacts/int8/merge-quantize/manifest.json"
+BYTES = {
+    FILE: b"a graph",
+    f"{FILE}.data": b"its weights",
+    "report.html": b"<!doctype html>",
+    "pictures/f0-1.webp": b"RIFF",
+}
+
+
+def case(noise: float, **changed: Any) -> dict[str, Any]:
+    """A case of 8 probes whose quantization adds ``noise``: PASS at .01, NEEDS-QAT with noise in q1 alone."""
+    drawn, floor = Drawn(0, 8, 0.01), np.full(3, 1e-12)
+    drawn.q1 = drawn.f1 + noise * np.random.default_rng(1).standard_normal(drawn.f1.shape)
+    samples, energies = registry.samples(view(drawn)), effect.energies(*drawn.arms)
+    controls = [Control(name, np.full(3, 1e-12), (0, 1, 2), TIMES) for name in ("export_control", "compute_control")]
+    record = basis.Record(Instrument(controls, lambda share: np.full(8, share), lambda _: 0.1))
+    limits = SPEC.bounds.computing("float16")
+    verdict = decide(limits, record.instrument, samples, energies, [])
+    psnr, scores = Sample("psnr", "adapted", np.linspace(30, 34, 4)), np.random.default_rng(2).standard_normal((2, 8))
+    rest = [measure(psnr, None, limits.alpha), classifier.of_scores("adapted", scores, limits.alpha)]
+    rest.append(effect.worst_prompt(energies, floor, SPEC.probes.prompts[:8]))
+    judged = [*verdict.measurements, *(Judged(**one.model_dump()) for one in rest)]
+    kept = basis.of(samples, energies, floor, record, [psnr], {"adapted": scores})
+    digests = {name: digest_of_bytes(BYTES[name]) for name in (FILE, f"{FILE}.data")}
+    file = {"path": FILE, "arm": "adapted", "compute": "float16", "digest": joined(digests.values()), "bytes": 18}
+    return reports.case(
+        verdict=verdict.outcome,
+        deciding=None if verdict.deciding is None else verdict.deciding.model_dump(),
+        reasons=list(verdict.reasons),
+        measurements=[one.model_dump() for one in judged],
+        probes_used=8,
+        artifact=[file | {"sha256": digests}],
+        builds=[],
+        basis=kept.model_dump(),
+        **changed,
+    )
+
+
+def digest_of_bytes(content: bytes) -> str:
+    """The SHA-256 of some bytes in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def report(*cases: dict[str, Any], spec: CheckSpec = SPEC) -> Report:
+    """A report of those cases, with the digests that it has to have."""
+    plain = reports.report(*cases, spec=spec)
+    prompts = recipe.calibration(spec.recipe, spec.probes).prompts
+    provenance = plain.provenance.model_copy(
+        update={
+            "limits_digest": digest_of_value(spec.limits),
+            "recipe_digest": digest_of(digest_of_value(spec.recipe), *prompts),
+        }
+    )
+    probes = plain.probes.model_copy(update={"digest": digest_of_value(spec.probes)})
+    return plain.model_copy(update={"provenance": provenance, "probes": probes})
+
+
+def folder(place: Path, made: Report) -> Path:
+    """The folder of a report, sealed as a check seals it."""
+    rewritten(place, made)
+    for name, content in BYTES.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    digest = made.cases[0].artifact[0].digest
+    (place / MANIFEST).write_text(f'{{"files": {{"unet/model.onnx": "{digest}"}}}}', "utf-8")
+    seal.write(made, place)
+    return place
+
+
+def rewritten(place: Path, made: Report) -> None:
+    """What a report says, written over what is there: its seal stays as it was."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / REPORT).write_text(made.to_json(), "utf-8")
+    (place / "report.md").write_text(markdown.render(made), "utf-8")
+    (place / "junit.xml").write_text(junit.render(made), "utf-8")
