@@ -38,6 +38,7 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         "steps": draw(st.integers(1, 50)),
         "guidance": draw(st.floats(0, 20)),
         "seed": draw(st.integers(500, 10**6)),
+        "drawn": draw(st.booleans()),
         "width": draw(st.sampled_from([None, 64, 512])),
         "height": draw(st.sampled_from([None, 64, 512])),
     }
