@@ -175,3 +175,11 @@ def test_eight_prompts_from_python_are_as_many_probes_as_the_last_look_asks() ->
     assert len({(one.prompt, one.seed) for one in probes}) == 64
     with pytest.raises(UserError, match="8 probes, and the last look is at 64"):
         spec.changed(probes=spec.probes.model_copy(update={"prompts": spec.probes.prompts[:8]}))
+
+
+def test_calibration_draws_nothing() -> None:
+    """Ranges are found at the recipe's own seed and timesteps, whatever the probes drew."""
+    judged = probe.find("emoji")
+    drawn = judged.model_copy(update={"seed": 5, "drawn": True})
+    how = recipe.find("emoji")
+    assert recipe.calibration(how, drawn) == recipe.calibration(how, judged)
