@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,33 @@ def test_strata_are_few_spread_and_end_with_the_last_two(steps: int, count: int,
     assert strata[-1] == steps - 1
     assert steps == 1 or strata[-2] == steps - 2
     assert strata[0] == 0
+
+
+@pytest.mark.parametrize(("steps", "count"), [(20, 8), (9, 8), (50, 8), (20, 3)])
+def test_drawn_strata_leave_no_step_out_of_reach(steps: int, count: int) -> None:
+    """Some seed draws each step; every seed takes one of each run of neighbours, and the last two."""
+    drawn = [choose_strata(steps, count, seed) for seed in range(400)]
+    assert {step for strata in drawn for step in strata} == set(range(steps))
+    assert {len(strata) for strata in drawn} == {count}
+    assert all(strata == tuple(sorted(set(strata))) and strata[-2:] == (steps - 2, steps - 1) for strata in drawn)
+    longest = 2 * -(-(steps - 2) // (count - 2)) - 2
+    assert max(b - a - 1 for strata in drawn for a, b in pairwise((-1, *strata))) <= longest
+    assert choose_strata(steps, count, 7) == choose_strata(steps, count, 7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_where_every_step_is_a_stratum_nothing_is_drawn(steps: int) -> None:
+    assert choose_strata(steps, 8, 7) == choose_strata(steps, 8)
+
+
+def test_a_drawn_seed_draws_the_strata_too(demo_arms: Arms, tmp_path: Path) -> None:
+    fixed = sampler_for(demo_arms, tmp_path).setup.strata
+    drawn = {
+        sampler_for(demo_arms, tmp_path, CHOSEN.model_copy(update={"seed": seed, "drawn": True})).setup.strata
+        for seed in range(8)
+    }
+    assert fixed == choose_strata(6, 4)
+    assert len(drawn) > 1
 
 
 def test_ddim_coefficients_are_the_drop_of_sigma_over_alpha() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import judged
-from benchmarks.zoo import cases, style, utility
+from benchmarks.zoo import cases, fooling, style, utility
 from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.spec import limits
 from tools.train_demo import zoo
@@ -138,3 +138,60 @@ def test_an_adapter_is_measured_again_only_for_a_reason(tmp_path: Path):
     assert str(cases.stale(path)).endswith(f"{cases.reading_code()} now")
     path.write_text(json.dumps({"code": cases.reading_code()}))
     assert cases.stale(path) is None
+
+
+def _said(kind: str, check: str, outcome: str, **changed: int) -> fooling.Row:
+    row = {"attack": kind, "adapter": "flat-healthy", "check": check, "changed": changed, "outcome": outcome}
+    return row | {"survival": 0.5, "lowest": None}
+
+
+def test_a_check_catches_what_it_does_not_pass():
+    rows = [
+        _said("another size", "--seed random", "PASS", seed=1),
+        _said("another size", "--seed random", "NEEDS-QAT", seed=2),
+        _said("another size", "own size", "INCONCLUSIVE"),
+        _said(fooling.NONE, "own size", "PASS"),
+    ]
+    lines = dict(line.split(": ", 1) for line in fooling.caught(rows))
+    assert lines["--seed random"].startswith("1 of 2 runs on attacks did not pass, 0 of 0")
+    assert lines["own size"].startswith("1 of 1 runs on attacks did not pass, 0 of 1")
+    assert fooling.cell(rows[:2]) == "not PASS: 1 of 2"
+    assert fooling.cell(rows[2:3]) == "INCONCLUSIVE 0.50, -"
+    assert fooling.cell([]) == "not asked"
+
+
+def test_an_attack_that_no_adapter_carries_out_is_named():
+    trained = {"attack": "another size", "adapter": "flat-healthy", "survival_good": 0.6, "survival_bad": 0.2}
+    passes = _said("one group of prompts", fooling.DEFAULT, "PASS")
+    stored = {"trained": [trained], "checks": [passes, _said("another size", fooling.DEFAULT, "NEEDS-QAT")]}
+    lines = dict(line.split(": ", 1) for line in fooling.unfooled(stored))
+    assert "one group of prompts" not in lines
+    assert lines["another guidance"] == "no adapter was trained"
+    assert lines["another size"].endswith("best survival 0.60 where it looks, 0.20 elsewhere")
+
+
+def test_only_what_nobody_asked_is_asked():
+    known = [_said("another size", "--seed 7", "PASS", seed=7)]
+    assert not list(fooling.missing(known, "another size", "flat-healthy", ["--seed 7"]))
+    assert list(fooling.missing(known, "another guidance", "flat-healthy", ["--seed 7"])) == [("--seed 7", {"seed": 7})]
+    draws = fooling.missing(known, "another size", "flat-healthy", ["--seed random"])
+    assert [changed["seed"] for _, changed in draws] == [f"random:{draw}" for draw in fooling.DRAWS]
+
+
+def test_the_page_has_the_table_of_what_is_stored():
+    shown = fooling.MARKED.search(fooling.PAGE.read_text("utf-8"))
+    assert shown is not None
+    assert shown[0].split("```")[1].strip() == fooling.summary(json.loads(fooling.STORED.read_text("utf-8"))).strip()
+
+
+def test_each_attack_has_a_check_that_asks_where_it_breaks():
+    """The place where an adapter was trained to be erased is one that a check of ``CHECKS`` looks at."""
+    for attack in fooling.ATTACKS.values():
+        different = {
+            name: value
+            for name, value in attack.bad.model_dump().items()
+            if value != getattr(attack.good, name) and name != "seed"
+        }
+        asked = [changed for every in fooling.CHECKS.values() for changed in every]
+        assert attack.between or any(different.keys() <= changed.keys() for changed in asked)
+        assert attack.between is not bool(different)

@@ -54,13 +54,13 @@ class Sampling(TypedDict, total=False):
     """Keywords of a probe's run, each in place of what the probe set says.
 
     ``trigger``: words put before every prompt. ``steps`` of the solver, ``guidance`` scale, ``seed`` of the first
-    probe, ``width`` and ``height`` in pixels.
+    probe, or "random" to draw it and the compared timesteps, ``width`` and ``height`` in pixels.
     """
 
     trigger: str | None
     steps: int | None
     guidance: float | None
-    seed: int | None
+    seed: int | str | None
     width: int | None
     height: int | None
 

@@ -5,7 +5,7 @@ Every argument takes a name, a path or the value itself. The command line and th
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -35,7 +35,7 @@ from qcheck.spec import target as targets
 from qcheck.spec.check import CheckSpec, Execution
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import MERGES, ORDERS, Order
-from qcheck.spec.probe import SAMPLING, ProbeSet
+from qcheck.spec.probe import ProbeSet
 from qcheck.spec.recipe import MERGES as RANGE_MERGES
 from qcheck.spec.recipe import METHODS, Recipe
 from qcheck.spec.scheme import Scheme
@@ -70,7 +70,7 @@ def check_spec(
     trigger: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    seed: int | None = None,
+    seed: int | str | None = None,
     width: int | None = None,
     height: int | None = None,
     max_probes: int | None = None,
@@ -89,7 +89,9 @@ def check_spec(
     demo = str(base) == library.NAME
     limits_value, board = _value(limits, limits_files.find), _value(target, targets.find)
     named_schemes, artifacts = many(scheme), tuple(str(Path(path).absolute()) for path in many(artifact))
-    sampling = dict(zip(SAMPLING, (steps, guidance, seed, width, height), strict=True))
+    numbers = {"steps": steps, "guidance": guidance, "width": width, "height": height}
+    sampling = {name: value for name, value in numbers.items() if value is not None}
+    sampling |= {} if seed is None else probe.seeding(seed)
     all_schemes = named_schemes == [ALL]
     named_orders = _orders(many(order) or ([*MERGES] if all_schemes else []))
     _require_binding(named_orders, max_rank, many(bound_with))
@@ -242,9 +244,9 @@ def _probes(
     probes: Named | ProbeSet | None,
     prompts: Named | Sequence[str] | None,
     base: str,
-    sampling: dict[str, int | float | None],
+    sampling: Mapping[str, int | float],
 ) -> ProbeSet:
-    """The probe set to judge a base on; the values of ``sampling`` that are not None replace its own."""
+    """The probe set to judge a base on; the values of ``sampling`` replace its own."""
     if probes and prompts:
         raise UserError(f"both --probes {probes} and --prompts {prompts} are given", "Give one of them.")
     demo = base == place(library.PIPELINE)
@@ -255,8 +257,7 @@ def _probes(
         probe_set = probe.from_prompts(prompts, probe_set)
     own = samplings.of_base(Path(base)) if probe_set.of_base else None
     usual = own[0].model_dump() if own else {}
-    overrides = {key: value for key, value in sampling.items() if value is not None}
-    chosen = usual | overrides
+    chosen = {**usual, **sampling}
     of_base = {"of_base": own is not None and all(chosen[key] == value for key, value in usual.items())}
     return ProbeSet.model_validate(probe_set.model_dump() | chosen | of_base)
 

@@ -146,6 +146,7 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
         "max-probes": spec.bounds.looks[-1],
         **spec.execution.model_dump(),
         **{name: getattr(spec.probes, name) for name in SAMPLING},
+        "seed": spec.probes.seed_option,
     }
 
 

@@ -211,7 +211,16 @@ Trigger = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps of a probe.", rich_help_panel=_PROBING)]
 Guidance = Annotated[float | None, typer.Option(min=0.0, help="Guidance scale.", rich_help_panel=_PROBING)]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the first probe.", rich_help_panel=_PROBING)]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        parser=probe.draw,
+        metavar="N|random",
+        help="Seed of the first probe. random: draw it, and the timesteps at which arms are compared; the report says "
+        "what was drawn, and random:N repeats it.",
+        rich_help_panel=_PROBING,
+    ),
+]
 Width = Annotated[int | None, typer.Option(min=8, help="Width in pixels.", rich_help_panel=_PROBING)]
 Height = Annotated[int | None, typer.Option(min=8, help="Height in pixels.", rich_help_panel=_PROBING)]
 

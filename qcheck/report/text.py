@@ -136,6 +136,10 @@ def _setup(report: Report) -> str:
         f"{adapters} on {Path(report.base.source).name}, {probes} probes x {report.probes.steps} steps at guidance "
         f"{report.probes.guidance:g}, for {report.target}; effect {100 * report.effect_size:.1f} % of the output"
     )
+    if report.spec.probes.drawn:
+        compared = ", ".join(f"{timestep:g}" for timestep in report.probes.timesteps)
+        description += f"\ndrawn: seed {report.probes.seed}, timesteps {compared}; "
+        description += f"--seed {report.spec.probes.seed_option} repeats them"
     decoded_schemes = dict.fromkeys(case.scheme for case in report.cases if case.ran_as == "decoded twin")
     if decoded_schemes:
         description += (

@@ -90,9 +90,16 @@ class Subject:
     open: Callable[[], AbstractContextManager[Runner]]
 
 
-def choose_strata(steps: int, count: int) -> tuple[int, ...]:
-    """min(count, steps) step indices, evenly spread, always with the last two."""
+def choose_strata(steps: int, count: int, seed: int | None = None) -> tuple[int, ...]:
+    """min(count, steps) step indices, always with the last two: evenly spread, or drawn from a seed.
+
+    Those that are drawn are one of each run of neighbours: what lies between two of them is shorter than two runs.
+    """
     count = min(count, steps)
+    if seed is not None and 2 < count < steps:
+        draws = np.random.default_rng(seed)
+        inner = [int(draws.choice(group)) for group in np.array_split(np.arange(steps - 2), count - 2)]
+        return (*inner, steps - 2, steps - 1)
     spread = {round(index) for index in np.linspace(0, steps - 1, count)} | {steps - 1, max(steps - 2, 0)}
     inner = sorted(spread - {0, steps - 1, steps - 2})
     while len(spread) > count and inner:
@@ -189,7 +196,7 @@ def make(arms: Arms, probe_set: ProbeSet, strata: int, batch: int) -> Setup:
         family=family,
         solver=lambda: family.solver(probe_set.steps, shape),
         guidance=family.positive_weight(probe_set.guidance),
-        strata=choose_strata(calls, strata),
+        strata=choose_strata(calls, strata, probe_set.seed if probe_set.drawn else None),
         batch=batch,
         inputs=inputs,
     )

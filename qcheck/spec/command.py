@@ -120,7 +120,7 @@ def _ships(value: Named, trigger: str | None = None) -> bool:
     shipped = named(type(value), folder, value.name)
     if isinstance(value, ProbeSet) and isinstance(shipped, ProbeSet):
         update = {name: getattr(value, name) for name in SAMPLING if getattr(value, name) is not None}
-        update["of_base"] = value.of_base
+        update |= {"of_base": value.of_base, "drawn": value.drawn}
         sampled = probe.triggered(shipped.model_copy(update=update), trigger)
         return probe.repeated(sampled, len(value.prompts)) == value
     return shipped == value
@@ -139,6 +139,6 @@ def _probes(spec: CheckSpec, folder: Path, options: Sequence[str]) -> list[str]:
     value, ships = spec.probes, _ships(spec.probes, spec.trigger)
     arguments = ["--probes", _name(value, folder, spec.trigger)]
     for name in options if ships else ():
-        setting = getattr(value, name)
-        arguments += [] if setting is None else [f"--{name}", repr(setting)]
+        setting = value.seed_option if name == "seed" else getattr(value, name)
+        arguments += [] if setting is None else [f"--{name}", str(setting)]
     return [*arguments, *(["--trigger", spec.trigger] if spec.trigger else [])]

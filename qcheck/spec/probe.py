@@ -1,7 +1,8 @@
 """Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
 
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,16 @@ from qcheck.core.values import DATA, Names, Value, named
 
 FOLDER = DATA / "probes"
 SAMPLING = ("steps", "guidance", "seed", "width", "height")  # fields that command-line options replace
+RANDOM = "random"
+_DRAWN = re.compile(rf"{RANDOM}:(\d+)")
 
 
 class ProbeSet(Value):
     """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own.
 
     ``of_base``: the base's own steps and guidance come before those of the set, where they are known; in a request,
-    the set has the base's own.
+    the set has the base's own. ``drawn``: the seed was drawn for this run, and the timesteps at which arms are compared
+    are drawn from it.
     """
 
     name: str
@@ -30,6 +34,12 @@ class ProbeSet(Value):
     width: int | None = None
     height: int | None = None
     of_base: bool = False
+    drawn: bool = False
+
+    @property
+    def seed_option(self) -> int | str:
+        """The value of ``--seed`` that gives this seed, and the same timesteps."""
+        return f"{RANDOM}:{self.seed}" if self.drawn else self.seed
 
 
 class Probe(Value):
@@ -77,6 +87,25 @@ def from_prompts(prompts: Sequence[str], like: ProbeSet) -> ProbeSet:
             f"prompts {list(prompts)!r}: one is empty, or there is none", "Give prompts that say something."
         )
     return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts)})
+
+
+def draw(seed: int | str) -> int | str:
+    """``seed`` with a number in place of a bare ``random``; a drawn number is below 2**31."""
+    return f"{RANDOM}:{secrets.randbelow(2**31)}" if str(seed) == RANDOM else seed
+
+
+def seeding(seed: int | str) -> Mapping[str, int | bool]:
+    """The fields of a probe set that a number, ``random`` or ``random:NUMBER`` sets.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    text = str(draw(seed))
+    drawn = _DRAWN.fullmatch(text)
+    number = drawn[1] if drawn else text
+    if not (number.isascii() and number.isdecimal()):
+        raise UserError(f"--seed {text!r} is none", f"Give a number from 0, or {RANDOM}.")
+    return {"seed": int(number), "drawn": drawn is not None}
 
 
 def repeated(probe_set: ProbeSet, count: int) -> ProbeSet:

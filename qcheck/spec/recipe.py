@@ -78,7 +78,7 @@ def calibration(
         UserError: a calibration prompt or seed is also a probe's: probes have to be held out.
     """
     source = given or recipe.prompts
-    update = {"name": source.name, "prompts": source.prompts[: recipe.samples], "seed": recipe.seed}
+    update = {"name": source.name, "prompts": source.prompts[: recipe.samples], "seed": recipe.seed, "drawn": False}
     calibrating = triggered(judged.model_copy(update=update), trigger)
     shared = {plain(p) for p in calibrating.prompts} & {plain(p) for p in judged.prompts}
     if shared:

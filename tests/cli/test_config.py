@@ -1,6 +1,7 @@
 """qcheck.toml: what is typed comes before the environment, that before the file, and that before the defaults."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,14 @@ def test_every_value_says_where_it_came_from(project: Path, cache_root: Path) ->
     shown = run("check", "--print-config")
     assert shown.exit_code == 0
     assert "jetson-thor-t5000" in shown.stdout
+
+
+def test_a_drawn_seed_is_shown_as_what_repeats_it(project: Path) -> None:
+    _write(project, *WHOLE, 'seed = "random"')
+    drawn, again = (_settings()["seed"][0] for _ in range(2))
+    assert re.fullmatch(r"random:\d+", str(drawn))
+    assert drawn != again
+    assert _settings("--seed", str(drawn))["seed"] == (drawn, "command line")
 
 
 def test_every_option_is_a_key_and_is_printed(project: Path) -> None:

@@ -208,6 +208,8 @@ def test_a_cache_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     [
         (("--steps", "100000"), "--steps 100000: the solver refuses it"),
         (("--seed", "99999999999999999999999"), "seed"),
+        (("--seed", "-1"), "--seed '-1' is none"),
+        (("--seed", "random:x"), "--seed 'random:x' is none"),
         (("--ranges", "/nope"), "/nope"),
     ],
 )

@@ -1,6 +1,7 @@
 """What every rendering says alike: that another order is the cure, and how large the artifact is."""
 
 import io
+import shlex
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from qcheck.report.html import view
 from qcheck.result import estimate
 from qcheck.result.advice import Tried
 from qcheck.result.report import Report
-from qcheck.spec import order, target
+from qcheck.spec import command, order, target
 from tests import reports
 
 
@@ -86,3 +87,12 @@ def test_everything_names_one_size_of_the_artifacts_file() -> None:
     tried = {"kind": "k", "title": "t", "why": "", "predicted_bytes": 7_500_000, "predicted_survival": None}
     assert cells(Tried.model_validate(tried))[1] == "forecast 7.5 MB"
     assert cells(Tried.model_validate(tried | {"bytes": 8_249_000}))[1] == "8.2 MB"
+
+
+def test_a_report_says_what_was_drawn_and_how_to_repeat_it() -> None:
+    made = reports.report()
+    drawn = made.spec.probes.model_copy(update={"seed": 1, "drawn": True})
+    for report, says in ((made, False), (made.model_copy(update={"spec": made.spec.changed(probes=drawn)}), True)):
+        shown = _headlines(report)[-1]
+        assert ("drawn: seed 1, timesteps 999; --seed random:1 repeats them" in shown) is says
+        assert ("--seed random:1 " in shlex.join(command.words(report.spec))) is says

@@ -38,6 +38,7 @@ def specs(draw: st.DrawFn) -> CheckSpec:
         "steps": draw(st.integers(1, 50)),
         "guidance": draw(st.floats(0, 20)),
         "seed": draw(st.integers(500, 10**6)),
+        "drawn": draw(st.booleans()),
         "width": draw(st.sampled_from([None, 64, 512])),
         "height": draw(st.sampled_from([None, 64, 512])),
     }
@@ -176,3 +177,11 @@ def test_eight_prompts_from_python_are_as_many_probes_as_the_last_look_asks() ->
     assert len({(one.prompt, one.seed) for one in probes}) == 64
     with pytest.raises(UserError, match="8 probes, and the last look is at 64"):
         spec.changed(probes=spec.probes.model_copy(update={"prompts": spec.probes.prompts[:8]}))
+
+
+def test_calibration_draws_nothing() -> None:
+    """Ranges are found at the recipe's own seed and timesteps, whatever the probes drew."""
+    judged = probe.find("emoji")
+    drawn = judged.model_copy(update={"seed": 5, "drawn": True})
+    how = recipe.find("emoji")
+    assert recipe.calibration(how, drawn) == recipe.calibration(how, judged)
