@@ -72,6 +72,14 @@ def test_what_was_made_for_something_else_is_refused(changed: dict[str, Any], me
         ranges.require_fit(_ranges(**changed), **FITS)
 
 
+@pytest.mark.parametrize(("name", "value"), [("guidance", 9.0), ("negative", "grey"), ("width", 8), ("height", 8)])
+def test_latents_that_were_sampled_otherwise_are_refused(name: str, value: Any) -> None:
+    changed = ranges.settings(JUDGED) | {name: value}
+    assert changed != ranges.settings(JUDGED)
+    with pytest.raises(UserError, match=f"at {name} {value}, not"):
+        ranges.require_fit(_ranges(settings=changed), **FITS)
+
+
 def test_a_file_is_read_as_written_and_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     path.write_text(_ranges().to_json(), "utf-8")

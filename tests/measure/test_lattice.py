@@ -16,6 +16,12 @@ def _found(quantized: np.ndarray, base: np.ndarray = FINALS) -> dict[tuple[str, 
     return {(m.name, m.arm): m for m in (measure(s, None, 0.05) for s in samples)}
 
 
+def test_a_lattice_has_periods_that_divide_both_sides() -> None:
+    assert lattice.bins(16, 18).tolist() == lattice.bins(18, 16).tolist() == [[0.0, 0.5], [0.5, 0.0], [0.5, 0.5]]
+    assert len(lattice.bins(16, 16)) == 15
+    assert len(lattice.bins(15, 16)) == 0
+
+
 @pytest.mark.parametrize("amplitude", [0.02, 0.05, 0.5])
 def test_a_checkerboard_is_read_back_with_its_channel(amplitude: float) -> None:
     quantized = FINALS + 0.03 * np.random.default_rng(1).standard_normal(FINALS.shape)

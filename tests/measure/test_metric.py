@@ -168,6 +168,34 @@ def test_the_prompt_with_most_excess_is_named_and_one_that_broke_before_all() ->
     assert effect.worst_prompt(effect.energies(**a), np.zeros(4), prompts).where == "blue"
 
 
+def test_the_error_over_several_places_is_that_of_one() -> None:
+    """Eight places whose true means lie on the limit: the worst of them is beyond it by chance, and is not blamed."""
+    rng, alpha, limit = np.random.default_rng(0), 0.05, Limit(low=0.0)
+    below, blamed = 0, 0
+    for _ in range(400):
+        sample = Sample("stratum_sqnr", "adapted", rng.standard_normal((8, 8)), tuple("abcdefgh"))
+        measured = measure(sample, limit, alpha)
+        below += (measured.high or 0) < 0
+        blamed += (measured.p or 0) <= alpha
+    assert below / 400 < 2 * alpha
+    assert blamed / 400 < 2 * alpha
+
+
+def test_a_no_op_equals_at_every_stratum() -> None:
+    """Outputs that equal at half of the strata come from an arm that was quantized."""
+    a = _arms()
+    a["q1"][:, ::2] = a["f1"][:, ::2]
+    half = {one.arm: one.value for one in control.noop(effect.energies(**a))}
+    whole = {one.arm: one.value for one in control.noop(effect.energies(**a | {"q1": a["f1"]}))}
+    assert (half["adapted"], whole["adapted"], whole["base"]) == (0, 1, 0)
+
+
+def test_a_slope_has_no_high_frequencies() -> None:
+    """Without a window its jump from one edge to the other would be read as detail."""
+    slope = np.add.outer(np.arange(16.0), np.arange(16.0))[None]
+    assert spectrum.high_share([slope])[0] < -30
+
+
 def test_a_distance_from_nothing_is_no_number() -> None:
     """A reference that is all 0 has no relative error: 0 would pass."""
     zeros, ones = np.zeros((1, 2, 2)), np.ones((1, 2, 2))

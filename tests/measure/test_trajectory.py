@@ -47,6 +47,19 @@ def test_jitter_reads_the_noise_of_every_step(noise: float) -> None:
     assert trajectory.profile(turns[3], turns[1]) == pytest.approx([noise**2 / (1 + noise**2)] * (CALLS - 1), rel=0.4)
 
 
+def test_a_detour_of_a_quantized_run_lowers_its_straightness() -> None:
+    straight = np.zeros((COUNT, 3, 1, 1, 1)) + np.arange(3.0)[:, None, None, None]
+    detour = straight.copy()
+    detour[:, 1] = 5
+    found = {
+        (name, s.arm): s.values.mean()
+        for name, arms in {"base": (detour, straight), "adapted": (straight, detour)}.items()
+        for s in trajectory.straightness_of(views.view(straight, straight, *arms))
+    }
+    assert found["base", "base"] == found["adapted", "adapted"] == pytest.approx(2 / 8 - 1)
+    assert found["base", "adapted"] == found["adapted", "base"] == 0
+
+
 def test_jitter_that_only_full_precision_has_is_hidden() -> None:
     calm, rough = _run(0.0)["turns"], _run(0.5)["turns"]
     (lost,), (kept,) = (trajectory.hidden_jitter(views.only("turns", [calm, rough, calm, q1])) for q1 in (calm, rough))

@@ -14,6 +14,7 @@ import torch
 
 from qcheck.quantize import plan
 from qcheck.quantize.plan import Grid
+from qcheck.spec import scheme as schemes
 from qcheck.spec.scheme import Numbers, Rule, Scheme
 
 COUNT = 4_000_000
@@ -33,6 +34,12 @@ def grid(weight: torch.Tensor, numbers: Numbers) -> Grid:
     rule = Rule(operators=("Linear",), weights=numbers)
     scheme = Scheme(name="x", title="x", compute="float32", opset=20, runs=("tensorrt",), rules=[rule])
     return plan.make_layer(weight, scheme, plan.Input(1.0)).weight
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "int8", "fp8", "int4-g128"])
+def test_a_layer_of_zeros_stays_zeros(name: str) -> None:
+    zeros = torch.zeros(16, 128)
+    assert torch.equal(plan.make_layer(zeros, schemes.find(name), plan.Input(1.0)).fake(zeros), zeros)
 
 
 def sqnr(weight: torch.Tensor, numbers: Numbers) -> float:
