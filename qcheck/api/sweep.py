@@ -10,7 +10,7 @@ from qcheck.api import plan as plans
 from qcheck.api.functions import caching
 from qcheck.api.keywords import Files, Named
 from qcheck.api.lazy import host
-from qcheck.core import files
+from qcheck.core import places
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.progress import Progress, Silent
 from qcheck.judge import fleet
@@ -139,14 +139,14 @@ def _opened(
     """The jobs of a plan, the store of their rows, and the root of the cache."""
     keywords = plans.read(Path(plan)) if plan is not None else {}
     specs: list[CheckSpec] = plans.requests({**keywords, **{k: v for k, v in given.items() if v not in (None, ())}})
-    place = files.at(out)
+    place = places.at(out)
     _require_ours(place)
     with caching(cache) as entries:
         digests = host("qcheck.tasks.sweep").Digests(entries)
         yield [digests.job(spec) for spec in specs], Store(place), entries.root
 
 
-def _require_ours(out: files.Files) -> None:
+def _require_ours(out: places.Files) -> None:
     """Refuse a place that holds something else.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcheck.core.errors import UserError, install
-from qcheck.core.files import Files
+from qcheck.core.places import Files
 from qcheck.judge.fleet import Summary
 from qcheck.report import fleet
 from qcheck.result.fleet import INDEX, Row

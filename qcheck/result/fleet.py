@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from qcheck.core.errors import UserError
-from qcheck.core.files import Files
+from qcheck.core.places import Files
 from qcheck.core.values import Number, Value
 from qcheck.result.measurement import Judged
 from qcheck.result.verdict import Outcome

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qcheck.core.digest import digest_of, digest_of_value, joined
 from qcheck.core.errors import UserError
-from qcheck.core.files import Folder
+from qcheck.core.places import Folder
 from qcheck.device import sums
 from qcheck.judge import lapse
 from qcheck.measure.doubt import doubt

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qcheck.core import files
+from qcheck.core import places
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError, install
 from qcheck.result.fleet import Row, Store
@@ -108,7 +108,7 @@ class Place:
 
     def worker(self) -> Worker:
         """A worker there."""
-        return Worker(Store(files.at(self.store)), Cache(self.cache), self.full)
+        return Worker(Store(places.at(self.store)), Cache(self.cache), self.full)
 
 
 class Process:
@@ -181,7 +181,7 @@ class Actor:
         if self._left == 0 or self._actor is None:
             self.close()
             remote = ray.remote(num_cpus=job.spec.execution.threads, num_gpus=self._gpus)(Worker)
-            self._actor = remote.remote(Store(files.at(self._place.store)), Cache(self._place.cache), self._place.full)
+            self._actor = remote.remote(Store(places.at(self._place.store)), Cache(self._place.cache), self._place.full)
             self._left = RECYCLED
         self._left -= 1
         try:

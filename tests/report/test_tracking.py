@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as Logged
 
-from qcheck.core import files
+from qcheck.core import places
 from qcheck.core.errors import UserError
 from qcheck.judge import fleet
 from qcheck.report import fleet as pages
@@ -31,7 +31,7 @@ def logged(uri: str) -> list[Logged]:
 
 
 def test_a_sweep_is_a_run_and_each_case_one_below_it(uri: str, tmp_path: Path) -> None:
-    place = files.at(tmp_path / "fleet")
+    place = places.at(tmp_path / "fleet")
     rows = [row("a", p=1e-9, survival=0.98, page="pages/a/report.html"), row("b", None, None, error="no file")]
     summary = fleet.summary(rows)
     pages.write(summary, place)

@@ -11,7 +11,7 @@ import pytest
 
 from qcheck.api import plan
 from qcheck.api.sweep import Running, computed_again
-from qcheck.core import files
+from qcheck.core import places
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.result.fleet import Row, Store
@@ -95,7 +95,7 @@ def test_a_bug_of_the_executor_ends_the_sweep(jobs: list[Job]) -> None:
 
 
 def _worker(tmp_path: Path) -> Worker:
-    return Worker(Store(files.at(tmp_path / "out")), Cache(tmp_path / "cache"))
+    return Worker(Store(places.at(tmp_path / "out")), Cache(tmp_path / "cache"))
 
 
 def test_an_error_or_a_bug_is_a_row(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +154,14 @@ def test_of_two_sweeps_on_one_store_one_computes_a_case(
 
 
 def test_pending_jobs_are_those_with_a_case_missing(jobs: list[Job], tmp_path: Path) -> None:
-    store = Store(files.at(tmp_path / "out"))
+    store = Store(places.at(tmp_path / "out"))
     for row in done(jobs[2]):
         store.write(row)
     assert sweep.pending(jobs, store) == [jobs[0], jobs[1], jobs[3]]
 
 
 def test_a_row_that_was_changed_by_hand_is_refused(jobs: list[Job], tmp_path: Path) -> None:
-    store = Store(files.at(tmp_path / "out"))
+    store = Store(places.at(tmp_path / "out"))
     (row,) = done(jobs[0])
     store.write(row)
     path = tmp_path / "out" / store.name(row.case)
@@ -174,7 +174,7 @@ def test_a_row_that_was_changed_by_hand_is_refused(jobs: list[Job], tmp_path: Pa
 
 
 def test_a_row_is_there_whole_or_not_at_all(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(files.at(tmp_path / "out"))
+    store = Store(places.at(tmp_path / "out"))
     (row,) = done(jobs[0])
 
     def full(_: int) -> None:

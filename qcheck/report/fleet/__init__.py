@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qcheck import __version__
-from qcheck.core.files import Files
+from qcheck.core.places import Files
 from qcheck.judge.fleet import Summary
 from qcheck.report import html
 from qcheck.report.html import view

@@ -9,15 +9,15 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from qcheck.core import files
+from qcheck.core import places
 from qcheck.core.errors import UserError
-from qcheck.core.files import Files, Remote
+from qcheck.core.places import Files, Remote
 
 
 @pytest.fixture(params=["folder", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Files]:
     """An empty place of each kind."""
-    yield files.at(tmp_path / "place" if request.param == "folder" else "memory://bucket/place")
+    yield places.at(tmp_path / "place" if request.param == "folder" else "memory://bucket/place")
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
@@ -70,7 +70,7 @@ def test_a_write_that_fails_leaves_what_was_there(place: Files, monkeypatch: pyt
 
 
 def test_a_folder_s_name_is_claimed_by_one(tmp_path: Path) -> None:
-    one, other = files.at(tmp_path), files.at(tmp_path)
+    one, other = places.at(tmp_path), places.at(tmp_path)
     with one.claim("job") as ours:
         assert ours
         with other.claim("job") as theirs, other.claim("another") as free:
@@ -80,16 +80,16 @@ def test_a_folder_s_name_is_claimed_by_one(tmp_path: Path) -> None:
 
 
 def test_a_url_goes_to_another_process_as_itself() -> None:
-    assert str(pickle.loads(pickle.dumps(files.at("memory://bucket/place")))) == "memory://bucket/place"  # noqa: S301
+    assert str(pickle.loads(pickle.dumps(places.at("memory://bucket/place")))) == "memory://bucket/place"  # noqa: S301
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
-    assert str(files.at(tmp_path.as_uri())) == str(tmp_path)
+    assert str(places.at(tmp_path.as_uri())) == str(tmp_path)
 
 
 def test_a_url_that_cannot_be_opened_or_read_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
-        files.at("nowhere://bucket/place")
+        places.at("nowhere://bucket/place")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no credentials")
