@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.core.values import Number, Value
 from qcheck.result.measurement import Judged
@@ -89,7 +90,7 @@ class Store:
         """
         path = self.path(case)
         try:
-            row = Row.model_validate_json(path.read_bytes())
+            row = Row.model_validate_json(files.read_bytes(path))
         except (OSError, ValidationError) as error:
             raise UserError(
                 f"{path} is no row of this qcheck", "Remove the file: that case is computed again."
