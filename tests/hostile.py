@@ -285,6 +285,7 @@ TOML = {
     "an unknown key that turns red": '"\\u001b[31m" = 1',
     "2 MB": "#" * 2_000_000,
 }
+TOML_SAID = {"deep arrays": "deeply", "deep tables": "deeply", "a name of 100000 parts": "dots", "2 MB": "larger than"}
 JSON = {
     "deep": DEEP,
     "a number of 10000 digits": f'{{"a": {DIGITS}}}',

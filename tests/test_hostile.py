@@ -4,22 +4,26 @@ import io
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.control import Control
 from rich.text import Text
 
 from qcheck.api.inspection import inspect
 from qcheck.calibration import pictures
 from qcheck.cli import app, terminal
+from qcheck.cli.progress import Bars
 from qcheck.core import files, folder
 from qcheck.device import main as verifier
 from qcheck.device import page
+from qcheck.model import tensor_file
 from qcheck.quantize import given
-from qcheck.report import html, junit, markdown
+from qcheck.report import html, junit, markdown, text
 from qcheck.result.report import Report
 from qcheck.spec import probe
 from tests import hostile, reports
@@ -60,6 +64,7 @@ def test_metadata_that_is_no_list_of_tags_is_none(name: str, tmp_path: Path) -> 
 def test_a_pipe_is_no_adapter(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     refused(lambda: inspect(str(tmp_path / name)), tmp_path, "does not exist")
+    refused(lambda: tensor_file.tensors(tmp_path / name), tmp_path, "no such file")
 
 
 # ONNX
@@ -126,7 +131,7 @@ def test_a_file_that_fails_when_it_runs_is_refused(tmp_path: Path) -> None:
 def test_toml_that_means_harm_is_refused(name: str, option: str, tmp_path: Path) -> None:
     path = written(tmp_path / "hostile.toml", hostile.TOML[name])
     asked = ("check", "demo", "--lora", "flat", option, path, "--out", str(tmp_path / "out"))
-    refused(lambda: _error(*asked), tmp_path, path)
+    refused(lambda: _error(*asked), tmp_path, hostile.TOML_SAID.get(name, path))
 
 
 @pytest.mark.parametrize("name", hostile.TOML)
@@ -211,6 +216,7 @@ def test_a_picture_that_claims_to_be_huge_is_not_unpacked(sides: tuple[int, int]
     Image.new("RGB", (8, 8)).save(stream, "PNG")
     content = bytearray(stream.getvalue())
     content[16:24] = b"".join(side.to_bytes(4, "big") for side in sides)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path = Path(written(tmp_path / "a.png", bytes(content)))
     refused(lambda: pictures.read(path), tmp_path, "a.png")
 
@@ -224,8 +230,6 @@ def _report() -> Report:
 
 
 def test_a_report_of_sequences_changes_no_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from qcheck.report import text
-
     text.render(_report(), tmp_path, terminal.console(width=100))
     shown = capsys.readouterr().out
     assert "red" in shown
@@ -233,8 +237,10 @@ def test_a_report_of_sequences_changes_no_terminal(capsys: pytest.CaptureFixture
 
 
 def test_colours_of_the_console_itself_arrive(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.console(force_terminal=True, color_system="standard").print(Text(RED, "bold green"))
+    console = terminal.console(force_terminal=True, color_system="standard")
+    console.print(Control.home(), Text(RED, "bold green"))
     shown = capsys.readouterr().out
+    assert "\x1b[H" in shown
     assert "\x1b[1;32m" in shown
     assert "\ufffd[31mred" in shown
 
@@ -274,9 +280,17 @@ def test_a_page_and_an_xml_of_sequences_hold_what_their_formats_allow(monkeypatc
     page_text = html.render(html.Source(report, None, [], {}))
     document = junit.render(report)
     ElementTree.fromstring(document)  # noqa: S314  # our own
-    for text in (page_text, document, markdown.render(report)):
-        assert not [mark for mark in UNSEEN if mark in text and mark != "\u202e"]
-        assert "<script>alert" not in text
+    for shown in (page_text, document, markdown.render(report)):
+        assert not [mark for mark in UNSEEN if mark in shown and mark != "\u202e"]
+        assert "<script>alert" not in shown
+
+
+def test_a_stage_of_sequences_changes_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars(terminal.console()).stage(SEQUENCES, 1) as advance:
+        advance(1)
+    shown = capsys.readouterr().out
+    assert "red" in shown
+    assert not [mark for mark in UNSEEN if mark in shown]
 
 
 def test_a_board_shows_no_sequences(capsys: pytest.CaptureFixture[str]) -> None:
