@@ -2,14 +2,13 @@
 
 import glob
 import itertools
-import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qcheck.api.keywords import Named
 from qcheck.api.request import check_spec, many
+from qcheck.core import files
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.folder import beside
 from qcheck.demo import library
@@ -44,8 +43,8 @@ def read(path: Path) -> dict[str, Any]:
         UserError: not readable, no TOML, or another key.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = files.read_toml(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"plan {str(path)!r}: {error}", "Give a readable TOML file.") from error
     keywords = {name.replace("-", "_"): value for name, value in content.items()}
     known = _known()
@@ -91,15 +90,15 @@ def _all_of(source: str, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = files.read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}", "Give a readable JSONL file.") from error
     known = _known()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            keywords = json.loads(line)
+            keywords = files.parse_json(line)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}", "Give one JSON object a line.") from error
         if not isinstance(keywords, dict) or _OWN not in keywords:

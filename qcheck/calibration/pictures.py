@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.model.family import Family
 from qcheck.sampling import solvers
 from qcheck.sampling.setup import Setup
-from qcheck.spec.probe import Probe
+from qcheck.spec.probe import Probe, require_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -42,7 +43,10 @@ def find(folder: Path) -> list[Picture]:
 
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
-    written = " ".join(beside.read_text("utf-8-sig").split()) if beside.is_file() else ""
+    try:
+        written = require_text(" ".join(files.read_text(beside).split())) if beside.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"caption {str(beside)!r}: {error}", "Write it as plain UTF-8 text.") from error
     return written or " ".join(path.stem.replace("-", " ").replace("_", " ").split())
 
 
@@ -50,7 +54,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as stream:
             return stream.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"picture {str(path)!r}: {error}", "Remove it, or save it again.") from error
 
 

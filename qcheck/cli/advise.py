@@ -12,7 +12,7 @@ from rich.text import Text
 
 from qcheck.api import functions
 from qcheck.api.request import CORES
-from qcheck.cli import options, output
+from qcheck.cli import options, output, terminal
 from qcheck.core.size import megabytes
 
 
@@ -51,7 +51,7 @@ def advise(
     if as_json:
         typer.echo(advice.to_json(), nl=False)
     else:
-        _render(advice, folder, Console())
+        _render(advice, folder, terminal.console())
     raise typer.Exit(0 if dry_run or advice.cured else 1)
 
 

@@ -6,7 +6,6 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from qcheck import __version__
 from qcheck.cli import (
@@ -23,6 +22,7 @@ from qcheck.cli import (
     qat,
     report,
     sweep,
+    terminal,
     verify,
 )
 from qcheck.core.errors import UserError, of_machine
@@ -87,8 +87,11 @@ def _terminated(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_LONGEST = 4000  # characters of what is wrong
+
+
 def _refuse(error: UserError) -> NoReturn:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = terminal.console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {_plain(error.what)}")
     console.print(f"[bold]fix:[/]   {_plain(error.fix)}")
     sys.stdout = io.StringIO()  # what could not be written is not tried again at exit
@@ -96,5 +99,5 @@ def _refuse(error: UserError) -> NoReturn:
 
 
 def _plain(text: str) -> str:
-    """``text`` with its brackets escaped: those of paths and shapes are not markup."""
-    return text.replace("[", r"\[")
+    """``text``, cut where a file made it endless, with its brackets escaped: those of paths are not markup."""
+    return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…").replace("[", r"\[")

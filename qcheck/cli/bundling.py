@@ -8,6 +8,7 @@ from rich.text import Text
 
 from qcheck.api import board
 from qcheck.api.keywords import Bundling
+from qcheck.cli import terminal
 from qcheck.cli.groups import Output
 from qcheck.cli.output import session
 from qcheck.core.size import megabytes
@@ -30,7 +31,7 @@ def write(spec: CheckSpec, folder: Path, content: Bundling, output: Output, keep
     elif output.quiet:
         typer.echo(folder)
     else:
-        console = Console()
+        console = terminal.console()
         verdict = (bundled.verdict, COLOURS[bundled.verdict])
         title = f" on this machine: {bundled.scheme} {bundled.order} for {bundled.target}, {bundled.probes} probes"
         console.print(Text.assemble("\n", verdict, title))

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from qcheck.cli import terminal
 from qcheck.core import cache as store
 from qcheck.core.cache import Cache, Item
 from qcheck.core.size import megabytes
@@ -37,7 +37,7 @@ def show(context: typer.Context) -> None:
     for kind in sorted(kinds):
         table.add_row(kind, str(len(kinds[kind])), _size(kinds[kind]))
     table.add_row("all", str(len(items)), _size(items))
-    console = Console()
+    console = terminal.console()
     console.print(str(folder), highlight=False, soft_wrap=True)
     console.print(table)
     console.print("remove some: qcheck cache prune --older-than 30    all: qcheck cache prune --older-than 0")

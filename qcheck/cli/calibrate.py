@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from qcheck.api import functions
-from qcheck.cli import options
+from qcheck.cli import options, terminal
 from qcheck.cli.groups import Adapters, Artifact, Machine, Runs, grouped
 from qcheck.cli.output import session
 from qcheck.spec.recipe import MERGES, METHODS
@@ -70,6 +69,6 @@ def calibrate(
             **machine.keywords(),
         )
     for prompt, why in ranges.left_out.items():
-        Console(stderr=True).print(f"left out {prompt!r}: {why}", markup=False)
+        terminal.console(stderr=True).print(f"left out {prompt!r}: {why}", markup=False)
     what = "pictures" if ranges.pictures else "prompts"
     typer.echo(f"{out}: {len(ranges.formats)} layers, {ranges.method}, {len(ranges.prompts)} {what}")

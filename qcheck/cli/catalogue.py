@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcheck.api.request import ALL
-from qcheck.cli import options
+from qcheck.cli import options, terminal
 from qcheck.spec import scheme, target
 from qcheck.spec.target import Sourced, Target, number_format
 
@@ -35,9 +35,9 @@ def targets(
     if as_json:
         typer.echo(json.dumps([device.model_dump() for device in devices], indent=1))
     elif name:
-        _print_device(devices[0], Console())
+        _print_device(devices[0], terminal.console())
     else:
-        _print_devices(devices, Console())
+        _print_devices(devices, terminal.console())
 
 
 def _table(*titles: str) -> Table:
@@ -126,6 +126,6 @@ def schemes(
     for entry in catalogue:
         here = [target_device.refuses(entry) or "yes"] if target_device else []
         table.add_row(entry.name, entry.title, entry.compute, str(entry.opset), ", ".join(entry.runs), *here)
-    console = Console()
+    console = terminal.console()
     console.print(table)
     console.print(f"one is chosen by --scheme; a file of your own works too. `{ALL}` takes all a device runs.")

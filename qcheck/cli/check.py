@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from qcheck.api import functions
 from qcheck.api.lazy import host
 from qcheck.api.request import ALL, check_spec
-from qcheck.cli import bundling, config, options, output
+from qcheck.cli import bundling, config, options, output, terminal
 from qcheck.cli.groups import Adapters, Artifacts, Bundle, Machine, Output, Probes, grouped, of
 from qcheck.cli.log import LOGGER
 from qcheck.core.errors import UserError
@@ -139,9 +138,9 @@ def _run(spec: CheckSpec, destination: Output, machine: Machine, bundle: Bundle,
     if destination.as_json:
         typer.echo(report.to_json(), nl=False)
     elif destination.quiet:
-        text.brief(report, Console())
+        text.brief(report, terminal.console())
     else:
-        text.render(report, out, Console())
+        text.render(report, out, terminal.console())
         if bundled is not None and bundle.bundle is not None:
-            bundling.tell(bundled, bundle.bundle, bundle.pack, Console(), str(out))
+            bundling.tell(bundled, bundle.bundle, bundle.pack, terminal.console(), str(out))
     raise typer.Exit(exit_code(report))

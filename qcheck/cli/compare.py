@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from qcheck.cli import terminal
 from qcheck.core.errors import UserError
 from qcheck.judge import compare as stage
 from qcheck.judge.compare import Comparison, Matrix
@@ -43,9 +43,9 @@ def compare(
     elif as_markdown:
         typer.echo(_markdown(result), nl=False)
     elif isinstance(result, Comparison):
-        comparison.changes_text(result, Console())
+        comparison.changes_text(result, terminal.console())
     else:
-        comparison.matrix_text(result, Console())
+        comparison.matrix_text(result, terminal.console())
     if isinstance(result, Comparison) and result.regressed:
         raise typer.Exit(1)
 

@@ -5,18 +5,17 @@ the command line and the environment override them.
 """
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.core import cache
+from qcheck.cli import terminal
+from qcheck.core import cache, files
 from qcheck.core.errors import UserError, unknown
 from qcheck.core.folder import beside
 from qcheck.core.values import Value
@@ -69,8 +68,8 @@ def _long(parameter: Any) -> str:
 
 def _read(context: typer.Context, file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = files.read_toml(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: {error}", "Give a readable TOML file.") from error
     if odd := [table for table in content if table != _TABLE]:
         raise _unknown_key(file, "table or key", odd[0], [_TABLE])
@@ -179,4 +178,4 @@ def show(rows: list[Setting], as_json: bool) -> None:
         value = "-" if setting.value is None else json.dumps(setting.value, ensure_ascii=False)
         style = "" if setting.source == "default" else "bold"
         table.add_row(Text(setting.name), Text(value, style), Text(setting.source))
-    Console().print(table)
+    terminal.console().print(table)

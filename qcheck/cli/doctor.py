@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.cli import terminal
 from qcheck.tasks import doctor as stage
 
 _STYLE = {"ready": "green", "missing": "yellow", "never run": "magenta"}
@@ -31,4 +31,4 @@ def doctor(
     for finding in findings:
         detail = f"{finding.detail}\n{finding.fix}" if finding.fix else finding.detail
         table.add_row(finding.name, Text(finding.status, _STYLE[finding.status]), Text(detail))
-    Console().print(table)
+    terminal.console().print(table)

@@ -14,7 +14,7 @@ from rich.text import Text
 from qcheck.api import functions
 from qcheck.api.keywords import Made
 from qcheck.api.request import check_spec
-from qcheck.cli import bundling, options
+from qcheck.cli import bundling, options, terminal
 from qcheck.cli.groups import Adapters, Artifact, Bundle, Machine, Output, grouped
 from qcheck.cli.output import session
 from qcheck.core.errors import UserError
@@ -85,7 +85,7 @@ def export(
     elif output.quiet:
         typer.echo(out)
     else:
-        _render(exported, out, Console())
+        _render(exported, out, terminal.console())
     if any(part.build.status in _FAILED for part in exported.parts):
         raise typer.Exit(1)
 

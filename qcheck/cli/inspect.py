@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from qcheck.api import inspection as functions
 from qcheck.api.inspection import Inspecting
-from qcheck.cli import options
+from qcheck.cli import options, terminal
 from qcheck.cli.progress import Bars
 from qcheck.core.progress import Silent
 from qcheck.report import inspection as report
@@ -66,7 +65,7 @@ def inspect(
     `qcheck inspect style.safetensors --base sdxl/ --scheme int8 --order merge-quantize`
     """
     asked = Inspecting(weight=weight, scheme=schemes, order=orders, recipe=ranges, details=details)
-    bars = Silent() if as_json else Bars(Console(stderr=True))
+    bars = Silent() if as_json else Bars(terminal.console(stderr=True))
     single = len(loras) == 1 and functions.is_one(loras[0])
     answers: Iterator[Inspection | Refusal]
     if single:
@@ -86,7 +85,7 @@ def inspect(
 
 
 def _show(results: Sequence[Inspection | Refusal], single: bool) -> None:
-    console = Console()
+    console = terminal.console()
     first = results[0]
     if single and isinstance(first, Inspection):
         report.one(first, console)

@@ -10,6 +10,7 @@ from pathlib import Path
 from qcheck import __version__
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
+from qcheck.device.text import visible
 
 LOGGER = logging.getLogger("qcheck")
 
@@ -28,7 +29,7 @@ def to(file: Path | None) -> Iterator[None]:
         handler = logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
         raise UserError(f"log {str(file)!r} cannot be written: {error.strerror}", "Give another --log.") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root, level = logging.getLogger(), LOGGER.level
     root.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
@@ -42,6 +43,12 @@ def to(file: Path | None) -> Iterator[None]:
         LOGGER.setLevel(level)
         root.removeHandler(handler)
         handler.close()
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record; text of files in it changes nothing in a terminal that shows the log."""
+        return visible(super().format(record))
 
 
 @contextmanager

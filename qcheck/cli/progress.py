@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from qcheck.device.text import visible
+
 
 class Bars:
     """A line for each stage: title, bar, count, elapsed and remaining time; without a terminal only when it ends."""
@@ -30,5 +32,5 @@ class Bars:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(title, total=total)
+            task = bars.add_task(visible(title), total=total)
             yield lambda units: bars.advance(task, units)

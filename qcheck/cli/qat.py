@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qcheck.api import functions
 from qcheck.api.lazy import host
-from qcheck.cli import options
+from qcheck.cli import options, terminal
 from qcheck.cli.groups import Adapters, Artifact, Machine, Probes, grouped
 from qcheck.cli.output import session
 from qcheck.report import text
@@ -101,7 +101,7 @@ def qat(
     if as_json:
         typer.echo(calibration.after.to_json(), nl=False)
     else:
-        console = Console()
+        console = terminal.console()
         text.render(calibration.after, folder / "after", console)
         _render(calibration, new, folder, console)
     raise typer.Exit(exit_code(calibration.after))

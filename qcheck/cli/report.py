@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from qcheck.api import board
 from qcheck.api.lazy import host
+from qcheck.cli import terminal
 from qcheck.report import text
 from qcheck.result.report import REPORT, exit_code
 
@@ -39,6 +39,6 @@ def report(
         typer.echo(host("qcheck.report.write").page(place))
         return
     merged = board.merge(merge, place)
-    text.boards(merged, Console())
+    text.boards(merged, terminal.console())
     typer.echo(place / "report.html")
     raise typer.Exit(exit_code(merged))

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from qcheck.api import sweep as api
 from qcheck.api.request import CORES
 from qcheck.api.sweep import Ahead, Running
-from qcheck.cli import options
+from qcheck.cli import options, terminal
 from qcheck.cli.groups import Artifacts, Machine, Probes, grouped
 from qcheck.cli.output import session
 from qcheck.core.errors import UserError
@@ -172,7 +171,7 @@ def _tell_ahead(ahead: Ahead, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(ahead)))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console(highlight=False, soft_wrap=True)
     low, high = ahead.calls
     console.print(f"{ahead.cases} cases of {ahead.adapters} adapters, {ahead.cases - ahead.missing} of them there")
     console.print(f"{low:,} to {high:,} denoiser calls, less what the cache and the base's free runs save")
@@ -188,7 +187,7 @@ def _colour(status: str) -> str:
 
 
 def _tell(summary: Summary, out: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console(highlight=False, soft_wrap=True)
     for name, count in summary.counts.most_common():
         console.print(Text(f"{count:6} {name}", _colour(name)))
     console.print(summary.error_control())

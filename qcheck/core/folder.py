@@ -1,7 +1,6 @@
 """Output folders and files: complete or absent, and the earlier content stays until the new is complete."""
 
 import glob
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 
 
@@ -61,7 +61,7 @@ def require_free(out: Path, overwrite: bool, option: str = "--out") -> None:
 def ours(path: Path) -> bool:
     """Whether it is a JSON file that qcheck wrote: each names its schema."""
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and str(content.get("schema")).startswith("qcheck-")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from qcheck.core.errors import UserError, install
+from qcheck.core.files import read_bytes
 
 _WORK, _LOCKS, _DAY = ".work-", ".locks", 86400
 
@@ -87,7 +88,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """As ``Files.read``."""
-        return (self.root / name).read_bytes()
+        return read_bytes(self.root / name)
 
     def write(self, name: str, content: bytes) -> None:
         """As ``Files.write``, even where power is lost."""

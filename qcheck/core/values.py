@@ -1,12 +1,12 @@
 """TOML files to frozen values: where data lives, and how it is read strictly."""
 
 import functools
-import tomllib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
+from qcheck.core import files
 from qcheck.core.errors import UserError, unknown
 
 PACKAGE = Path(__file__).parent.parent
@@ -65,8 +65,8 @@ def read_toml(kind: type[V], path: Path) -> V:
     """
     title = kind.__name__.lower()
     try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = files.read_toml(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{title} file {path}: {error}", "Give a readable TOML file.") from error
     if "name" in content:
         raise UserError(f"{title} file {path}: name: it is the file's own", "Take the key out, or rename the file.")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,10 +27,12 @@ import numpy as np
 
 from . import sums, tensors
 from .errors import CannotVerify
+from .facts import require
 from .tensors import Tensor
 
 NAME, SCHEMA = "bundle.json", "qcheck-bundle/1"
 AGAIN = "Copy the whole bundle again, or export it again."
+_MOST = 1 << 26  # bytes of bundle.json and of SHA256SUMS
 _SIDES = ("inputs", "outputs")
 
 
@@ -203,8 +206,8 @@ def read(folder: Path) -> Bundle:
 def _read(folder: Path, root: Path, digests: Mapping[str, str]) -> Bundle:
     """The bundle of one adapter in ``folder``, whose files of components lie below ``root``."""
     try:
-        return _parse(folder, root, json.loads((folder / NAME).read_text("utf-8")), digests)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _parse(folder, root, json.loads(_content(folder / NAME).decode("utf-8")), digests)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{folder / NAME} is no {SCHEMA} as this verifier reads it: {type(error).__name__} {error}"
         raise CannotVerify(problem, AGAIN) from error
 
@@ -215,6 +218,7 @@ def _parse(folder: Path, root: Path, facts: Mapping[str, Any], digests: Mapping[
             f"{folder / NAME} is of the schema {facts.get('schema')!r}, and this verifier reads {SCHEMA!r}",
             "Run the verify.pyz that lies in the bundle, or the qcheck that exported it.",
         )
+    require(facts)
     components = tuple(_component(root, one) for one in facts["components"])
     solver = facts["solver"]
     if solver is not None:
@@ -243,7 +247,7 @@ def check(folder: Path) -> dict[str, str]:
         CannotVerify: it is no bundle, or a file is changed or missing.
     """
     try:
-        content = (folder / sums.NAME).read_bytes()
+        content = _content(folder / sums.NAME)
     except OSError as error:
         if folder.is_file():
             raise CannotVerify(f"{folder} is a file", "Unpack it first: tar --zstd -xf FILE.") from error
@@ -252,6 +256,7 @@ def check(folder: Path) -> dict[str, str]:
     known = sums.parsed(content)
     if known is None or NAME not in known or sums.text(known) != content:
         raise CannotVerify(f"{folder / sums.NAME} was changed", AGAIN)
+    require_plain(folder)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {sums.NAME}
     if added := sorted(there - set(known)):
         raise CannotVerify(f"{folder / added[0]} is not of this bundle: {sums.NAME} has no digest of it", AGAIN)
@@ -263,3 +268,26 @@ def check(folder: Path) -> dict[str, str]:
         if actual != expected:
             raise CannotVerify(f"{folder / name} was changed: its SHA-256 is {actual}, not {expected}", AGAIN)
     return known
+
+
+def require_plain(folder: Path, fix: str = AGAIN) -> None:
+    """Refuse links, which would be read or written elsewhere, and pipes and devices, which may never end.
+
+    Raises:
+        CannotVerify: there is one below ``folder``.
+    """
+    for place, folders, names in os.walk(str(folder)):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise CannotVerify(f"{path} is a link, a pipe or a device, and files alone are expected there", fix)
+
+
+def _content(path: Path) -> bytes:
+    """The content of a regular file of at most ``_MOST`` bytes."""
+    if path.exists() and not path.is_file():
+        raise CannotVerify(f"{path} is no file", AGAIN)
+    with path.open("rb") as stream:
+        content = stream.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise CannotVerify(f"{path} has more than {_MOST} bytes", AGAIN)
+    return content

@@ -22,6 +22,7 @@ from .errors import CannotVerify
 from .options import exit_code, parser
 from .replay import whole
 from .sysfs import ROOT
+from .text import visible
 from .verify import SCHEMA, Backend, Outcome, Verification
 
 
@@ -38,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         verification = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
         print(as_json(verification) if given.json else page.text(verification), end="", flush=True)
     except CannotVerify as error:
-        print(f"error: {error.problem}\nfix:   {error.fix}", file=sys.stderr)
+        print(visible(f"error: {error.problem}\nfix:   {error.fix}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted. What was finished is kept: run the same command again to go on.", file=sys.stderr)
@@ -51,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def say(message: str) -> None:
     """Progress, on standard error."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    print(visible(f"{time.strftime('%H:%M:%S')} {message}"), file=sys.stderr, flush=True)
 
 
 def run(
@@ -69,6 +70,8 @@ def run(
     opened = bundle.read(folder)
     work = work or folder.resolve().with_name(f"{folder.resolve().name}-verify")
     place = out or work / "verify.json"
+    if work.exists():
+        bundle.require_plain(work, "Give another folder as --work.")
     _require_writable(work, place)
     backend = backends.choose(runner, opened, work, board, say, root)
     results = []

@@ -23,13 +23,13 @@ class OnnxRunner:
                 "Verify it on the board.",
             )
         options: Any = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it refuses is one error, told by its exception
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = runtime.InferenceSession(str(component.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class of their own
             raise CannotVerify(
-                f"ONNX Runtime cannot run {component.path.name}: {str(error).splitlines()[0]}",
+                f"ONNX Runtime cannot run {component.path.name}: {_first_line(error)}",
                 "Verify with --runner tensorrt or trtexec, on the board.",
             ) from error
         self._component = component
@@ -39,11 +39,20 @@ class OnnxRunner:
         """The outputs by name for inputs in the types of the bindings."""
         fed = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in self._component.inputs}
         names = [tensor.name for tensor in self._component.outputs]
-        return dict(zip(names, self._session.run(names, fed)))
+        try:
+            return dict(zip(names, self._session.run(names, fed)))
+        except Exception as error:  # as above
+            raise CannotVerify(
+                f"ONNX Runtime fails on {self._component.path.name}: {_first_line(error)}", "Export the bundle again."
+            ) from error
 
     def close(self) -> None:
         """Free the session."""
         del self._session
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
 
 
 def module() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Sequence
 
+from .text import visible
+
 _MARKS = {"pass": "ok", "fail": "FAIL", "undecided": "open"}
 
 
@@ -28,7 +30,8 @@ def text(verification: Mapping[str, Any]) -> str:
         ]
     if verification["warnings"]:
         lines += ["", *(f"warning: {warning}" for warning in verification["warnings"])]
-    return "\n".join(["\n".join(lines), *(text(other) for other in verification["others"])]).rstrip("\n") + "\n"
+    whole = "\n".join(["\n".join(lines), *(text(other) for other in verification["others"])])
+    return visible(whole).rstrip("\n") + "\n"
 
 
 def _head(verification: Mapping[str, Any]) -> list[str]:

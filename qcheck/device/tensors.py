@@ -48,13 +48,14 @@ def read(path: Path, tensor: Tensor, repeats: int = 1) -> np.ndarray:
         CannotVerify: the file is missing or has another size.
     """
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        expected = repeats * tensor.bytes
+        content = path.read_bytes() if size == expected else b""
     except OSError as error:
         raise CannotVerify(f"{path}: {error.strerror}", "Copy the whole bundle again.") from error
-    expected = repeats * tensor.bytes
-    if len(content) != expected:
+    if size != expected:
         raise CannotVerify(
-            f"{path} has {len(content)} bytes, and {repeats} of {tensor.name} {tensor.dtype}{list(tensor.shape)} "
+            f"{path} has {size} bytes, and {repeats} of {tensor.name} {tensor.dtype}{list(tensor.shape)} "
             f"have {expected}",
             "Copy the whole bundle again.",
         )

@@ -1,10 +1,10 @@
 """The folder of a base: a diffusers pipeline directory, or one that is downloaded by its hub id."""
 
+import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from qcheck.core.errors import UserError
+from qcheck.model import tensor_file
 
 INDEX = "model_index.json"
 
@@ -38,7 +38,31 @@ def locate(source: str) -> Path:
             f"base {source!r} is not a diffusers pipeline: it has no {INDEX}",
             "Give the folder that holds model_index.json, unet/ or transformer/, vae/ ...",
         )
+    _require_own(folder)
     return folder
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse links out of the folder, which would be read and copied into what is exported, pipes and devices.
+
+    The Hugging Face cache stores files as links to ``blobs`` beside ``snapshots``: those are its own.
+    """
+    root = Path(os.path.realpath(folder))
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    for place, folders, names in os.walk(root):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            target = Path(os.path.realpath(path))
+            if not (target.is_relative_to(root) or target.parent == Path(os.path.realpath(blobs))):
+                raise UserError(
+                    f"base {str(folder)!r}: {path.relative_to(root)} is a link out of the folder, to {str(target)!r}",
+                    "Copy the pipeline with what its links point to: cp -rL. Only the links of the Hugging Face cache "
+                    "are followed.",
+                )
+            if not (target.is_file() or target.is_dir()):
+                raise UserError(
+                    f"base {str(folder)!r}: {path.relative_to(root)} is no file: a broken link, a pipe or a device",
+                    "Remove it, or copy the pipeline again.",
+                )
 
 
 def _download(source: str) -> Path:
@@ -56,9 +80,9 @@ def _download(source: str) -> Path:
 def _pipeline_of(file: Path) -> str:
     """The class of diffusers that reads a single-file checkpoint, by the names of its weights."""
     try:
-        with safe_open(file, "pt") as stream:
+        with tensor_file.opened(file) as stream:
             names = list(stream.keys())
-    except (SafetensorError, OSError):
+    except UserError:
         names = []
     return next(
         (kind for mark, kind in _MARKS.items() if any(mark in name for name in names)), "StableDiffusionPipeline"

@@ -1,6 +1,5 @@
 """Load a base: a diffusers pipeline directory or a hub id."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,9 +8,11 @@ from typing import Any
 
 import diffusers
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
+from qcheck.core import files
 from qcheck.core.digest import digest_of_folder, file_digest
 from qcheck.core.errors import UserError
 from qcheck.model import family as families
@@ -24,7 +25,7 @@ from qcheck.model.quiet import quiet
 # what the libraries raise where a pipeline's files, configs or classes are not what they expect
 _FAULTS = (
     *(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, ImportError),
-    SafetensorError,
+    *(MemoryError, StrictDataclassError, SafetensorError),
 )
 _BLOCK = 2**20  # bytes: a large model's activations and weights are larger
 
@@ -145,7 +146,7 @@ def load(source: str, of_file: Callable[[Path], bytes] = file_digest, device: De
 
 def _index(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / INDEX).read_text("utf-8"))
+        content = files.read_json(folder / INDEX)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / INDEX}: {error}", "Check that the pipeline's files are whole.") from error
     pairs = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [[]]

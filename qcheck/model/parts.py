@@ -5,7 +5,6 @@ without its vocabulary gives every prompt the same tokens. Both are refused here
 """
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,17 +13,18 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qcheck.core import files
 from qcheck.core.errors import UserError, listed
+from qcheck.model import plausible, tensor_file
 from qcheck.model.bases import INDEX
 from qcheck.model.device import Device
 
 
 def require_folders(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline without a folder that its index names, or with pointers instead of files in one."""
+    """Refuse a pipeline without a folder that its index names, or with files in one that no model is loaded from."""
     named = [name for name, pair in index.items() if isinstance(pair, list | tuple) and pair[1] is not None]
     if missing := [name for name in named if not (folder / name).is_dir()]:
         raise UserError(
@@ -32,7 +32,7 @@ def require_folders(folder: Path, index: Mapping[str, Any]) -> None:
             "Copy or download the whole pipeline.",
         )
     for name in named:
-        _require_content(folder / name)
+        plausible.require(folder / name, str(index[name][0]), _require_content(folder / name))
 
 
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
@@ -76,7 +76,7 @@ def types(folder: Path, variant: str | None, components: Iterable[str], device: 
     for name in components:
         of_component = dtypes.setdefault(name, set())
         for file in weights_of(folder / name, variant):
-            with safe_open(file, "pt") as stream:
+            with tensor_file.opened(file) as stream:
                 slices = [stream.get_slice(key) for key in stream.keys()]  # noqa: SIM118
             of_component.update(part.get_dtype() for part in slices)
             size += sum(4 * math.prod(part.get_shape()) for part in slices)
@@ -155,21 +155,25 @@ def _module(folder: Path, kind: Any, variant: str | None, dtype: torch.dtype) ->
 _POINTER = b"version https://git-lfs"
 
 
-def _require_content(folder: Path) -> None:
-    """Refuse pointers that Git leaves where large files were not fetched."""
-    for path in sorted(folder.glob("*.safetensors")):
+def _require_content(folder: Path) -> int:
+    """The number of tensors in its files; pointers that Git leaves where large files were not fetched are refused."""
+    count = 0
+    for path in (path for path in sorted(folder.glob("*.safetensors")) if path.is_file()):
         with path.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
                 raise UserError(
                     f"base {str(folder.parent)!r}: {folder.name}/{path.name} is a pointer of Git LFS, not the file",
                     "Fetch the files: git lfs pull.",
                 )
+        with tensor_file.opened(path) as weights:
+            count += len(weights.keys())
+    return count
 
 
 def _require_unquantized(folder: Path) -> None:
     """Refuse a part whose config says how its weights are quantized."""
     path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    config = files.read_object(path) if path.is_file() else {}
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method") or quantized.get("quant_type") or "a method without a name"
         raise UserError(

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.model.family import FAMILIES
+from qcheck.quantize import onnx_file
 from qcheck.runtime import ort_runner
 from qcheck.runtime.ort_runner import Feed
+from qcheck.runtime.runner import call
 
 ORDER = "as given"  # the file does not tell when the adapter was merged
 
@@ -46,8 +47,8 @@ def read(source: Path, threads: int) -> File:
     """
     path = _locate(source).absolute()
     try:
+        parts = (path, *onnx_file.read(path)[1])
         ort_runner.session(path, threads)
-        parts = _parts(path)
     except Exception as error:  # ONNX Runtime's own exceptions share no base but this
         raise UserError(
             f"artifact {str(path)!r} does not load in ONNX Runtime: {' '.join(str(error).split())[:300]}",
@@ -60,15 +61,6 @@ def read(source: Path, threads: int) -> File:
 
 _DENOISERS = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
 _GENERIC_NAMES = ("model", *_DENOISERS)  # names that do not tell artifacts apart
-
-
-def _parts(path: Path) -> tuple[Path, ...]:
-    """The file, and every file of its external tensors."""
-    model = onnx.load(path, load_external_data=False)
-    places = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return (path, *(path.parent / place for place in sorted(places)))
 
 
 def fitted(
@@ -101,6 +93,23 @@ def fitted(
         )
     compute = next(feed.dtype.name for feed in feeds if feed.role == latent)
     return Given(**vars(file), feeds=tuple(feeds), compute=compute)
+
+
+def require_runs(file: Given, inputs: Mapping[str, np.ndarray], latent: str, fixed: frozenset[str]) -> None:
+    """Run ``file`` once, on the first row of ``inputs``; those in ``fixed`` have no rows.
+
+    Raises:
+        UserError: it fails, or its output has another shape than the input ``latent``.
+    """
+    first = {name: value if name in fixed else value[:1] for name, value in inputs.items()}
+    with ort_runner.OnnxRunner(file.path, 1, fixed) as runner:
+        try:
+            call(runner, first, latent)
+        except Exception as error:  # as in ``read``
+            raise UserError(
+                f"artifact {str(file.path)!r} does not run: {' '.join(str(error).split())[:300]}",
+                "Give the denoiser's file of this base, whose one output is the denoiser's.",
+            ) from error
 
 
 def _shape_text(sides: Sequence[int | None]) -> str:

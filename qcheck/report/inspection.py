@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcheck.report.wording import folded
+from qcheck.report.wording import folded, line
 from qcheck.result.inspection import Details, Forecast, Inspection, LayerReport, Refusal
 from qcheck.spec.fate import fates
 
@@ -29,7 +29,8 @@ def one(inspection: Inspection, console: Console) -> None:
     )
     if inspection.triggers:
         words = ", ".join(
-            f"{word} ({inspection.tags[word]})" if word in inspection.tags else word for word in inspection.triggers[:8]
+            f"{line(word, 80)} ({inspection.tags[word]})" if word in inspection.tags else line(word, 80)
+            for word in inspection.triggers[:8]
         )
         console.print(f"trigger words in the file (how often): {escape(words)}; pass one to check by --trigger")
     if inspection.silent is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcheck.core.files import read_bytes
 from qcheck.device import sums
 from qcheck.report import statement
 from qcheck.result.report import Report
@@ -41,7 +42,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _listed(folder: Path) -> dict[str, str] | None:
     """The digests of SHA256SUMS; None where it is missing, or not as it is written."""
     try:
-        content = (folder / sums.NAME).read_bytes()
+        content = read_bytes(folder / sums.NAME)
     except OSError:
         return None
     known = sums.parsed(content)
@@ -86,6 +87,6 @@ def files(folder: Path) -> Files:
 def states(report: Report, folder: Path, expected: Mapping[str, str]) -> bool:
     """Whether the folder's statement is the one on this report, and on files with the ``expected`` SHA-256."""
     try:
-        return (folder / statement.NAME).read_bytes() == statement.render(report, expected).encode("utf-8")
+        return read_bytes(folder / statement.NAME) == statement.render(report, expected).encode("utf-8")
     except OSError:
         return True  # it is missing, which ``files`` says

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qcheck.core.errors import UserError, install
+from qcheck.core.files import read_bytes
 
 
 def holds(content: bytes, signature: Path, key: Path) -> bool:
@@ -43,7 +44,7 @@ def _verify(public: Any, signed: bytes, content: bytes, key: Path) -> None:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise UserError(f"{what} {str(path)!r}: {error.strerror}", "Give a file that is there.") from error
 

@@ -2,16 +2,27 @@
 
 import re
 
-# Control characters, lone surrogates (file names that are not UTF-8), non-characters, and marks that turn the
-# direction of what follows; ordinary right-to-left letters and the joiners of emoji stay.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+from qcheck.device.text import visible
+
 _SPACE = re.compile(r"\s+")
 
 
 def line(text: str, most: int = 200) -> str:
     """``text`` on one line of at most ``most`` characters; the replacement character stands for invisible ones."""
-    visible = _HIDDEN.sub("\ufffd", _SPACE.sub(" ", text).strip())
-    return visible if len(visible) <= most else f"{visible[: most - 1]}…"
+    shown = visible(_SPACE.sub(" ", text).strip())
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+# marks of direction stay: the page isolates what is between its own
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def printable(value: object) -> object:
+    """``value`` as a page may hold it: text without control characters.
+
+    What is HTML already, a subclass of ``str``, stays as it is.
+    """
+    return _UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value
 
 
 def folded(name: str, width: int) -> str:

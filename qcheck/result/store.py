@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.result.report import REPORT, SCHEMA, Report
 
@@ -16,7 +17,7 @@ def read(path: Path) -> Report:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        return Report.model_validate_json(file.read_bytes())
+        return Report.model_validate_json(files.read_bytes(file))
     except OSError as error:
         raise UserError(
             f"report {str(file)!r}: {error.strerror}", f"Give a folder that `qcheck check` wrote, or its {REPORT}."

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.core.size import megabytes
 from qcheck.core.values import Number, Value
@@ -200,7 +201,7 @@ def read(path: Path) -> Verified:
     """
     path = path / NAME if path.is_dir() else path
     try:
-        return Verified.model_validate_json(path.read_bytes())
+        return Verified.model_validate_json(files.read_bytes(path))
     except OSError as error:
         raise UserError(f"{str(path)!r}: {error.strerror}", f"Give the {NAME} that the board wrote.") from error
     except ValidationError as error:

@@ -24,6 +24,7 @@ _TYPES = {
 }
 
 
+_ROWS = 1024  # of a fixed batch: what the probes do not fill is computed for nothing
 _CUDA = "CUDAExecutionProvider"
 # TF32 products are on by default, and the search for a convolution's algorithm differs from run to run. With cuDNN's
 # default algorithm and no more workspace than it needs, calls of equal shapes give equal outputs.
@@ -43,7 +44,7 @@ def session(path: Path, threads: int, device: Device = CPU) -> onnxruntime.Infer
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it refuses is one error, told by its exception
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -116,6 +117,8 @@ def feeds(
         batched = bool(axes) and axes[0] is None and entry.shape[0] in shared
         dtype = np.dtype(_TYPES[entry.type])
         rows = axes[0] if axes else None
+        if rows is not None and rows > _ROWS:
+            raise _feed_error(path, f"input {_entry_text(entry)} is fixed to {rows} rows, of at most {_ROWS}", inputs)
         by_name[entry.name] = Feed(entry.name, "", dtype, len(axes), rows, tuple(axes[1:]), batched)
     roles = {name: name for name in by_name if name in inputs}
     while unassigned := [name for name in by_name if name not in roles]:

@@ -6,15 +6,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
-from qcheck.core.values import DATA, Names, Value, named
+from qcheck.core.values import DATA, Value, as_tuple, named
 
 FOLDER = DATA / "probes"
 SAMPLING = ("steps", "guidance", "seed", "width", "height")  # fields that command-line options replace
 RANDOM = "random"
 _DRAWN = re.compile(rf"{RANDOM}:(\d+)")
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tabs and line ends
+_LONGEST = 10_000  # characters; no text encoder reads a tenth of that
+
+
+def require_text(prompt: str) -> str:
+    """``prompt``, where it is text that an encoder can read.
+
+    Raises:
+        ValueError: it holds control characters, or is far longer than any encoder reads.
+    """
+    if len(prompt) > _LONGEST:
+        raise ValueError(f"a prompt of {len(prompt)} characters, of at most {_LONGEST}: {prompt[:40]!r}...")
+    if control := _CONTROL.search(prompt):
+        raise ValueError(f"a prompt with the control character {control[0]!r}: {prompt[:40]!r}")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(require_text)]
+Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(as_tuple)]
 
 
 class ProbeSet(Value):
@@ -26,8 +48,8 @@ class ProbeSet(Value):
     """
 
     name: str
-    prompts: Annotated[Names, Field(min_length=1)]
-    negative: str = ""
+    prompts: Annotated[Prompts, Field(min_length=1)]
+    negative: Prompt = ""
     seed: Annotated[int, Field(ge=0, le=2**62)]  # torch's generators take 64 bits, and seeds count up
     steps: Annotated[int, Field(ge=1)]
     guidance: Annotated[float, Field(ge=0)]
@@ -67,12 +89,13 @@ def from_text(path: Path, like: ProbeSet) -> ProbeSet:
         UserError: not readable, or no prompt in it.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in files.read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
         raise UserError(f"prompts {str(path)!r}: {error}", "Give a UTF-8 text file, one prompt a line.") from error
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise UserError(f"prompts {str(path)!r} holds no prompt", "Write one prompt a line.")
+    _require_all_text(prompts, f"prompts {str(path)!r}: ")
     return like.model_copy(update={"name": path.stem, "prompts": prompts})
 
 
@@ -86,6 +109,7 @@ def from_prompts(prompts: Sequence[str], like: ProbeSet) -> ProbeSet:
         raise UserError(
             f"prompts {list(prompts)!r}: one is empty, or there is none", "Give prompts that say something."
         )
+    _require_all_text(prompts)
     return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts)})
 
 
@@ -108,6 +132,14 @@ def seeding(seed: int | str) -> Mapping[str, int | bool]:
     return {"seed": int(number), "drawn": drawn is not None}
 
 
+def _require_all_text(prompts: Sequence[str], where: str = "") -> None:
+    try:
+        for prompt in prompts:
+            require_text(prompt)
+    except ValueError as error:
+        raise UserError(f"{where}{error}", "Write prompts as plain text.") from error
+
+
 def repeated(probe_set: ProbeSet, count: int) -> ProbeSet:
     """``probe_set`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
     prompts = probe_set.prompts * (count // len(probe_set.prompts) + 1)
@@ -118,9 +150,11 @@ def triggered(probe_set: ProbeSet, trigger: str | None) -> ProbeSet:
     """``probe_set`` with the trigger words before every prompt that lacks them."""
     if not trigger:
         return probe_set
+    _require_all_text([trigger], "--trigger: ")
     prompts = tuple(
         p if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", p) else f"{trigger}, {p}" for p in probe_set.prompts
     )
+    _require_all_text(prompts, "--trigger: ")
     return probe_set.model_copy(update={"prompts": prompts})
 
 

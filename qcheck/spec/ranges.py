@@ -1,12 +1,12 @@
 """A ranges file: the input range of every layer, and the runs it was calibrated on. `qcheck calibrate` writes it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.core.values import Number, Value
 from qcheck.spec.probe import ProbeSet
@@ -47,8 +47,8 @@ def read(path: Path) -> Ranges:
         UserError: it cannot be read or is no ranges file.
     """
     try:
-        return Ranges.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, ValueError, ValidationError) as error:
+        return Ranges.model_validate(files.read_json(path))
+    except (OSError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UserError(f"ranges {str(path)!r}: {first}", "Give a file that `qcheck calibrate` wrote.") from error
 

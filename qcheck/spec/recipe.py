@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from qcheck.core.errors import UserError
 from qcheck.core.values import Names, Value, data_folder, named
-from qcheck.spec.probe import ProbeSet, triggered
+from qcheck.spec.probe import ProbeSet, Prompts, triggered
 
 FOLDER = data_folder("calibration") / "recipes"
 PROMPTS = data_folder("calibration") / "prompts"
@@ -23,7 +23,7 @@ class PromptSet(Value):
     """Prompts for calibration, which are never the probes' prompts."""
 
     name: str
-    prompts: Names
+    prompts: Prompts
 
 
 def _prompts(prompts: object, info: ValidationInfo) -> object:

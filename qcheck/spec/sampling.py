@@ -1,7 +1,6 @@
 """The steps and the guidance that a base is made for, from its files."""
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from qcheck.core import files
 from qcheck.core.values import DATA, Value, read_toml
 
 FILE = DATA / "sampling.toml"
 _INDEX, _CARD = "model_index.json", "README.md"
-_STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)")
-_GUIDANCE = re.compile(r"\b(?:guidance_scale|true_cfg_scale)\s*=\s*(\d+(?:\.\d+)?)")
+_STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d{1,4})\b")
+_GUIDANCE = re.compile(r"\b(?:guidance_scale|true_cfg_scale)\s*=\s*(\d{1,3}(?:\.\d{1,9})?)\b")
+_MOST_CARD = 2**22  # bytes
 _OTHER_TASK = re.compile(r"Img2Img|Inpaint")  # in the class of a pipeline of the same models
 
 
@@ -80,15 +81,15 @@ def of_base(folder: Path) -> tuple[Sampling, str] | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        return files.read_text(path, _MOST_CARD)
+    except (OSError, ValueError):
         return ""
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     """The object in a file; empty where there is none, of which whoever loads the base complains."""
     try:
-        content = json.loads(_text(path) or "{}")
-    except json.JSONDecodeError:
+        content = files.read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

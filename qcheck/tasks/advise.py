@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
@@ -18,7 +17,7 @@ from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value, fil
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
 from qcheck.diagnose import mixed
-from qcheck.model import bases, lora
+from qcheck.model import bases, lora, tensor_file
 from qcheck.quantize import plan
 from qcheck.result import store
 from qcheck.result.advice import Advice, CaseAdvice, Tried
@@ -149,7 +148,7 @@ def tensors(base: str, scheme: Scheme, recipe: Recipe) -> dict[str, Size]:
     sizes = {}
     compute_bits = target.number_format(scheme.compute).bits
     for name, path in inspect.stored_layers(base)[1].items():
-        with safe_open(path, "pt") as stream:
+        with tensor_file.opened(path) as stream:
             weight = torch.empty(stream.get_slice(name).get_shape(), device="meta")
         compute_bytes = weight.numel() * compute_bits // 8
         is_layer = name.endswith(".weight") and weight.dim() in (2, 4)

@@ -1,12 +1,12 @@
 """An audit of report folders: verdicts from the numbers of the probes, files beside their digests, what lapsed."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcheck.core.digest import digest_of, digest_of_value, joined
 from qcheck.core.errors import UserError
+from qcheck.core.files import read_object
 from qcheck.core.places import Folder
 from qcheck.device import sums
 from qcheck.judge import lapse
@@ -117,9 +117,7 @@ def _artifact(folder: Path, case: Case, files: Files) -> Iterator[str]:
             actual = sums.digest(Path(name)) if elsewhere else files.digests.get(name)
             if actual not in (None, expected):
                 yield f"{name} was changed: its SHA-256 is {actual}, and the verdict is of {expected}"
-        every = list(
-            file.sha256.values()
-        )  # with an adapter that the board takes beside it, which it is not a digest of
+        every = list(file.sha256.values())  # of an adapter beside it too, which ``digest`` is not of
         own = [file.sha256[name] for name in (file.path, f"{file.path}.data") if name in file.sha256]
         if every and file.digest not in (joined(every), joined(own)):
             yield f"{file.path}: its digest in the report is {file.digest}, and its SHA-256 give {joined(every)}"
@@ -131,8 +129,8 @@ def _manifests(folder: Path, files: Files) -> Iterator[str]:
         if Path(name).name != manifest.NAME:
             continue
         try:
-            listed = dict(json.loads((folder / name).read_bytes())["files"])
-        except (ValueError, LookupError, TypeError):
+            listed = dict(read_object(folder / name)["files"])
+        except (OSError, ValueError, LookupError, TypeError):
             yield name
             continue
         for inner, expected in listed.items():
@@ -172,7 +170,7 @@ def _engine(report: Report, engine: Path) -> list[tuple[int, list[str]]]:
     """
     path = engine.with_name(f"{engine.name}.json")
     try:
-        record, actual = dict(json.loads(path.read_bytes())), sums.digest(engine)
+        record, actual = read_object(path), sums.digest(engine)
     except (OSError, ValueError) as error:
         raise UserError(f"engine {str(engine)!r}: {error}", f"Give an engine with its record, {path.name}.") from error
     broken_bytes = []

@@ -92,9 +92,11 @@ class Result:
 
 def _given_file(session: Session, file: given.File) -> Given:
     setup = session.sampler.setup
-    return given.fitted(
+    fitted = given.fitted(
         file, session.example, setup.family.latent, setup.all_timesteps(), session.spec.execution.threads
     )
+    given.require_runs(fitted, session.example, setup.family.latent, setup.family.fixed)
+    return fitted
 
 
 def require_effect(session: Session, reference: Traces) -> float:

@@ -20,6 +20,7 @@ from torch import nn
 from qcheck.build import gate, profile, script
 from qcheck.build.builder import Shapes
 from qcheck.build.profile import Needs
+from qcheck.core import files
 from qcheck.core.cache import Cache
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
@@ -160,7 +161,7 @@ def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]
 
     The denoiser's configuration names the exported size, ``sides`` [h, w] in latents, as the default.
     """
-    index = json.loads((source / bases.INDEX).read_text("utf-8"))
+    index = files.read_object(source / bases.INDEX)
     (folder / bases.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     tokenizers = [family.tokenizer_of(name) for name in family.encoders]
     for name in ("scheduler", *tokenizers, "feature_extractor"):
@@ -172,7 +173,7 @@ def copy_rest(source: Path, folder: Path, family: type[Family], sides: list[int]
             target.mkdir(exist_ok=True)
             shutil.copy(source / name / "config.json", target / "config.json")
     config_file = folder / family.denoiser / "config.json"
-    config = json.loads(config_file.read_text("utf-8"))
+    config = files.read_object(config_file)
     config["sample_size"] = sides[0] if sides[0] == sides[1] else sides
     config_file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for name in tokenizers:
@@ -183,7 +184,7 @@ def _write_vocabulary(folder: Path) -> None:
     """Write vocab.json and merges.txt, which older loaders read, from a tokenizer.json."""
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if whole.is_file() and not vocabulary.exists():
-        model = json.loads(whole.read_text("utf-8"))["model"]
+        model = files.read_object(whole)["model"]
         if model["type"] != "BPE":
             return
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -5,17 +5,16 @@ read where a limit between two words lies within three of it. Details need every
 """
 
 import glob
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-
+from qcheck.core import files
 from qcheck.core.errors import UserError, listed
 from qcheck.core.progress import Progress, Silent
 from qcheck.diagnose import change as changes
-from qcheck.model import bases, lora
+from qcheck.model import bases, lora, tensor_file
 from qcheck.model.lora import Contents
 from qcheck.model.lora.layout import Factors, Names
 from qcheck.quantize import forecast, plan
@@ -150,15 +149,22 @@ def stored_layers(base: str) -> tuple[Names, dict[str, Path]]:
     parts = [denoiser, *sorted(path.name for path in folder.glob("text_encoder*"))]
     keys = [f"{part}.{key}" for part in parts for key in _weights(folder / part)]
     layers = frozenset(key.removesuffix(".weight") for key in keys if key.endswith(".weight"))
-    config = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
+    config = _config(folder / denoiser / "config.json")
     return Names(denoiser, layers, lora.layers_per_block(config)), paths
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return files.read_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r}: {error}", "Take the config.json that belongs to the weights.") from error
 
 
 def _weights(folder: Path) -> dict[str, Path]:
     """The file of every tensor below ``folder``, by its name."""
     paths = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as stream:
+        with tensor_file.opened(path) as stream:
             paths.update(dict.fromkeys(stream.keys(), path))
     return paths
 

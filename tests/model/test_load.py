@@ -121,8 +121,8 @@ def test_a_vocabulary_in_the_files_of_older_releases_is_one(tmp_path: Path) -> N
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 492265168\n", "Git LFS"),
-        (b"\x00" * 7, "does not load"),
-        (b"", "does not load"),
+        (b"\x00" * 7, "not a whole safetensors file"),
+        (b"", "not a whole safetensors file"),
     ],
 )
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])

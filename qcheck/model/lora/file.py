@@ -1,6 +1,5 @@
 """Read and check the file of an adapter: its digest, its metadata and the kind of adapter."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from qcheck.core import files
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
+from qcheck.model import tensor_file
 from qcheck.spec.use import Use
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
@@ -52,16 +52,10 @@ def read(use: Use) -> Adapter:
             f"adapter {source!r} is a pickle, which can run code when it is loaded",
             "It was not opened. Convert it to safetensors where you trust it, and give that file.",
         )
-    try:
-        with safe_open(path, "pt") as stream:
-            metadata = dict(stream.metadata() or {})
-            names = list(stream.keys())
-            damaged = [name for name in names if not _is_finite(stream.get_tensor(name))]
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"adapter {source!r} is not a whole safetensors file: {error}",
-            "Give a LoRA .safetensors file; if it is one, download it again.",
-        ) from error
+    with tensor_file.opened(path) as stream:
+        metadata = dict(stream.metadata() or {})
+        names = list(stream.keys())
+        damaged = [name for name in names if not _is_finite(stream.get_tensor(name))]
     if damaged:
         raise UserError(
             f"adapter {source!r} holds NaN or infinity in {len(damaged)} tensors, first {damaged[0]}",
@@ -75,7 +69,14 @@ def read(use: Use) -> Adapter:
     config = config_beside(path)
     if config is None:
         return Adapter(path, use.weight, digest_of(path), metadata)
-    return Adapter(path, use.weight, digest_of(path, config), metadata | {_METADATA_CONFIG: config.read_text("utf-8")})
+    return Adapter(path, use.weight, digest_of(path, config), metadata | {_METADATA_CONFIG: _text(config)})
+
+
+def _text(config: Path) -> str:
+    try:
+        return files.read_text(config)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(config)!r}: {error}", "Save the adapter with PEFT again.") from error
 
 
 def _is_finite(values: torch.Tensor) -> bool:
@@ -107,12 +108,13 @@ def trigger_words(adapter: Adapter) -> list[str]:
 def tag_counts(adapter: Adapter) -> dict[str, int]:
     """The number of training captions with each tag (kohya's ``ss_tag_frequency``)."""
     try:
-        folders = json.loads(adapter.metadata.get("ss_tag_frequency", "{}"))
+        folders = files.parse_json(adapter.metadata.get("ss_tag_frequency", "{}"))
     except ValueError:
         return {}
     counts: Counter[str] = Counter()
     for tags in folders.values() if isinstance(folders, dict) else ():
-        counts.update({str(tag).strip(): int(count) for tag, count in tags.items()} if isinstance(tags, dict) else {})
+        numbers = tags.items() if isinstance(tags, dict) else ()
+        counts.update({tag.strip(): count for tag, count in numbers if isinstance(count, int)})
     return dict(counts.most_common())
 
 
@@ -162,7 +164,7 @@ def require_lora(adapter: Adapter, keys: Iterable[str], config: Mapping[str, Any
 
 def is_dora(adapter: Adapter) -> bool:
     """Whether the adapter is a DoRA, which also rescales whole weights."""
-    with safe_open(adapter.path, "pt") as stream:
+    with tensor_file.opened(adapter.path) as stream:
         return any(mark in key for mark in _SIZES for key in stream.keys())  # noqa: SIM118
 
 
@@ -180,7 +182,36 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
     """PEFT's config: by component, from the file's metadata (diffusers), or from its folder (PEFT). {} without one."""
     text = adapter.metadata.get(_METADATA_CONFIG, "{}")
     try:
-        config = json.loads(text)
+        config = files.parse_json(text)
     except ValueError as error:
         raise UserError(f"the adapter's metadata is not JSON: {error}", "Export the adapter again.") from error
-    return config if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
+    for key, value in config.items():
+        if problem := _problem(key.rpartition(".")[2], value):
+            raise UserError(
+                f"adapter {str(adapter.path)!r}: {key} of its PEFT config {problem}", "Export the adapter again."
+            )
+    return config
+
+
+_NUMBERS, _TABLES = ("r", "lora_alpha"), ("rank_pattern", "alpha_pattern")
+_SLOW = re.compile(r"\)[*+{]|(?:[^*+{]*[*+{]){3}")  # patterns that may take years to match a name
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """What is wrong with an entry of PEFT's config that is read here."""
+    if name in _NUMBERS and not _is_number(value):
+        return f"is {str(value)[:40]!r}, and a number is expected"
+    if name not in _TABLES or value is None:
+        return None
+    if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+        return f"is {str(value)[:40]!r}, and a table of numbers by layer is expected"
+    slow = next((pattern for pattern in value if _SLOW.search(pattern)), None)
+    return None if slow is None else f"has the pattern {slow[:40]!r}: names, or patterns of at most two repetitions"
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and abs(value) < _LARGE)
+
+
+_LARGE = 1e9

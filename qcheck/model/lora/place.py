@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from qcheck.core.errors import UserError, listed
+from qcheck.model import tensor_file
 from qcheck.model.lora import layout
 from qcheck.model.lora.file import Adapter, peft_config, require_lora
 from qcheck.model.lora.layout import Factors, LayoutError, Names
@@ -43,7 +43,7 @@ def contents_of(names: Names, adapter: Adapter) -> Contents:
     Raises:
         UserError: another kind of adapter, no known layout, or tensors that are not LoRA factors.
     """
-    tensors, config = load_file(adapter.path), peft_config(adapter)
+    tensors, config = tensor_file.tensors(adapter.path), peft_config(adapter)
     require_lora(adapter, tensors, config)
     try:
         entries = layout.entries(tensors, config)

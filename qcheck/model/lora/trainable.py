@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from qcheck.core.errors import UserError
-from qcheck.model import lora
+from qcheck.model import lora, tensor_file
 from qcheck.model.lora import Adapter, layout
 from qcheck.model.lora.layout import Factors
 
@@ -46,7 +46,7 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
             f"adapter {str(adapter.path)!r} changes biases or norms too, first {shifts[0]}",
             "qcheck trains LoRA factors only; qcheck advise tries what needs no training.",
         )
-    tensors = load_file(adapter.path)
+    tensors = tensor_file.tensors(adapter.path)
     keys, prefix = layout.keys(tensors)[0], f"{names.denoiser}."
     if others := [name for name, parts in keys.items() if "down" not in parts]:
         raise UserError(
@@ -66,7 +66,7 @@ def find(pipe: Any, adapter: Adapter) -> dict[str, Part]:
 def trained(parts: Mapping[str, Part], adapter: Adapter) -> dict[str, torch.Tensor]:
     """The file's factors of those layers by their keys, in the file's types."""
     keys = {key for part in parts.values() for key in (part.down, part.up)}
-    return {key: value for key, value in load_file(adapter.path).items() if key in keys}
+    return {key: value for key, value in tensor_file.tensors(adapter.path).items() if key in keys}
 
 
 def write(adapter: Adapter, changed: Mapping[str, torch.Tensor], notes: Mapping[str, str], path: Path) -> None:
@@ -78,7 +78,7 @@ def write(adapter: Adapter, changed: Mapping[str, torch.Tensor], notes: Mapping[
     config = lora.config_beside(adapter.path)
     if config is not None and path.name == adapter.path.name:
         shutil.copyfile(config, path.with_name(config.name))
-    tensors = load_file(adapter.path)
+    tensors = tensor_file.tensors(adapter.path)
     new = {key: value.detach().to(tensors[key].dtype).contiguous() for key, value in changed.items()}
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors | new, partial, metadata=adapter.metadata | dict(notes))

@@ -26,7 +26,7 @@ from qcheck.report.html import view
 from qcheck.report.junit import KINDS
 from qcheck.report.markdown import SIGNS, escape, table
 from qcheck.report.numbers import ARMS, limit, number
-from qcheck.report.wording import line
+from qcheck.report.wording import line, printable
 from qcheck.result.fleet import Row
 from qcheck.result.verdict import Outcome
 
@@ -106,6 +106,7 @@ def page(summary: Summary) -> str:
     environment = Environment(
         loader=PackageLoader("qcheck.report.fleet", "."),
         autoescape=True,
+        finalize=printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,7 +8,6 @@ a content security policy allows the page its own two scripts and nothing from o
 import base64
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.core.values import Value
 from qcheck.report.html import charts, view
 from qcheck.report.html.charts import Chart
 from qcheck.report.numbers import shown
+from qcheck.report.wording import printable
 from qcheck.result import evidence
 from qcheck.result.evidence import CaseEvidence, Evidence
 from qcheck.result.measurement import NotMeasured
@@ -82,7 +83,7 @@ def read(folder: Path) -> Source:
 def _value(kind: type[V], path: Path) -> V | None:
     """The value in a file; None where there is no file."""
     try:
-        return kind.model_validate_json(path.read_bytes()) if path.exists() else None
+        return kind.model_validate_json(files.read_bytes(path)) if path.exists() else None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -94,7 +95,7 @@ def _value(kind: type[V], path: Path) -> V | None:
 def _cures(path: Path) -> list[Record]:
     """The rows of the table of tried cures: the cures of ``qcheck advise``, each with its case."""
     try:
-        advice = json.loads(path.read_bytes()) if path.exists() else {"cases": []}
+        advice = files.read_object(path) if path.exists() else {"cases": []}
         return [
             {"for": f"{case['scheme']}, {case['order']}", "cure": case["cure"] == place} | remedy
             for case in advice["cases"]
@@ -258,6 +259,7 @@ def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("qcheck.report.html", "."),
         autoescape=True,
+        finalize=printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
