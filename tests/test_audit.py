@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import qcheck
 from benchmarks.audit import edits
 from qcheck.cli.app import app
-from qcheck.core import digest, files
+from qcheck.core import digest, places
 from qcheck.core.errors import UserError
 from qcheck.measure.doubt import doubt
 from qcheck.report import seal, statement
@@ -418,7 +418,7 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
     shutil.copytree(sound, sweep / "pages" / "flat-2")
     report = store.read(sound)
     for place, case in enumerate(report.cases):
-        Store(files.at(sweep)).write(_row(report, case, str(place)))
+        Store(places.at(sweep)).write(_row(report, case, str(place)))
     assert qcheck.audit(sweep).code == 0
     broken = report.cases[0].measurements[0].model_copy(update={"value": math.nan})
     assert audit_rows._text(broken) == audit_rows._text(broken.model_copy())
@@ -433,7 +433,7 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
         (sweep / "cases" / "1.json").write_text(row.to_json(), "utf-8")
         code, text = printed(str(sweep))
         assert (code, said in text) == (1, True), text
-    Store(files.at(sweep)).forget(["1"])
+    Store(places.at(sweep)).forget(["1"])
     assert qcheck.audit(sweep).code == 0
     (sweep / "pages/flat-2/report.html").write_bytes(b"changed")
     assert [folder.code for folder in qcheck.audit(sweep).folders] == [0, 2]

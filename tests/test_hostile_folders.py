@@ -14,6 +14,7 @@ from qcheck.demo import library
 from qcheck.device import bundle as bundles
 from qcheck.device import facts as bundle_facts
 from qcheck.device import main as verifier
+from qcheck.device import sums as sums_file
 from qcheck.device.bundle import Bundle
 from qcheck.device.tensors import Tensor
 from qcheck.device.tensors import read as read_tensor
@@ -301,8 +302,8 @@ def bundle_said() -> dict[str, Any]:
 def test_a_bundle_of_links_is_refused(link: str, tmp_path: Path) -> None:
     made = _bundle(tmp_path)
     (made / "model").symlink_to(link)
-    sums = (made / bundles.SUMS).read_text() + f"{'0' * 64}  model\n"
-    written(made / bundles.SUMS, "".join(f"{line}\n" for line in sorted(sums.splitlines(), key=lambda one: one[66:])))
+    sums = (made / sums_file.NAME).read_text() + f"{'0' * 64}  model\n"
+    written(made / sums_file.NAME, "".join(f"{line}\n" for line in sorted(sums.splitlines(), key=lambda one: one[66:])))
     refused(lambda: bundles.read(made), tmp_path, "is a link, a pipe or a device")
 
 
@@ -310,20 +311,20 @@ def test_a_bundle_of_links_is_refused(link: str, tmp_path: Path) -> None:
 def test_digests_of_files_outside_are_no_bundle(name: str, tmp_path: Path) -> None:
     made = _bundle(tmp_path)
     sums = {**bundles.check(made), name: "0" * 64}
-    (made / bundles.SUMS).write_bytes(bundles.sums(sums))
+    (made / sums_file.NAME).write_bytes(sums_file.text(sums))
     refused(lambda: bundles.read(made), tmp_path, "was changed")
 
 
 def test_a_digest_twice_is_no_bundle(tmp_path: Path) -> None:
     made = _bundle(tmp_path)
-    (made / bundles.SUMS).write_bytes((made / bundles.SUMS).read_bytes() * 2)
+    (made / sums_file.NAME).write_bytes((made / sums_file.NAME).read_bytes() * 2)
     refused(lambda: bundles.read(made), tmp_path, "was changed")
 
 
 def test_a_pipe_in_place_of_digests_is_not_waited_for(tmp_path: Path) -> None:
     made = _bundle(tmp_path)
-    (made / bundles.SUMS).unlink()
-    os.mkfifo(made / bundles.SUMS)
+    (made / sums_file.NAME).unlink()
+    os.mkfifo(made / sums_file.NAME)
     refused(lambda: bundles.read(made), tmp_path, "is no file")
 
 

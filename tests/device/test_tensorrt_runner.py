@@ -563,7 +563,8 @@ def pyz(folder: Path, component: Component) -> Path:
     np.savez(folder / "inputs.npz", **model.inputs())
     package = folder / "packed" / "qcheck_verify"
     package.mkdir(parents=True)
-    names = ["built", "bundle", "cudart", "errors", "inspector", "replay", "tensorrt_engine", "tensors", "trtexec"]
+    names = ["built", "bundle", "cudart", "errors", "facts", "inspector", "replay", "sums"]
+    names += ["tensorrt_engine", "tensors", "trtexec"]
     for name in ["__init__", *names]:
         source = Path(tensorrt_engine.__file__).with_name(f"{name}.py")
         (package / source.name).write_bytes(source.read_bytes())
