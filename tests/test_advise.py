@@ -52,6 +52,15 @@ def test_remedies_come_in_order_of_cost() -> None:
     assert _kinds("int8", "NEEDS-QAT")[:2] == ["order", "ranges"]
 
 
+@pytest.mark.parametrize("named", ["int4-g128", "nvfp4", "int8"])
+def test_wider_schemes_are_tried_from_the_smallest(named: str) -> None:
+    failing = FailingCase(_spec(named), "NEEDS-QAT", lambda _: True, remedies.no_keeps)
+    every = [remedies.bits(remedy.spec.schemes[0]) for remedy in remedies.wider_schemes(failing) if remedy.spec]
+    assert len(every) > 1
+    assert every == sorted(every)
+    assert every[0] > remedies.bits(failing.scheme)
+
+
 def test_the_base_s_own_failure_is_not_cured_by_the_order_or_by_training_the_adapter() -> None:
     assert not {"order", "qat"} & set(_kinds("int4-g128", "FAIL-RECIPE"))
 

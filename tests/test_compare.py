@@ -193,6 +193,35 @@ def test_what_two_checks_differ_in_is_named() -> None:
     assert [d.name for d in _against(reports.report(), other).differences] == ["base", "target"]
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value", "named"),
+    [
+        ("base", "digest", "9" * 16, "base"),
+        ("probes", "digest", "9" * 16, "probes"),
+        ("probes", "seed", 2, "sampling"),
+        ("probes", "steps", 4, "sampling"),
+        ("probes", "guidance", 7.5, "sampling"),
+        ("provenance", "recipe_digest", "9" * 16, "recipe"),
+        ("provenance", "limits_digest", "9" * 16, "limits"),
+        ("provenance", "qcheck", "0.3.0", "qcheck"),
+        ("provenance", "commit", "abc", "qcheck"),
+        ("provenance", "versions", {"torch": "3"}, "libraries"),
+    ],
+)
+def test_one_changed_input_is_named_even_under_an_old_name(part: str, field: str, value: object, named: str) -> None:
+    before = reports.report()
+    whole = before.model_dump(by_alias=True)
+    other = reports.report(**{part: whole[part] | {field: value}})
+    assert [difference.name for difference in _against(before, other).differences] == [named]
+
+
+@pytest.mark.parametrize(("field", "value"), [("digest", "9" * 16), ("weight", 0.5), ("source", "ink.safetensors")])
+def test_another_adapter_or_weight_is_named(field: str, value: object) -> None:
+    (used,) = reports.report().model_dump(by_alias=True)["adapters"]
+    other = reports.report(adapters=[used | {field: value}])
+    assert [difference.name for difference in _against(reports.report(), other).differences] == ["adapters"]
+
+
 def _file(size: int) -> list[dict[str, Any]]:
     return [{"path": "x.onnx", "arm": "adapted", "compute": "float16", "digest": "0" * 16, "bytes": size}]
 

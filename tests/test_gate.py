@@ -123,6 +123,16 @@ def test_another_release_of_the_builder_builds_again(
     assert len(builds.given) == 2
 
 
+def test_another_device_s_build_is_another(
+    demo_arms: Arms, prepared: Prepared, builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _made(*_deployed(demo_arms, prepared, "int8", "merge-quantize", tmp_path))
+    for capability in ("8.6", "8.9", "8.9"):
+        monkeypatch.setattr(gate, "choose", lambda *_, capability=capability: Builder(RTX, capability))
+        _gate(tmp_path).build("one", scheme.find("int8"), made)
+    assert len(builds.given) == 2
+
+
 @builder.needed
 @pytest.mark.parametrize(
     ("name", "needs"), [("fp8", "FP8 (E4M3) needs SM 8.9"), ("nvfp4", "FP4 (E2M1) needs SM 10.0 and FP8 (E4M3) needs")]

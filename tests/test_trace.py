@@ -237,6 +237,16 @@ def test_traces_of_other_probes_are_refused(demo_arms: Arms, tmp_path: Path, cha
         require_matched(*found)
 
 
+def test_arms_at_the_states_of_two_references_are_refused(demo_arms: Arms, tmp_path: Path) -> None:
+    """Probes, seeds and solver are the same: it is the latents that differ."""
+    sampling = sampler_for(demo_arms, tmp_path)
+    references = [sampling.reference(subjects.full(demo_arms, side), quiet) for side in ("base", "adapted")]
+    arms = [sampling.arm(subjects.full(demo_arms, "base"), reference, quiet) for reference in references]
+    require_matched(references[1], arms[1])
+    with pytest.raises(MismatchError, match="other probes"):
+        require_matched(*arms)
+
+
 class Counting:
     """A runner that counts its calls and may fail after some of them."""
 

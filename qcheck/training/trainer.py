@@ -44,14 +44,14 @@ def train(objective: QatObjective) -> tuple[Tensors, Training]:
         UserError: the loss is not finite.
     """
     with objective.store.locked(_KIND, objective.key):  # two processes would write over each other's checkpoints
-        run = _Run(objective)
+        run = Run(objective)
         resumed = run.restore()
         while not run.ended:
             run.advance()
     return run.best, Training(history=run.history, kept=run.kept, resumed=resumed)
 
 
-class _Run:
+class Run:
     """A run in progress. A checkpoint holds everything that the next step depends on except the objective."""
 
     def __init__(self, objective: QatObjective) -> None:

@@ -71,7 +71,9 @@ def test_a_report_of_hostile_names_keeps_its_tables_and_no_html_but_its_own(text
         text, verdict="NEEDS-QAT", reasons=[text], next=text, warnings=[text], builds=[_refused(text)]
     )
     missing = [{"name": text, "reason": text}]
-    report = reports.report(hostile, reports.case(), target=text, not_measured=missing)
+    used = [{"source": f"a/{text}", "weight": 1.0, "arms": "adapted", "digest": "0" * 16}]
+    base = {"source": text, "digest": "0" * 16}
+    report = reports.report(hostile, reports.case(), target=text, not_measured=missing, adapters=used, base=base)
     tokens = PARSER.parse(markdown.render(report))
     html = [token.content.replace("\u2060", "") for token in tokens if token.type == "html_block"]
     folded = [f"<details><summary>{markup.escape(line(text))} merge-quantize, 8 probes</summary>\n"]
