@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.demo import library
-from qcheck.result.report import Report, exit_code
 from qcheck.sampling import sampler
 from tests.conftest import Finished, run
 
@@ -153,25 +152,6 @@ def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
     assert done.stdout == (tmp_path / "out" / "report.json").read_text()
     audited = run("audit", str(tmp_path / "out"))
     assert audited.exit_code == 0, audited.output  # the verdict follows, of numbers that are not finite too
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "require", "code"),
-    [
-        (["PASS"], "all", 0),
-        (["PASS", "NEEDS-QAT"], "all", 1),
-        (["PASS", "NEEDS-QAT"], "any", 0),
-        (["FAIL-RECIPE"], "any", 1),
-        (["PASS", "INCONCLUSIVE"], "all", 3),
-        (["INVALID"], "all", 3),
-        (["INVALID", "FAIL-ADAPTER"], "all", 1),
-    ],
-)
-def test_exit_codes(finished: Finished, outcomes: list[str], require: str, code: int) -> None:
-    report = Report.model_validate_json(json.dumps(finished.report))
-    cases = [report.cases[0].model_copy(update={"verdict": outcome}) for outcome in outcomes]
-    spec = report.spec.changed(require=require)
-    assert exit_code(report.model_copy(update={"cases": cases, "spec": spec})) == code
 
 
 BARE = """

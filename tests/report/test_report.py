@@ -15,7 +15,7 @@ from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge import next_step
 from qcheck.report import contact, text
 from qcheck.result.build import Build, Precision
-from qcheck.result.report import Report
+from qcheck.result.report import Report, exit_code
 from qcheck.tasks import assemble
 from tests import reports
 from tests.conftest import Finished
@@ -179,3 +179,28 @@ def test_an_engine_that_could_not_be_read_is_not_measured_with_the_reason(report
     assert found.name == "realised precision of int8 merge-quantize"
     assert found.reason == "not read: the engine says nothing of its operations, first a"
     assert "could not be read" in next_step.next_step("PASS", "merge-quantize", "artifacts/x.onnx", [made])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "require", "code"),
+    [
+        (["PASS"], "all", 0),
+        (["PASS", "NEEDS-QAT"], "all", 1),
+        (["PASS", "NEEDS-QAT"], "any", 0),
+        (["FAIL-RECIPE"], "any", 1),
+        (["PASS", "INCONCLUSIVE"], "all", 3),
+        (["INVALID"], "all", 3),
+        (["INVALID", "FAIL-ADAPTER"], "all", 1),
+        (["control PASS", "NEEDS-QAT"], "any", 1),  # `--scheme all`: fp16 passes, and that is not what was asked
+        (["control PASS", "INCONCLUSIVE"], "any", 3),
+        (["control NEEDS-QAT", "PASS"], "any", 0),
+        (["control NEEDS-QAT", "PASS"], "all", 1),
+    ],
+)
+def test_exit_codes(outcomes: list[str], require: str, code: int) -> None:
+    cases = [
+        reports.case(f"s{place}", verdict=outcome.rpartition(" ")[2], control=outcome.startswith("control"))
+        for place, outcome in enumerate(outcomes)
+    ]
+    report = reports.report(*cases)
+    assert exit_code(report.model_copy(update={"spec": report.spec.changed(require=require)})) == code
