@@ -373,3 +373,10 @@ def test_details_are_of_every_scheme_that_quantizes_a_layer() -> None:
         arrivals = [seen for layer in found.layers if layer.details for seen in layer.details.arrivals]
         named = [seen.order for seen in arrivals if seen.scheme == name]
         assert {order: named.count(order) for order in MERGES} == dict.fromkeys(MERGES, layers)
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
+def test_a_weight_that_is_not_finite_is_an_error(weight: str) -> None:
+    result = run("inspect", _path("flat"), "--base", "demo", f"--weight={weight}")
+    assert isinstance(result.exception, UserError)
+    assert f"weight {weight} is not finite" in result.exception.what

@@ -1,5 +1,6 @@
 """``qcheck inspect`` as functions: of one adapter, or of many."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -94,6 +95,8 @@ def _question(
     details: bool = False,
 ) -> Any:
     """What is asked of every adapter, checked."""
+    if not math.isfinite(weight):
+        raise UserError(f"weight {weight!r} is not finite", "Give another weight.")
     chosen = [one if isinstance(one, Scheme) else schemes.find(str(one)) for one in many(scheme)]
     if smoothed := [one.name for one in chosen if one.smoothing]:
         raise UserError(

@@ -71,12 +71,6 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path, value: float) -
         _saved(tmp_path, tensors)
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
-def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
-    with pytest.raises(UserError, match="not finite"):
-        lora.read(Use(source=str(FLAT), weight=weight))
-
-
 def test_keys_that_match_nothing_are_an_error(tmp_path: Path, loaded: load.Base) -> None:
     tensors = {k.replace("unet.", "unet.inner."): v for k, v in load_file(FLAT).items()}
     with pytest.raises(UserError, match=r"none of the .* layers"):

@@ -1,6 +1,5 @@
 """Read and check the file of an adapter: its digest, its metadata and the kind of adapter."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,12 +35,10 @@ def read(use: Use) -> Adapter:
     """Check the file; its tensors are read one by one and not kept in memory.
 
     Raises:
-        UserError: missing, a pickle, not whole safetensors, NaN or infinite values, a weight that is not finite, or not
+        UserError: missing, a pickle, not whole safetensors, NaN or infinite values, or a weight that is not
             1 for a DoRA in kohya's layout.
     """
     source, path = use.source, file_in(Path(use.source))
-    if not math.isfinite(use.weight):
-        raise UserError(f"adapter weight {use.weight} is not finite", "Give a number such as 1.0.")
     if not path.is_file():
         raise UserError(
             f"adapter {source!r} does not exist",
