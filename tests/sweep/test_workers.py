@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -64,6 +66,25 @@ def test_a_worker_that_is_stopped_changes_nothing(
         ray.shutdown()
     assert killed
     assert rows(tmp_path / "out") == rows(whole)
+
+
+def _sweep(folder: Path, cache: Path) -> subprocess.Popen[bytes]:
+    code = f"import qcheck; qcheck.sweep(base='demo', lora=['faint', 'flat'], out={str(folder)!r}, **{FEW!r})"
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "QCHECK_CACHE": str(cache)})
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_compute_each_case_once(whole: Path, tmp_path: Path) -> None:
+    """Each has a cache of its own: what is in both was computed twice."""
+    caches = [tmp_path / "one", tmp_path / "other"]
+    sweeps = [_sweep(tmp_path / "out", cache) for cache in caches]
+    assert [process.wait() for process in sweeps] == [0, 0]
+    assert rows(tmp_path / "out") == rows(whole)
+    one, other = ({path.name for path in cache.glob("qcheck/alignment/*/")} - {".locks"} for cache in caches)
+    assert not one & other
+    assert len(one | other) == len(rows(whole))
+    assert one
+    assert other
 
 
 @pytest.fixture
