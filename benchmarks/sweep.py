@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from qcheck.demo import library
 
 NAMES = ("flat", "ink", "faint", "few")
-SCHEMES = ("int8", "int4-g128")
+SCHEMES, OWN = ("int8", "int4-g128"), (0, 3, 6)
 FEW = ("--steps", "2", "--width", "32", "--height", "32", "--max-probes", "8", "--no-build", "--threads", "1")
 TIMES = ("seconds",)
 
@@ -37,7 +38,7 @@ def adapters(folder: Path, count: int) -> Path:
         if index % 10 == 9:
             path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00broken")
             continue
-        name, own = NAMES[index % len(NAMES)], index % 10 in (0, 3, 6)
+        name, own = NAMES[index % len(NAMES)], index % 10 in OWN
         tensors = load_file(library.ADAPTERS / f"{name}.safetensors")
         weight = 0.5 + index / (2 * count) if own else 1.0
         save_file({k: v * weight if "lora_B" in k else v for k, v in tensors.items()}, path)
@@ -75,6 +76,22 @@ def timeline(out: Path, began: float, counts: list[int]) -> None:
             print(f"{count:5} adapters after {done[count - 1]:7.0f} s, {done[count - 1] / count:6.1f} s each")
 
 
+def shared(out: Path) -> None:
+    """Print the seconds of the first adapter, and of later ones: of their own weight, and copies by another name."""
+    by_adapter: dict[int, float] = {}
+    for path in (out / "cases").glob("*.json"):
+        row = json.loads(path.read_bytes())
+        if row["error"] is None:
+            index = int(Path(row["adapter"]).stem.rpartition("-")[2])
+            by_adapter[index] = by_adapter.get(index, 0.0) + row["seconds"]
+    own = [seconds for index, seconds in by_adapter.items() if index > len(NAMES) and index % 10 in OWN]
+    copies = [seconds for index, seconds in by_adapter.items() if index > 10 and index % 10 not in OWN]
+    print(
+        f"the first adapter took {by_adapter[0]:.1f} s, later ones of their own weight {statistics.median(own):.1f} s, "
+        f"copies {statistics.median(copies):.1f} s (medians)"
+    )
+
+
 def undisturbed(root: Path, count: int, jobs: int) -> tuple[Path, float]:
     """The adapters, and the seconds of a sweep of them that nobody disturbs."""
     loras = adapters(root / "loras", count)
@@ -83,6 +100,7 @@ def undisturbed(root: Path, count: int, jobs: int) -> tuple[Path, float]:
     whole = time.time() - began
     print(f"undisturbed: {whole:.0f} s, exit code {code}", flush=True)
     timeline(root / "whole", began, [10, 50, 100, 200])
+    shared(root / "whole")
     return loras, whole
 
 
