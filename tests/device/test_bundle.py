@@ -360,6 +360,14 @@ def _changed(out: Path, **changes: Any) -> None:
     out.write_text(json.dumps(content), "utf-8")
 
 
+def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)  # a hole: it takes no room until somebody reads it
+    with pytest.raises(CannotVerify, match="has 1099511627776 bytes"):
+        tensors.read(path, Tensor("x", "float32", (3,)))
+
+
 @pytest.mark.parametrize("dtype", [*tensors.TYPES])
 def test_a_tensor_comes_back_as_it_was_written(dtype: str, tmp_path: Path) -> None:
     values = np.array([[0.0, 1.0, -2.5], [1e-3, 300.0, 1.0]], np.float32)
