@@ -13,6 +13,7 @@ from qcheck.cli import (
     audit,
     cache,
     calibrate,
+    card,
     catalogue,
     check,
     compare,
@@ -41,6 +42,7 @@ app.command("check")(check.check)
 app.command("demo")(check.demo)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
+app.command("card")(card.card)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
