@@ -18,7 +18,10 @@ from benchmarks.audit import edits
 from qcheck.cli.app import app
 from qcheck.core import digest, places
 from qcheck.core.errors import UserError
+from qcheck.core.values import DATA
+from qcheck.judge import fleet
 from qcheck.measure.doubt import doubt
+from qcheck.report import fleet as fleet_report
 from qcheck.report import seal, statement
 from qcheck.result import store
 from qcheck.result.fleet import Row, Store
@@ -392,17 +395,21 @@ def test_an_engine_of_other_making_is_named(merged: Path, changed: dict[str, Any
     assert said is None or f"int8 merge-quantize: the verdict lapses: {said}" in text
 
 
+SURVIVAL = ("effect_survival", "adapted")
+
+
 def _row(report: Report, case: Case, digest: str) -> Row:
     """The row of a case in a sweep whose page is flat-1."""
     bounds = report.spec.bounds
     return Row(
         case=digest,
-        adapter="flat",
-        weight=1.0,
-        base="b",
+        adapter=" + ".join(use.source for use in report.spec.adapters),
+        weight=report.spec.adapters[0].weight,
+        base=report.spec.base,
         scheme=case.scheme,
         order=case.order,
-        target="t",
+        target=report.spec.target.name,
+        survival=next((m.value for m in case.measurements if (m.name, m.arm) == SURVIVAL), None),
         verdict=case.verdict,
         deciding=case.decided,
         reasons=case.reasons,
@@ -419,6 +426,8 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
     report = store.read(sound)
     for place, case in enumerate(report.cases):
         Store(places.at(sweep)).write(_row(report, case, str(place)))
+    names = ["cases/0.json", "cases/1.json", "pages/flat-1/SHA256SUMS", "pages/flat-2/SHA256SUMS"]
+    seal.of_sweep(places.at(sweep), names)
     assert qcheck.audit(sweep).code == 0
     broken = report.cases[0].measurements[0].model_copy(update={"value": math.nan})
     assert audit_rows._text(broken) == audit_rows._text(broken.model_copy())
@@ -428,22 +437,75 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
         ({"reasons": ["fine"]}, "gives other reasons"),
         ({"doubt": 0.01}, "has a p-value of 0.01"),
         ({"scheme": "fp8"}, "names a report that has no such case"),
+        ({"survival": 0.5}, "has a survival of 0.5"),
+        ({"adapter": "other.safetensors"}, "says adapter other.safetensors"),
+        ({"weight": 3.0}, "says weight 3.0"),
+        ({"base": "/x"}, "says base /x"),
+        ({"target": "jetson-thor"}, "says target jetson-thor"),
+        ({"page": None}, "has no page that says so"),
+        ({"page": "pages/gone/report.html"}, "has no page that says so"),
     ):
         row = _row(report, report.cases[1], "1").model_copy(update=changed)
         (sweep / "cases" / "1.json").write_text(row.to_json(), "utf-8")
         code, text = printed(str(sweep))
         assert (code, said in text) == (1, True), text
     Store(places.at(sweep)).forget(["1"])
-    assert qcheck.audit(sweep).code == 0
     (sweep / "pages/flat-2/report.html").write_bytes(b"changed")
-    assert [folder.code for folder in qcheck.audit(sweep).folders] == [0, 2]
+    audited = qcheck.audit(sweep)
+    assert [folder.code for folder in audited.folders] == [2, 0, 2]
+    assert audited.folders[0].missing == ["cases/1.json"]
+
+
+def test_every_file_of_a_sweep_s_own_is_held_against_its_digest(sound: Path, tmp_path: Path) -> None:
+    sweep, report = tmp_path / "fleet", store.read(sound)
+    shutil.copytree(sound, sweep / "pages" / "flat-1")
+    held = Store(places.at(sweep))
+    held.mark()
+    rows = [_row(report, case, str(place)) for place, case in enumerate(report.cases)]
+    for row in rows:
+        held.write(row)
+    forecast = rows[0].model_copy(update={"case": "2", "stage": "forecast", "page": None})
+    held.write(forecast)
+    every = [*rows, forecast]
+    held.index(every)
+    files = fleet_report.write(fleet.summary(every), held.files)
+    seal.of_sweep(held.files, [*files, *held.names(every)])
+    audited = qcheck.audit(sweep)
+    assert (audited.code, audited.folders[0].unaudited) == (0, 1)
+    assert "1 rows have no page" in printed(str(sweep))[1]
+    own = sorted(path for path in sweep.rglob("*") if path.is_file() and "pages" not in path.parts)
+    assert len(own) == 3 + 2 + 5 + ("index.parquet" in files)
+    for path in own:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"a", b"b", 1))
+        name = path.relative_to(sweep).as_posix()
+        found = qcheck.audit(sweep)
+        assert found.code != 0, name
+        assert name in found.folders[0].changed or path.name == "SHA256SUMS"  # there another file is called changed
+        path.unlink()
+        assert name in qcheck.audit(sweep).folders[0].missing
+        path.write_bytes(content)
+    shutil.rmtree(sweep / "pages")
+    assert qcheck.audit(sweep).code == 1
+    (sweep / "SHA256SUMS").unlink()
+    (sweep / "cases" / "0.json").write_text("{")
+    assert qcheck.audit(sweep).folders[0].changed == ["cases/0.json"]
+
+
+def test_limits_that_give_another_verdict_are_told_from_one_that_was_forged(sound: Path, tmp_path: Path) -> None:
+    own = audits.report(PASSING).spec.bounds
+    strict = tmp_path / "strict.toml"
+    strict.write_text((DATA / "limits" / f"{own.name}.toml").read_text("utf-8").replace("low = 0.8", "low = 0.999", 1))
+    code, text = printed(str(sound), "--limits", str(strict))
+    assert code == 1
+    assert "sound by its own limits, and limits 'strict' give another verdict" in text
 
 
 def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Give a folder"):
+    with pytest.raises(UserError, match="neither a report nor a sweep"):
         qcheck.audit(tmp_path)
     (tmp_path / "pages").mkdir()
-    with pytest.raises(UserError, match="has no page"):
+    with pytest.raises(UserError, match="has neither rows nor pages"):
         qcheck.audit(tmp_path)
 
 

@@ -100,7 +100,8 @@ def sweep(
         store.files.tidy()
         summary = fleet.summary([*store.rows(cases)], rate)
     store.index(summary.rows)
-    host("qcheck.report.fleet").write(summary, store.files)
+    names = host("qcheck.report.fleet").write(summary, store.files)
+    host("qcheck.report.seal").of_sweep(store.files, [*names, *store.names(summary.rows)])
     if tracker is not None:
         tracker.log(*host("qcheck.report.tracking").of_fleet(summary, store.files))
     return summary

@@ -14,9 +14,16 @@ def text(audit: Audit, console: Console) -> None:
     """Every folder, one after the other, and the answer."""
     for folder in audit.folders:
         _folder(folder, audit.limits, console)
+    stated = [case for folder in audit.folders for case in folder.cases if not case.stands]
+    own = stated or any(folder.differences for folder in audit.folders)
     answer = {
         0: ("sound: every verdict follows from the evidence, and no byte is changed", "bold green"),
-        1: ("not sound: a verdict does not follow from the evidence, or from the limits given", "bold red"),
+        1: (
+            "not sound: a verdict does not follow from the evidence"
+            if own
+            else f"sound by its own limits, and limits {audit.limits!r} give another verdict",
+            "bold red",
+        ),
         2: ("not sound: files are changed, missing or not signed", "bold red"),
     }
     words, style = answer[audit.code]
@@ -31,7 +38,8 @@ def _folder(folder: FolderAudit, limits: str | None, console: Console) -> None:
     for case in folder.cases:
         cells: list[str | Text] = [case.scheme, case.order, case.stated, _outcome(case.evidence, case)]
         table.add_row(*cells, *([_outcome(case.given, case)] if limits else []))
-    console.print(table)
+    if folder.cases:
+        console.print(table)
     for case in folder.cases:
         _list(console, f"{case.scheme} {case.order}", _sentences(case))
     _list(console, "report", folder.differences)
@@ -41,6 +49,8 @@ def _folder(folder: FolderAudit, limits: str | None, console: Console) -> None:
     if folder.signed is not None:
         words = "signed by the key given" if folder.signed else "not signed by the key given"
         console.print(Text(f"signature: {words}"))
+    if folder.unaudited:
+        console.print(Text(f"{folder.unaudited} rows have no page, forecasts and errors: nothing vouches for them"))
     whole = folder.files - len(set(folder.changed) | set(folder.missing))
     console.print(Text(f"{max(0, whole)} of {folder.files} files are as they were written\n"))
 

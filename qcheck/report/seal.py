@@ -3,11 +3,13 @@
 ``sha256sum -c SHA256SUMS`` checks all files but the two themselves; ``check`` these too.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcheck.core.files import read_bytes
+from qcheck.core.places import Files as Place
 from qcheck.device import sums
 from qcheck.report import statement
 from qcheck.result.report import Report
@@ -28,6 +30,23 @@ def renew(report: Report, folder: Path, names: Iterable[str]) -> None:
     known = _listed(folder)
     if known is not None:
         _write(report, folder, {**known, **{name: sums.digest(folder / name) for name in names}})
+
+
+def of_sweep(place: Place, names: Iterable[str]) -> None:
+    """Seal the files ``names`` of a sweep; its pages have a seal each, whose digest is among them."""
+    digests = {name: hashlib.sha256(place.read(name)).hexdigest() for name in names}
+    place.write(sums.NAME, sums.text(digests))
+
+
+def sweep(folder: Path) -> tuple[Mapping[str, str], list[str], list[str]]:
+    """The digests that a sweep's folder should have by name, the names of those that differ, and of those missing."""
+    known = _listed(folder)
+    if known is None:
+        there = (folder / sums.NAME).exists()
+        return {}, [sums.NAME] if there else [], [] if there else [sums.NAME]
+    missing = [name for name in known if not (folder / name).is_file()]
+    changed = [name for name in known if name not in missing and sums.digest(folder / name) != known[name]]
+    return known, changed, missing
 
 
 def _write(report: Report, folder: Path, digests: Mapping[str, str]) -> None:

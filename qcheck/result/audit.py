@@ -29,15 +29,20 @@ class AuditedCase(Value):
     lapsed: list[str] = Field(default_factory=list)
 
     @property
+    def stands(self) -> bool:
+        """Whether the stated verdict and numbers follow from the evidence by its own limits, and still hold."""
+        return self.stated == self.evidence and not self.differences and not self.lapsed
+
+    @property
     def follows(self) -> bool:
-        """Whether the stated verdict and numbers follow from the evidence, by all limits, and still hold."""
-        given = self.given in (None, self.stated)
-        return self.stated == self.evidence and given and not self.differences and not self.lapsed
+        """Whether it stands, and the limits given say the same."""
+        return self.stands and self.given in (None, self.stated)
 
 
 class FolderAudit(Value):
     """One report folder. ``changed``, ``missing`` and ``added`` name files; ``differences`` are of the whole report.
 
+    ``unaudited`` are rows of a sweep without a page: forecasts and errors.
     ``signed`` says whether the signature that was given is one of its statement; None where none was given.
     """
 
@@ -47,6 +52,7 @@ class FolderAudit(Value):
     missing: list[str]
     added: list[str]
     signed: bool | None = None
+    unaudited: int = 0
     differences: list[str]
     cases: list[AuditedCase]
 

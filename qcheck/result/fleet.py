@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from qcheck.core.errors import UserError
 from qcheck.core.places import Files
 from qcheck.core.values import Number, Value
+from qcheck.device.sums import NAME as SUMS
 from qcheck.result.measurement import Judged
 from qcheck.result.verdict import Outcome
 
@@ -117,6 +118,11 @@ class Store:
     def rows(self, cases: Sequence[str]) -> Iterator[Row]:
         """The rows of those cases that are there."""
         return (self.read(case) for case in cases if self.has(case))
+
+    def names(self, rows: Iterable[Row]) -> list[str]:
+        """The files of rows: of each its own and, where it has a page, what vouches for the page; and the index."""
+        pages = {f"{row.page.rpartition('/')[0]}/{SUMS}" for row in rows if row.page is not None}
+        return sorted({MARK, INDEX, *pages, *(self.name(row.case) for row in rows)})
 
     def index(self, rows: Iterable[Row]) -> None:
         """Write the index of rows."""

@@ -16,7 +16,7 @@ from qcheck.report.seal import Files
 from qcheck.result import audit as results
 from qcheck.result import manifest, store
 from qcheck.result.audit import Audit, FolderAudit
-from qcheck.result.fleet import CASES, PAGES, Row, Store
+from qcheck.result.fleet import CASES, MARK, PAGES, Row, Store
 from qcheck.result.measurement import Judged
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.result.verified import Verified
@@ -44,10 +44,12 @@ def audit(folder: Path, asked: Asked) -> Audit:
     Raises:
         UserError: it is none of them, its report cannot be read, or what is asked belongs to no case of it.
     """
-    if (folder / PAGES).is_dir() and not (folder / REPORT).exists():
+    if not (folder / REPORT).exists() and any((folder / name).exists() for name in (MARK, PAGES)):
         if asked.signature is not None:
             raise UserError("a signature is of one folder, and this is a sweep", f"Give one of its {PAGES}/.")
-        found = list(_pages(folder, asked))
+        found = list(_sweep(folder, asked))
+    elif not any((folder / name).exists() for name in (REPORT, sums.NAME)):
+        raise UserError(f"{str(folder)!r} holds neither a report nor a sweep", "Give what check or sweep wrote.")
     else:
         found = [of_folder(folder, _read(folder), asked)]
     return results.audit(None if asked.limits is None else asked.limits.name, found)
@@ -184,20 +186,48 @@ def _engine(report: Report, engine: Path) -> list[tuple[int, list[str]]]:
     return [(place, [*broken_bytes, *lapse.engine(report.cases[place], record)]) for place in own]
 
 
-def _pages(sweep: Path, asked: Asked) -> Iterator[FolderAudit]:
-    """The pages of a sweep; the rows of its cases have to say what the report of their page says.
+def _sweep(sweep: Path, asked: Asked) -> Iterator[FolderAudit]:
+    """A sweep as a whole, then its pages; the rows of its cases have to say what the report of their page says.
 
     Raises:
-        UserError: there is none, or a row cannot be read.
+        UserError: it has neither rows nor pages.
     """
     folders = sorted(path.parent for path in sweep.glob(f"{PAGES}/*/{REPORT}"))
-    if not folders:
-        raise UserError(f"sweep {str(sweep)!r} has no page", "Give a sweep that checked something.")
-    rows = list(Store(Folder(sweep)).rows(sorted(path.stem for path in (sweep / CASES).glob("*.json"))))
+    known, changed, missing = seal.sweep(sweep)
+    names = sorted(path.stem for path in (sweep / CASES).glob("*.json"))
+    if not names and not folders:
+        raise UserError(f"sweep {str(sweep)!r} has neither rows nor pages", "Give a sweep that checked something.")
+    rows, held = list[Row](), Store(Folder(sweep))
+    for name in names:
+        try:
+            rows.append(held.read(name))
+        except UserError:
+            changed.append(held.name(name))
+    pages, checked = {folder.name for folder in folders}, [row for row in rows if row.error is None]
+    loose = [row for row in checked if row.stage == "check" and _page(row) not in pages]
+    yield FolderAudit(
+        folder=str(sweep),
+        files=len(known),
+        changed=sorted(set(changed)),
+        missing=missing,
+        added=[held.name(row.case) for row in rows if known and held.name(row.case) not in known],
+        unaudited=sum(row.page is None for row in rows) - sum(row.page is None for row in loose),
+        differences=[f"the row of {row.title} {row.scheme} {row.order} has no page that says so" for row in loose],
+        cases=[],
+    )
     for folder in folders:
+        yield _of_page(folder, [row for row in rows if _page(row) == folder.name], asked)
+
+
+def _of_page(folder: Path, rows: Sequence[Row], asked: Asked) -> FolderAudit:
+    try:
         report = _read(folder)
-        one, wrong = of_folder(folder, report, asked), _rows(report, [row for row in rows if _page(row) == folder.name])
-        yield one.model_copy(update={"differences": [*one.differences, *wrong]})
+        one = of_folder(folder, report, asked)
+    except UserError as error:  # the other pages go on
+        return FolderAudit(
+            folder=str(folder), files=0, changed=[REPORT], missing=[], added=[], differences=[error.what], cases=[]
+        )
+    return one.model_copy(update={"differences": [*one.differences, *_rows(report, rows)]})
 
 
 def _page(row: Row) -> str | None:
@@ -211,18 +241,29 @@ def _text(one: Judged | None) -> str:
 
 def _rows(report: Report, rows: Sequence[Row]) -> Iterator[str]:
     """The values of rows that are not those of the report's cases."""
-    cases, limits = {(case.scheme, case.order): case for case in report.cases}, report.spec.bounds
+    cases, spec = {(case.scheme, case.order): case for case in report.cases}, report.spec
+    limits, adapters = spec.bounds, " + ".join(use.source for use in spec.adapters)
     for row in rows:
         title, case = f"the sweep's row of {row.scheme} {row.order}", cases.get((row.scheme, row.order))
         if case is None:
             yield f"{title} names a report that has no such case"
             continue
-        pairs = (("verdict", row.verdict, case.verdict), ("number of probes", row.probes, case.probes_used))
+        pairs = (
+            ("verdict", row.verdict, case.verdict),
+            ("number of probes", row.probes, case.probes_used),
+            ("adapter", row.adapter, adapters),
+            ("weight", row.weight, spec.adapters[0].weight),
+            ("base", row.base, spec.base),
+            ("target", row.target, spec.target.name),
+        )
         yield from (
             f"{title} says {name} {here}, and its report {there}" for name, here, there in pairs if here != there
         )
         if _text(row.deciding) != _text(case.decided) or row.reasons != case.reasons:
             yield f"{title} gives other reasons than its report"
+        survival = [one.value for one in case.measurements if (one.name, one.arm) == ("effect_survival", "adapted")]
+        if not again.alike(row.survival, survival[0] if survival else None):
+            yield f"{title} has a survival of {row.survival}, and its report {survival}"
         certain = doubt(case.measurements, case.probes_used, limits.alpha, len(limits.looks))
         if not again.alike(row.doubt, certain):
             yield f"{title} has a p-value of {row.doubt}, and its report gives {certain}"

@@ -46,7 +46,7 @@ def test_help_teaches(command: tuple[str, ...]) -> None:
         (("check", "demo", "--lora", "flat", "--weight", "1", "--weight", "2"), "1 adapters and 2 weights"),
         (("check", "demo", "--lora", "flat", "--with-lora", "ink=much"), "'much' is no number"),
         (("check", "demo", "--lora", "flat", "--max-probes", "65"), "beyond the last look"),
-        (("check", "demo", "--lora", "flat", "--weight", "nan"), "not finite"),
+        (("check", "demo", "--lora", "flat", "--weight", "nan"), "finite number"),
         (("check", "demo", "--lora", "flat", "--weight", "0"), "too small|only 0"),
         (("check", "demo", "--lora", "flat", "--weight", "0.0005"), "of its size on these probes"),
     ],
@@ -93,7 +93,7 @@ def test_a_corrupt_adapter_is_refused_before_anything_is_computed(tmp_path: Path
 def test_a_demo_check_ends_in_files_and_a_verdict(finished: Finished) -> None:
     assert finished.result.exit_code == 0, finished.result.output
     written = {"report.json", "report.html", "report.md", "junit.xml", "evidence.json", "pictures", "contact.png"}
-    written |= {"artifacts"}
+    written |= {"artifacts", "SHA256SUMS", "report.intoto.json"}
     assert {p.name for p in finished.folder.iterdir()} == written
     assert "PASS" in finished.result.stdout
     assert "limits: set on" in finished.result.stdout

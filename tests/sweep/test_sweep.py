@@ -59,7 +59,7 @@ def test_a_corrupt_adapter_is_a_row_and_the_others_have_verdicts(swept: tuple[Pa
     assert {path.stem for path in (folder / "cases").iterdir()} == {one["case"] for one in by_name.values()}
     assert not [*folder.glob(".work-*")]
     audited = qcheck.audit(folder)
-    assert (audited.code, len(audited.folders)) == (0, 2)
+    assert (audited.code, len(audited.folders), audited.folders[0].unaudited) == (0, 3, 1)
 
 
 def test_the_same_sweep_again_runs_nothing(

@@ -38,8 +38,8 @@ _COLUMNS = (
 )
 
 
-def write(summary: Summary, files: Files) -> None:
-    """Write every file of a sweep's summary."""
+def write(summary: Summary, files: Files) -> list[str]:
+    """Write every file of a sweep's summary; returns their names."""
     texts = {PAGE: page(summary), MARKDOWN: markdown(summary), JUNIT: junit(summary)}
     records = [record(row, summary) for row in summary.rows]
     content = io.StringIO()
@@ -51,6 +51,8 @@ def write(summary: Summary, files: Files) -> None:
         files.write(name, text.encode())
     if find_spec("pyarrow") is not None:
         files.write(PARQUET, _parquet(records))
+        return [*texts, PARQUET]
+    return [*texts]
 
 
 def _parquet(records: Sequence[dict[str, Any]]) -> bytes:
