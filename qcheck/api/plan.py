@@ -2,7 +2,7 @@
 
 import glob
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def requests(keywords: Mapping[str, Any]) -> list[CheckSpec]:
     missing = [name for name in ("base", _OWN) if not keywords.get(name)]
     lines = [*_adapters(many(keywords.get(_OWN)), "demo" in map(str, many(keywords.get("base"))))]
     if not lines or (missing == ["base"] and not all("base" in line for line in lines)):
-        raise UserError("the plan names no adapter or no base", "Give a base, and adapters: files, a folder, a glob.")
+        lacking = "no base" if "base" in missing and lines else "no adapter"
+        raise UserError(f"the plan names {lacking}", "Give a base, and adapters: files, a folder, a glob.")
     specs = [spec for line in lines for spec in _of_line({**keywords, **line})]
     if any(spec.artifacts for spec in specs):
         raise UserError("the plan names ONNX files of others", "A sweep judges schemes: give those to `qcheck check`.")
@@ -50,13 +51,17 @@ def read(path: Path) -> dict[str, Any]:
     known = _known()
     for name in keywords:
         if name not in known:
-            raise unknown("key of a plan", name, known)
+            raise unknown("key of a plan", name, _as_written(known))
     return {name: _placed(path.parent, value) for name, value in keywords.items()}
 
 
 def _placed(folder: Path, value: Any) -> Any:
     """``value`` with the paths in it that are beside the file."""
     return [beside(folder, item) for item in value] if isinstance(value, list) else beside(folder, value)
+
+
+def _as_written(known: Iterable[str]) -> list[str]:
+    return [name.replace("_", "-") for name in known]
 
 
 def _known() -> list[str]:
@@ -108,7 +113,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         renamed = {name.replace("-", "_"): value for name, value in keywords.items()}
         for name in renamed:
             if name not in known:
-                raise unknown(f"key of {path}:{number}", name, known)
+                raise unknown(f"key of {path}:{number}", name, _as_written(known))
         yield {name: _placed(path.parent, value) for name, value in renamed.items()}
 
 

@@ -107,14 +107,22 @@ def sweep(
     return summary
 
 
-def ahead(plan: Named | None, given: Mapping[str, Any], out: Named, cache: bool = True) -> Ahead:
-    """What ``sweep`` of the same arguments would do; nothing is run or written.
+def ahead(
+    plan: Named | None,
+    given: Mapping[str, Any],
+    out: Named,
+    cache: bool = True,
+    shard: tuple[int, int] | None = None,
+) -> Ahead:
+    """What ``sweep`` of the same arguments, or one shard of it, would do; nothing is run or written.
 
     Raises:
         UserError: as ``sweep``.
     """
-    with _opened(plan, given, out, cache) as (jobs, store, _):
-        pending = host("qcheck.tasks.sweep").pending(jobs, store)
+    with _opened(plan, given, out, cache) as (every, store, _):
+        tasks = host("qcheck.tasks.sweep")
+        jobs = every if shard is None else tasks.shard(every, *shard)
+        pending = tasks.pending(jobs, store)
         workload = host("qcheck.tasks.workload")
         each = [workload.plan(job.spec, workload.steps_of(job.spec)) for job in pending]
         cases = [case for job in jobs for case in job.cases.values()]

@@ -134,7 +134,7 @@ def sweep(
     given |= _explicit(context, machine, machine.keywords())
     cache, running = not machine.no_cache, workers.running()
     if dry_run:
-        _tell_ahead(api.ahead(plan, given, out, cache), as_json)
+        _tell_ahead(api.ahead(plan, given, out, cache, running.shard), as_json)
         return
     with session(True, as_json, log) as progress:
         summary = api.sweep(

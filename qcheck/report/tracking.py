@@ -42,6 +42,7 @@ class Tracker:
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise UserError(f"--mlflow {uri}: MLflow is not installed", f"Install it, {install('mlflow')}") from error
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes
         self._failure: type[Exception] = MlflowException
         self._uri = uri
         try:
@@ -83,7 +84,8 @@ class Tracker:
     def _error(self, error: Exception) -> UserError:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return UserError(
-            f"--mlflow {self._uri} does not answer: {reason}", "Check the URI; what was computed is kept as it is."
+            f"--mlflow {self._uri} takes no runs: {reason}",
+            "Give the URI of a tracking server, such as http://localhost:5000. What was computed is kept.",
         )
 
 

@@ -88,8 +88,8 @@ def test_a_page_s_folder_has_a_name_that_every_disk_takes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"base": "demo"}, "no adapter or no base"),
-        ({"lora": "faint"}, "no adapter or no base"),
+        ({"base": "demo"}, "names no adapter"),
+        ({"lora": "faint"}, "names no base"),
         ({"base": "demo", "lora": "nowhere/*.safetensors"}, "holds no adapter"),
         ({"base": "demo", "lora": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"base": "demo", "lora": "faint", "scheme": "int9"}, "unknown scheme 'int9'"),

@@ -73,6 +73,8 @@ def test_the_same_sweep_again_runs_nothing(
     assert after == before
     told = run(*words, "--dry-run", "--json")
     assert json.loads(told.stdout)["missing"] == 0
+    shards = [json.loads(run(*words, "--dry-run", "--json", "--shard", f"{n}/2").stdout)["cases"] for n in (1, 2)]
+    assert sum(shards) == json.loads(told.stdout)["cases"] == 3
 
 
 class Inline:

@@ -25,7 +25,7 @@ from qcheck.report import html
 from qcheck.report.html import view
 from qcheck.report.junit import KINDS
 from qcheck.report.markdown import SIGNS, escape, table
-from qcheck.report.numbers import ARMS, limit, number
+from qcheck.report.numbers import ARMS, bounds, limit, number
 from qcheck.report.wording import line, printable
 from qcheck.result.fleet import Row
 from qcheck.result.verdict import Outcome
@@ -83,7 +83,9 @@ def decided(row: Row) -> str:
         return row.error
     if row.stage == "forecast" or row.deciding is None:
         return row.reasons[0] if row.reasons else row.next
-    return f"{row.deciding.name} ({ARMS[row.deciding.arm]}) {number(row.deciding)}, limit {limit(row.deciding)}"
+    deciding = row.deciding
+    interval = f" ({within})" if (within := bounds(deciding)) else ""
+    return f"{deciding.name} ({ARMS[deciding.arm]}) {number(deciding)}{interval}, limit {limit(deciding)}"
 
 
 def _look(row: Row) -> tuple[str, str]:
