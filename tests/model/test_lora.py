@@ -320,6 +320,10 @@ def test_several_adapters_add_up_and_a_common_one_is_in_both_arms() -> None:
         assert (up @ down.flatten(1) - change.flatten(1)).norm() <= 1e-5 * change.norm(), layer
     contents = {one.content(side) for one in (flat, both, stacked) for side in SIDES}
     assert len(contents) == 5  # only the plain base is in two of them
+    again = arms.alike(stacked, [lora.read(Use(source=str(FLAT), weight=1.0))])
+    assert [again.content(side) for side in SIDES] == [stacked.content(side) for side in SIDES]
+    layer = flat.layers[0]
+    assert torch.allclose(_change(again, layer), _change(stacked, layer), atol=1e-6)
 
 
 def test_a_partly_matching_adapter_is_an_error_unless_allowed_and_then_the_rest_is_listed(tmp_path: Path) -> None:
