@@ -384,8 +384,13 @@ def main() -> None:
     text = "\n\n".join(parts)
     print(text)
     if asked.write:
-        page = PAGE.read_text("utf-8")
-        PAGE.write_text(MARKED.sub(lambda marks: f"{marks[1]}```\n{text}\n```\n{marks[2]}", page), "utf-8")
+        write(PAGE, MARKED, text)
+
+
+def write(page: Path, marked: re.Pattern[str], text: str) -> None:
+    """Put ``text`` between the two marks, which are groups of ``marked``, of a page."""
+    whole = marked.sub(lambda marks: f"{marks[1]}```\n{text}\n```\n{marks[2]}", page.read_text("utf-8"))
+    page.write_text(whole, "utf-8")
 
 
 if __name__ == "__main__":

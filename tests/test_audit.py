@@ -443,6 +443,7 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
         ({"base": "/x"}, "says base /x"),
         ({"target": "jetson-thor"}, "says target jetson-thor"),
         ({"page": None}, "has no page that says so"),
+        ({"page": None, "stage": "forecast", "verdict": "PASS"}, "has no page that says so"),
         ({"page": "pages/gone/report.html"}, "has no page that says so"),
     ):
         row = _row(report, report.cases[1], "1").model_copy(update=changed)
@@ -464,12 +465,13 @@ def test_every_file_of_a_sweep_s_own_is_held_against_its_digest(sound: Path, tmp
     rows = [_row(report, case, str(place)) for place, case in enumerate(report.cases)]
     for row in rows:
         held.write(row)
-    forecast = rows[0].model_copy(update={"case": "2", "stage": "forecast", "page": None})
+    lost = {"case": "2", "stage": "forecast", "verdict": "NEEDS-QAT", "page": None}
+    forecast = rows[0].model_copy(update=lost)
     held.write(forecast)
     every = [*rows, forecast]
     held.index(every)
     files = fleet_report.write(fleet.summary(every), held.files)
-    seal.of_sweep(held.files, [*files, *held.names(every)])
+    seal.of_sweep(held.files, [*files, *held.names(every), "pages/removed/SHA256SUMS"])
     audited = qcheck.audit(sweep)
     assert (audited.code, audited.folders[0].unaudited) == (0, 1)
     assert "1 rows have no page" in printed(str(sweep))[1]

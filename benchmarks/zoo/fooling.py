@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import torch
 
 import qcheck
-from benchmarks.verdicts import PAGE, table
+from benchmarks.verdicts import PAGE, table, write
 from benchmarks.zoo import attack
 from benchmarks.zoo.attack import ORDER, Attack, Training
 from benchmarks.zoo.pipelines import PIPELINES, ROOT, SCALARS
@@ -207,8 +207,7 @@ def main() -> None:
     text = summary(stored)
     print(text)
     if asked.write:
-        page = PAGE.read_text("utf-8")
-        PAGE.write_text(MARKED.sub(lambda marks: f"{marks[1]}```\n{text}\n```\n{marks[2]}", page), "utf-8")
+        write(PAGE, MARKED, text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,13 @@ class Tracker:
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise UserError(f"--mlflow {uri}: MLflow is not installed", f"Install it, {install('mlflow')}") from error
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own seven take minutes
         self._failure: type[Exception] = MlflowException
         self._uri = uri
         try:
             self._client = mlflow.MlflowClient(uri)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-            experiment = self._client.get_experiment_by_name(name)
+            with _few_retries():
+                experiment = self._client.get_experiment_by_name(name)
             self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(name)
         except (MlflowException, OSError, ImportError) as error:
             raise self._error(error) from error
@@ -87,6 +88,20 @@ class Tracker:
             f"--mlflow {self._uri} takes no runs: {reason}",
             "Give the URI of a tracking server, such as http://localhost:5000. What was computed is kept.",
         )
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """At the first contact, where MLflow's own seven retries of a wrong address take minutes."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def of_report(report: Report, folder: Path) -> tuple[Run, list[Run]]:

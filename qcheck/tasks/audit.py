@@ -24,6 +24,8 @@ from qcheck.spec import recipe
 from qcheck.spec.limits import Limits
 from qcheck.tasks import again
 
+_FORECAST = ("forecast", "NEEDS-QAT")  # of a row without a page: weights alone decide nothing else
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -47,12 +49,12 @@ def audit(folder: Path, asked: Asked) -> Audit:
     if not (folder / REPORT).exists() and any((folder / name).exists() for name in (MARK, PAGES)):
         if asked.signature is not None:
             raise UserError("a signature is of one folder, and this is a sweep", f"Give one of its {PAGES}/.")
-        found = list(_sweep(folder, asked))
+        folders = list(_sweep(folder, asked))
     elif not any((folder / name).exists() for name in (REPORT, sums.NAME)):
         raise UserError(f"{str(folder)!r} holds neither a report nor a sweep", "Give what check or sweep wrote.")
     else:
-        found = [of_folder(folder, _read(folder), asked)]
-    return results.audit(None if asked.limits is None else asked.limits.name, found)
+        folders = [of_folder(folder, _read(folder), asked)]
+    return results.audit(None if asked.limits is None else asked.limits.name, folders)
 
 
 def _read(folder: Path) -> Report:
@@ -197,21 +199,22 @@ def _sweep(sweep: Path, asked: Asked) -> Iterator[FolderAudit]:
     names = sorted(path.stem for path in (sweep / CASES).glob("*.json"))
     if not names and not folders:
         raise UserError(f"sweep {str(sweep)!r} has neither rows nor pages", "Give a sweep that checked something.")
-    rows, held = list[Row](), Store(Folder(sweep))
+    rows, place = list[Row](), Store(Folder(sweep))
     for name in names:
         try:
-            rows.append(held.read(name))
+            rows.append(place.read(name))
         except UserError:
-            changed.append(held.name(name))
-    pages, checked = {folder.name for folder in folders}, [row for row in rows if row.error is None]
-    loose = [row for row in checked if row.stage == "check" and _page(row) not in pages]
+            changed.append(place.name(name))
+    pages = {folder.name for folder in folders}
+    alone = [row for row in rows if _page(row) not in pages]
+    loose = [row for row in alone if row.verdict is not None and (row.stage, row.verdict) != _FORECAST]
     yield FolderAudit(
         folder=str(sweep),
         files=len(known),
         changed=sorted(set(changed)),
         missing=missing,
-        added=[held.name(row.case) for row in rows if known and held.name(row.case) not in known],
-        unaudited=sum(row.page is None for row in rows) - sum(row.page is None for row in loose),
+        added=[place.name(row.case) for row in rows if known and place.name(row.case) not in known],
+        unaudited=len(alone) - len(loose),
         differences=[f"the row of {row.title} {row.scheme} {row.order} has no page that says so" for row in loose],
         cases=[],
     )
@@ -222,11 +225,11 @@ def _sweep(sweep: Path, asked: Asked) -> Iterator[FolderAudit]:
 def _of_page(folder: Path, rows: Sequence[Row], asked: Asked) -> FolderAudit:
     try:
         report = _read(folder)
-        one = of_folder(folder, report, asked)
     except UserError as error:  # the other pages go on
         return FolderAudit(
             folder=str(folder), files=0, changed=[REPORT], missing=[], added=[], differences=[error.what], cases=[]
         )
+    one = of_folder(folder, report, asked)
     return one.model_copy(update={"differences": [*one.differences, *_rows(report, rows)]})
 
 

@@ -1,5 +1,6 @@
 """Runs of MLflow: what is logged of a check and of a sweep, through MLflow's own client into a folder of its own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,10 @@ def test_the_experiment_is_mlflow_s_own_setting(uri: str, monkeypatch: pytest.Mo
 
 
 def test_what_does_not_answer_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = dict(os.environ)
     with pytest.raises(UserError, match=r"--mlflow http://127\.0\.0\.1:9 takes no runs"):
         Tracker("http://127.0.0.1:9")
+    assert dict(os.environ) == before
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     with pytest.raises(UserError, match="takes no runs"):
         Tracker((tmp_path / "runs").as_uri())
