@@ -11,9 +11,9 @@ from qcheck.device.text import visible
 
 def console(**options: Any) -> Console:
     """A console of rich, with its options, whose own sequences are the only ones that arrive."""
-    made = Console(**options)
-    made.push_render_hook(_Visible())
-    return made
+    shown = Console(**options)
+    shown.push_render_hook(_Visible())
+    return shown
 
 
 class _Visible(RenderHook):

@@ -97,10 +97,10 @@ def _require_expandable(model: ModelProto) -> None:
             break
     else:
         raise ValueError(f"its functions call each other more than {_LEVELS} deep")
-    held = sum(1 for _ in _nodes(model))
+    count = sum(1 for _ in _nodes(model))
     expanded = sum(sizes.get((node.domain, node.op_type), 1) for graph in _graphs(model) for node in graph.node)
-    if expanded > max(_NODES, _GROWTH * held):
-        raise ValueError(f"its functions expand {held} nodes to {expanded} or more")
+    if expanded > max(_NODES, _GROWTH * count):
+        raise ValueError(f"its functions expand {count} nodes to {expanded} or more")
 
 
 def _require_allocatable(model: ModelProto) -> None:
