@@ -6,7 +6,6 @@ pipelines' adapters are not in the repository, so their cases are left out. Abou
 """
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import qcheck
 from benchmarks.judged import Case
 from benchmarks.verdicts import PAGE, table
+from benchmarks.zoo import stored
 from benchmarks.zoo.cases import ORDERS, SCHEMES
 from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.result.inspection import Forecast
@@ -38,14 +38,14 @@ class Named:
 
 def read(zoo: Path) -> Iterator[Named]:
     """Every case of the demo."""
-    for path in sorted(zoo.glob(f"{PIPELINE.name}/cases/*.json")):
-        stored = json.loads(path.read_text())
-        head = {key: value for key, value in stored.items() if key != "cases"}
+    for path in sorted(zoo.glob(f"{PIPELINE.name}/cases/*.json.gz")):
+        held = stored.read(path)
+        head = {key: value for key, value in held.items() if key != "cases"}
         inspection = qcheck.inspect(
             PIPELINE.adapter(head["adapter"]), PIPELINE.source, scheme=SCHEMES, order=ORDERS, recipe=PIPELINE.recipe()
         )
         by_key = {(one.scheme, one.order): one for one in inspection.forecasts}
-        for one in stored["cases"]:
+        for one in held["cases"]:
             case = Case(head, one)
             yield Named(case, by_key[case.scheme, one["order"]])
 

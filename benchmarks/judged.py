@@ -1,6 +1,5 @@
 """The zoo's cases as they are stored, what the judges say of each, and how scores and limits agree with that."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.zoo import style
+from benchmarks.zoo import stored, style
 from benchmarks.zoo.utility import Utility
 from qcheck.measure import effect
 from qcheck.measure.control import Control, judged_error
@@ -187,8 +186,8 @@ class Case:
 
 def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
     """All cases, and the adapters that qcheck refused to judge."""
-    stored = [json.loads(path.read_text()) for path in sorted(zoo.glob("*/cases/*.json"))]
-    files = [file for file in stored if "weakened" in file or "refused" in file]  # older ones lack a control of today
+    held = [stored.read(path) for path in sorted(zoo.glob("*/cases/*.json.gz"))]
+    files = [file for file in held if "weakened" in file or "refused" in file]  # older ones lack a control of today
     heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
     cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
     return cases, [head for head in heads if "refused" in head]

@@ -1,8 +1,9 @@
 """Adapters of the zoo x schemes x orders, through qcheck's own stages, with what the judges say.
 
-``python -m benchmarks.zoo.cases PIPELINE --pictures DIR`` makes what is missing or was measured by other metrics,
-``zoo/PIPELINE/cases/ADAPTER-GUIDANCE.json``, kinds of adapters taking turns; ``--dry-run`` says which and why, and
-measures nothing. Traces and losses stay in the cache, so that new metrics cost seconds an adapter.
+``python -m benchmarks.zoo.cases PIPELINE ... --pictures DIR`` makes what is missing or was measured by other metrics,
+``zoo/PIPELINE/cases/ADAPTER-GUIDANCE.json.gz``, kinds of adapters taking turns; ``--dry-run`` says which and why, and
+measures nothing. Traces and losses stay in the cache, so that new metrics cost seconds an adapter. ``--jobs`` processes
+share the adapters; with ``--device cuda`` torch simulates the artifacts, where ONNX Runtime has no CUDA provider.
 """
 
 import argparse
@@ -10,18 +11,19 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-from benchmarks.zoo import style, utility
-from benchmarks.zoo.pipelines import PIPELINES, Pipeline
+from benchmarks.zoo import stored, style, utility
+from benchmarks.zoo.pipelines import GUIDANCES, PIPELINES, Pipeline
 from qcheck.api.keywords import Request
 from qcheck.api.request import check_spec
 from qcheck.core import cache
@@ -53,6 +55,7 @@ PROBES = 16
 SHOWN, STEPS, SEED = 64, 10, 90_000  # samples for the style judge: prompts and seeds that no probe has together
 TARGET = "jetson-thor-t5000"  # runs them all
 _OTHER_SEED, _LESS = 50_000, 0.95
+_BATCH = 64
 
 
 @functools.cache
@@ -65,7 +68,7 @@ def stale(path: Path) -> str | None:
     """Why an adapter's file has to be made; None where today's code made it."""
     if not path.exists():
         return "it has no cases yet"
-    code = json.loads(path.read_text())["code"]
+    code = stored.read(path)["code"]
     return None if code == reading_code() else f"its cases are by code {code}, and the code is {reading_code()} now"
 
 
@@ -151,7 +154,7 @@ def request(pipeline: Pipeline, adapter: Path, guidance: float | None = None, **
     return check_spec(pipeline.source, adapter, **(usual | other))
 
 
-def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Path) -> dict[str, Any]:
+def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Path, device: str) -> dict[str, Any]:
     """All cases of one adapter at one guidance; one that qcheck refuses to judge says why instead."""
     known: dict[str, Any] = {key: made[key] for key in ("kind", "half", "style") if key in made}
     known |= {"pipeline": pipeline.name, "adapter": made["name"], "guidance": guidance, "styles": pipeline.styles}
@@ -161,7 +164,9 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
     with (
         tempfile.TemporaryDirectory() as folder,
         sessions.opened(
-            request(pipeline, pipeline.adapter(made["name"]), guidance), Cache(cache.location()), Silent()
+            request(pipeline, pipeline.adapter(made["name"]), guidance, device=device, batch=_BATCH),
+            Cache(cache.location()),
+            Silent(),
         ) as session,
     ):
         reference = session.reference.take(PROBES)
@@ -198,6 +203,7 @@ def cases_of(
             "scheme": scheme.name,
             "order": order,
             "compute": scheme.compute,
+            "ran_as": "artifact" if session.runs_files else "simulation",
             "verdict": verdict.outcome,
             "controls": [vars(one) for one in base.instrument.controls],
             "samples": [vars(sample) for sample in seen.samples],
@@ -222,13 +228,6 @@ def plain(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, (float, np.floating)) else value
 
 
-def write(found: dict[str, Any], path: Path) -> None:
-    """One adapter's file, a case a line."""
-    cases = ",\n".join(json.dumps(case) for case in found["cases"])
-    head = json.dumps({key: value for key, value in found.items() if key != "cases"})
-    path.write_text(f'{head[:-1]}, "cases": [\n{cases}\n]}}\n')
-
-
 def in_turn(adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The adapters with kinds taking turns, so that an unfinished run has some of each."""
     kinds: dict[str, list[dict[str, Any]]] = {}
@@ -238,31 +237,64 @@ def in_turn(adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [made for one in rounds for made in one if made is not None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be made of one adapter at some guidances."""
+
+    pipeline: Pipeline
+    made: dict[str, Any]
+    asked: argparse.Namespace
+
+    def run(self) -> None:
+        """Make its cases that are missing."""
+        torch.set_num_threads(1)
+        for guidance in self.asked.guidance or GUIDANCES:
+            path, start = self.pipeline.cases(self.made["name"], guidance), time.monotonic()
+            title, why = f"{self.pipeline.name} {self.made['name']} at guidance {guidance:g}", stale(path)
+            if why is not None:
+                print(f"{title}: {why}", flush=True)
+            if why is None or self.asked.dry_run:
+                continue
+            found = plain(run(self.pipeline, self.made, guidance, self.asked.pictures, self.asked.device))
+            stored.write(found, path)
+            said = [f"{one['scheme']} {one['order']} {one['verdict']}" for one in found["cases"]]
+            spent = time.monotonic() - start
+            print(f"{title}: {spent:.0f} s; {found.get('refused') or ', '.join(said)}", flush=True)
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options of what is made an adapter and guidance."""
+    parser = argparse.ArgumentParser(description=description and description.splitlines()[0])
+    parser.add_argument("pipelines", nargs="+", choices=tuple(PIPELINES))
+    parser.add_argument("--adapter", action="append", help="default: all of training.json")
+    parser.add_argument("--guidance", type=float, action="append", help="default: 7.5, 3 and 1")
+    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with one thread")
+    return parser
+
+
+def share(kind: type[Job], asked: argparse.Namespace) -> None:
+    """Run a job an adapter in as many processes as are asked for, pipelines and kinds of adapters taking turns."""
+    lines = []
+    for pipeline in (PIPELINES[name] for name in asked.pipelines):
+        known = [made for made in pipeline.records() if not asked.adapter or made["name"] in asked.adapter]
+        lines.append([kind(pipeline, made, asked) for made in in_turn(known)])
+    every = [job for one in itertools.zip_longest(*lines) for job in one if job is not None]
+    if asked.jobs == 1:
+        for job in every:
+            job.run()
+        return
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        for ended in [pool.submit(job.run) for job in every]:
+            ended.result()
+
+
 def main() -> None:
     """Make what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("pipeline", choices=tuple(PIPELINES))
-    parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
-    parser.add_argument("--guidance", type=float, action="append", help="default: all of the pipeline's")
-    parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
+    parser = options(__doc__)
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and why, and stop")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    pipeline = PIPELINES[asked.pipeline]
-    adapters = [made for made in pipeline.records() if made["name"] in asked.names or not asked.names]
-    wanted = list(itertools.product(in_turn(adapters), asked.guidance or pipeline.guidances))
-    for number, (made, guidance) in enumerate(wanted, 1):
-        path, start = pipeline.cases(made["name"], guidance), time.monotonic()
-        title, why = f"{number}/{len(wanted)} {made['name']} at guidance {guidance:g}", stale(path)
-        if why is not None:
-            print(f"{title}: {why}", flush=True)
-        if why is None or asked.dry_run:
-            continue
-        found = plain(run(pipeline, made, guidance, asked.pictures))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(found, path)
-        said = found.get("refused") or ", ".join(f"{c['scheme']} {c['order']} {c['verdict']}" for c in found["cases"])
-        print(f"{title}: {time.monotonic() - start:.0f} s; {said}", flush=True)
+    share(Job, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ stand the PSNR and SSIM of the free runs' pictures, which many gates hold to fix
 The controls that ask whether something was quantized, and how exactly a file was exported, have no part in it.
 """
 
-import argparse
 import copy
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.zoo import cases
-from benchmarks.zoo.pipelines import PIPELINES, SCALARS, Pipeline
+from benchmarks.zoo.pipelines import GUIDANCES, SCALARS
 from qcheck.core.cache import Cache, location
 from qcheck.core.progress import Silent
 from qcheck.measure import picture
@@ -143,43 +141,45 @@ def trial(session: Session, name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def run(pipeline: Pipeline, adapter: str, guidance: float, rounds: int) -> list[dict[str, Any]]:
-    """All trials of one adapter: every round has other prompts' seeds and another noise."""
-    made = []
-    for number in range(rounds):
-        asked = pipeline.probes().model_copy(update={"steps": STEPS, "seed": 700_000 + 1000 * number})
-        spec = cases.request(
-            pipeline,
-            pipeline.adapter(adapter),
-            guidance,
-            probes=asked,
-            limits=limits.find("default").model_copy(update={"looks": (PROBES,)}),
-        )
-        with sessions.opened(spec, Cache(location()), Silent()) as session:
-            made += [trial(session, name, number) for name in CHANGES]
-    return made
+class Trials(cases.Job):
+    """The trials of one adapter."""
+
+    def run(self) -> None:
+        """Make those that are missing."""
+        torch.set_num_threads(1)
+        for guidance in self.asked.guidance or GUIDANCES:
+            name, start = f"{self.made['name']}-{guidance:g}.json", time.monotonic()
+            path = SCALARS / self.pipeline.name / "harmless" / name
+            if path.exists():
+                continue
+            made = cases.plain(list(self.trials(guidance)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("[\n" + ",\n".join(json.dumps(one) for one in made) + "\n]\n")
+            alarms = [one for one in made if one["outcome"] not in {"PASS", "INCONCLUSIVE"}]
+            spent = time.monotonic() - start
+            print(f"{path.stem}: {len(made)} trials, {len(alarms)} alarms, {spent:.0f} s", flush=True)
+
+    def trials(self, guidance: float) -> Iterator[dict[str, Any]]:
+        """All of them at one guidance: every round has other prompts' seeds and another noise."""
+        for number in range(self.asked.rounds):
+            probes = self.pipeline.probes().model_copy(update={"steps": STEPS, "seed": 700_000 + 1000 * number})
+            spec = cases.request(
+                self.pipeline,
+                self.pipeline.adapter(self.made["name"]),
+                guidance,
+                probes=probes,
+                limits=limits.find("default").model_copy(update={"looks": (PROBES,)}),
+                device=self.asked.device,
+            )
+            with sessions.opened(spec, Cache(location()), Silent()) as session:
+                yield from (trial(session, name, number) for name in CHANGES)
 
 
 def main() -> None:
     """Make what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("pipeline", choices=tuple(PIPELINES))
-    parser.add_argument("names", nargs="*", help="adapters; default: all of training.json")
-    parser.add_argument("--guidance", type=float, action="append", help="default: all of the pipeline's")
+    parser = cases.options(__doc__)
     parser.add_argument("--rounds", type=int, default=1)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    pipeline = PIPELINES[asked.pipeline]
-    adapters = [made for made in pipeline.records() if made["name"] in asked.names or not asked.names]
-    for made, guidance in itertools.product(cases.in_turn(adapters), asked.guidance or pipeline.guidances):
-        path, start = SCALARS / pipeline.name / "harmless" / f"{made['name']}-{guidance:g}.json", time.monotonic()
-        if path.exists():
-            continue
-        found = cases.plain(run(pipeline, made["name"], guidance, asked.rounds))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("[\n" + ",\n".join(json.dumps(one) for one in found) + "\n]\n")
-        alarms = [one for one in found if one["outcome"] not in {"PASS", "INCONCLUSIVE"}]
-        print(f"{path.stem}: {len(found)} trials, {len(alarms)} alarms, {time.monotonic() - start:.0f} s", flush=True)
+    cases.share(Trials, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Pipeline(ABC):
 
     def cases(self, adapter: str, guidance: float) -> Path:
         """The file of an adapter's cases."""
-        return SCALARS / self.name / "cases" / f"{adapter}-{guidance:g}.json"
+        return SCALARS / self.name / "cases" / f"{adapter}-{guidance:g}.json.gz"
 
 
 def _in_order(names: Sequence[str], salt: str) -> list[str]:

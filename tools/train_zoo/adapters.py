@@ -52,7 +52,9 @@ def _save(kind: Kind, pipe: Any, out: Path, name: str) -> None:
     kind.pipeline.save_lora_weights(out, weight_name=f"{name}.safetensors", **given)
 
 
-def train(base: Base, recipe: Mapping[str, Any], style: str, pictures: Path, out: Path, seed: int) -> dict[str, object]:
+def train(
+    base: Base, recipe: Mapping[str, Any], style: str, pictures: Path, out: Path, seed: int, device: str
+) -> dict[str, object]:
     """Train one adapter into ``out/adapters``: the recipe with its held-out losses before and after."""
     torch.manual_seed(seed)
     start, kind, name, batch = time.monotonic(), base.kind, f"{style}-{recipe['kind']}", 16
@@ -67,6 +69,8 @@ def train(base: Base, recipe: Mapping[str, Any], style: str, pictures: Path, out
     empty = conditions_of(kind, pipe, ("",), dropped=True)
     test, test_words = encode(vae, held_out), conditions_of(kind, pipe, held_out.names)
     before = _loss(kind, pipe, test_words, test)
+    pipe.to(device)
+    data, empty, words = data.to(device), on(empty, device), on(words, device)
     denoiser = getattr(pipe, kind.denoiser)
     denoiser.add_adapter(
         LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules=LAYERS[recipe["layers"]])
@@ -80,7 +84,9 @@ def train(base: Base, recipe: Mapping[str, Any], style: str, pictures: Path, out
         }
         return kind.loss(parts_of(kind, pipe), conditions, data[rows]).mean()
 
-    fit(denoiser, loss, recipe["rate"], recipe["steps"])
+    with torch.device(device):
+        fit(denoiser, loss, recipe["rate"], recipe["steps"])
+    pipe.to("cpu")
     folder = out / "adapters"
     folder.mkdir(exist_ok=True)
     _save(kind, pipe, folder, name)
@@ -92,10 +98,15 @@ def train(base: Base, recipe: Mapping[str, Any], style: str, pictures: Path, out
     return {"name": name, "style": style, "seed": seed, **recipe, "held_out_pictures": len(held_out.names), **losses}
 
 
-def train_all(base: Base, pictures: Path, out: Path) -> None:
+def on(conditions: Conditions, device: str) -> Conditions:
+    """Conditions on a device."""
+    return {name: value.to(device) for name, value in conditions.items()}
+
+
+def train_all(base: Base, pictures: Path, out: Path, device: str = "cpu") -> None:
     """Train what ``out/training.json`` does not have yet."""
     kept = out / "training.json"
     for number, (recipe, style) in enumerate((recipe, style) for recipe in _RECIPES for style in base.styles):
         done = {trained["name"] for trained in json.loads(kept.read_text())} if kept.exists() else set()
         if f"{style}-{recipe['kind']}" not in done:
-            record(out, [train(base, recipe, style, pictures, out, 20 + number)])
+            record(out, [train(base, recipe, style, pictures, out, 20 + number, device)])

@@ -68,11 +68,12 @@ def autoencoder() -> AutoencoderTiny:
 
 
 def _save(base: Base, parts: nn.ModuleDict, vocabulary: CLIPTokenizer, out: Path) -> None:
-    copies = {name: copy.deepcopy(part) for name, part in parts.items()}
-    base.kind.save(copies, autoencoder().half(), vocabulary, out)
+    copies = {name: copy.deepcopy(part).cpu() for name, part in parts.items()}
+    with torch.device("cpu"):
+        base.kind.save(copies, autoencoder().half(), vocabulary, out)
 
 
-def train(base: Base, pictures: Path, out: Path, minutes: float, batch: int = 16) -> None:
+def train(base: Base, pictures: Path, out: Path, minutes: float, batch: int = 16, device: str = "cpu") -> None:
     """Train for ``minutes`` with averaged weights; saved to ``out`` every five minutes and at the end."""
     torch.manual_seed(0)
     data = base.pictures(pictures, base.style)
@@ -84,9 +85,12 @@ def train(base: Base, pictures: Path, out: Path, minutes: float, batch: int = 16
     log.info("%d pictures, latent mean %.3f deviation %.3f", len(latents), latents.mean(), latents.std())
     log.info("parameters: %s", {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()})
 
+    latents, ids, empty, parts = (one.to(device) for one in (latents, ids, empty, parts))
+
     def loss() -> torch.Tensor:
         rows, dropped = torch.randint(len(latents), (batch,)), torch.rand(batch) < 0.1
         conditions = base.kind.conditions(parts, torch.where(dropped[:, None], empty, ids[rows]), dropped)
         return base.kind.loss(parts, conditions, latents[rows]).mean()
 
-    descend(parts, loss, lambda average: _save(base, average, vocabulary, out), minutes)
+    with torch.device(device):
+        descend(parts, loss, lambda average: _save(base, average, vocabulary, out), minutes)

@@ -1,5 +1,6 @@
 """The three kinds of pipelines: their untrained parts, their conditions, and what their output is."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,10 +89,17 @@ class Kind(ABC):
         return error.float().square().mean((1, 2, 3))
 
 
+@functools.cache
+def _solver(kind: Kind) -> Any:
+    """The solver of a kind, made once, on the processor."""
+    with torch.device("cpu"):
+        return kind.scheduler()
+
+
 def discrete(alphas: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Times [n] and signal powers [n, 1, 1, 1] at ``place`` [n] in [0, 1) of a schedule."""
     times = (place * len(alphas)).long()
-    return times, alphas[times].view(-1, 1, 1, 1)
+    return times, alphas.to(times.device)[times].view(-1, 1, 1, 1)
 
 
 def _unet(down: Sequence[str], **more: Any) -> UNet2DConditionModel:
@@ -127,7 +135,7 @@ class Velocity(Kind):
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is the velocity, sqrt(a) noise - sqrt(1 - a) x (Salimans and Ho 2022, arXiv 2202.00512)."""
-        times, level = discrete(self.scheduler().alphas_cumprod, place)
+        times, level = discrete(_solver(self).alphas_cumprod, place)
         signal, rest = level.sqrt(), (1 - level).sqrt()
         return signal * latents + rest * noise, times, signal * noise - rest * latents
 
@@ -207,7 +215,7 @@ class Pair(Kind):
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is the noise."""
-        times, level = discrete(self.scheduler().alphas_cumprod, place)
+        times, level = discrete(_solver(self).alphas_cumprod, place)
         return level.sqrt() * latents + (1 - level).sqrt() * noise, times, noise
 
     def output(
@@ -277,7 +285,7 @@ class Flow(Kind):
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, place: torch.Tensor) -> Noised:
         """The output is noise less picture; times are shifted as the solver's are."""
-        shift = float(self.scheduler().config.shift)
+        shift = float(_solver(self).config.shift)
         sigma = shift * place / (1 + (shift - 1) * place)
         level = sigma.view(-1, 1, 1, 1)
         return (1 - level) * latents + level * noise, 1000 * sigma, noise - latents
