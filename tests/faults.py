@@ -41,6 +41,8 @@ CHOSEN = ProbeSet(
     steps=8,
     guidance=3.0,
 )
+ALIVE = ("panda", "fish", "tulip", "cactus")
+GROUPS = tuple("alive" if prompt in ALIVE else "" for prompt in CHOSEN.prompts)
 LIMITS = limits.find("default").computing("float16")
 STRATA = 4
 State = dict[str, torch.Tensor]
@@ -92,7 +94,7 @@ class Bench:
         ]
         full = (self.traces["f0"].outputs(), self.traces["f1"].outputs())
         halved = effect.survival(effect.energies(*full, full[0], (half or self.traces["half"]).outputs()))
-        return decide(LIMITS, Instrument(controls, lambda _: halved, lambda _: None), samples, energies, [])
+        return decide(LIMITS, Instrument(controls, lambda _: halved, lambda _: None), samples, energies, [], GROUPS)
 
     def weights(self, of: str) -> State:
         """A copy of the denoiser's weights of an arm at full precision."""
@@ -308,6 +310,13 @@ def forgotten(bench: Bench) -> Verdict:
     return bench.verdict(q1=bench.trace("forgetful", Forgetful(), "adapted"))
 
 
+def forgotten_group(bench: Bench) -> Verdict:
+    """For the prompts of one group the artifact answers as the quantized base does."""
+    base, adapted = bench.traces["q0"], bench.traces["q1"]
+    paths = tuple((base if group else adapted).paths[i] for i, group in enumerate(GROUPS))
+    return bench.verdict(q1=replace(adapted, paths=paths))
+
+
 def coarse(bench: Bench) -> Verdict:
     """The compute type keeps three bits of mantissa of every output."""
 
@@ -418,6 +427,7 @@ FAULTS: dict[str, Callable[[Bench], Verdict]] = {
     "a step late": late_timestep,
     "export off by one timestep": off_by_one,
     "forgotten at the end": forgotten,
+    "forgotten group": forgotten_group,
     "coarse arithmetic": coarse,
     "saturated adapter": saturated,
     "both arms clipped": both_clipped,
@@ -437,6 +447,7 @@ DIAGONAL: list[tuple[str, Arm, str]] = [
     ("effect_survival", "adapted", "dropped adapter"),
     ("effect_survival", "adapted", "alpha x 4"),
     ("weakened_survival", "adapted", "blunt instrument"),
+    ("group_survival", "adapted", "forgotten group"),
     ("stratum_survival", "adapted", "forgotten at the end"),
     ("stratum_survival", "adapted", "both arms clipped"),
     ("effect_to_error", "adapted", "double rounding"),

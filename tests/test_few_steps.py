@@ -58,9 +58,10 @@ def test_what_belongs_to_both_arms_is_in_the_base_and_not_judged(stack: Arms, de
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_a_check_of_few_steps_sees_each_of_them_and_ends_in_a_verdict(tmp_path: Path, steps: int) -> None:
-    out = tmp_path / "out"
+    out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
+    prompts.write_text("[fruit]\nred apple\n[animal]\npanda\n")
     stack = ("--lora", "flat", "--with-lora", "few", "--steps", str(steps), "--guidance", "1")
-    quick = ("--scheme", "int4-g128", "--max-probes", "2", "--no-build", "--threads", "1")
+    quick = ("--scheme", "int4-g128", "--max-probes", "2", "--no-build", "--threads", "1", "--prompts", str(prompts))
     result = run("check", "demo", *stack, *quick, "--out", str(out))
     assert result.exit_code in (0, 1, 3), result.exception
     report = json.loads((out / "report.json").read_text())
@@ -73,6 +74,13 @@ def test_a_check_of_few_steps_sees_each_of_them_and_ends_in_a_verdict(tmp_path: 
     assert found["export_control", "adapted"]["status"] == "pass"
     assert len(case["stratum_sqnr"]["adapted"]) == steps
     assert case["verdict"] != "INVALID"
+    assert [(one["name"], one["probes"], one["survival"]["status"]) for one in case["groups"]] == [
+        ("fruit", [1], "undecided"),
+        ("animal", [2], "undecided"),
+    ]
+    assert found["group_survival", "adapted"]["status"] == "undecided"
+    assert "group fruit: survival" in result.output
+    assert run("audit", str(out)).exit_code == 0
 
 
 def finals(both: Arms, chosen: ProbeSet, folder: Path, side: Side = "base") -> np.ndarray:

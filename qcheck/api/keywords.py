@@ -1,6 +1,6 @@
 """The keywords of the Python API: the options of the commands in snake case, typed, by what they describe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -104,11 +104,11 @@ class Judging(TypedDict, total=False):
 class Probing(TypedDict, total=False):
     """Keywords of the probes.
 
-    ``prompts``: prompts instead of the probe set's, a text file or a list. ``max_probes``: no more
-    probes than this are added.
+    ``prompts``: prompts instead of the probe set's, a text file, a list, or lists by the name of their group.
+    ``max_probes``: no more probes than this are added.
     """
 
-    prompts: Named | Sequence[str] | None
+    prompts: Named | Sequence[str] | Mapping[str, Sequence[str]] | None
     max_probes: int | None
 
 

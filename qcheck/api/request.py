@@ -66,7 +66,7 @@ def check_spec(
     ranges: Named | None = None,
     limits: Named | Limits = "default",
     probes: Named | ProbeSet | None = None,
-    prompts: Named | Sequence[str] | None = None,
+    prompts: Named | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     trigger: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -242,7 +242,7 @@ def _weighted(option: str, demo: bool, adapters: Iterable[Named]) -> tuple[Use, 
 
 def _probes(
     probes: Named | ProbeSet | None,
-    prompts: Named | Sequence[str] | None,
+    prompts: Named | Sequence[str] | Mapping[str, Sequence[str]] | None,
     base: str,
     sampling: Mapping[str, int | float],
 ) -> ProbeSet:

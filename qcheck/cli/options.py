@@ -202,7 +202,8 @@ Probes = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds.",
+        help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds. A line [name] "
+        "begins a group: the adapter has to survive in each.",
         rich_help_panel=_PROBING,
     ),
 ]

@@ -136,4 +136,6 @@ def _measurements(case: Case) -> str:
     reported = f"\n\nReported without a limit: {escape(rest(case), 1000)}." if rest(case) else ""
     title = _without_mentions(html.escape(f"{line(case.scheme)} {line(case.order)}, {case.probes_used} probes"))
     trust = "" if case.trust is None else f"\n\nTrust: {case.trust.text()}."
-    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{reported}{trust}\n\n</details>"
+    groups = "".join(f"\n- {escape(group.text(), 300)}" for group in case.groups)
+    groups = f"\n\nGroups of prompts:\n{groups}" if groups else ""
+    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{reported}{groups}{trust}\n\n</details>"

@@ -174,6 +174,8 @@ def _conclude(case: Case, report: Report, console: Console) -> None:
         console.print(Text(f"  because {reason}"))
     if deciding := decided(case):
         console.print(Text(f"  {deciding}"))
+    for group in case.groups:
+        console.print(Text(f"  {group.text()}"))
     if case.trust is not None:
         console.print(Text(f"  {case.trust.text()}"))
     for layer in case.layers[: _TOP if len(report.cases) == 1 else 1]:

@@ -100,6 +100,30 @@ class Trust(Value):
         return f"{caught}; {same}"
 
 
+class GroupSurvival(Value):
+    """How much of the effect survives in one group of prompts: the mean over its probes with its own bounds.
+
+    ``probes`` are their numbers, from 1, and ``outside`` those of them whose own survival is outside of the limit.
+    """
+
+    name: str
+    survival: Judged
+    probes: list[int]
+    outside: list[int]
+
+    def text(self) -> str:
+        """All of it in words."""
+        words = {"pass": "kept", "fail": "not kept", "undecided": "open"}
+        numbers = f"; outside by itself: probe {', '.join(map(str, self.outside[:_NAMED]))}" if self.outside else ""
+        more = f" and {len(self.outside) - _NAMED} more" if len(self.outside) > _NAMED else ""
+        own = self.survival
+        bounds = f"{own.value:.2f} [{own.low:.2f}, {own.high:.2f}] of {len(self.probes)} probes"
+        return f"group {self.name}: survival {bounds}, {words.get(own.status, own.status)}{numbers}{more}"
+
+
+_NAMED = 8  # probes of a group that its text names
+
+
 class Case(Value):
     """One scheme in one order: its verdict and everything it rests on.
 
@@ -107,6 +131,7 @@ class Case(Value):
     of the first reason; None where something else decided, such as a build.
     ``layers`` are those that are quantized, the one with most of the gap first; empty where that was not estimated.
     ``steps`` holds step_jitter and latent_kl_excess of each arm at every step of its free runs.
+    ``groups`` are those of the prompts, where they have groups.
     ``quantized_layers`` is None for a file that someone else made: what it quantizes is not known. ``trust`` is None
     where nothing was run. ``board`` is what a board said of its own engine, once it was asked (docs/board.md).
     ``basis`` holds the numbers of each probe from which ``qcheck audit`` computes all of this again.
@@ -135,6 +160,7 @@ class Case(Value):
     builds: list[Build]
     seconds: float
     trust: Trust | None = None
+    groups: list[GroupSurvival] = Field(default_factory=list)
     board: Verified | None = None
     basis: Basis | None = None
 

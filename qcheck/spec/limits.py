@@ -20,7 +20,8 @@ class Gate(Limit):
 
     A control with a ``margin`` need not reach its ``low`` where it lies that many dB under the error that is judged. An
     error with ``of_seed`` may be above its ``high`` as long as it is at most that share of how far another seed moves
-    the same arm's pictures. ``beyond`` says in words what it means to be outside.
+    the same arm's pictures. With ``each_group`` effect_survival is held to the limit in every group of prompts by
+    itself too, where the prompts have groups. ``beyond`` says in words what it means to be outside.
 
     An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
     make every verdict INVALID.
@@ -32,6 +33,7 @@ class Gate(Limit):
     compute: str | None = None
     margin: float | None = None
     of_seed: Annotated[float, Field(gt=0)] | None = None
+    each_group: bool = False
     beyond: str = ""
 
     @model_validator(mode="after")
@@ -46,6 +48,8 @@ class Gate(Limit):
             raise ValueError("`margin` is for a control with `low`")
         if self.of_seed is not None and (self.name != "endpoint_error" or self.high is None):
             raise ValueError("`of_seed` is for endpoint_error with `high`")
+        if self.each_group and self.name != "effect_survival":
+            raise ValueError("`each_group` is for effect_survival")
         return self
 
     def text(self) -> str:
@@ -112,6 +116,10 @@ class Limits(Value):
         """With another ``high`` for some gates."""
         gates = [g.model_copy(update={"high": most.get((g.name, g.arm), g.high)}) for g in self.gates]
         return self.model_copy(update={"gates": gates})
+
+    def with_gate(self, gate: Gate) -> "Limits":
+        """With one more gate."""
+        return self.model_copy(update={"gates": [*self.gates, gate]})
 
     def computing(self, compute: str) -> "Limits":
         """The limits for schemes of the compute type ``compute``."""

@@ -1,12 +1,13 @@
 """Probes: prompt + seed + steps + guidance + adapter weight, the same in every arm."""
 
+import itertools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from qcheck.core import files
 from qcheck.core.errors import UserError
@@ -37,11 +38,15 @@ def require_text(prompt: str) -> str:
 
 Prompt = Annotated[str, AfterValidator(require_text)]
 Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(as_tuple)]
+Grouped = Mapping[str, Sequence[str]]
+_HEADER = re.compile(r"\[([^\[\]]*)\]")
 
 
 class ProbeSet(Value):
     """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own.
 
+    ``groups``, where there are any, has the name of each prompt's group, "" for a prompt in none: the adapter has to
+    survive in each group by itself.
     ``of_base``: the base's own steps and guidance come before those of the set, where they are known; in a request,
     the set has the base's own. ``drawn``: the seed was drawn for this run, and the timesteps at which arms are compared
     are drawn from it.
@@ -49,6 +54,7 @@ class ProbeSet(Value):
 
     name: str
     prompts: Annotated[Prompts, Field(min_length=1)]
+    groups: Prompts = ()
     negative: Prompt = ""
     seed: Annotated[int, Field(ge=0, le=2**62)]  # torch's generators take 64 bits, and seeds count up
     steps: Annotated[int, Field(ge=1)]
@@ -57,6 +63,12 @@ class ProbeSet(Value):
     height: int | None = None
     of_base: bool = False
     drawn: bool = False
+
+    @model_validator(mode="after")
+    def _grouped(self) -> Self:
+        if self.groups and len(self.groups) != len(self.prompts):
+            raise ValueError(f"{len(self.prompts)} prompts and {len(self.groups)} groups: give one for each, or none")
+        return self
 
     @property
     def seed_option(self) -> int | str:
@@ -85,6 +97,8 @@ def find(name: str) -> ProbeSet:
 def from_text(path: Path, like: ProbeSet) -> ProbeSet:
     """A probe set of the prompts in a text file, one a line, sampled as ``like``; empty lines and ``#`` are skipped.
 
+    A line ``[name]`` puts those below it into the group of that name, ``[]`` into none. Groups take turns in the set.
+
     Raises:
         UserError: not readable, or no prompt in it.
     """
@@ -92,25 +106,40 @@ def from_text(path: Path, like: ProbeSet) -> ProbeSet:
         lines = [line.strip() for line in files.read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"prompts {str(path)!r}: {error}", "Give a UTF-8 text file, one prompt a line.") from error
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
+    groups, name = dict[str, list[str]](), ""
+    for line in lines:
+        if header := _HEADER.fullmatch(line):
+            name = header[1].strip()
+        elif line and not line.startswith("#"):
+            groups.setdefault(name, []).append(line)
+    if not groups:
         raise UserError(f"prompts {str(path)!r} holds no prompt", "Write one prompt a line.")
-    _require_all_text(prompts, f"prompts {str(path)!r}: ")
-    return like.model_copy(update={"name": path.stem, "prompts": prompts})
+    prompts, names = in_turn(groups)
+    _require_all_text([*prompts, *names], f"prompts {str(path)!r}: ")
+    return like.model_copy(update={"name": path.stem, "prompts": prompts, "groups": names})
 
 
-def from_prompts(prompts: Sequence[str], like: ProbeSet) -> ProbeSet:
-    """A probe set of those prompts, sampled as ``like``.
+def in_turn(groups: Grouped) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompts of groups, groups taking turns, and the group of each; no groups where the only one is nameless."""
+    rounds = itertools.zip_longest(*([(prompt, name) for prompt in prompts] for name, prompts in groups.items()))
+    pairs = [pair for one in rounds for pair in one if pair is not None]
+    names = tuple(name for _, name in pairs)
+    return tuple(prompt for prompt, _ in pairs), names if any(names) else ()
+
+
+def from_prompts(prompts: Sequence[str] | Grouped, like: ProbeSet) -> ProbeSet:
+    """A probe set of those prompts, or of those groups of prompts, sampled as ``like``.
 
     Raises:
         UserError: there is none, or one is empty.
     """
+    prompts, groups = in_turn(prompts) if isinstance(prompts, Mapping) else (prompts, ())
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError(
             f"prompts {list(prompts)!r}: one is empty, or there is none", "Give prompts that say something."
         )
-    _require_all_text(prompts)
-    return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts)})
+    _require_all_text([*prompts, *groups])
+    return like.model_copy(update={"name": "prompts", "prompts": tuple(prompts), "groups": groups})
 
 
 def draw(seed: int | str) -> int | str:
@@ -142,8 +171,9 @@ def _require_all_text(prompts: Sequence[str], where: str = "") -> None:
 
 def repeated(probe_set: ProbeSet, count: int) -> ProbeSet:
     """``probe_set`` with exactly ``count`` prompts: cut, or repeated from the start (each probe has its own seed)."""
-    prompts = probe_set.prompts * (count // len(probe_set.prompts) + 1)
-    return probe_set.model_copy(update={"prompts": prompts[:count]})
+    times = count // len(probe_set.prompts) + 1
+    prompts, groups = probe_set.prompts * times, probe_set.groups * times
+    return probe_set.model_copy(update={"prompts": prompts[:count], "groups": groups[:count]})
 
 
 def triggered(probe_set: ProbeSet, trigger: str | None) -> ProbeSet:

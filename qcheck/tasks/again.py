@@ -19,7 +19,7 @@ from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Verdict
 from qcheck.spec.limits import Limits
 from qcheck.tasks import basis as bases
-from qcheck.tasks.decide import broken, decide
+from qcheck.tasks.decide import broken, decide, grouped
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # machines add in another order
 _LIMIT, _NUMBERS = ("limit", "status", "warns"), ("value", "low", "high", "p")
@@ -40,29 +40,30 @@ def of_case(report: Report, case: Case, limits: Limits | None = None, lapsed: Se
 
 def _again(report: Report, case: Case, basis: Basis, limits: Limits | None, audited: AuditedCase) -> AuditedCase:
     own = report.spec.bounds
-    verdict = by(case, basis, own)
+    verdict = by(case, basis, own, report.spec.probes.groups)
     last = verdict if limits is None else _by_others(report, case, basis, limits)
     differences = [
         *_looked(case, basis, own, verdict),
         *_differences(report, case, basis, own, verdict),
+        *_regrouped(report, case, basis, own),
         *([] if case.board is None else board.differences(case.board, own)),
     ]
     update = {"evidence": verdict.outcome, "reasons": list(last.reasons), "differences": differences}
     return audited.model_copy(update=update | ({} if limits is None else {"given": last.outcome}))
 
 
-def by(case: Case, basis: Basis, limits: Limits) -> Verdict:
-    """The verdict of a case by limits, from the numbers of its probes."""
+def by(case: Case, basis: Basis, limits: Limits, group_of: Sequence[str] = ()) -> Verdict:
+    """The verdict of a case by limits, from the numbers of its probes, which are in groups where ``group_of`` says."""
     chosen = limits.alone() if case.quantized_layers is None else limits.computing(case.compute)
     samples = bases.samples(basis.samples)
     if not basis.energies:
         return broken(chosen, samples)
-    return decide(chosen, bases.instrument(basis), samples, bases.energies(basis), case.builds)
+    return decide(chosen, bases.instrument(basis), samples, bases.energies(basis), case.builds, group_of)
 
 
 def _by_others(report: Report, case: Case, basis: Basis, limits: Limits) -> Verdict:
     """The verdict by limits that the probes were not run for: open where these ask for more, or for fewer looks."""
-    verdict = by(case, basis, limits)
+    verdict = by(case, basis, limits, report.spec.probes.groups)
     taken = [look for look in report.spec.bounds.looks if look <= case.probes_used]
     reasons, name = [], f"limits {limits.name!r}"
     if case.probes_used < limits.looks[0]:
@@ -98,6 +99,18 @@ def _differences(report: Report, case: Case, basis: Basis, limits: Limits, verdi
             yield f"{one.name} ({one.arm}) is {one.value:g} in the report, and no number of a probe gives it"
     if case.deciding != verdict.deciding and case.verdict == verdict.outcome:
         yield f"the verdict rests on {verdict.deciding}, and the report says {case.deciding}"
+
+
+def _regrouped(report: Report, case: Case, basis: Basis, limits: Limits) -> Iterator[str]:
+    """The groups of prompts that are stated otherwise than the probes give them."""
+    again = grouped(limits, bases.samples(basis.samples), report.spec.probes.groups) if basis.energies else []
+    if [(one.name, one.probes, one.outside) for one in case.groups] != [
+        (one.name, one.probes, one.outside) for one in again
+    ]:
+        yield "the groups of prompts in the report are not those that the request and the probes give"
+        return
+    for stated, given in zip(case.groups, again, strict=True):
+        yield from (f"group {given.name}: {text}" for text in _compared(stated.survival, given.survival))
 
 
 def _ungated(report: Report, case: Case, basis: Basis, limits: Limits) -> list[Measurement]:

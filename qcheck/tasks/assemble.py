@@ -24,7 +24,7 @@ from qcheck.result.build import Build
 from qcheck.result.estimate import Estimate
 from qcheck.result.manifest import model_files
 from qcheck.result.measurement import NotMeasured
-from qcheck.result.report import ArtifactFile, Case, Input, LayerShare, Probing, Report, Trust
+from qcheck.result.report import ArtifactFile, Case, GroupSurvival, Input, LayerShare, Probing, Report, Trust
 from qcheck.result.verdict import Verdict
 from qcheck.sampling.store import Trace
 from qcheck.spec import order as orders
@@ -50,6 +50,7 @@ class CaseOutcome:
     steps: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     trust: Trust | None = None
+    groups: list[GroupSurvival] = field(default_factory=list)
     basis: Basis | None = None
 
     def probes(self, spec: CheckSpec) -> int:
@@ -99,6 +100,7 @@ def case(
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
         trust=outcome.trust,
+        groups=outcome.groups,
         basis=outcome.basis,
     )
 
@@ -160,6 +162,7 @@ def given_case(session: Session, file: Given, outcome: CaseOutcome) -> Case:
         builds=outcome.builds,
         seconds=round(outcome.seconds, 1),
         trust=outcome.trust,
+        groups=outcome.groups,
         basis=outcome.basis,
     )
 

@@ -115,7 +115,9 @@ def _judged(quantization: Quantization, probes: int | None) -> BundledCase:
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         look = check.look(quantization, count)
-        verdict = decide(limits, instrument, look.samples, look.energies, quantization.builds)
+        verdict = decide(
+            limits, instrument, look.samples, look.energies, quantization.builds, session.spec.probes.groups
+        )
         return verdict.outcome, (verdict, look)
 
     looks = [probes] if probes is not None else [n for n in limits.looks if n <= MOST] or [limits.looks[0]]

@@ -44,7 +44,7 @@ from qcheck.spec.scheme import Scheme
 from qcheck.tasks import assemble, basis, controls, trust, workload
 from qcheck.tasks import session as sessions
 from qcheck.tasks.assemble import CaseOutcome
-from qcheck.tasks.decide import Instrument, broken, decide
+from qcheck.tasks.decide import Instrument, broken, decide, grouped
 from qcheck.tasks.session import Session, Traces, Warm
 
 
@@ -242,7 +242,9 @@ def run_case(quantization: Quantization) -> Result:
 
     def judge_at(count: int) -> tuple[Outcome, tuple[Verdict, Look]]:
         current = look(quantization, count)
-        verdict = decide(limits, instrument, current.samples, current.energies, quantization.builds)
+        verdict = decide(
+            limits, instrument, current.samples, current.energies, quantization.builds, session.spec.probes.groups
+        )
         return verdict.outcome, (verdict, current)
 
     _, _, (verdict, final) = until_decided(limits.looks, judge_at)
@@ -257,9 +259,12 @@ def run_case(quantization: Quantization) -> Result:
     warnings = (*verdict.warnings, *simulation, *precision)
     verdict = replace(verdict, measurements=(*verdict.measurements, worst, *extra.measurements), warnings=warnings)
     steps = along(final.reference, final.quantized, SIDES)
-    trusted = trust.of(verdict, limits, instrument, final.samples, final.energies, quantization.builds)
+    group_of = session.spec.probes.groups
+    trusted = trust.of(verdict, limits, instrument, final.samples, final.energies, quantization.builds, group_of)
+    survivals = grouped(limits, final.samples, group_of)
     kept = basis.of(final.samples, final.energies, floor, record, extra.samples, extra.scores)
-    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, time.monotonic() - start, trusted, kept)
+    spent = time.monotonic() - start
+    outcome = CaseOutcome(verdict, quantization.builds, final.energies, steps, spent, trusted, survivals, kept)
     scores = quantization.ground.scores.get(quantization.order)
     case = assemble.case(
         session, scheme, quantization.order, outcome, quantization.artifact, quantization.folder, scores
@@ -285,7 +290,7 @@ def run_given(session: Session, file: Given) -> Result:
         quantized: Traces = {"base": reference["base"], "adapted": trace_artifact(session, q1, reference["adapted"])}
         samples, energies = measure(setup, reference, quantized, floor)
         alone = [sample for sample in samples if not measurement.find(sample.name).compares(sample.arm)]
-        verdict = decide(limits, instrument, alone, energies, builds)
+        verdict = decide(limits, instrument, alone, energies, builds, session.spec.probes.groups)
         return verdict.outcome, (verdict, Look(reference, quantized, alone, energies))
 
     _, _, (verdict, final) = until_decided(limits.looks, judge_at)
@@ -295,9 +300,11 @@ def run_given(session: Session, file: Given) -> Result:
     extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
     warnings = (*verdict.warnings, *controls.precision_warnings(session, quantized["adapted"]))
     verdict = replace(verdict, measurements=(*verdict.measurements, *extra.measurements), warnings=warnings)
-    trusted = trust.of(verdict, limits, instrument, final.samples, energies, builds)
+    group_of = session.spec.probes.groups
+    trusted = trust.of(verdict, limits, instrument, final.samples, energies, builds, group_of)
+    survivals = grouped(limits, final.samples, group_of)
     kept = basis.of(final.samples, energies, floor, record, extra.samples, extra.scores)
-    outcome = CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start, trusted, kept)
+    outcome = CaseOutcome(verdict, builds, energies, steps, time.monotonic() - start, trusted, survivals, kept)
     case = assemble.given_case(session, file, outcome)
     evidence = curves.gather(reference, quantized, energies, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))

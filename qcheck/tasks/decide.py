@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcheck.judge.verdict import judge
-from qcheck.measure import control, effect
+from qcheck.measure import control, effect, groups
 from qcheck.measure.control import Control
 from qcheck.measure.interval import measure, measure_all
 from qcheck.measure.sample import Sample
 from qcheck.result.build import Build
-from qcheck.result.measurement import Measurement
+from qcheck.result.measurement import Judged, Measurement, Status
+from qcheck.result.report import GroupSurvival
 from qcheck.result.verdict import Verdict
 from qcheck.spec.arm import SIDES, Arm, Side
-from qcheck.spec.limits import Limits
+from qcheck.spec.limits import Gate, Limits
+from qcheck.spec.measurement import Limit
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,64 @@ class Instrument:
 
 
 def decide(
-    limits: Limits, instrument: Instrument, samples: Sequence[Sample], energies: effect.Energies, builds: list[Build]
+    limits: Limits,
+    instrument: Instrument,
+    samples: Sequence[Sample],
+    energies: effect.Energies,
+    builds: list[Build],
+    group_of: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on the probes so far."""
+    """The verdict on the probes so far; ``group_of`` has the name of each probe's group of prompts, if any."""
+    in_groups, limits = by_group(limits, samples, group_of)
     limits, distances = beside_seeds(limits, samples, instrument.another_seed)
     measurements = measure_all(samples, limits.ranges, limits.alpha)
     controlled, limits = held_against(instrument.controls, control.judged_error(energies), limits)
     noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
     weakened = positive_control(limits, instrument.weakened)
     bad_probes = effect.bad_probes(energies, *limits.tail)
-    return judge([*controlled, *noop, *weakened, *measurements, *distances], bad_probes, limits, builds)
+    return judge([*controlled, *noop, *weakened, *measurements, *in_groups, *distances], bad_probes, limits, builds)
+
+
+def by_group(limits: Limits, samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[Measurement], Limits]:
+    """The survival in the worst group of prompts, and the limits with one for it; neither where there is no group."""
+    gate, every = _each_group(limits, samples, names)
+    if gate is None or not gate.each_group or not every:
+        return [], limits
+    update = {"name": "group_survival", "each_group": False, "beyond": f"in this group of prompts {gate.beyond}"}
+    return [groups.group_survival(every, gate.limit)], limits.with_gate(gate.model_copy(update=update))
+
+
+def grouped(limits: Limits, samples: Sequence[Sample], names: Sequence[str]) -> list[GroupSurvival]:
+    """The survival in every group of prompts; ``names`` has the group of each probe."""
+    gate, every = _each_group(limits, samples, names)
+    if gate is None or not every:
+        return []
+    (values,) = [one.values.reshape(-1).tolist() for one in samples if one.name == "effect_survival"]
+    survivals = []
+    for one in every:
+        probes = [number for number, name in enumerate(names[: len(values)], 1) if name == one.where]
+        survival = Judged(**one.model_dump(), limit=gate.limit, status=_status(one, gate.limit, limits.alpha))
+        outside = [number for number in probes if not gate.limit.holds(*[values[number - 1]] * 2)]
+        survivals.append(GroupSurvival(name=one.where, survival=survival, probes=probes, outside=outside))
+    return survivals
+
+
+def _each_group(
+    limits: Limits, samples: Sequence[Sample], names: Sequence[str]
+) -> tuple[Gate | None, list[Measurement]]:
+    """The gate of effect_survival, and its measurement in every group; none where there is no group or no gate."""
+    gate = limits.gate("effect_survival", "adapted")
+    sample = next((one for one in samples if one.name == "effect_survival"), None)
+    if gate is None or sample is None:
+        return None, []
+    return gate, groups.each(sample, names[: len(sample.values)], gate.limit, limits.alpha)
+
+
+def _status(one: Measurement, limit: Limit, alpha: float) -> Status:
+    """Of a group beside the others: ``p`` is held to the look's alpha."""
+    if limit.holds(one.low, one.high):
+        return "pass"
+    return "fail" if one.p is not None and one.p <= alpha else "undecided"
 
 
 def broken(limits: Limits, samples: Sequence[Sample]) -> Verdict:

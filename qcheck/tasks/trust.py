@@ -27,6 +27,7 @@ def of(
     samples: Sequence[Sample],
     energies: Energies,
     builds: list[Build],
+    group_of: Sequence[str] = (),
 ) -> Trust:
     """Both, of a verdict on these samples."""
     survivals = next(sample.values for sample in samples if sample.name == "effect_survival")
@@ -34,7 +35,7 @@ def of(
     finite = all(np.isfinite(sample.values).all() for sample in samples if (sample.name, sample.arm) in limits.ranges)
     return Trust(
         detectable_loss=None if gate is None else detectable_loss(survivals, gate.limit, limits.alpha),
-        rerun_stability=rerun_stability(verdict.outcome, limits, instrument, samples, energies, builds)
+        rerun_stability=rerun_stability(verdict.outcome, limits, instrument, samples, energies, builds, group_of)
         if finite
         else None,
     )
@@ -62,6 +63,7 @@ def rerun_stability(
     samples: Sequence[Sample],
     energies: Energies,
     builds: list[Build],
+    group_of: Sequence[str] = (),
 ) -> float:
     """Share of ``RERUNS`` checks on other probes that would end as this one did, by drawing its probes again.
 
@@ -78,7 +80,8 @@ def rerun_stability(
             chosen = rows[:size]
             again = [dataclasses.replace(sample, values=sample.values[chosen]) for sample in gated]
             sums = Energies(**{name: values[chosen] for name, values in vars(energies).items()})
-            return decide(limits, instrument, again, sums, builds).outcome, None
+            names = [group_of[row] for row in chosen] if group_of else ()
+            return decide(limits, instrument, again, sums, builds, names).outcome, None
 
         same += until_decided(limits.looks, judge_at)[1] == outcome
     return same / RERUNS
