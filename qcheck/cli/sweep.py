@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from qcheck.api import sweep as api
@@ -20,6 +24,8 @@ from qcheck.cli.output import session
 from qcheck.core.errors import UserError
 from qcheck.judge import fleet
 from qcheck.judge.fleet import Summary
+from qcheck.judge.matrix import Matrix, matrix
+from qcheck.report.matrix import compared
 from qcheck.report.text import COLOURS
 from qcheck.spec import target
 
@@ -125,6 +131,10 @@ def sweep(
     `qcheck sweep ./sdxl --lora 'loras/*.safetensors' --scheme int8 --target jetson-agx-orin-64gb --out fleet`
 
     `qcheck sweep plan.toml --out fleet --dry-run`
+
+    The best weight, or the best checkpoint, side by side:
+
+    `qcheck sweep ./sdxl --lora style.safetensors --weight .6 --weight .8 --weight 1 --scheme int8 --out weights`
     """
     plan = source if source.endswith(".toml") else None
     given: dict[str, Any] = {**library.keywords(), "base": None if plan else source}
@@ -186,11 +196,22 @@ def _colour(status: str) -> str:
     return next((colour for verdict, colour in COLOURS.items() if verdict == status), "bold red")
 
 
+def _side_by_side(found: Matrix, console: Console) -> None:
+    titles, lines = compared(found)
+    shown = Table(*map(escape, titles), box=box.SIMPLE_HEAD, pad_edge=False)
+    for line in lines:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
+    console.print(Text(f"survival beside the verdict; * the surest pass of its line\n{found.advice()}"))
+
+
 def _tell(summary: Summary, out: str) -> None:
     console = terminal.console(highlight=False, soft_wrap=True)
     for name, count in summary.counts.most_common():
         console.print(Text(f"{count:6} {name}", _colour(name)))
     console.print(summary.error_control())
+    if (found := matrix(summary.rows)) is not None:
+        _side_by_side(found, console)
     console.print(Text(f"page     {out}/summary.html\nrows     {out}/index.jsonl"))
     if summary.counts["error"]:
         first = next(row for row in summary.rows if row.error is not None)

@@ -21,10 +21,12 @@ from markupsafe import Markup
 from qcheck import __version__
 from qcheck.core.places import Files
 from qcheck.judge.fleet import Summary
+from qcheck.judge.matrix import matrix
 from qcheck.report import html
 from qcheck.report.html import view
 from qcheck.report.junit import KINDS
 from qcheck.report.markdown import SIGNS, escape, table
+from qcheck.report.matrix import compared
 from qcheck.report.numbers import ARMS, bounds, limit, number
 from qcheck.report.wording import line, printable
 from qcheck.result.fleet import Row
@@ -120,6 +122,7 @@ def page(summary: Summary) -> str:
         headline=headline(summary),
         version=__version__,
         rows=[(row, _look(row), decided(row)) for row in summary.rows],
+        matrix=side_by_side(summary),
         choices={name: sorted({getattr(row, name) for row in summary.rows}) for name in _CHOICES},
         style=Markup(style),  # noqa: S704  # the package's own file
         script=Markup(script),  # noqa: S704  # the package's own file
@@ -141,6 +144,7 @@ def markdown(summary: Summary) -> str:
     parts = [
         f"## {escape(headline(summary), 400)}",
         summary.error_control(),
+        _side_by_side(summary),
         table(("verdict", "adapter", "scheme, order", "target", "decided by"), rows),
         f"and {more} more in `{CSV}` and `{PAGE}`" if more else "",
         _layers(summary),
@@ -150,6 +154,23 @@ def markdown(summary: Summary) -> str:
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
     return row.title, f"{row.scheme}, {row.order}", row.target, decided(row)
+
+
+def side_by_side(summary: Summary) -> tuple[list[str], list[list[str]], str] | None:
+    """Titles, lines and advice of the matrix of a sweep of few adapters or weights; None of others."""
+    found = matrix(summary.rows)
+    return None if found is None else (*compared(found), found.advice())
+
+
+def _side_by_side(summary: Summary) -> str:
+    if (found := side_by_side(summary)) is None:
+        return ""
+    titles, lines, advice = found
+    cells = [[escape(text) for text in line] for line in lines]
+    return f"{table([*map(escape, titles)], cells)}\n\n{escape(advice)} {SURE}"
+
+
+SURE = "With survival; \\* the surest pass of its line."
 
 
 def _layers(summary: Summary) -> str:
