@@ -11,7 +11,7 @@ from qcheck.diagnose.curves import ARMS, frequencies
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 from qcheck.report import contact, html, junit, markdown, seal
 from qcheck.result import store
-from qcheck.result.evidence import NAME, PICTURES, CaseEvidence, Evidence, Pictures
+from qcheck.result.evidence import NAME, PICTURES, CaseEvidence, Evidence, Pictures, full_size
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.spec import command
 from qcheck.spec.arm import SIDES, Side
@@ -111,9 +111,12 @@ def _draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
 
 
 def _picture(values: np.ndarray, folder: Path, name: str) -> str:
-    """Write a picture [H, W, 3], shrunk to the stored size; its path relative to ``folder``."""
-    image = Image.fromarray(eight_bits(values))
+    """Write a picture [H, W, 3], shrunk to the stored size, and in full where it is larger; its path in ``folder``."""
+    image, file = Image.fromarray(eight_bits(values)), f"{PICTURES}/{name}.webp"
+    if max(image.size) > _EDGE:
+        large = folder / full_size(file)
+        large.parent.mkdir(exist_ok=True)
+        image.save(large, quality=_QUALITY, method=4)
     image.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-    file = f"{PICTURES}/{name}.webp"
     image.save(folder / file, lossless=max(image.size) <= _LOSSLESS, quality=_QUALITY, method=6)
     return file

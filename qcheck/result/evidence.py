@@ -12,7 +12,13 @@ from qcheck.core.values import Number, Value
 from qcheck.spec.arm import Arm
 
 SCHEMA: Literal["qcheck-evidence/1"] = "qcheck-evidence/1"
-NAME, PICTURES = "evidence.json", "pictures"
+NAME, PICTURES, FULL = "evidence.json", "pictures", "full"
+
+
+def full_size(name: str) -> str:
+    """The file that holds a picture in full size, where the named one was shrunk."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{FULL}/{file}"
 
 
 class Spread(Value):

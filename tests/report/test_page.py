@@ -192,6 +192,6 @@ def test_the_page_opens_on_the_case_to_ship(report: Report) -> None:
     made = report.model_copy(update={"cases": cases, "spec": report.spec.changed(schemes=schemes)})
     assert [case.scheme for case in view.shown(made)] == ["small", "large", "lost"]
     assert view.best(made) == cases[2]
-    text = html.render(html.Source(made, None, [], {}))
+    text = html.render(html.Source(made, None, [], {}, {}))
     assert '<option value="0">small' in text
     assert view.shown(report.model_copy(update={"cases": cases[1:2]})) == cases[1:2]

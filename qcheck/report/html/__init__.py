@@ -38,12 +38,16 @@ V = TypeVar("V", bound=Value)
 
 @dataclass(frozen=True)
 class Source:
-    """What a page is rendered from. ``pictures`` are data URIs by their name in the evidence."""
+    """What a page is rendered from.
+
+    ``pictures`` are data URIs by their name in the evidence, ``full`` the files in full size of those that were shrunk.
+    """
 
     report: Report
     evidence: Evidence | None
     cures: Sequence[Record]
     pictures: Mapping[str, str]
+    full: Mapping[str, str]
 
 
 def write(folder: Path) -> Path:
@@ -72,12 +76,9 @@ def read(folder: Path) -> Source:
     if report is None:
         raise UserError(f"no report.json in {str(folder)!r}", "Give the --out folder of a finished check.")
     stored_evidence = _value(Evidence, folder / evidence.NAME)
-    return Source(
-        report,
-        stored_evidence,
-        _cures(folder / "advice.json"),
-        {} if stored_evidence is None else _pictures(stored_evidence, folder),
-    )
+    pictures = {} if stored_evidence is None else _pictures(stored_evidence, folder)
+    full = {name: large for name in pictures if (folder / (large := evidence.full_size(name))).is_file()}
+    return Source(report, stored_evidence, _cures(folder / "advice.json"), pictures, full)
 
 
 def _value(kind: type[V], path: Path) -> V | None:
@@ -217,10 +218,12 @@ def render(source: Source) -> str:
     """The whole page."""
     cases = view.shown(source.report)
     panels = [panel(source, case) for case in cases]
-    scripts = {"vega": _vega(), "own": _asset("page.js")}
+    scripts = {"vega": _vega(), "own": _asset("page.js"), "pictures": _asset("pictures.js")}
     data = {
         "plots": [{f"{group}-{i}": c.spec for group, cs in p.plots.items() for i, c in enumerate(cs)} for p in panels],
         "layers": [p.layers for p in panels],
+        "survivals": [[] if p.seen is None else [charts.finite(x) for x in p.seen.survivals] for p in panels],
+        "allowed": [_allowed(p.case) for p in panels],
     }
     text: str = _template().render(
         source=source,
@@ -236,6 +239,12 @@ def render(source: Source) -> str:
         policy=" ".join(f"'sha256-{digest(script)}'" for script in scripts.values()),
     )
     return text
+
+
+def _allowed(case: Case) -> tuple[float | None, float | None]:
+    """The limits of a probe's survival."""
+    limit = next((m.limit for m in case.measurements if (m.name, m.arm) == ("effect_survival", "adapted")), None)
+    return (None, None) if limit is None else (limit.low, limit.high)
 
 
 def digest(script: str) -> str:

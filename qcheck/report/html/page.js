@@ -36,6 +36,8 @@
 
   async function show(index) {
     shown = index;
+    document.documentElement.dataset.shown = String(index);
+    document.dispatchEvent(new CustomEvent("shown"));
     for (const element of all("[data-case]")) element.hidden = Number(element.dataset.case) !== index;
     for (const button of all("[data-look]")) button.setAttribute("aria-pressed", String(Number(button.dataset.look) === index));
     if (picker) picker.value = String(index);
@@ -52,25 +54,7 @@
   if (picker) picker.addEventListener("change", () => show(Number(picker.value)));
   for (const button of all("[data-look]")) button.addEventListener("click", () => show(Number(button.dataset.look)));
 
-  const cut = (probe, value) => {
-    probe.style.setProperty("--cut", `${value}%`);
-    probe.querySelector(".slider").value = value;
-  };
-  const probes = all(".probe");
-  for (const probe of probes) {
-    probe.querySelector(".slider").addEventListener("input", (event) => cut(probe, event.target.value));
-    for (const picture of all(".compare", probe)) {
-      const follow = (event) => {
-        if (event.type === "pointermove" && event.pointerType === "mouse" && !event.buttons) return;
-        const box = picture.getBoundingClientRect();
-        cut(probe, Math.round(Math.max(0, Math.min(100, (100 * (event.clientX - box.left)) / box.width))));
-      };
-      for (const kind of ["pointerdown", "pointermove"]) picture.addEventListener(kind, follow);
-      picture.addEventListener("dragstart", (event) => event.preventDefault());
-    }
-  }
-  const every = document.getElementById("every");
-  if (every) every.addEventListener("input", () => probes.forEach((probe) => cut(probe, every.value)));
+  document.addEventListener("pick", (event) => show(event.detail));
 
   const FEW = 20;
   const COLUMNS = [

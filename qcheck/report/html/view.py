@@ -239,6 +239,46 @@ def overview(case: Case) -> Overview:
     )
 
 
+@dataclass(frozen=True)
+class Before:
+    """A case's numbers before any cure, as the table of cures has those after it."""
+
+    verdict: Outcome
+    survival: float | None
+    excess_error: float | None
+    bytes: int | None
+
+    def __getitem__(self, name: str) -> float | None:
+        value: float | None = getattr(self, name)
+        return value
+
+
+def before(report: Report, title: str) -> Before | None:
+    """Those of the case with that scheme and order; None where the report has it no longer."""
+    case = next((case for case in report.cases if f"{case.scheme}, {case.order}" == title), None)
+    if case is None:
+        return None
+    values = {m.name: m.value for m in case.measurements if m.arm == "adapted"}
+    size = case.artifact[0].bytes if case.artifact else None
+    return Before(case.verdict, values.get("effect_survival"), values.get("excess_error"), size)
+
+
+def groups(report: Report) -> list[str]:
+    """The groups of the prompts."""
+    return [name for name in dict.fromkeys(report.spec.probes.groups) if name]
+
+
+def group(report: Report, probe: int) -> str:
+    """The group of a probe's prompt, empty where it is in none."""
+    names = report.spec.probes.groups
+    return names[probe] if probe < len(names) else ""
+
+
+def status_kind(judged: Judged) -> str:
+    """The class of a measurement's status."""
+    return _STATUS[judged.status][0]
+
+
 def follows(report: Report) -> str | None:
     """The command to type next, from within the report's folder."""
     return next_command(report)
