@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 
 from qcheck.core.errors import UserError
 from qcheck.judge import verdict as verdicts
-from qcheck.measure import groups
+from qcheck.measure import effect, groups, registry
+from qcheck.measure.control import Control
+from qcheck.measure.interval import measure
 from qcheck.measure.sample import Sample
 from qcheck.report import markdown
+from qcheck.result.basis import Basis
 from qcheck.result.measurement import Judged
 from qcheck.result.report import GroupSurvival
 from qcheck.spec import limits, probe
 from qcheck.spec.measurement import Limit
 from qcheck.spec.probe import ProbeSet
-from qcheck.tasks.decide import by_group, grouped
-from tests import reports
+from qcheck.tasks import again, trust
+from qcheck.tasks import basis as bases
+from qcheck.tasks.decide import Instrument, by_group, decide, grouped
+from tests import audits, reports
+from tests.measure.test_laws import TIMES, Drawn, view
 
 GENERAL = probe.find("general")
 LIMITS = limits.find("default")
@@ -111,6 +117,46 @@ def test_a_group_of_one_probe_stays_open() -> None:
     (broken,) = groups.each(_sample(np.array([np.nan, 1.01, 0.99])), ("alone", "", ""), LIMIT, 0.01)
     assert not np.isfinite(broken.value)  # type: ignore[arg-type]
     assert broken.p == 0.0
+
+
+def test_p_values_are_corrected_for_the_number_of_groups() -> None:
+    sample, names = _sample(np.linspace(0.7, 0.9, 12)), ("a", "b", "c") * 4
+    every = groups.each(sample, names, LIMIT, 0.0165)
+    alone = [measure(_sample(sample.values[place::3]), LIMIT, 0.0165).p for place in range(3)]
+    assert [one.p for one in every] == [min(1.0, 3 * p) for p in alone if p is not None]
+
+
+def test_an_audit_names_a_group_that_the_probes_do_not_give() -> None:
+    spec = audits.SPEC.changed(probes=audits.SPEC.probes.model_copy(update={"groups": ("animal", "") * 32}))
+    case = audits.case(0.01)
+    kept = bases.samples(Basis.model_validate(case["basis"]).samples)
+    (animal,) = grouped(spec.bounds.computing("float16"), kept, spec.probes.groups)
+
+    def said(stated: list[GroupSurvival]) -> list[str]:
+        report = audits.report(case | {"groups": stated}, spec=spec)
+        return [text for text in again.of_case(report, report.cases[0]).differences if "group_survival" not in text]
+
+    better = animal.survival.model_copy(update={"value": 2.0})
+    assert said([animal]) == []
+    assert said([animal.model_copy(update={"survival": better})])[0].startswith("group animal: effect_survival")
+    other = "the groups of prompts in the report are not those that the request and the probes give"
+    assert said([]) == said([animal.model_copy(update={"outside": [1]})]) == [other]
+
+
+def test_reruns_know_the_groups() -> None:
+    """Drawn again, a lost group is lost again: without its groups the check would have passed."""
+    drawn = Drawn(0, 16, 0.01)
+    names = ("rare", *[""] * 3) * 4
+    drawn.q1[::4] = drawn.q0[::4] + 0.75 * (drawn.f1 - drawn.f0)[::4]
+    silent = [Control(name, np.zeros(3), (0, 1, 2), TIMES) for name in ("export_control", "compute_control")]
+    instrument = Instrument(silent, lambda _: np.full(16, 0.45), lambda _: None)
+    chosen = LIMITS.computing("float16").model_copy(update={"looks": (16,)})
+    samples, energies = registry.samples(view(drawn)), effect.energies(*drawn.arms)
+    outcomes = {named: decide(chosen, instrument, samples, energies, [], named).outcome for named in ((), names)}
+    assert outcomes == {(): "PASS", names: "NEEDS-QAT"}
+    stable = trust.rerun_stability("NEEDS-QAT", chosen, instrument, samples, energies, [], names)
+    assert stable > 0.8
+    assert trust.rerun_stability("NEEDS-QAT", chosen, instrument, samples, energies, []) == 0.0
 
 
 @given(st.lists(st.floats(0.5, 1.5), min_size=6, max_size=6), st.sampled_from([LIMIT, Limit(low=0.8), Limit(high=1.2)]))
