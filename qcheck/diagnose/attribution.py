@@ -12,7 +12,7 @@ c nears the true weight the same weights round the same way, so that the noise g
 units of the file's own steps, and a prediction is judged by what it leaves of the file's distance from Q(W).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -27,10 +27,10 @@ ORDERS: tuple[Order, ...] = ("merge-quantize", "quantize-merge")
 AUDIBLE = 8.0  # squared steps of a layer's difference, below which the layer tells nothing
 FOLLOWS = 0.1  # of a layer's difference that a prediction may leave
 EXPLAINED = 0.02  # of the difference that a prediction may leave on average over layers
-_ENOUGH = EXPLAINED / 4  # left, nothing more is looked for
+_ENOUGH = 1e-6  # left, nothing more is looked for
 _STEPS, _CLOSE, _PATIENCE = 8, 1e-5, 2
 _FINE = 64  # parts of a branch's size that its factors' rounding stays below
-_GAIN = 0.9  # of the unexplained share that another adapter may leave at most to be taken in
+_GAIN, _LARGE_GAIN = 0.9, 0.5  # of what is left that another adapter may leave: usually, and where little is left
 _LEAST_KEPT = 0.05  # of a change that arrives: below, refining would overshoot
 _SAME = 0.9995  # cosine of two changes that cannot be told apart
 _PLACEBOS = 10
@@ -135,12 +135,15 @@ class Fit:
     @property
     def unexplained(self) -> float:
         """The mean share that is left over the layers that tell something; 0 where none does."""
-        shares = [self.layers[name].share for name in self.told]
-        return sum(shares) / len(shares) if shares else 0.0
+        return self.left_in(self.told)
 
-    def following(self, layers: Iterable[str]) -> int:
-        """How many of ``layers`` it explains."""
-        return sum(self.layers[name].share <= FOLLOWS for name in layers)
+    def following(self, layers: Iterable[str]) -> list[str]:
+        """Those of ``layers`` that it explains."""
+        return [name for name in layers if self.layers[name].share <= FOLLOWS]
+
+    def left_in(self, layers: Collection[str]) -> float:
+        """The mean share that is left over ``layers``; 0 of none."""
+        return sum(self.layers[name].share for name in layers) / max(1, len(layers))
 
     @property
     def told(self) -> list[str]:
@@ -245,11 +248,11 @@ def chosen(layers: Sequence[Layer], names: Sequence[str], asked: Weights) -> Fit
             others = [name for name in names if name not in best.weights]
             known = [{**start, **best.weights} for start in starts[order]]
             better = min((fit(layers, [*best.weights, name], order, known) for name in others), key=_unexplained)
-            if better.unexplained > _GAIN * best.unexplained:
+            if better.unexplained > (_GAIN if best.unexplained > EXPLAINED else _LARGE_GAIN) * best.unexplained:
                 break
             best = better
         fits.append(best)
-        if best.unexplained <= _ENOUGH:
+        if best.unexplained <= EXPLAINED / 4:
             break
     return min(fits, key=_unexplained)
 
@@ -329,14 +332,20 @@ def rests(layers: Sequence[Layer], best: Fit) -> dict[str, torch.Tensor]:
 
 
 def visible(layers: Sequence[Layer], best: Fit, name: str, weight: float) -> bool:
-    """Whether a file that held the adapter too, merged before quantization, would differ from the prediction."""
-    others = {key: value for key, value in best.weights.items() if key != name}
-    total = 0.0
+    """Whether a file with this adapter too, merged before quantization, would differ from the prediction by enough.
+
+    By more than nothing, and by more than the prediction leaves.
+    """
+    change = rest = 0.0
     for layer in layers:
         if name in layer.changes:
-            both = (layer.predicted({**others, name: weight}, ORDERS[0]), layer.predicted(others, ORDERS[0]))
-            total += _energy((both[0] - both[1]) / layer.unit)
-    return total >= AUDIBLE
+            both = (
+                layer.predicted({**best.weights, name: weight}, ORDERS[0]),
+                layer.predicted(best.weights, ORDERS[0]),
+            )
+            change += _energy((both[0] - both[1]) / layer.unit)
+            rest += best.layers[layer.name].rest
+    return change >= max(AUDIBLE, 2 * rest if best.unexplained <= EXPLAINED else 0.0)
 
 
 class Signal(NamedTuple):

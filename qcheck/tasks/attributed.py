@@ -133,7 +133,7 @@ def _trace(one: Candidate, first: str | None, others: list[str], evidence: _Evid
         signal=signal,
         alike=others,
         layers=len(mine),
-        following=best.following(told) if first in best.weights else 0,
+        following=len(best.following(told)) if first in best.weights else 0,
         elsewhere=elsewhere - len(mine),
         reason=reason,
     )
@@ -143,7 +143,7 @@ def _presence(name: str, told: Sequence[str], evidence: _Evidence) -> tuple[Pres
     """Whether an adapter with layers in the file is in it, why, and its signal."""
     best, layers, asked = evidence.best, evidence.layers, evidence.asked
     if name in best.weights and evidence.exact:
-        return "in", f"{best.following(told)} of {len(told)} layers that tell follow it", None
+        return "in", f"{len(best.following(told))} of {len(told)} layers that tell follow it", None
     if name not in best.weights and not attribution.visible(layers, best, name, asked):
         return "undecided", "rounding is larger than its change: the file would be the same with it", None
     if evidence.exact:
@@ -157,8 +157,9 @@ def _leaning(name: str, signal: Signal, evidence: _Evidence) -> tuple[Presence, 
     """Whether an adapter is in a file that no prediction explains, and why."""
     best, asked, left = evidence.best, evidence.asked, evidence.left[name]
     following, base = best.following(best.told), evidence.at_base()
-    if name in best.weights and following and following + base >= _KEPT * len(best.told):
-        return "in part", f"{following} layers hold it, and {base} hold the base's weight"
+    split = following and base and len(following) + base >= _KEPT * len(best.told)
+    if name in best.weights and split and best.left_in(following) <= EXPLAINED:
+        return "in part", f"{len(following)} layers hold it, and {base} hold the base's weight"
     weight = best.weights.get(name, 0.0) + left.value
     text = f"{weight:.2f} ± {left.error:.2f}"
     if signal.expected < 2 * _CLEAR:
