@@ -3,7 +3,7 @@
 ``python -m benchmarks.attribution`` writes files of the demo's base with adapters of its zoo under every scheme that
 weights alone decide, in every order that merges on its own, and asks of each: which of three adapters is in it, once
 with the right one among them and once without; and of the quantized base alone. Answers go to ``attribution.json``
-beside this module, and what is there already is not asked again; ``--write`` puts the tables on the page. Three files a
+beside this module, and what is there already is not asked again; ``--write`` puts the tables on the page. Two files a
 scheme and order, of five adapters in turn; a question takes three seconds on one core.
 """
 
@@ -48,7 +48,7 @@ HELD: tuple[Mapping[str, float], ...] = (  # adapters at their weights: strong, 
     {"fxemoji-wild": 0.5},
     {"flat-sound": 1.0, "ink-faint-30": 1.0},
 )
-_EACH = 3  # of them under one scheme, in turn
+_EACH = 2  # of them under one scheme, in turn
 OTHERS = ("flat-twin", "ink-light", "fxemoji-faint-60")  # another seed of flat-healthy, and others of the same styles
 
 
