@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime import quantization
+from safetensors.torch import load_file, save_file
 
 import qcheck
 from qcheck.core.errors import UserError
@@ -290,6 +291,28 @@ def test_constants_that_grow_are_not_computed(bench: Bench, side: int, refused: 
             bench.ask(path)
     else:
         assert bench.ask(path).unmatched == 0  # no weight that is read
+
+
+@pytest.mark.parametrize("harm", ["blocks", "sides"])
+def test_a_weight_that_makes_no_sense_is_left_out_and_takes_no_memory(bench: Bench, harm: str, tmp_path: Path) -> None:
+    layout = anonymous.nbits if harm == "sides" else anonymous.matmul
+    model = onnx.load(anonymous.written(tmp_path / "model.onnx", bench.merged(), INT4, layout))
+    node = next(node for node in model.graph.node if node.op_type in {"MatMulNBits", "DequantizeLinear"})
+    for attribute in node.attribute:
+        if attribute.name in {"block_size", "N"}:
+            attribute.i = 2**30
+    onnx.save(model, tmp_path / "harmed.onnx")
+    found = bench.ask(tmp_path / "harmed.onnx")
+    assert (_presences(found), found.layers) == (["in", "not in"], len(anonymous.SHAPES) - 1)
+
+
+def test_an_adapter_of_other_layers_is_undecided(bench: Bench, tmp_path: Path) -> None:
+    tensors = {name.replace("unet.", "text_encoder."): value for name, value in load_file(bench.path("right")).items()}
+    save_file(tensors, bench.path("encoder"))
+    path = anonymous.written(tmp_path / "model.onnx", bench.merged(), INT8)
+    found = bench.ask(path, "right", "encoder")
+    assert (_presences(found), _of(found, "encoder").elsewhere) == (["in", "undecided"], len(anonymous.SHAPES))
+    assert bench.run(path, "right", "encoder")[0] == 3
 
 
 def test_the_command_gives_json(bench: Bench, tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ def _spread(values: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -
     if values.size == 1:
         return np.broadcast_to(values.reshape([1] * len(shape)), shape)
     if block:
+        if not 0 <= values.shape[axis] * block - shape[axis] < block:
+            raise ValueError(f"{values.shape[axis]} blocks of {block} for {shape[axis]} codes")
         return np.take(np.repeat(values, block, axis), np.arange(shape[axis]), axis)
     sides = [1] * len(shape)
     sides[axis] = -1
@@ -266,6 +268,8 @@ def _bnb4(decoder: Decoder, node: NodeProto) -> Weight:
     number, block = formats.find("nf4"), int(_attribute(node, "block_size", 0))
     if _attribute(node, "quant_type", 1) != 1 or not isinstance(number, Table):
         raise ValueError(f"{node.name}: its codes are not NF4")
+    if 2 * packed.size != shape[0] * shape[1]:
+        raise ValueError(f"{node.name}: {packed.size} bytes do not hold its {shape[0]} x {shape[1]} codes")
     places = np.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: shape[0] * shape[1]]
     steps = torch.from_numpy(absmax.astype(np.float32)).flatten()
     levels = torch.tensor(number.levels)[torch.from_numpy(places.astype(np.int64))]
@@ -281,6 +285,8 @@ def _nbits(decoder: Decoder, node: NodeProto) -> Weight:
     if bits not in {4, 8}:
         raise ValueError(f"{node.name}: weights of {bits} bits")
     packed, scales = decoder.value(node.input[1]), decoder.value(node.input[2])
+    if not 0 < block <= packed.size * 8 // bits or packed.size * 8 != outputs * -(-inputs // block) * block * bits:
+        raise ValueError(f"{node.name}: {packed.size} bytes do not hold its {outputs} x {inputs} codes")
     codes = _unpacked(packed.reshape(outputs, -1), bits)[:, :inputs].astype(np.float32)
     middle = 2 ** (bits - 1)
     zeros = np.full((outputs, -(-inputs // block)), middle, np.float32)

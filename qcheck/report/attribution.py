@@ -6,14 +6,16 @@ from rich.markup import escape
 from qcheck.result.attribution import Attribution, Trace, answer
 
 _COLOURS = {0: "green", 1: "bold red", 3: "yellow"}
+_HELD = frozenset({"in", "in part"})
 _WORDS = {"in": "holds", "in part": "holds in part", "not in": "does not hold", "undecided": "may hold"}
 
 
 def show(found: Attribution, console: Console) -> None:
     """The answer, and a line for every adapter."""
-    colour = _COLOURS[answer(found)]
+    colour, held = _COLOURS[answer(found)], [one.adapter for one in found.adapters if one.presence in _HELD]
+    title = f"holds {', '.join(held)}" if held else found.answer
     order = f", {_order(found)}" if found.order is not None else ""
-    console.print(f"{escape(found.file)}: [{colour}]{found.answer}[/]{order}")
+    console.print(f"{escape(found.file)}: [{colour}]{escape(title)}[/]{order}")
     console.print(escape(found.reason), highlight=False)
     for trace in found.adapters:
         console.print(f"  {_WORDS[trace.presence]} {escape(_line(trace))}", highlight=False)

@@ -32,6 +32,7 @@ from qcheck.tasks.inspect import stored_layers
 _COUNT = 2**16  # weights of a layer that are compared
 _SAMPLE = 4096  # weights of a layer that it is recognized by
 _SAME = 0.5  # correlation of a weight with its quantized, adapted self; of two weights it is near 0
+_MALFORMED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)  # what a graph that makes no sense raises
 _LEAST = 0.5  # of the file's weights that have to be the base's
 
 
@@ -50,14 +51,13 @@ def attribute(source: Path, base: str, loras: Mapping[str, str], weight: float, 
     Raises:
         UserError: a file that cannot be read, or whose weights are not the base's; an adapter that does not fit.
     """
-    path, decoder = _decoder(source)
+    path, decoder, beside = _decoder(source)
     names, stored = stored_layers(base)
     weights = StoredWeights(names.denoiser, stored)
     candidates = []
     for name, file in loras.items():
         adapter = lora.read(Use(source=file, weight=weight))
         candidates.append(Candidate(name, adapter, lora.contents_of(names, adapter)))
-    beside = decoded.branches(decoder)
     inner = {part.output for branch in beside.values() for part in (branch.down, branch.up)}
     operands = [one for one in decoder.operands if one.output not in inner]
     layers = [layer for layer in sorted(names.layers) if layer in weights and weights[layer].meta.ndim > 1]
@@ -84,11 +84,13 @@ def attribute(source: Path, base: str, loras: Mapping[str, str], weight: float, 
     return attributed.answer(facts, candidates, [layer for layer in some if layer is not None])
 
 
-def _decoder(source: Path) -> tuple[Path, Decoder]:
+def _decoder(source: Path) -> tuple[Path, Decoder, dict[str, Branch]]:
+    """The ONNX file, its constants, and its branches by the outputs of their layers."""
     path = given.locate(source)
     try:
-        return path, Decoder(path)
-    except ValueError as error:
+        decoder = Decoder(path)
+        return path, decoder, decoded.branches(decoder)
+    except _MALFORMED as error:
         raise UserError(
             f"{str(path)!r}: {error}", "Give the denoiser's ONNX file, with the tensors that lie beside it."
         ) from error
@@ -115,10 +117,9 @@ class _Read(NamedTuple):
 def _read(decoder: Decoder, operand: Operand) -> _Read | None:
     """A weight of the file; None where its codes cannot be decoded here."""
     try:
-        values = operand.weight().values
-    except ValueError:
+        values, constant = operand.weight().values, decoder.factor(operand)
+    except _MALFORMED:
         return None
-    constant = decoder.factor(operand)
     factor = None if constant is None else torch.from_numpy(constant)
     stored = _sample(values)
     scaled = stored if factor is None else _sample(values.view(operand.sides) * factor)

@@ -111,8 +111,8 @@ def _trace(one: Candidate, first: str | None, others: list[str], evidence: _Evid
     best, elsewhere = evidence.best, len(one.contents.layers)
     mine = [layer.name for layer in evidence.layers if one.name in layer.changes]
     told = [name for name in mine if best.layers[name].audible]
-    presence: Presence = "not in"
-    reason, signal, value, error, arrived = "none of its layers is in this file", None, 0.0, 0.0, None
+    presence: Presence = "undecided"
+    reason, signal, value, error, arrived = "none of its layers is a weight of this file", None, 0.0, 0.0, None
     if first is not None:
         value = best.weights.get(first, 0.0) + evidence.left[first].value
         error = evidence.left[first].error
@@ -187,7 +187,7 @@ def _verdict(evidence: _Evidence, traces: Sequence[Trace]) -> tuple[Verdict, str
 def _of_base(moved: int, states: Collection[Presence]) -> tuple[Verdict, str]:
     """The answer of a file whose codes are the base's, with other steps in ``moved`` layers."""
     if "undecided" in states:
-        return "undecided", "its weights are the quantized base's, as they would be with an adapter this faint"
+        return "undecided", "its weights are the quantized base's, as they would be with what is undecided"
     if not moved:
         return "the base alone", "every weight is what the base's rounds to"
     steps = f"every code is the base's, but steps of {moved} layers are not"
