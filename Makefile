@@ -8,7 +8,7 @@ LOWEST ?= .venv-lowest
 STAMP := $(VENV)/.installed
 PIPELINES := demo velocity pair flow
 
-.PHONY: demo test test-all test-lowest lint docs browser coverage bench demo-weights zoo clean
+.PHONY: demo test test-all test-lowest lint licences docs browser coverage bench demo-weights zoo clean
 
 # Without --no-compile pip compiles every module of every package, which takes longer than to fetch and unpack them. Python
 # compiles what is imported, and keeps it.
@@ -54,6 +54,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 
 test-all: lint browser $(OPTIMUM)/.installed  ## the same with the slow tests, and with optimum in an environment of its own
 	QCHECK_OPTIMUM=$(CURDIR)/$(OPTIMUM)/bin/python $(BIN)/python -m pytest -m ''
+
+licences: $(STAMP)  ## the licences of what is installed with qcheck, and of what it ships; an unknown one is an error
+	$(BIN)/python -m tools.licences
 
 docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or anchor is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site

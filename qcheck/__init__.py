@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         load_report,
         qat,
     )
-    from qcheck.api.inspection import inspect, inspect_each
+    from qcheck.api.inspection import attribute, inspect, inspect_each
     from qcheck.api.session import Session
     from qcheck.api.sweep import sweep
     from qcheck.core.errors import UserError
@@ -40,6 +40,7 @@ _PLACES = {
     "Report": "qcheck.result.report",
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
+    "attribute": "qcheck.api.inspection",
     "audit": "qcheck.api.auditing",
     "bundle": "qcheck.api.board",
     "inspect": "qcheck.api.inspection",
@@ -56,6 +57,7 @@ __all__ = [
     "UserError",
     "__version__",
     "advise",
+    "attribute",
     "audit",
     "bundle",
     "calibrate",

@@ -1,15 +1,17 @@
-"""``qcheck inspect`` as functions: of one adapter, or of many."""
+"""``qcheck inspect`` as functions: of one adapter, of many, or of a file that may hold some."""
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from qcheck.api.keywords import Named, Orders, Schemes
+from qcheck.api.keywords import Files, Named, Orders, Schemes
 from qcheck.api.lazy import host
 from qcheck.api.request import many
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Silent
 from qcheck.demo import library
+from qcheck.result.attribution import Attribution
 from qcheck.result.inspection import Inspection, Refusal
 from qcheck.spec import order as orders
 from qcheck.spec import recipe as recipes
@@ -81,6 +83,37 @@ def inspect_each(
             yield Refusal(adapter=source, error=error.what, fix=error.fix)
 
 
+def attribute(
+    file: Named, base: Named, lora: Files, *, weight: float = 1.0, progress: Progress | None = None
+) -> Attribution:
+    """Say which adapters an ONNX file of a denoiser holds, at which weight and merged in which order.
+
+    Args:
+        file: The file, whoever quantized it, or a folder in optimum's layout; nothing of it is run.
+        base: The base that it was made from.
+        lora: The adapters that may be in it.
+        weight: The weight that is expected of each.
+        progress: Receives every layer.
+
+    Raises:
+        UserError: a file that cannot be read, or is not of this base, or an adapter that does not fit.
+    """
+    names = [str(one) for one in many(lora)]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"{'an adapter is given twice' if names else 'no adapter is given'}: nothing to tell apart",
+            "Give each adapter that may be in the file once, by --lora.",
+        )
+    _require_finite(weight)
+    paths = {name: library.resolve(str(base), name) for name in names}
+    source = next(iter(paths.values()))[0]
+    loras = {name: path for name, (_, path) in paths.items()}
+    found: Attribution = host("qcheck.tasks.attribute").attribute(
+        Path(file), source, loras, weight, progress or Silent()
+    )
+    return found
+
+
 def is_one(lora: Named) -> bool:
     """Whether ``lora`` names one adapter, and not a folder of them or a pattern."""
     files: list[str] = host("qcheck.tasks.inspect").files_of(str(lora))
@@ -95,8 +128,7 @@ def _question(
     details: bool = False,
 ) -> Any:
     """What is asked of every adapter, checked."""
-    if not math.isfinite(weight):
-        raise UserError(f"weight {weight!r} is not finite", "Give another weight.")
+    _require_finite(weight)
     chosen = [one if isinstance(one, Scheme) else schemes.find(str(one)) for one in many(scheme)]
     if smoothed := [one.name for one in chosen if one.smoothing]:
         raise UserError(
@@ -111,3 +143,8 @@ def _question(
         recipe if isinstance(recipe, Recipe) else recipes.find(str(recipe)),
         details,
     )
+
+
+def _require_finite(weight: float) -> None:
+    if not math.isfinite(weight):
+        raise UserError(f"weight {weight!r} is not finite", "Give another weight.")

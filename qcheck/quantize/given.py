@@ -45,7 +45,7 @@ def read(source: Path, threads: int) -> File:
     Raises:
         UserError: there is none, or ONNX Runtime does not load it.
     """
-    path = _locate(source).absolute()
+    path = locate(source).absolute()
     try:
         parts = (path, *onnx_file.read(path)[1])
         ort_runner.session(path, threads)
@@ -116,7 +116,12 @@ def _shape_text(sides: Sequence[int | None]) -> str:
     return " x ".join("any" if side is None else str(side) for side in sides)
 
 
-def _locate(source: Path) -> Path:
+def locate(source: Path) -> Path:
+    """The ONNX file that ``source`` is, or that a folder in optimum's layout has for its denoiser.
+
+    Raises:
+        UserError: there is none, or a folder has several.
+    """
     if source.is_file():
         return source
     for inner in (*(Path(name) / "model.onnx" for name in _DENOISERS), Path("model.onnx")):

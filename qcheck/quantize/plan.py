@@ -261,7 +261,7 @@ def make_layer(weight: torch.Tensor, scheme: Scheme, calibrated: Input) -> Layer
     smooth = None if calibrated.smooth is None else calibrated.smooth.to(weight.device)
     values = weight if smooth is None else weight / smooth
     number = _input(rule.activations, calibrated.cut, scheme)
-    return LayerPlan(_grid(values, rule.weights, scheme.compute), number, smooth).to(weight.device)
+    return LayerPlan(grid(values, rule.weights, scheme.compute), number, smooth).to(weight.device)
 
 
 def absmax(weight: torch.Tensor, numbers: Numbers) -> torch.Tensor:
@@ -271,7 +271,12 @@ def absmax(weight: torch.Tensor, numbers: Numbers) -> torch.Tensor:
     return weight.detach().abs().reshape(groups, -1).amax(1)
 
 
-def _grid(weight: torch.Tensor, numbers: Numbers, stored: str) -> Grid:
+def grid(weight: torch.Tensor, numbers: Numbers, stored: str) -> Grid:
+    """The grid of a weight [out, in, ...], by its absolute maxima; steps are stored in the float format ``stored``.
+
+    Raises:
+        ValueError: blocks of a weight that is no matrix.
+    """
     number = formats.find(numbers.format)
     if numbers.granularity == "none":
         return Grid(number, "none", torch.ones(1))

@@ -1,5 +1,6 @@
-"""A report read back from its folder or file."""
+"""A report read back from its folder or file. Every version reads its own schema alone, and names the one to take."""
 
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,9 +24,28 @@ def read(path: Path) -> Report:
             f"report {str(file)!r}: {error.strerror}", f"Give a folder that `qcheck check` wrote, or its {REPORT}."
         ) from error
     except ValidationError as error:
+        _require_schema(file)
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
             f"report {str(file)!r} is not of {SCHEMA} as this qcheck writes it: {where}: {first['msg']}",
             "Give a report.json, made by this version: run the check again.",
         ) from error
+
+
+_RELEASED = {"qcheck-report/1": "0.1"}  # schemas that are read no more, and the last release that reads each
+
+
+def _require_schema(file: Path) -> None:
+    """Refuse a report of another schema, and name the qcheck that reads it."""
+    try:
+        contents = files.read_object(file)
+    except ValueError:
+        return
+    schema = contents.get("schema")
+    if isinstance(schema, str) and re.fullmatch(r"qcheck-report/\d{1,4}", schema) and schema != SCHEMA:
+        reader = f"qcheck {_RELEASED[schema]}" if schema in _RELEASED else "a newer qcheck"
+        raise UserError(
+            f"report {str(file)!r} is of {schema}, and this qcheck reads {SCHEMA}",
+            f"Read it with {reader}, or run the check again.",
+        )

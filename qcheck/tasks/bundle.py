@@ -58,6 +58,7 @@ def bundle(spec: CheckSpec, content: Content, folder: Path, cache: Cache, progre
             _written(case, components[:1], place, folder)
     (folder / "README.txt").write_text(pack.readme(described), "utf-8")
     pack.verifier(folder / pack.VERIFIER)
+    pack.sbom(folder, described)
     files = [
         BundledFile(path=name, bytes=(folder / name).stat().st_size, digest=value)
         for name, value in sorted(pack.sums(folder).items())

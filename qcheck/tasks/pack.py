@@ -1,17 +1,21 @@
 """The parts of a bundle that are no data: the verifier, digests, what a person reads first, and one file to send."""
 
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qcheck import device
+from qcheck import __version__, device
+from qcheck.core import sbom as bill
 from qcheck.core.errors import UserError
+from qcheck.core.sbom import Part
 from qcheck.device import sums as sums_file
 
-VERIFIER = "verify.pyz"
+VERIFIER, DISTRIBUTION = "verify.pyz", "qcheck-edge"
+_ASKED = ("scheme", "order", "target", "verdict")
 _PACKAGE = "qcheck_verify"
 _MAIN = f"""from __future__ import print_function
 
@@ -43,6 +47,23 @@ def verifier(path: Path) -> None:
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
     path.write_bytes(b"#!/usr/bin/env python3\n" + content.getvalue())
     path.chmod(0o755)
+
+
+def sbom(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the bill of materials: every file by its digest, what they were made from, and what the board brings."""
+    models, asked = {one["file"] for one in facts["components"]}, facts["asked"]
+    parts = [
+        Part("machine-learning-model" if name in models else "file", name, sha256=digest)
+        for name, digest in sums_file.of(folder).items()
+    ]
+    parts.append(Part("machine-learning-model", asked["base"], facts=(("qcheck:digest", asked["base_digest"]),)))
+    adapters = zip(asked["adapter"].split(" + "), asked["adapter_digests"], strict=False)
+    parts += [Part("machine-learning-model", name, facts=(("qcheck:digest", value),)) for name, value in adapters]
+    parts += [Part("library", name, facts=(("qcheck:provided-by", "board"),)) for name in ("numpy", "tensorrt")]
+    parts.append(Part("library", DISTRIBUTION, __version__, f"pkg:pypi/{DISTRIBUTION}@{__version__}", "Apache-2.0"))
+    subject = Part("application", folder.name, facts=tuple((f"qcheck:{key}", asked[key]) for key in _ASKED))
+    text = json.dumps(bill.document(subject, parts), indent=1)
+    (folder / bill.NAME).write_text(f"{text}\n", "utf-8")
 
 
 def sums(folder: Path) -> dict[str, str]:
