@@ -1,10 +1,10 @@
 """Whole commands on a tiny pipeline whose process is killed, or in which one writing call or stage fails.
 
 ``python -m benchmarks.crashes kill --command check --times 25`` kills the command at uniformly random times of an
-undisturbed run, runs it again to the end on the same cache, and compares what it wrote. ``faults`` makes every writing
-call fail in turn, with a full disk and with a disk that fails once, and ``memory`` lets memory run out at every stage.
-The commands are check, export, qat and advise; each try is a fork of a process that has imported everything. The
-export of the graph by torch, which writes nothing, is done once.
+undisturbed run, up to five times on one cache, runs it to the end on that cache, and compares what it wrote. ``faults``
+makes every writing call fail in turn, in each ``--mode``, and ``memory`` lets memory run out at every stage. The
+commands are check, export, qat and advise; each try is a fork of a process that has imported everything. The export of
+the graph by torch, which writes nothing, is done once.
 """
 
 import argparse
@@ -89,14 +89,15 @@ class Command:
 
     def written(self) -> dict[str, Any]:
         """What a user sees of the output, but for times."""
-        return {name: _timeless(name, content) for name, content in injector.tree(self.run).items() if _shown(name)}
+        return {name: timeless(name, content) for name, content in injector.tree(self.run).items() if _shown(name)}
 
 
 def _shown(name: str) -> bool:
     return not name.startswith(("cache/", "tmp/"))
 
 
-def _timeless(name: str, content: bytes) -> Any:
+def timeless(name: str, content: bytes) -> Any:
+    """The content of a file of output without times; None where it is drawn from others, which hold times."""
     if Path(name).name in DRAWN:
         return None
     return _without_times(json.loads(content)) if name.endswith(".json") else content
@@ -183,7 +184,7 @@ def kill(command: Command, times: int, draws: random.Random) -> int:
         if problem := _differs(command, ended, whole):
             wrong += 1
             _say(f"{command.name}, after kill {killed}: {problem}")
-    _say(f"{command.name}: {killed} kills, {ends} runs to the end, {wrong} of them wrong")
+        _say(f"{command.name}: {killed} kills, {ends} runs to the end, {wrong} of them wrong")
     return wrong
 
 
