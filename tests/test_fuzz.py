@@ -139,3 +139,24 @@ def test_what_the_fuzzer_changes_is_read_unchanged(name: str, tmp_path: Path) ->
         (tmp_path / parser.name).write_bytes(seed)
         (tmp_path / sums.NAME).write_bytes(sums.text({parser.name: sums.digest(tmp_path / parser.name)}))
         assert parser.accepts(tmp_path / parser.name)
+
+
+FINDINGS = {
+    "a base that is a number": ("plan", b'base = 0.5\nlora = ["flat"]\n'),
+    "a base that is longer than any path": ("plan", b'base = "' + b"x" * 5000 + b'"\nlora = ["flat"]\n'),
+    "an adapter that is longer than any path": ("plan", b'base = "demo"\nlora = ["' + b"x" * 5000 + b'"]\n'),
+    "a file that is longer than any path": ("plan", b'base = "demo"\nlora = ["a/' + b"x" * 5000 + b'"]\n'),
+    "steps that are a list": ("plan", b'base = "demo"\nlora = ["flat"]\nsteps = [1]\n'),
+    "layers that are no list": ("inspector", b'{"Layers": {"a": 1}}'),
+    "information that is a list": ("inspector", b"[1]"),
+    "sides that are words": ("inspector", b'{"Layers": [{"Inputs": [1], "Constants": [{"Dimensions": ["x"]}, {}]}]}'),
+    "information without end": ("inspector", b"[" * 100_000),
+    "times of nothing": ("times", b"[]"),
+    "times that are an object": ("times", b'{"computeMs": 1}'),
+    "a release of 5,000 digits": ("banner", b"[TensorRT v" + b"9" * 5000 + b"]"),
+}
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_what_broke_a_parser_once_does_so_no_more(name: str) -> None:
+    _tried(*FINDINGS[name])

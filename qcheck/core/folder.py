@@ -224,5 +224,8 @@ def beside(folder: Path, value: Any) -> Any:
     """
     path = str(value).partition("=")[0]
     local = ("/" in path or "." in path) and folder != Path.cwd()
-    there = local and ((folder / path).exists() or (glob.has_magic(path) and any(folder.glob(path))))
+    try:
+        there = local and ((folder / path).exists() or (glob.has_magic(path) and any(folder.glob(path))))
+    except (OSError, ValueError, NotImplementedError):  # no disk has such a name, and it is no pattern
+        return value
     return str(folder / str(value)) if there else value
