@@ -151,6 +151,7 @@ FINDINGS = {
     "information that is a list": ("inspector", b"[1]"),
     "sides that are words": ("inspector", b'{"Layers": [{"Inputs": [1], "Constants": [{"Dimensions": ["x"]}, {}]}]}'),
     "information without end": ("inspector", b"[" * 100_000),
+    "an empty engine": ("engine", b""),
     "times of nothing": ("times", b"[]"),
     "times that are an object": ("times", b'{"computeMs": 1}'),
     "a release of 5,000 digits": ("banner", b"[TensorRT v" + b"9" * 5000 + b"]"),
