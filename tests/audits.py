@@ -98,3 +98,44 @@ def rewritten(place: Path, made: Report) -> None:
     (place / REPORT).write_text(made.to_json(), "utf-8")
     (place / "report.md").write_text(markdown.render(made), "utf-8")
     (place / "junit.xml").write_text(junit.render(made), "utf-8")
+
+
+def verified(report: Report, **changed: Any) -> dict[str, Any]:
+    """What a board says of the report's first case."""
+    case, adapter = report.cases[0], report.adapters[0]
+    asked = {
+        "base": "pipeline",
+        "adapter": "flat",
+        "scheme": case.scheme,
+        "order": case.order,
+        "target": report.target,
+        "guidance": report.probes.guidance,
+        "steps": report.probes.steps,
+        "verdict": "PASS",
+        "host_machine": "m",
+        "base_digest": report.base.digest,
+        "adapter_digests": [adapter.digest],
+        "file_digest": case.artifact[0].digest,
+        "weights": [adapter.weight],
+        "limits_digest": report.provenance.limits_digest,
+    }
+    build = {"tensorrt": "10.3.0", "board": "Orin", "mode": "MAXN"}
+    denoiser = {"name": "unet", "role": "denoiser", "compute": "float16", "bytes": 1, "precision": None, "cost": {}}
+    return {
+        "schema": "qcheck-verify/1",
+        "bundle": "0" * 64,
+        "asked": asked | changed.pop("asked", {}),
+        "probes": 8,
+        "runner": {"name": "tensorrt", "deployed": True},
+        "board": {"model": "Orin", "release": "R36.4.3", "power_mode": "MAXN"} | changed.pop("board", {}),
+        "verdict": changed.pop("verdict", "PASS"),
+        "reasons": ["fine"],
+        "measurements": [],
+        "explained": {},
+        "components": [denoiser | {"build": build | changed.pop("build", {})}],
+        "not_measured": {},
+        "warnings": [],
+        "forecast": {"call_ms": None, "engine_bytes": None, "builder_bytes": 1, "memory_bytes": 1},
+        "versions": {},
+        "seconds": 1.0,
+    }

@@ -16,7 +16,9 @@ import pytest
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from qcheck.core.errors import UserError
+from qcheck.device import bundle as bundles
 from qcheck.device.errors import CannotVerify
+from qcheck.tasks import pack
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 DIGITS = "9" * 10_000
@@ -304,3 +306,58 @@ def written(path: Path, content: str | bytes) -> str:
 def load_onnx(path: Path) -> ModelProto:
     """The model in a file, without what lies beside it."""
     return onnx.load(path, load_external_data=False)
+
+
+HALF: dict[str, Any] = {"name": "sample", "dtype": "float16", "shape": [2, 4, 8, 8]}
+FACTS: dict[str, Any] = {
+    "schema": bundles.SCHEMA,
+    "qcheck": "0",
+    "asked": {
+        **dict.fromkeys(("base", "adapter", "scheme", "order", "target", "verdict", "host_machine"), "x"),
+        **dict.fromkeys(("base_digest", "file_digest", "limits_digest"), "0"),
+        "adapter_digests": ["0"],
+        "weights": [1.0],
+        "guidance": 3.0,
+        "steps": 8,
+    },
+    "components": [
+        {
+            "name": "unet",
+            "role": "denoiser",
+            "file": "model/unet/model.onnx",
+            "compute": "float16",
+            "float32": [],
+            "inputs": [HALF],
+            "outputs": [HALF | {"name": "out"}],
+            "layers": [],
+        }
+    ],
+    "component_samples": 1,
+    "denoiser": {
+        "latent": "sample",
+        "time": "timestep",
+        "varying": ["sample"],
+        "own_in_base": [],
+        "adapter": [],
+        "shape": [4, 8, 8],
+    },
+    "guidance": 3.0,
+    "tile": 0,
+    "calibrated": False,
+    "probes": [{"prompt": "a cat", "seed": 0}],
+    "strata": [1.0],
+    "solver": {"timesteps": [1.0], "scales": [1.0], "start": [1.0], "outputs": [[1.0]]},
+    "no_solver": "",
+    "limits": {"alpha": 0.05, "tail": [0.5, 1.5], "bad_share": 0.2, "gates": []},
+    "host_only": {},
+    "forecast": {"call_ms": None, "engine_bytes": None, "builder_bytes": 1, "memory_bytes": 1},
+}
+
+
+def bundle(place: Path, content: str | bytes = "") -> Path:
+    """A signed bundle of that bundle.json in a folder of its own."""
+    made = place / "bundle"
+    made.mkdir()
+    written(made / bundles.NAME, content or json.dumps(FACTS))
+    pack.sums(made)
+    return made

@@ -282,52 +282,11 @@ def test_a_control_that_nobody_ran_is_not_measured(sound: Path) -> None:
     assert "weakened_survival (adapted) was not measured" in case.reasons[0]
 
 
-def _verified(report: Report, **changed: Any) -> dict[str, Any]:
-    """What a board says of the report's first case."""
-    case, adapter = report.cases[0], report.adapters[0]
-    asked = {
-        "base": "pipeline",
-        "adapter": "flat",
-        "scheme": case.scheme,
-        "order": case.order,
-        "target": report.target,
-        "guidance": report.probes.guidance,
-        "steps": report.probes.steps,
-        "verdict": "PASS",
-        "host_machine": "m",
-        "base_digest": report.base.digest,
-        "adapter_digests": [adapter.digest],
-        "file_digest": case.artifact[0].digest,
-        "weights": [adapter.weight],
-        "limits_digest": report.provenance.limits_digest,
-    }
-    build = {"tensorrt": "10.3.0", "board": "Orin", "mode": "MAXN"}
-    denoiser = {"name": "unet", "role": "denoiser", "compute": "float16", "bytes": 1, "precision": None, "cost": {}}
-    return {
-        "schema": "qcheck-verify/1",
-        "bundle": "0" * 64,
-        "asked": asked | changed.pop("asked", {}),
-        "probes": 8,
-        "runner": {"name": "tensorrt", "deployed": True},
-        "board": {"model": "Orin", "release": "R36.4.3", "power_mode": "MAXN"} | changed.pop("board", {}),
-        "verdict": changed.pop("verdict", "PASS"),
-        "reasons": ["fine"],
-        "measurements": [],
-        "explained": {},
-        "components": [denoiser | {"build": build | changed.pop("build", {})}],
-        "not_measured": {},
-        "warnings": [],
-        "forecast": {"call_ms": None, "engine_bytes": None, "builder_bytes": 1, "memory_bytes": 1},
-        "versions": {},
-        "seconds": 1.0,
-    }
-
-
 @pytest.fixture
 def merged(sound: Path) -> Path:
     """The folder, with what a board said of its first case."""
     report = store.read(sound)
-    board = Verified.model_validate_json(json.dumps(_verified(report))).model_dump(mode="json", by_alias=True)
+    board = Verified.model_validate_json(json.dumps(audits.verified(report))).model_dump(mode="json", by_alias=True)
     return resealed(sound, lambda content: content["cases"][0].update(board=board))
 
 
@@ -361,7 +320,7 @@ def test_a_boards_verdict_has_to_follow_from_its_intervals(merged: Path, stated:
 )
 def test_what_changed_on_the_board_is_named(merged: Path, changed: dict[str, Any], said: str | None) -> None:
     later = merged.parent / "verify.json"
-    later.write_text(json.dumps(_verified(store.read(merged), **changed)), "utf-8")
+    later.write_text(json.dumps(audits.verified(store.read(merged), **changed)), "utf-8")
     code, text = printed(str(merged), "--verified", str(later))
     assert code == (0 if said is None else 1), text
     assert said is None or f"int8 merge-quantize: the verdict lapses: {said}" in text
@@ -369,7 +328,7 @@ def test_what_changed_on_the_board_is_named(merged: Path, changed: dict[str, Any
 
 def test_a_board_of_another_case_is_an_error(merged: Path) -> None:
     later = merged.parent / "verify.json"
-    later.write_text(json.dumps(_verified(store.read(merged), asked={"scheme": "fp8"})), "utf-8")
+    later.write_text(json.dumps(audits.verified(store.read(merged), asked={"scheme": "fp8"})), "utf-8")
     with pytest.raises(UserError, match="fp8 merge-quantize, which is no case"):
         qcheck.audit(merged, verified=later)
 

@@ -265,6 +265,41 @@ def _filled(root: Path) -> Cache:
     return store
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "more", "mark", "no mark"])
+def test_an_entry_that_lost_files_or_parts_of_them_is_computed_again(damage: str, tmp_path: Path) -> None:
+    """As after lost power, or a copy of the cache that was cut; bytes that changed in place are not noticed."""
+    store = Cache(tmp_path)
+
+    def make(folder: Path) -> None:
+        (folder / "x").write_text("whole")
+        (folder / "y").mkdir()
+        (folder / "y" / "z").write_text("whole")
+
+    entry = store.obtain("ranges", "k", "about", make)
+    {
+        "cut": lambda: (entry / "x").write_text("who"),
+        "empty": lambda: (entry / "y" / "z").write_text(""),
+        "gone": (entry / "y" / "z").unlink,
+        "more": (entry / "other").touch,
+        "mark": lambda: (entry / cache.ENTRY).write_text('{"about": "ab'),
+        "no mark": lambda: (entry / cache.ENTRY).write_text(""),
+    }[damage]()
+    assert len(store.items()) == 1
+    assert store.find("ranges", "k") is None
+    assert (store.obtain("ranges", "k", "about", make) / "x").read_text() == "whole"
+    assert [item.about for item in store.items()] == ["about"]
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400], ids=["back", "forth"])
+def test_a_clock_that_jumps_costs_time_and_no_result(
+    jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = _filled(tmp_path), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    assert len(store.prune(30, 1e9)) == (3 if jump > 0 else 0)
+    assert len(_filled(tmp_path).prune(0, 1e9)) == 3  # all of it, whatever the clock said before
+
+
 @pytest.mark.parametrize(
     ("days", "size", "left"), [(15, 1e9, 2), (0, 1e9, 0), (100, 2100, 2), (100, 1e9, 3), (5, 0, 0)]
 )

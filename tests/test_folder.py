@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qcheck.api import functions
+from qcheck.core import files
 from qcheck.core import folder as folders
 from qcheck.core.errors import UserError
 from tests import reports
@@ -51,7 +52,7 @@ def _earlier(folder: Path) -> Path:
 
 
 def _half(file: Path, error: type[BaseException]) -> None:
-    file.write_text("half")
+    files.write(file, "half")
     raise error
 
 

@@ -21,7 +21,6 @@ from qcheck.device.tensors import read as read_tensor
 from qcheck.model import load, parts
 from qcheck.model.bases import INDEX, locate
 from qcheck.spec import sampling
-from qcheck.tasks import pack
 from qcheck.tasks.inspect import stored_layers
 from tests import hostile
 from tests.hostile import harmless, refused, safetensors, written
@@ -190,97 +189,44 @@ def test_a_pipeline_of_the_hub_cache_is_read_through_its_links(tmp_path: Path) -
 
 # Bundles
 
-_HALF: dict[str, Any] = {"name": "sample", "dtype": "float16", "shape": [2, 4, 8, 8]}
-FACTS: dict[str, Any] = {
-    "schema": bundles.SCHEMA,
-    "qcheck": "0",
-    "asked": {
-        **dict.fromkeys(("base", "adapter", "scheme", "order", "target", "verdict", "host_machine"), "x"),
-        **dict.fromkeys(("base_digest", "file_digest", "limits_digest"), "0"),
-        "adapter_digests": ["0"],
-        "weights": [1.0],
-        "guidance": 3.0,
-        "steps": 8,
-    },
-    "components": [
-        {
-            "name": "unet",
-            "role": "denoiser",
-            "file": "model/unet/model.onnx",
-            "compute": "float16",
-            "float32": [],
-            "inputs": [_HALF],
-            "outputs": [_HALF | {"name": "out"}],
-            "layers": [],
-        }
-    ],
-    "component_samples": 1,
-    "denoiser": {
-        "latent": "sample",
-        "time": "timestep",
-        "varying": ["sample"],
-        "own_in_base": [],
-        "adapter": [],
-        "shape": [4, 8, 8],
-    },
-    "guidance": 3.0,
-    "tile": 0,
-    "calibrated": False,
-    "probes": [{"prompt": "a cat", "seed": 0}],
-    "strata": [1.0],
-    "solver": {"timesteps": [1.0], "scales": [1.0], "start": [1.0], "outputs": [[1.0]]},
-    "no_solver": "",
-    "limits": {"alpha": 0.05, "tail": [0.5, 1.5], "bad_share": 0.2, "gates": []},
-    "host_only": {},
-    "forecast": {"call_ms": None, "engine_bytes": None, "builder_bytes": 1, "memory_bytes": 1},
-}
 _WORDS = ("asked", "components", "denoiser", "limits", "probes", "strata", "host_only", "forecast", "guidance", "tile")
 
 
-def _bundle(place: Path, content: str | bytes = "") -> Path:
-    """A signed bundle of that bundle.json in a folder of its own."""
-    made = place / "bundle"
-    made.mkdir()
-    written(made / bundles.NAME, content or json.dumps(FACTS))
-    pack.sums(made)
-    return made
-
-
 def _component(**changes: Any) -> dict[str, Any]:
-    return {"components": [FACTS["components"][0] | changes]}
+    return {"components": [hostile.FACTS["components"][0] | changes]}
 
 
 NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     **{f"{word} that is {value!r}": ({word: value}, word) for word in _WORDS for value in ("x", None, True)},
     "no probes": ({"probes": []}, "no probe"),
-    "an unknown type": (_component(inputs=[_HALF | {"dtype": "object"}]), "of the type 'object'"),
-    "a shape that wraps to nothing": (_component(inputs=[_HALF | {"shape": [2**32, 2**32]}]), "has the shape"),
-    "a negative shape": (_component(outputs=[_HALF | {"shape": [-2, 4, 8, 8]}]), "has the shape"),
-    "a shape of words": (_component(inputs=[_HALF | {"shape": ["2"]}]), "int is expected"),
-    "an output of another size": (_component(outputs=[_HALF | {"shape": [2, 4, 8, 9]}]), "has the shape"),
+    "an unknown type": (_component(inputs=[hostile.HALF | {"dtype": "object"}]), "of the type 'object'"),
+    "a shape that wraps to nothing": (_component(inputs=[hostile.HALF | {"shape": [2**32, 2**32]}]), "has the shape"),
+    "a negative shape": (_component(outputs=[hostile.HALF | {"shape": [-2, 4, 8, 8]}]), "has the shape"),
+    "a shape of words": (_component(inputs=[hostile.HALF | {"shape": ["2"]}]), "int is expected"),
+    "an output of another size": (_component(outputs=[hostile.HALF | {"shape": [2, 4, 8, 9]}]), "has the shape"),
     "a name that climbs": (_component(name="../../evil"), "no plain name"),
     "a file that climbs": (_component(file="../../evil.onnx"), "no plain name"),
     "an absolute file": (_component(file="/etc/passwd"), "no plain name"),
-    "a tensor that climbs": (_component(inputs=[_HALF, _HALF | {"name": "../other"}]), "no plain name"),
-    "a solver that ends early": ({"solver": FACTS["solver"] | {"scales": []}}, "other numbers of scales"),
+    "a tensor that climbs": (_component(inputs=[hostile.HALF, hostile.HALF | {"name": "../other"}]), "no plain name"),
+    "a solver that ends early": ({"solver": hostile.FACTS["solver"] | {"scales": []}}, "other numbers of scales"),
     "an encoder without a limit": (_component(role="encoder"), "no limit for unet"),
 }
 
 
 def test_the_bundle_that_the_others_are_made_of_is_read(tmp_path: Path) -> None:
-    assert isinstance(bundles.read(_bundle(tmp_path)), Bundle)
+    assert isinstance(bundles.read(hostile.bundle(tmp_path)), Bundle)
 
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_a_signed_bundle_of_nonsense_is_refused(name: str, tmp_path: Path) -> None:
     changes, said = NONSENSE[name]
-    made = _bundle(tmp_path, json.dumps(FACTS | changes))
+    made = hostile.bundle(tmp_path, json.dumps(hostile.FACTS | changes))
     refused(lambda: bundles.read(made), tmp_path, said)
 
 
 @pytest.mark.parametrize("content", hostile.JSON.values(), ids=hostile.JSON)
 def test_a_signed_bundle_of_no_facts_is_refused(content: str | bytes, tmp_path: Path) -> None:
-    made = _bundle(tmp_path, content)
+    made = hostile.bundle(tmp_path, content)
     refused(lambda: bundles.read(made), tmp_path, bundles.NAME)
 
 
@@ -295,12 +241,16 @@ def bundle_said() -> dict[str, Any]:
     gate = {"name": "embedding_cosine", "arm": "adapted", "unit": "", "low": 0.99, "high": None, "beyond": "other"}
     layer = {"name": "a", "node": "b", "dequantizer": None, "weight": "int8", "activation": None}
     parts_of = [*_component(layers=[layer])["components"], *_component(**encoder)["components"]]
-    return FACTS | {"components": parts_of, "limits": FACTS["limits"] | {"gates": [gate]}, "solver": None}
+    return hostile.FACTS | {
+        "components": parts_of,
+        "limits": hostile.FACTS["limits"] | {"gates": [gate]},
+        "solver": None,
+    }
 
 
 @pytest.mark.parametrize("link", ["/etc/passwd", "bundle.json", "/dev/zero", "..", "gone"])
 def test_a_bundle_of_links_is_refused(link: str, tmp_path: Path) -> None:
-    made = _bundle(tmp_path)
+    made = hostile.bundle(tmp_path)
     (made / "model").symlink_to(link)
     sums = (made / sums_file.NAME).read_text() + f"{'0' * 64}  model\n"
     written(made / sums_file.NAME, "".join(f"{line}\n" for line in sorted(sums.splitlines(), key=lambda one: one[66:])))
@@ -309,27 +259,27 @@ def test_a_bundle_of_links_is_refused(link: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret"])
 def test_digests_of_files_outside_are_no_bundle(name: str, tmp_path: Path) -> None:
-    made = _bundle(tmp_path)
+    made = hostile.bundle(tmp_path)
     sums = {**bundles.check(made), name: "0" * 64}
     (made / sums_file.NAME).write_bytes(sums_file.text(sums))
     refused(lambda: bundles.read(made), tmp_path, "was changed")
 
 
 def test_a_digest_twice_is_no_bundle(tmp_path: Path) -> None:
-    made = _bundle(tmp_path)
+    made = hostile.bundle(tmp_path)
     (made / sums_file.NAME).write_bytes((made / sums_file.NAME).read_bytes() * 2)
     refused(lambda: bundles.read(made), tmp_path, "was changed")
 
 
 def test_a_pipe_in_place_of_digests_is_not_waited_for(tmp_path: Path) -> None:
-    made = _bundle(tmp_path)
+    made = hostile.bundle(tmp_path)
     (made / sums_file.NAME).unlink()
     os.mkfifo(made / sums_file.NAME)
     refused(lambda: bundles.read(made), tmp_path, "is no file")
 
 
 def test_a_folder_of_work_that_came_with_the_bundle_leads_nowhere(tmp_path: Path) -> None:
-    made, secret = _bundle(tmp_path), tmp_path / "secret"
+    made, secret = hostile.bundle(tmp_path), tmp_path / "secret"
     secret.write_text("secret")
     work = tmp_path / "bundle-verify"
     work.mkdir()

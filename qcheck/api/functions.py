@@ -15,6 +15,7 @@ from qcheck.api.keywords import Files, Made, Named, Request
 from qcheck.api.lazy import host
 from qcheck.api.request import CORES, asked, made, ranged
 from qcheck.core import cache as caches
+from qcheck.core import files
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.folder import ours, replaced, staged
@@ -214,7 +215,7 @@ def calibrate(
             spec, entries, progress or Silent(), prompt_set, own_prompts, picture_folder
         )
         if out is not None:
-            Path(out).write_text(ranges.to_json(), "utf-8")
+            files.write(Path(out), ranges.to_json())
     return ranges
 
 

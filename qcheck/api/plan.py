@@ -1,12 +1,15 @@
 """The plan of a sweep: a TOML file, or keywords, with bases, adapters, weights and targets -> requests."""
 
+import functools
 import glob
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from qcheck.api.keywords import Named
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from qcheck.api.keywords import Files, Named, Request
 from qcheck.api.request import check_spec, many
 from qcheck.core import files
 from qcheck.core.errors import UserError, unknown
@@ -76,7 +79,7 @@ def _adapters(sources: Sequence[Named], demo: bool) -> Iterator[dict[str, Any]]:
         UserError: a folder or a glob without adapters, or a line that is no JSON object.
     """
     for source in map(str, sources):
-        path = Path(source)
+        path = _path(source)
         if path.suffix == ".jsonl":
             yield from _lines(path)
         elif path.is_dir() and not (path / "adapter_config.json").exists():
@@ -85,6 +88,20 @@ def _adapters(sources: Sequence[Named], demo: bool) -> Iterator[dict[str, Any]]:
             yield from _all_of(source, sorted(Path(name) for name in glob.glob(source, recursive=True)))  # noqa: PTH207
         else:
             yield {_OWN: source if demo and source in library.adapters() else str(path)}
+
+
+def _path(source: str) -> Path:
+    """The path of a source.
+
+    Raises:
+        UserError: no disk takes a name of that length.
+    """
+    path = Path(source)
+    try:
+        path.exists()
+    except OSError as error:
+        raise UserError(f"the plan names what cannot be opened: {error}", "Correct that path.") from error
+    return path
 
 
 def _all_of(source: str, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -123,4 +140,30 @@ def _of_line(keywords: Mapping[str, Any]) -> Iterator[CheckSpec]:
     for values in itertools.product(*lists):
         chosen = {name: value for name, value in zip(_EACH, values, strict=True) if value is not None}
         rest = {name: value for name, value in keywords.items() if name not in _EACH}
-        yield check_spec(**{**rest, **chosen})
+        _require_types({**rest, **chosen})
+        try:
+            yield check_spec(**{**rest, **chosen})
+        except OSError as error:  # such as a name that is too long for a path
+            raise UserError(f"the plan names what cannot be opened: {error}", "Correct that path.") from error
+
+
+@functools.cache
+def _types() -> Mapping[str, TypeAdapter[Any]]:
+    hints = {"base": Named, _OWN: Files, **get_type_hints(Request)}
+    return {name: TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)) for name, hint in hints.items()}
+
+
+def _require_types(keywords: Mapping[str, Any]) -> None:
+    """Refuse a value of another type than its option takes.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in keywords.keys() & _types().keys():
+        try:
+            _types()[name].validate_python(keywords[name])
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise UserError(
+                f"the plan's {name.replace('_', '-')} is {keywords[name]!r}: {said}", "Give what that option takes."
+            ) from error

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qcheck.core import files
 from qcheck.core.errors import install
 
 RTX, FULL = "tensorrt_rtx", "tensorrt"
@@ -170,7 +171,7 @@ def _compile(request: dict[str, Any]) -> tuple[str, bytes | None, list[Problem]]
     if plan is None:
         return name, None, [Problem(text, *_node_and_module(text, Path(request["model"]))) for text in errors]
     if cache_path is not None:
-        cache_path.write_bytes(bytes(config.get_timing_cache().serialize()))
+        files.write(cache_path, bytes(config.get_timing_cache().serialize()))
     serialized = bytes(plan)
     _inspect(trt, logger, serialized, _layers_path(Path(request["engine"])))
     return name, serialized, []

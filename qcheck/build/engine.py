@@ -37,6 +37,8 @@ _NAMES = {
 
 def read(plan: Path) -> Program:
     """The program in a serialized plan's text; it has no operations where this TensorRT writes no text."""
+    if not plan.stat().st_size:
+        return Program((), {})  # nothing can be mapped
     with plan.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         types: dict[bytes, str] = {}
         constants: Counter[str] = Counter()

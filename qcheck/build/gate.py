@@ -211,9 +211,9 @@ def run(
 def _precision(built: Built, model: Path, layers: Sequence[Layer], compute: str | None) -> Precision | None:
     if built.engine is None:
         return None
-    if built.inspected is not None:
-        program = engine.inspected(built.inspected.read_text("utf-8"))
-    else:
+    try:
+        program = engine.inspected("" if built.inspected is None else built.inspected.read_text("utf-8"))
+    except ValueError:  # nothing was inspected, or what cannot be read
         program = engine.read(built.engine)
     return compare(layers, compute, program, float32_products(model))
 

@@ -26,7 +26,7 @@ from qcheck.cli import (
     terminal,
     verify,
 )
-from qcheck.core.errors import UserError, of_machine
+from qcheck.core.errors import UserError, of_machine, of_memory
 
 app = typer.Typer(
     name="qcheck",
@@ -71,14 +71,14 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a mistake, or a file that the machine refuses, is one error; a bug keeps its traceback."""
+    """Run the command line; a mistake, or what the machine refuses, is one error; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as error:
         _refuse(error)
     except Exception as error:
-        refused = of_machine(error)
+        refused = of_machine(error) or of_memory(error)
         if refused is None:
             raise
         _refuse(refused)

@@ -1,11 +1,14 @@
 """``qcheck card``."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qcheck.api import functions
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.report import card as cards
 
@@ -29,8 +32,9 @@ def card(
         typer.echo(text, nl=False)
         return
     try:
-        with out.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        if out.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        files.write(out, text)
     except OSError as error:
         raise UserError(f"--out {str(out)!r}: {error.strerror}", "Give the name of a new file in a folder.") from error
     typer.echo(out)

@@ -6,6 +6,7 @@ a lock, so that one of several processes computes it while the others wait.
 
 import ast
 import functools
+import json
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -21,6 +23,7 @@ from platformdirs import user_cache_path
 from qcheck.core import versions
 from qcheck.core.digest import digest_of, file_digest
 from qcheck.core.errors import UserError
+from qcheck.core.files import read_object
 from qcheck.core.values import PACKAGE
 
 VARIABLE = "QCHECK_CACHE"
@@ -141,13 +144,16 @@ class Cache:
     root: Path
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The entry's folder, or None; finding it counts as using it."""
+        """The entry's folder, or None; finding it counts as using it. One that lost files, or parts, is removed."""
         folder = self._place(kind, key)
         try:
             os.utime(folder / ENTRY)
         except FileNotFoundError:
             return None
-        return folder
+        if _is_whole(folder):
+            return folder
+        _remove(folder)
+        return None
 
     @contextmanager
     def put(self, kind: str, key: str, about: str) -> Iterator[Path]:
@@ -157,11 +163,12 @@ class Cache:
         partial.mkdir(parents=True)
         try:
             yield partial
-            (partial / ENTRY).write_text(about, "utf-8")
-            with suppress(OSError):  # the other run's entry is as good, and may be in use
+            (partial / ENTRY).write_text(json.dumps({"about": about, "bytes": _sizes(partial)}), "utf-8")
+            try:
                 partial.rename(place)
-            if self.find(kind, key) is None:
-                raise OSError(f"{place} could not be written")
+            except OSError:
+                if self.find(kind, key) is None:  # else another run's entry is as good, and may be in use
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -213,7 +220,8 @@ class Cache:
             folder = mark.parent
             with suppress(FileNotFoundError):  # removed by another run meanwhile
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                items.append(Item(folder.parent.name, mark.read_text("utf-8"), folder, size, mark.stat().st_mtime))
+                about = str(_mark(folder).get("about", ""))
+                items.append(Item(folder.parent.name, about, folder, size, mark.stat().st_mtime))
         return sorted(items, key=lambda item: item.used)
 
     def prune(self, keep_days: float, keep_bytes: float) -> list[Item]:
@@ -224,7 +232,7 @@ class Cache:
         now, items = time.time(), self.items()
         total, removed = sum(item.bytes for item in items), []
         for item in items:
-            if now - item.used >= keep_days * 86400 or total > keep_bytes:
+            if max(0.0, now - item.used) >= keep_days * 86400 or total > keep_bytes:
                 _remove(item.path)
                 removed.append(item)
                 total -= item.bytes
@@ -233,6 +241,31 @@ class Cache:
                 if leftover.name != _LOCKS and now - leftover.stat().st_mtime > 86400:
                     shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
         return removed
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file of an entry, but for its mark, by its name in the entry."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / ENTRY)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """What an entry says of itself; empty where it is damaged."""
+    try:
+        return read_object(folder / ENTRY)
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an entry has its files in their sizes: copies, full disks and lost power make them shorter.
+
+    Bytes that changed are not noticed: the cache is trusted.
+    """
+    try:
+        return _sizes(folder) == _mark(folder).get("bytes")
+    except OSError:  # removed by another run meanwhile
+        return False
 
 
 def _hidden_name(place: Path) -> Path:

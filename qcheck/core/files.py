@@ -1,13 +1,21 @@
-"""Files of strangers, read with bounds: regular files of a bounded size, JSON and TOML of a bounded depth."""
+"""Files of strangers, read with bounds: regular files of a bounded size, JSON and TOML of a bounded depth.
+
+And one way to write a file: whole, or not at all.
+"""
 
 import errno
 import os
 import stat
 import tomllib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
+
+from qcheck.core.errors import naming
 
 MOST = 2**28  # bytes of a file of JSON or text
 _MOST_TOML = 2**20  # bytes
@@ -85,3 +93,27 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` when the block ends well; else what was there is there still."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with naming(path):
+            yield partial
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all, even where power is lost; text is written as UTF-8.
+
+    Raises:
+        OSError: it cannot be written; what was there is there still.
+    """
+    with whole(path) as partial, partial.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())

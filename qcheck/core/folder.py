@@ -2,14 +2,15 @@
 
 import glob
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qcheck.core import files
-from qcheck.core.errors import UserError
+from qcheck.core.errors import UserError, naming
 
 
 @contextmanager
@@ -17,21 +18,24 @@ def staged(out: Path, overwrite: bool = False, option: str = "--out") -> Iterato
     """A folder to write into, whose content becomes that of ``out`` when the block ends well; else nothing changes.
 
     ``out`` is absent or empty, or with ``overwrite`` what qcheck wrote: that stays until the new content is complete.
+    What a killed process left is taken back or completed first.
 
     Raises:
         UserError: ``out`` holds something else, or cannot be written.
     """
     out = out.resolve()
+    _mend(out)
     require_free(out, overwrite, option)
     partial = _partial_folder(out, option)
     try:
-        yield partial
-        shutil.rmtree(partial / "cache", ignore_errors=True)
-        if out.exists():
-            require_free(out, overwrite, option)
-            _replace(out, partial)
-        else:
-            partial.rename(out)
+        with naming(out):
+            yield partial
+            shutil.rmtree(partial / "cache", ignore_errors=True)
+            if out.exists():
+                require_free(out, overwrite, option)
+                _replace(out, partial)
+            else:
+                partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -68,6 +72,8 @@ def ours(path: Path) -> bool:
 
 
 _PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
+_MOVED = "moved"  # in a folder of old content: all of it is there, so a killed replacement is completed, not taken back
+_DAY = 86400  # seconds
 # the last: `qcheck qat --report`
 _MARKS = ("report.json", "manifest.json", "advice.json", "bundle.json", "after/report.json")
 
@@ -76,45 +82,86 @@ def _partial_folder(out: Path, option: str) -> Path:
     """A fresh folder next to ``out``, or where only ``out`` itself may be written, as a mounted one, inside of it."""
     name = f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
     failure: OSError | None = None
-    for place in (out.parent, out) if out.exists() else (out.parent,):
+    for place in _places(out):
         try:
             (place / name).mkdir(parents=True)
             (place / name / "writable").touch()
             (place / name / "writable").unlink()
         except OSError as error:
             failure = failure or error
+            shutil.rmtree(place / name, ignore_errors=True)
         else:
             return place / name
     reason = failure.strerror if failure is not None else "nowhere to write"
     raise UserError(f"output {str(out)!r} cannot be written: {reason}", f"Give another {option}, that you may write.")
 
 
+def _places(out: Path) -> Sequence[Path]:
+    """Where content can be made that is then moved to ``out`` by its name alone."""
+    if not out.is_dir():
+        return (out.parent,)
+    return (out,) if out.is_mount() else (out.parent, out)
+
+
 def _replace(out: Path, partial: Path) -> None:
     """Move the content of ``out`` away and that of ``partial`` in; move both back where that fails.
 
-    The folder itself stays: it may be a mounted one, or the one that the user is in.
+    The folder itself stays: it may be a mounted one, or the one that the user is in. The files by which readers know
+    it go first and come last, so that nobody reads a part of it.
     """
     old = partial.with_suffix(_OLD)
     old.mkdir()
     moves: list[tuple[Path, Path]] = []
     try:
-        for source, destination in ((out, old), (partial, out)):
-            for path in sorted(source.iterdir()):
-                if not path.name.endswith((_PARTIAL, _OLD)):
-                    moves.append((path, destination / path.name))
-                    shutil.move(*moves[-1])
+        _move(out, old, moves, marks_first=True)
+        (old / _MOVED).touch()
+        _move(partial, out, moves)
     except BaseException:
+        (old / _MOVED).unlink(missing_ok=True)
         for before, after in reversed(moves):
             if after.exists() and not before.exists():
                 shutil.move(after, before)
         old.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
+
+
+def _move(source: Path, target: Path, moves: list[tuple[Path, Path]], marks_first: bool = False) -> None:
+    """Move what is in ``source`` and has no name of this module; each move is noted in ``moves`` before it is tried."""
+    tops = {Path(mark).parts[0] for mark in _MARKS}
+    paths = [path for path in source.iterdir() if not path.name.endswith((_PARTIAL, _OLD))]
+    for path in sorted(paths, key=lambda path: ((path.name in tops) != marks_first, path.name)):
+        moves.append((path, target / path.name))
+        shutil.move(*moves[-1])
+
+
+def _discard(old: Path) -> None:
+    """Remove a folder of old content, and last that it was all there: what cannot be removed is, the next time."""
+    with suppress(OSError):
+        for path in sorted(old.iterdir(), key=lambda path: path.name == _MOVED):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        old.rmdir()
+
+
+def _mend(out: Path) -> None:
+    """Take back, or complete, what killed processes were replacing; remove a day later what they were writing."""
+    for place in _places(out):
+        for old in place.glob(f".{glob.escape(out.name)}.*{_OLD}"):
+            partial = old.with_suffix(_PARTIAL)
+            if not (old / _MOVED).exists():
+                _move(old, out, [])
+            elif partial.exists():
+                _move(partial, out, [])
+            _discard(old)
+        for partial in place.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+            with suppress(FileNotFoundError):  # another process ended meanwhile
+                if time.time() - partial.stat().st_mtime > _DAY:
+                    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], bool]) -> Iterator[None]:
-    """The block writes ``file``, if any; when the block fails, the earlier content of the file is restored.
+    """The block replaces ``file``, if any (``files.whole``); when it fails, the earlier file is back, without room.
 
     Raises:
         UserError: the file exists, and ``overwrite`` is false or ``known`` says that qcheck did not write it.
@@ -132,15 +179,42 @@ def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], b
             f"--out {str(out)!r} is there already",
             "Give another name, or --overwrite to replace what an earlier run wrote.",
         )
-    before = out.read_bytes() if out.exists() else None
+    before = _second_name(out) if out.exists() else None
     try:
-        yield
+        with naming(out):
+            yield
     except BaseException:
         if before is None:
             out.unlink(missing_ok=True)
         else:
-            out.write_bytes(before)
+            before.replace(out)
         raise
+    finally:
+        if before is not None:
+            before.unlink(missing_ok=True)
+
+
+def _second_name(file: Path) -> Path:
+    """The content of a file under a hidden name beside it, which stays when the file is replaced."""
+    kept = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{_OLD}")
+    try:
+        kept.hardlink_to(file)
+    except OSError:  # a file system without links
+        try:
+            shutil.copy2(file, kept)
+        except BaseException:
+            kept.unlink(missing_ok=True)
+            raise
+    return kept
+
+
+def rewrite(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a finished folder anew: all of them, or where one cannot be written none."""
+    with ExitStack() as stack:
+        for name in contents:
+            stack.enter_context(replaced(folder / name, True, lambda _: True))
+        for name, content in contents.items():
+            files.write(folder / name, content)
 
 
 def beside(folder: Path, value: Any) -> Any:
@@ -150,5 +224,8 @@ def beside(folder: Path, value: Any) -> Any:
     """
     path = str(value).partition("=")[0]
     local = ("/" in path or "." in path) and folder != Path.cwd()
-    there = local and ((folder / path).exists() or (glob.has_magic(path) and any(folder.glob(path))))
+    try:
+        there = local and ((folder / path).exists() or (glob.has_magic(path) and any(folder.glob(path))))
+    except (OSError, ValueError, NotImplementedError):  # no disk has such a name, and it is no pattern
+        return value
     return str(folder / str(value)) if there else value

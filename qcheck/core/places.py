@@ -3,11 +3,9 @@
 Each file is there whole or not at all. Names are relative to the place, with slashes.
 """
 
-import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from qcheck.core import files
 from qcheck.core.errors import UserError, install
-from qcheck.core.files import read_bytes
 
 _WORK, _LOCKS, _DAY = ".work-", ".locks", 86400
 
@@ -88,21 +86,13 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """As ``Files.read``."""
-        return read_bytes(self.root / name)
+        return files.read_bytes(self.root / name)
 
     def write(self, name: str, content: bytes) -> None:
         """As ``Files.write``, even where power is lost."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        files.write(path, content)
 
     def remove(self, name: str) -> None:
         """As ``Files.remove``."""
@@ -119,8 +109,15 @@ class Folder:
         """As ``Files.move``."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-        folder.rename(path)
+        earlier = folder.with_name(f"{folder.name}.earlier")  # removed with the folder of work
+        if path.exists():
+            path.rename(earlier)
+        try:
+            folder.rename(path)
+        except BaseException:
+            if earlier.exists():
+                earlier.rename(path)
+            raise
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -141,8 +138,9 @@ class Folder:
     def tidy(self) -> None:
         """As ``Files.tidy``: half-written work of a day ago."""
         for path in self.root.glob(f"{_WORK}*"):
-            if time.time() - path.stat().st_mtime > _DAY:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its process ended meanwhile
+                if time.time() - path.stat().st_mtime > _DAY:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class Remote:

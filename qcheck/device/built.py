@@ -105,7 +105,10 @@ def build(job: Job, tensorrt: str, attempt: Callable[[int], Tried]) -> Built:
         job.partial.unlink(missing_ok=True)
         tried = attempt(level)
         if not tried.failure:
-            return _recorded(job, tensorrt, level, tried, failures)
+            try:
+                return _recorded(job, tensorrt, level, tried, failures)
+            finally:
+                job.partial.unlink(missing_ok=True)
         if tried.refused:
             break
         failures.append((level, tried.failure))

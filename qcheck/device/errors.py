@@ -1,4 +1,9 @@
-"""Why a bundle cannot be verified."""
+"""Why a bundle cannot be verified, and what a machine refuses that its user can mend."""
+
+import errno
+
+SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+REFUSALS = SPACE | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class CannotVerify(Exception):

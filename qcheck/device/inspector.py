@@ -85,23 +85,42 @@ def inspected(text: str) -> Program:
     The keys are documented by TensorRT 8 to 11 or occur in published files: "Format/Datatype" up to 10.x, "Format"
     beside "DataType" or "Datatype" from 11.0. No JSON of our own engines was read, as that needs a device. A weight is
     counted as the second input; it is the largest of a layer's constants. Layers without details, which are plain
-    strings, are left out.
+    strings, are left out, and so is what has another form.
+
+    Raises:
+        ValueError: it is no JSON.
     """
-    layers = json.loads(text, strict=False).get("Layers", [])
-    return Program(tuple(_operation(layer) for layer in layers if isinstance(layer, dict)), {})
+    try:
+        value = json.loads(text, strict=False)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    layers = _tensors(value.get("Layers")) if isinstance(value, dict) else []
+    return Program(tuple(map(_operation, layers)), {})
 
 
 def _operation(layer: Mapping[str, Any]) -> Operation:
-    inputs = [_type_of(tensor) for tensor in layer.get("Inputs", [])]
+    inputs = [_type_of(tensor) for tensor in _tensors(layer.get("Inputs"))]
     weights = layer.get("Weights")
-    constants = layer.get("Constants")
+    constants = _tensors(layer.get("Constants"))
     if isinstance(weights, dict):
         inputs.insert(1, _format_in(str(weights.get("Type", ""))))
     elif constants and len(inputs) == 1:
-        inputs.append(_type_of(max(constants, key=lambda constant: math.prod(constant.get("Dimensions", [])))))
+        inputs.append(_type_of(max(constants, key=_count)))
     kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}".lower()
     product = any(word in kind for word in _KINDS)
     return Operation(frozenset(ONNX_LAYER.findall(str(layer.get("Metadata", "")))), tuple(inputs), product)
+
+
+def _tensors(value: Any) -> list[Mapping[str, Any]]:
+    """The objects in a list; none where it is no list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _count(tensor: Mapping[str, Any]) -> float:
+    """The number of a tensor's values; 1 where its sides are no numbers."""
+    sides = tensor.get("Dimensions")
+    known = isinstance(sides, list) and all(isinstance(side, int) for side in sides)
+    return math.prod(map(float, sides)) if isinstance(sides, list) and known else 1.0
 
 
 def _type_of(tensor: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from . import backends, bundle, page, sums, tensorrt_engine
 from .board import Board
 from .bundle import Bundle
-from .errors import CannotVerify
+from .errors import REFUSALS, CannotVerify
 from .options import exit_code, parser
 from .replay import whole
 from .sysfs import ROOT
@@ -38,16 +38,24 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         verification = run(given.bundle, given.work, given.out, given.runner, not given.no_free_run)
         print(as_json(verification) if given.json else page.text(verification), end="", flush=True)
-    except CannotVerify as error:
-        print(visible(f"error: {error.problem}\nfix:   {error.fix}"), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted. What was finished is kept: run the same command again to go on.", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - a bug keeps its traceback, and is no verdict
+        told = _told(error)
+        if told is None:
+            traceback.print_exc()
+        else:
+            print(visible(f"error: {told.problem}\nfix:   {told.fix}"), file=sys.stderr)
         return 2
     return exit_code(one["verdict"] for one in (verification, *verification["others"]))
+
+
+def _told(error: Exception) -> CannotVerify | None:
+    """The error that a person can mend: input, or what the machine refuses to write; None for a bug."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return CannotVerify(str(error), "Free space, or give folders that you may write: --work, --out, $TMPDIR.")
+    return error if isinstance(error, CannotVerify) else None
 
 
 def say(message: str) -> None:

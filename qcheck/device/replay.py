@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Callable, Mapping, Protocol
@@ -51,8 +52,10 @@ class Results:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()  # numpy, given a file, loses the reason why it cannot be written
+    np.save(content, array, allow_pickle=False)
     with path.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+        stream.write(content.getvalue())
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -8,6 +8,7 @@ run unless transfers are asked for; ``latencyMs`` holds copies and waiting.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from .tensorrt_engine import WARM_SECONDS, differing, fitting
 from .tensors import TYPES, Tensor
 
 PLACE = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack installs it, outside PATH
-_BANNER = re.compile(r"\[TensorRT v(\d+)\]")
+_BANNER = re.compile(r"\[TensorRT v([0-9]{4,6})\]")
 _REFUSED = "Failed to parse onnx file"
 _STATIC = "Static model does not take explicit shapes"
 _ESTIMATE_RUNS = 3
@@ -68,12 +69,12 @@ def find() -> Program:
             "Install it: sudo apt install libnvinfer-bin, or set TRTEXEC to its path.",
         )
     ended = run([named, "--help"], limit=60.0)
-    banner = _BANNER.search(ended.text)
-    if banner is None:
+    version = release(ended.text)
+    if version is None:
         raise CannotVerify(
             f"{named} does not say its version: {last_words(ended.text)}", "Set TRTEXEC to TensorRT's own trtexec."
         )
-    program = Program(Path(named), _version(int(banner[1])))
+    program = Program(Path(named), version)
     if program.major < 10:
         raise CannotVerify(
             f"TensorRT {program.version} has no strong typing, which keeps the types of the bundle's files",
@@ -82,8 +83,12 @@ def find() -> Program:
     return program
 
 
-def _version(code: int) -> str:
-    """The version in the banner's number: 100300 is 10.3.0, 8601 is 8.6.1."""
+def release(text: str) -> str | None:
+    """The version in trtexec's banner, where 100300 is 10.3.0 and 8601 is 8.6.1; None where there is none."""
+    banner = _BANNER.search(text)
+    if banner is None:
+        return None
+    code = int(banner[1])
     major = code // 10000 if code >= 100000 else code // 1000
     rest = code % 10000 if code >= 100000 else code % 1000
     return f"{major}.{rest // 100}.{rest % 100}"
@@ -172,8 +177,7 @@ class Trtexec:
     def _times(self, inputs: Mapping[str, np.ndarray], runs: int, warm: float, options: Sequence[str]) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="qcheck-") as name:
             self._run(Path(name), inputs, runs, warm, ["--exportTimes=times.json", "--avgRuns=1", *options])
-            rows = json.loads((Path(name) / "times.json").read_text("utf-8"))
-        return [float(row["computeMs"]) for row in rows]
+            return milliseconds((Path(name) / "times.json").read_text("utf-8"))
 
     def _run(
         self, folder: Path, inputs: Mapping[str, np.ndarray], runs: int, warm: float, options: Sequence[str]
@@ -214,6 +218,21 @@ class Trtexec:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def milliseconds(text: str) -> list[float]:
+    """The milliseconds of each run, from the JSON of ``--exportTimes``.
+
+    Raises:
+        CannotVerify: it says none.
+    """
+    try:
+        times = [float(row["computeMs"]) for row in json.loads(text)]
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
+        raise CannotVerify(f"trtexec wrote no times that can be read: {error}", "Update TensorRT.") from error
+    if not times or not all(math.isfinite(time) for time in times):
+        raise CannotVerify("trtexec wrote times of no run, or such that are no numbers", "Update TensorRT.")
+    return times
 
 
 def raw_name(side: str, tensor: Tensor) -> str:

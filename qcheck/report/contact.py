@@ -3,6 +3,7 @@
 Each arm has three pictures: reference, quantized and their amplified difference.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def draw(sheets: Sequence[Sheet], path: Path) -> None:
             for column, picture in enumerate(_columns(sheet, row)):
                 canvas.paste(_tile(picture), (_LABEL + column * (_TILE + _GAP), y))
         top += height
-    canvas.save(path, compress_level=3)
+    content = io.BytesIO()  # Pillow, given a path, loses the reason why it cannot be written
+    canvas.save(content, "png", compress_level=3)
+    path.write_bytes(content.getvalue())
 
 
 def _wrap(prompt: str, width: int = 20) -> str:

@@ -19,17 +19,19 @@ OWN = (sums.NAME, statement.NAME)
 
 def write(report: Report, folder: Path) -> None:
     """Seal a finished folder."""
-    _write(report, folder, _digests(folder))
+    for name, content in _seal(report, _digests(folder)).items():
+        (folder / name).write_bytes(content)
 
 
-def renew(report: Report, folder: Path, names: Iterable[str]) -> None:
-    """Seal the files ``names`` again, which qcheck has just rendered; no other digest is touched.
+def renewed(report: Report, folder: Path, contents: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """The seal of ``folder`` once its files have the ``contents``, by name; no other digest is touched.
 
     A folder without a seal gets none: nobody vouches for its other files.
     """
     known = _listed(folder)
-    if known is not None:
-        _write(report, folder, {**known, **{name: sums.digest(folder / name) for name in names}})
+    if known is None:
+        return {}
+    return _seal(report, {**known, **{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}})
 
 
 def of_sweep(place: Place, names: Iterable[str]) -> None:
@@ -50,9 +52,8 @@ def sweep(folder: Path) -> tuple[Mapping[str, str], list[str], list[str]]:
     return known, changed, missing
 
 
-def _write(report: Report, folder: Path, digests: Mapping[str, str]) -> None:
-    (folder / sums.NAME).write_bytes(sums.text(digests))
-    (folder / statement.NAME).write_text(statement.render(report, digests), "utf-8")
+def _seal(report: Report, digests: Mapping[str, str]) -> Mapping[str, bytes]:
+    return {sums.NAME: sums.text(digests), statement.NAME: statement.render(report, digests).encode()}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -1,16 +1,17 @@
 """A finished check as a folder: report.json, its renderings, evidence, pictures."""
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from qcheck.core.folder import rewrite
 from qcheck.diagnose.curves import ARMS, frequencies
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 from qcheck.report import contact, html, junit, markdown, seal
-from qcheck.result import store
 from qcheck.result.evidence import NAME, PICTURES, CaseEvidence, Evidence, Pictures, full_size
 from qcheck.result.report import REPORT, Case, Report
 from qcheck.spec import command
@@ -47,31 +48,29 @@ def write(
 
 def values(report: Report, folder: Path) -> None:
     """Write what the report alone says: report.json, report.md and junit.xml, with the request's own files."""
-    (folder / REPORT).write_text(report.to_json(), "utf-8")
-    (folder / "report.md").write_text(markdown.render(report), "utf-8")
-    (folder / "junit.xml").write_text(junit.render(report), "utf-8")
+    for name, content in _values(report).items():
+        (folder / name).write_bytes(content)
     command.save(report.spec, folder)
 
 
+def _values(report: Report) -> dict[str, bytes]:
+    texts = {REPORT: report.to_json(), "report.md": markdown.render(report), "junit.xml": junit.render(report)}
+    return {name: text.encode() for name, text in texts.items()}
+
+
 def renew(report: Report, folder: Path) -> None:
-    """Write a report that has more in it over the one in ``folder``, whole or not at all, and render it again."""
-    for name, content in (
-        (REPORT, report.to_json()),
-        ("report.md", markdown.render(report)),
-        ("junit.xml", junit.render(report)),
-    ):
-        partial = folder / f".{name}.partial"
-        partial.write_text(content, "utf-8")
-        partial.replace(folder / name)
-    html.write(folder)
-    seal.renew(report, folder, (REPORT, "report.md", "junit.xml", html.NAME))
+    """Write a report that has more in it over the one in ``folder``, and render it again: all of it or nothing."""
+    page = html.render(replace(html.read(folder), report=report))
+    contents = {**_values(report), html.NAME: page.encode()}
+    rewrite(folder, {**contents, **seal.renewed(report, folder, contents)})
 
 
 def page(folder: Path) -> Path:
     """Render the page of a finished check again; its path."""
-    path = html.write(folder)
-    seal.renew(store.read(folder), folder, (html.NAME,))
-    return path
+    source = html.read(folder)
+    contents = {html.NAME: html.render(source).encode()}
+    rewrite(folder, {**contents, **seal.renewed(source.report, folder, contents)})
+    return folder / html.NAME
 
 
 def evidence(
@@ -116,7 +115,13 @@ def _picture(values: np.ndarray, folder: Path, name: str) -> str:
     if max(image.size) > _EDGE:
         large = folder / full_size(file)
         large.parent.mkdir(exist_ok=True)
-        image.save(large, quality=_QUALITY, method=4)
+        large.write_bytes(_webp(image, lossless=False))
     image.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
-    image.save(folder / file, lossless=max(image.size) <= _LOSSLESS, quality=_QUALITY, method=6)
+    (folder / file).write_bytes(_webp(image, lossless=max(image.size) <= _LOSSLESS))
     return file
+
+
+def _webp(image: Image.Image, lossless: bool) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "webp", lossless=lossless, quality=_QUALITY, method=6)
+    return content.getvalue()

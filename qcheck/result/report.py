@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qcheck.core import files
 from qcheck.core.values import Number, Value
 from qcheck.result.basis import Basis
 from qcheck.result.build import Build
@@ -284,7 +285,7 @@ class Report(Value):
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        (path / REPORT).write_text(self.to_json(), "utf-8")
+        files.write(path / REPORT, self.to_json())
         return path / REPORT
 
 

@@ -12,9 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from qcheck.core import errors
 from qcheck.core.errors import UserError
-
-_WORDS = ("out of memory", "failed to allocate memory", "can't allocate memory", "bad allocation", "bfcarena")
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -39,9 +38,7 @@ class Memory(Protocol):
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error of torch, ONNX Runtime or Python says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or errors.ran_out(error)
 
 
 class Rows:

@@ -11,6 +11,7 @@ from typing import Any
 from qcheck import __version__, device
 from qcheck.core import sbom as bill
 from qcheck.core.errors import UserError
+from qcheck.core.files import whole
 from qcheck.core.sbom import Part
 from qcheck.device import sums as sums_file
 
@@ -81,19 +82,16 @@ def archive(folder: Path, path: Path) -> None:
     """
     import zstandard  # an archive alone needs it
 
-    partial = path.with_name(f"{path.name}.partial")
     try:
         with (
+            whole(path) as partial,
             partial.open("wb") as stream,
             zstandard.ZstdCompressor(level=3).stream_writer(stream) as compressed,
             tarfile.open(mode="w|", fileobj=compressed) as packed,
         ):
             packed.add(folder, arcname=folder.name)
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "Give a --bundle folder elsewhere.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def readme(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The trainable factors in an adapter's file, and a file with trained factors under the same keys."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.model import lora, tensor_file
 from qcheck.model.lora import Adapter, layout
@@ -77,9 +77,8 @@ def write(adapter: Adapter, changed: Mapping[str, torch.Tensor], notes: Mapping[
     """
     config = lora.config_beside(adapter.path)
     if config is not None and path.name == adapter.path.name:
-        shutil.copyfile(config, path.with_name(config.name))
+        files.write(path.with_name(config.name), config.read_bytes())
     tensors = tensor_file.tensors(adapter.path)
     new = {key: value.detach().to(tensors[key].dtype).contiguous() for key, value in changed.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors | new, partial, metadata=adapter.metadata | dict(notes))
-    partial.replace(path)
+    with files.whole(path) as partial:
+        save_file(tensors | new, partial, metadata=adapter.metadata | dict(notes))

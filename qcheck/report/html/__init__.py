@@ -56,13 +56,7 @@ def write(folder: Path) -> Path:
     Raises:
         UserError: there is no report in it, or one of another version.
     """
-    text = render(read(folder))
-    partial = folder / f".{NAME}.partial"
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(folder / NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(folder / NAME, render(read(folder)))
     return folder / NAME
 
 
