@@ -36,7 +36,7 @@ def _typed(page: Path) -> Iterator[str]:
     for block in _blocks(page, "console"):
         yield from re.findall(r"^\$ .*?(qcheck .*)$", block, re.MULTILINE)
     for block in _blocks(page, "yaml"):
-        for job in yaml.safe_load(block)["jobs"].values():
+        for job in yaml.safe_load(block).get("jobs", {}).values():
             yield from (step["run"] for step in job["steps"] if step.get("run", "").startswith("qcheck"))
 
 
