@@ -25,6 +25,7 @@ from qcheck.cli import (
     sweep,
     terminal,
     verify,
+    watch,
 )
 from qcheck.core.errors import UserError, of_machine
 
@@ -51,6 +52,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("advise")(advise.advise)
 app.command("qat")(qat.qat)
 app.command("inspect")(inspect.inspect)
+app.command("watch")(watch.watch)
 app.command("targets")(catalogue.targets)
 app.command("schemes")(catalogue.schemes)
 app.command("doctor")(doctor.doctor)
