@@ -29,7 +29,7 @@ from tools.train_demo.adapter import train
 PAGE = ROOT / "docs" / "watch.md"
 ZOO = ROOT / "zoo" / "demo"
 TOO_FAR = ("overcooked", "burnt")  # the kinds of recipes that the limits have to tell from all others
-AGAIN = ("twemoji-faint-80", "flat-healthy", "flat-overcooked", "twemoji-burnt")
+AGAIN = ("twemoji-faint-80", "flat-slow", "flat-healthy", "flat-wild", "flat-overcooked", "twemoji-burnt")
 ASKED: Inspecting = {"scheme": "int4-g128", "order": "quantize-merge"}  # where a small change is lost
 
 

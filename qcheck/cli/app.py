@@ -20,6 +20,7 @@ from qcheck.cli import (
     doctor,
     export,
     inspect,
+    nodes,
     qat,
     report,
     sweep,
@@ -44,6 +45,7 @@ app.command("demo")(check.demo)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("card")(card.card)
+app.command("nodes")(nodes.nodes)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)

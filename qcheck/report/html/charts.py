@@ -382,7 +382,11 @@ def lines(title: str, caption: str, records: Records, axes: tuple[str, str], lim
     encoding = {
         "x": _x("x", axes[0]),
         "y": _y("y", axes[1], zero=True),
-        "color": {"field": "what", "type": "nominal", "legend": {"title": None, "orient": "top"} if several else None},
+        "color": {
+            "field": "what",
+            "type": "nominal",
+            "legend": {"title": None, "orient": "top", "columns": 6} if several else None,
+        },
     }
     mark = {"type": "line", "strokeWidth": 2, "point": {"size": 30}}
     return Chart(title, caption, _spec(title, records, [{"mark": mark, "encoding": encoding}, *_rules(limit)]))
