@@ -21,6 +21,7 @@ from qcheck.cli import (
     export,
     inspect,
     nodes,
+    probes,
     qat,
     report,
     sweep,
@@ -55,6 +56,7 @@ app.command("advise")(advise.advise)
 app.command("qat")(qat.qat)
 app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
+app.command("probes")(probes.probes)
 app.command("targets")(catalogue.targets)
 app.command("schemes")(catalogue.schemes)
 app.command("doctor")(doctor.doctor)
