@@ -129,6 +129,26 @@ def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
     assert _dead(page) == []
 
 
+def _literals() -> str:
+    """Every text in the package's code, a line each, f-strings in the parts between what they fill in."""
+    nodes = [node for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    return "\n".join(one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str))
+
+
+def _unsaid(page: str, literals: str) -> list[str]:
+    """Messages in the first column of a page's tables of which a part stands nowhere in the code."""
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    return [message for message in quoted if any(part.strip() not in literals for part in message.split("…"))]
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_program() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    assert page.count("\n| `") > 15
+    assert _unsaid(page, _literals()) == []
+    assert _unsaid("| `no adapter in … to be seen` | x |", _literals()) == ["no adapter in … to be seen"]
+
+
 def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# One head\n[a](b.md) [b](#one-head) [c](#other) ![d](e.png) [f](https://x.y)\n")
     assert _dead(tmp_path / "a.md") == ["b.md", "#other", "e.png"]
