@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qcheck.api.inspection import attribute, inspect, inspect_each
     from qcheck.api.session import Session
     from qcheck.api.sweep import sweep
+    from qcheck.api.watching import Watch
     from qcheck.core.errors import UserError
     from qcheck.result.report import Case, Report
     from qcheck.spec.check import CheckSpec
@@ -41,6 +42,7 @@ _PLACES = {
     "Session": "qcheck.api.session",
     "UserError": "qcheck.core.errors",
     "attribute": "qcheck.api.inspection",
+    "Watch": "qcheck.api.watching",
     "audit": "qcheck.api.auditing",
     "bundle": "qcheck.api.board",
     "inspect": "qcheck.api.inspection",
@@ -55,6 +57,7 @@ __all__ = [
     "Report",
     "Session",
     "UserError",
+    "Watch",
     "__version__",
     "advise",
     "attribute",

@@ -36,7 +36,7 @@ def _typed(page: Path) -> Iterator[str]:
     for block in _blocks(page, "console"):
         yield from re.findall(r"^\$ .*?(qcheck .*)$", block, re.MULTILINE)
     for block in _blocks(page, "yaml"):
-        for job in yaml.safe_load(block)["jobs"].values():
+        for job in yaml.safe_load(block).get("jobs", {}).values():
             yield from (step["run"] for step in job["steps"] if step.get("run", "").startswith("qcheck"))
 
 
@@ -127,6 +127,26 @@ def _dead(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", OUTSIDE, ids=lambda page: page.name)
 def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
     assert _dead(page) == []
+
+
+def _literals() -> str:
+    """Every text in the package's code, a line each, f-strings in the parts between what they fill in."""
+    nodes = [node for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    return "\n".join(one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str))
+
+
+def _unsaid(page: str, literals: str) -> list[str]:
+    """Messages in the first column of a page's tables of which a part stands nowhere in the code."""
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    return [message for message in quoted if any(part.strip() not in literals for part in message.split("…"))]
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_program() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    assert page.count("\n| `") > 15
+    assert _unsaid(page, _literals()) == []
+    assert _unsaid("| `no adapter in … to be seen` | x |", _literals()) == ["no adapter in … to be seen"]
 
 
 def test_a_dead_link_is_noticed(tmp_path: Path) -> None:

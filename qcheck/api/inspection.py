@@ -52,8 +52,10 @@ def inspect(
         UserError: bad input, or a scheme that weights alone do not forecast.
     """
     base_source, source = library.resolve(None if base is None else str(base), str(lora))
-    question = _question(**asked)
-    inspection: Inspection = host("qcheck.tasks.inspect").inspect(source, base_source, question, progress or Silent())
+    asked_of_it = question(**asked)
+    inspection: Inspection = host("qcheck.tasks.inspect").inspect(
+        source, base_source, asked_of_it, progress or Silent()
+    )
     return inspection
 
 
@@ -71,14 +73,14 @@ def inspect_each(
     Raises:
         UserError: options or a base that are wrong for every adapter, or a folder or pattern without any.
     """
-    stage, question = host("qcheck.tasks.inspect"), _question(**asked)
+    stage, asked_of_each = host("qcheck.tasks.inspect"), question(**asked)
     sources = [file for lora in loras for file in stage.files_of(str(lora))]
     if base is not None:
         stage.stored_layers(library.resolve(str(base), sources[0])[0])
     for source in sources:
         try:
             base_source, path = library.resolve(None if base is None else str(base), source)
-            yield stage.inspect(path, base_source, question, progress or Silent())
+            yield stage.inspect(path, base_source, asked_of_each, progress or Silent())
         except UserError as error:
             yield Refusal(adapter=source, error=error.what, fix=error.fix)
 
@@ -120,7 +122,7 @@ def is_one(lora: Named) -> bool:
     return files == [str(lora)]
 
 
-def _question(
+def question(
     weight: float = 1.0,
     scheme: Schemes = None,
     order: Orders = None,

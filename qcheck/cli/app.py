@@ -20,11 +20,14 @@ from qcheck.cli import (
     doctor,
     export,
     inspect,
+    nodes,
+    probes,
     qat,
     report,
     sweep,
     terminal,
     verify,
+    watch,
 )
 from qcheck.core.errors import UserError, of_machine, of_memory
 
@@ -43,6 +46,7 @@ app.command("demo")(check.demo)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("card")(card.card)
+app.command("nodes")(nodes.nodes)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
@@ -51,6 +55,8 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("advise")(advise.advise)
 app.command("qat")(qat.qat)
 app.command("inspect")(inspect.inspect)
+app.command("watch")(watch.watch)
+app.command("probes")(probes.probes)
 app.command("targets")(catalogue.targets)
 app.command("schemes")(catalogue.schemes)
 app.command("doctor")(doctor.doctor)

@@ -68,6 +68,15 @@ def find(graph: ir.Graph) -> dict[str, Site]:
     return by_layer
 
 
+def computing(graph: ir.Graph) -> dict[str, str]:
+    """The name of the first computing node of every module of torch, quantized or not."""
+    names: dict[str, str] = {}
+    for node in graph:
+        if node.op_type in _COMPUTING and node.name:
+            names.setdefault(_layer_name(node), node.name)
+    return names
+
+
 def stored(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
     """``values`` as the numpy array of the graph's float type."""
     return values.detach().contiguous().numpy().astype(dtype.numpy())

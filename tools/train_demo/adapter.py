@@ -80,8 +80,13 @@ def grainy(pictures: Pictures, grain: float) -> Pictures:
     return replace(pictures, images=(pictures.images + grain * noise).clamp(-1, 1))
 
 
-def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16) -> dict[str, object]:
-    """Train one adapter of the pipeline ``base`` into ``out``: the recipe with its held-out losses before and after."""
+def train(
+    recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16, every: int | None = None
+) -> dict[str, object]:
+    """Train one adapter of the pipeline ``base`` into ``out``: the recipe with its held-out losses before and after.
+
+    With ``every`` it leaves what diffusers' training scripts leave: a folder for each checkpoint, and a log.
+    """
     torch.manual_seed(recipe.seed)
     start = time.monotonic()
     pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None)
@@ -101,7 +106,18 @@ def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16
         hidden = torch.where(torch.rand(batch, 1, 1) < 0.1, empty, words[rows])
         return denoising_loss(pipe.unet, hidden, data[rows]).mean()
 
-    fit(pipe.unet, loss, recipe.rate, recipe.steps)
+    run = out / recipe.name
+
+    def keep(step: int, norm: float) -> None:
+        if every is not None and step % every == 0:
+            save(pipe, run / f"checkpoint-{step}", "pytorch_lora_weights")
+            with (run / "log.csv").open("a") as stream:
+                stream.write(f"{step},{norm},{_loss(pipe, test_words, test, rounds=2)}\n")
+
+    if every is not None:
+        run.mkdir(parents=True)
+        (run / "log.csv").write_text(f"step,grad_norm,val_loss\n0,,{_loss(pipe, test_words, test, rounds=2)}\n")
+    fit(pipe.unet, loss, recipe.rate, recipe.steps, keep)
     save(pipe, out, recipe.name)
     pipe.unet.delete_adapters("default")
     pipe.load_lora_weights(out, weight_name=f"{recipe.name}.safetensors")  # what counts is the file
@@ -111,8 +127,17 @@ def train(recipe: Recipe, pictures: Path, base: Path, out: Path, batch: int = 16
     return asdict(recipe) | found
 
 
-def fit(denoiser: torch.nn.Module, loss: Callable[[], torch.Tensor], rate: float, steps: int) -> None:
-    """AdamW on the parameters that a denoiser has to train: warm-up over 20 steps, then a cosine to zero."""
+def fit(
+    denoiser: torch.nn.Module,
+    loss: Callable[[], torch.Tensor],
+    rate: float,
+    steps: int,
+    after: Callable[[int, float], None] | None = None,
+) -> None:
+    """AdamW on the parameters that a denoiser has to train: warm-up over 20 steps, then a cosine to zero.
+
+    ``after`` is called with the number of steps done and the norm of the gradient.
+    """
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-2)
     for step in range(steps):
@@ -121,8 +146,10 @@ def fit(denoiser: torch.nn.Module, loss: Callable[[], torch.Tensor], rate: float
         value = loss()
         optimizer.zero_grad()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        if after is not None:
+            after(step + 1, float(norm))
 
 
 def split(pictures: Pictures, kept: bool) -> Pictures:

@@ -374,3 +374,19 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> Chart:
         ],
     }
     return Chart(title, words, _spec(title, records, [{"mark": {"type": "bar"}, "encoding": encoding}]) | _QUERY)
+
+
+def lines(title: str, caption: str, records: Records, axes: tuple[str, str], limit: Limit | None) -> Chart:
+    """Lines over ``x``, one for each ``what`` of the records {x, y, what}, under a limit; ``axes`` titles both."""
+    several = len({record["what"] for record in records}) > 1
+    encoding = {
+        "x": _x("x", axes[0]),
+        "y": _y("y", axes[1], zero=True),
+        "color": {
+            "field": "what",
+            "type": "nominal",
+            "legend": {"title": None, "orient": "top", "columns": 6} if several else None,
+        },
+    }
+    mark = {"type": "line", "strokeWidth": 2, "point": {"size": 30}}
+    return Chart(title, caption, _spec(title, records, [{"mark": mark, "encoding": encoding}, *_rules(limit)]))

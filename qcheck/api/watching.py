@@ -1,0 +1,135 @@
+"""``qcheck watch`` from Python: the checkpoints of a training run as they come, and a callback for trainers."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from qcheck import __version__
+from qcheck.api.inspection import Inspecting, question
+from qcheck.api.keywords import Named
+from qcheck.api.lazy import host
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Progress, Silent
+from qcheck.demo import library
+from qcheck.result import watching
+from qcheck.result.measurement import NotMeasured
+from qcheck.result.watching import Checkpoint, Watching
+from qcheck.spec.growth import growth
+
+FOLDER = "qcheck-watch"
+_SETTLED = 60.0  # seconds since its last change after which a file that cannot be read is not one that is being written
+
+
+class Watch:
+    """The checkpoints of one training run: what is new at each ``look``, kept in watch.json and watch.html.
+
+    Args:
+        run: The folder that a training script writes checkpoints to.
+        base: The base that is trained on: a pipeline folder, or ``demo``.
+        out: Where watch.json and watch.html go; by default ``qcheck-watch`` in ``run``. An earlier watch is continued.
+        progress: Receives every checkpoint.
+        **asked: As for ``qcheck.inspect``, without ``details``.
+
+    Raises:
+        UserError: bad input, or an ``out`` with something else in it.
+    """
+
+    def __init__(
+        self,
+        run: Named,
+        base: Named,
+        *,
+        out: Named | None = None,
+        progress: Progress | None = None,
+        **asked: Unpack[Inspecting],
+    ) -> None:
+        folder = Path(run)
+        self._task, self._progress = host("qcheck.tasks.watch"), progress or Silent()
+        source, _ = library.resolve(str(base), str(folder))
+        named = bool(asked.get("scheme")), bool(asked.get("order"))
+        self._run = self._task.Run(folder, source, question(**asked), growth(), named)
+        host("qcheck.tasks.inspect").stored_layers(source)
+        self.out = folder / FOLDER if out is None else Path(out)
+        self.watching = self._empty()
+        self._earlier = self._judged(watching.read(self.out))
+        self._known: dict[tuple[str, int], Checkpoint] = {}
+
+    def look(self, settled: float = _SETTLED) -> list[Checkpoint]:
+        """The checkpoints that were not there at the last look, in the order of training.
+
+        A file that cannot be read is ``unread`` once nobody has written to it for ``settled`` seconds.
+
+        Raises:
+            UserError: the folder has checkpoints of several runs, or files cannot be written.
+        """
+        module = host("qcheck.tasks.run_folder")
+        saved, norms = module.saved(self._run.folder), module.norms(self._run.folder)
+        unseen = [one for one in saved if self._key(one) not in self._known]
+        new: list[Checkpoint] = []
+        with self._progress.stage("checkpoints", len(unseen)) as advance:
+            for one in unseen:
+                judged = self._judge(one, norms, settled)
+                if judged is not None:
+                    self._known[self._key(one)] = judged
+                    new.append(judged)
+                advance(1)
+        if new:
+            known = [self._known.get(self._key(one)) for one in saved]
+            self._keep([one for one in known if one is not None], saved[0].unit)
+        return new
+
+    def _key(self, saved: Any) -> tuple[str, int]:
+        return self._run.place(saved), saved.path.stat().st_mtime_ns
+
+    def callback(self, stop: bool = True) -> Any:
+        """A ``transformers.TrainerCallback`` that looks whenever a checkpoint is saved, for PEFT's and TRL's trainers.
+
+        With ``stop`` it ends the training at the first checkpoint that is overcooked or holds NaN.
+        """
+        return host("qcheck.training.callback").Callback(lambda: self.look(settled=0.0), stop)
+
+    def _judge(self, saved: Any, norms: Mapping[int, float], settled: float) -> Checkpoint | None:
+        """A checkpoint, taken from an earlier watch where its bytes are the same; None while it is being written."""
+        try:
+            known = self._earlier.get((self._run.place(saved), self._task.digest(saved)))
+            looked: Checkpoint = known or self._task.look(self._run, saved, norms)
+        except UserError as error:
+            if time.time() - saved.path.stat().st_mtime < settled:
+                return None
+            looked = self._task.unread(self._run, saved, error)
+        return looked
+
+    def _empty(self) -> Watching:
+        asked = self._run.asked
+        return Watching(
+            qcheck=__version__,
+            run=str(self._run.folder),
+            base=self._run.base,
+            weight=asked.weight,
+            schemes=[one.name for one in asked.schemes],
+            orders=[*asked.orders],
+            recipe=asked.recipe.name,
+            limits=growth(),
+            unit="step",
+            checkpoints=[],
+            not_measured=[],
+        )
+
+    def _judged(self, earlier: Watching | None) -> dict[tuple[str, str], Checkpoint]:
+        """The checkpoints of an earlier watch that asked the same."""
+        open_fields = {"checkpoints", "not_measured", "unit"}
+        if earlier is None or earlier.model_dump(exclude=open_fields) != self.watching.model_dump(exclude=open_fields):
+            return {}
+        return {(one.file, one.digest): one for one in earlier.checkpoints}
+
+    def _keep(self, checkpoints: list[Checkpoint], unit: watching.Unit) -> None:
+        missing = []
+        if all(one.gradient is None for one in checkpoints):
+            reason = "no CSV, JSON lines or trainer_state.json of the run has a grad_norm at these steps"
+            missing.append(NotMeasured(name="norm of the gradient", reason=reason))
+        if all(one.intruders is None for one in checkpoints):
+            missing.append(NotMeasured(name="intruder dimensions", reason="no layer that could be decomposed"))
+        parts = {"checkpoints": checkpoints, "unit": unit, "not_measured": missing}
+        self.watching = self.watching.model_copy(update=parts)
+        host("qcheck.report.curves").write(self.watching, self.out)

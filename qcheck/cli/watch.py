@@ -1,0 +1,87 @@
+"""``qcheck watch``."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcheck.api.watching import Watch
+from qcheck.cli import options, terminal
+from qcheck.cli.progress import Bars
+from qcheck.core.errors import UserError
+from qcheck.core.progress import Silent
+from qcheck.report import growth
+from qcheck.result.watching import exit_code
+from qcheck.spec import recipe, scheme
+from qcheck.spec.order import MERGES
+
+
+def watch(
+    run: Annotated[
+        Path, typer.Argument(help="The folder that a training script writes checkpoints to.", metavar="RUN_FOLDER")
+    ],
+    base: Annotated[str, typer.Option(help="The base that is trained on: a pipeline folder, or `demo`.")],
+    weight: Annotated[float, typer.Option(help="How strongly the adapter will be applied.")] = 1.0,
+    schemes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scheme",
+            "-s",
+            help="Repeatable; it has to arrive in each. Default: all that weights alone forecast, in any of them.",
+            autocompletion=options.named(scheme.FOLDER),
+        ),
+    ] = None,
+    orders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--order",
+            help=f"When the adapter is merged; repeatable. Default: {', '.join(MERGES)}.",
+            autocompletion=options.orders,
+        ),
+    ] = None,
+    ranges: Annotated[
+        str,
+        typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=options.named(recipe.FOLDER)),
+    ] = "general",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="For watch.json and watch.html. Default: RUN_FOLDER/qcheck-watch."),
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Look at the checkpoints that are there, and end.")] = False,
+    stop: Annotated[
+        bool,
+        typer.Option("--stop", help="End, with exit code 3, at the first checkpoint that is overcooked or unread."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each checkpoint as a line of JSON.")] = False,
+) -> None:
+    """Say of each checkpoint of a training whether it would arrive on a board, and whether it is overcooked.
+
+    From weights alone, for the names that diffusers' scripts, PEFT, kohya and ai-toolkit give checkpoints. Exit code 0
+    where the latest checkpoint is healthy, 3 where it is faint, overcooked or unread, 2 for bad input.
+
+    `qcheck watch runs/style --base sdxl/ --scheme int8 --order merge-quantize`
+    """
+    bars = Silent() if as_json else Bars(terminal.console(stderr=True))
+    console = terminal.console(highlight=False, soft_wrap=True)
+    watching = Watch(run, base, out=out, progress=bars, weight=weight, scheme=schemes, order=orders, recipe=ranges)
+    while True:
+        new = watching.look(settled=0.0) if once else watching.look()
+        for one in new:
+            if as_json:
+                typer.echo(one.model_dump_json())
+            else:
+                console.print(growth.line(one, watching.watching.unit))
+        if once or (stop and any(one.state in ("overcooked", "unread") for one in new)):
+            break
+        time.sleep(every)
+    if not watching.watching.checkpoints:
+        raise UserError(
+            f"no checkpoint in {str(run)!r}",
+            "Give a folder with checkpoint-N/ as diffusers' scripts write it, or NAME-000010.safetensors or "
+            "NAME_000000250.safetensors as kohya and ai-toolkit do.",
+        )
+    if not as_json:
+        console.print(f"curves   {watching.out / growth.PAGE}")
+    raise typer.Exit(exit_code(watching.watching))

@@ -1,0 +1,126 @@
+"""A checkpoint of a training run, judged from its weights alone: will it arrive, and has it grown out of the base?"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcheck.core.errors import UserError
+from qcheck.diagnose import change as changes
+from qcheck.model import lora
+from qcheck.quantize.sample import StoredWeights
+from qcheck.result.inspection import Inspection, answer
+from qcheck.result.watching import Checkpoint
+from qcheck.spec.growth import Growth, State
+from qcheck.spec.use import Use
+from qcheck.tasks import inspect
+from qcheck.tasks.inspect import Question
+from qcheck.tasks.run_folder import Saved
+
+_LAYERS = 32  # that are decomposed for intruders, evenly spread over the network
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its folder, the base, what is asked of checkpoints, and whether schemes and orders were named.
+
+    A checkpoint has to arrive in all that were named, and in one of the others.
+    """
+
+    folder: Path
+    base: str
+    asked: Question
+    limits: Growth
+    named: tuple[bool, bool]
+
+    def place(self, saved: Saved) -> str:
+        """The file of a checkpoint, relative to the folder."""
+        return saved.path.relative_to(self.folder).as_posix()
+
+
+def digest(saved: Saved) -> str:
+    """The digest of a checkpoint's file.
+
+    Raises:
+        UserError: it cannot be read, or holds NaN or infinity.
+    """
+    return lora.read(Use(source=str(saved.path), weight=1.0)).digest
+
+
+def look(run: Run, saved: Saved, norms: Mapping[int, float]) -> Checkpoint:
+    """What weights alone say of a checkpoint; ``norms`` are those of the gradient by step.
+
+    Raises:
+        UserError: a file that cannot be read or does not fit the base.
+    """
+    inspection = inspect.inspect(str(saved.path), run.base, run.asked)
+    change = _change(inspection)
+    counted, decomposed = (None, 0) if inspection.silent else _intruders(saved.path, run)
+    state, reasons = _state(inspection, run.limits.beyond(change, counted), run.named)
+    by_step = saved.unit == "step" and saved.number is not None
+    return Checkpoint(
+        number=saved.number,
+        file=run.place(saved),
+        digest=inspection.digest,
+        state=state,
+        reasons=reasons,
+        rank=max((layer.rank for layer in inspection.layers), default=0),
+        scale=max((layer.scale for layer in inspection.layers), default=math.nan),
+        change=change,
+        intruders=counted,
+        decomposed=decomposed,
+        gradient=norms.get(saved.number or 0) if by_step else None,
+        forecasts=inspection.forecasts,
+    )
+
+
+def unread(run: Run, saved: Saved, error: UserError) -> Checkpoint:
+    """A checkpoint that cannot be read, with the reason."""
+    return Checkpoint(
+        number=saved.number,
+        file=run.place(saved),
+        digest="",
+        state="unread",
+        reasons=[f"{error.what}. {error.fix}"],
+        rank=0,
+        scale=math.nan,
+        change=math.nan,
+        intruders=None,
+        decomposed=0,
+        gradient=None,
+        forecasts=[],
+    )
+
+
+def _change(inspection: Inspection) -> float:
+    """The root mean square of |D| / |W| over the layers that the base has; 0 where nothing changes."""
+    relative = [layer.relative for layer in inspection.layers if layer.relative is not None]
+    return math.sqrt(sum(one**2 for one in relative) / len(relative)) if relative else 0.0
+
+
+def _state(inspection: Inspection, beyond: list[str], named: tuple[bool, bool]) -> tuple[State, list[str]]:
+    if beyond:
+        return "overcooked", beyond
+    if not answer(inspection, *named):
+        return "healthy", []
+    if inspection.silent is not None:
+        return "faint", [inspection.silent]
+    lost = [one for one in inspection.forecasts if one.fate != "arrives"]
+    return "faint", [f"{one.scheme} {one.order} {one.fate}: {one.reason}" for one in lost]
+
+
+def _intruders(path: Path, run: Run) -> tuple[float | None, int]:
+    """The mean of intruder dimensions over some layers, and how many; None where all are too large to decompose."""
+    names, stored = inspect.stored_layers(run.base)
+    weights = StoredWeights(names.denoiser, stored)
+    weight = run.asked.weight
+    factors = lora.contents_of(names, lora.read(Use(source=str(path), weight=weight))).factors
+    here = [name for name in factors if name in weights]
+    chosen = here[:: max(1, math.ceil(len(here) / _LAYERS))]
+    counts = []
+    for name in chosen:
+        before = weights[name].whole()
+        change = factors[name].shaped(before.shape).added(before, weight)
+        counts.append(changes.intruders(before.flatten(1), (before + change).flatten(1)))
+    known = [one for one in counts if one is not None]
+    return (sum(known) / len(known) if known else None), len(known)

@@ -1,0 +1,228 @@
+"""Checkpoints of a training: by which names they are known, what is said of them, and what that stops."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lxml import html
+from safetensors.torch import load_file, save_file
+
+import qcheck
+from qcheck.core.errors import UserError
+from qcheck.demo import library
+from qcheck.result import watching
+from qcheck.result.watching import Checkpoint, Watching
+from qcheck.spec.growth import growth
+from qcheck.tasks import run_folder, watch
+from tests.conftest import run
+
+FLAT = library.ADAPTERS / "flat.safetensors"
+ASKED = {"scheme": "int4-g128", "order": "quantize-merge"}
+
+
+def _scaled(path: Path, factor: float) -> Path:
+    """The adapter "flat", its change times a factor, as diffusers saves a checkpoint."""
+    tensors = {name: t * factor if "lora_B" in name else t for name, t in load_file(FLAT).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+    return path
+
+
+def _checkpoint(folder: Path, step: int, factor: float) -> Path:
+    return _scaled(folder / f"checkpoint-{step}" / "pytorch_lora_weights.safetensors", factor)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose checkpoints are faint, healthy, overcooked."""
+    folder = tmp_path_factory.mktemp("run")
+    for step, factor in ((10, 0.02), (20, 1.0), (100, 8.0)):
+        _checkpoint(folder, step, factor)
+    (folder / "log.csv").write_text("step,grad_norm\n10,0.5\n20,0.25\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watched(training: Path) -> Watching:
+    """All of the run, looked at once."""
+    looking = qcheck.Watch(training, "demo", **ASKED)  # type: ignore[arg-type]
+    looking.look(settled=0.0)
+    return looking.watching
+
+
+@pytest.mark.parametrize(
+    ("names", "unit", "numbers"),
+    [
+        (["checkpoint-20/pytorch_lora_weights", "checkpoint-100/pytorch_lora_weights"], "step", [20, 100]),
+        (["checkpoint-5/adapter_model", "checkpoint-6/optimizer", "adapter_model"], "step", [5, None]),
+        (["style-000002", "style-000010", "style"], "epoch", [2, 10, None]),
+        (["my_style-step00000500", "my_style-step00001000"], "step", [500, 1000]),
+        (["style_000000250", "style_000001000", "style"], "step", [250, 1000, None]),
+        (["style", "other"], "", []),
+    ],
+)
+def test_checkpoints_are_known_by_the_names_of_trainers(
+    names: list[str], unit: str, numbers: list[int | None], tmp_path: Path
+) -> None:
+    for name in names:
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    saved = run_folder.saved(tmp_path)
+    assert [one.number for one in saved] == numbers
+    assert {one.unit for one in saved} <= {unit}
+
+
+def test_checkpoints_of_two_runs_are_not_one_curve(tmp_path: Path) -> None:
+    for name in ("style-000002", "other-000002"):
+        (tmp_path / f"{name}.safetensors").touch()
+    with pytest.raises(UserError, match="several runs: other, by epoch, style, by epoch"):
+        run_folder.saved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.csv", "step,loss,grad_norm\n10,1,0.5\n20,1,\n"),
+        ("log.jsonl", '{"global_step": 10, "train/grad_norm": 0.5}\n{"step": 20}\n'),
+        ("checkpoint-10/trainer_state.json", '{"log_history": [{"step": 10, "grad_norm": 0.5}, {"step": 20}]}'),
+    ],
+)
+def test_norms_are_read_from_logs_and_what_is_no_log_is_left_out(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    (tmp_path / "broken.jsonl").write_text("{")
+    (tmp_path / "broken.csv").write_bytes(b"\xff\xfe")
+    assert run_folder.norms(tmp_path) == {10: 0.5}
+
+
+def test_limits_name_what_is_beyond_them() -> None:
+    limits = growth()
+    assert limits.beyond(limits.change, limits.intruders) == []
+    assert limits.beyond(limits.change, None) == []
+    assert "change" in limits.beyond(1.01 * limits.change, 0.0)[0]
+    assert "intruder" in limits.beyond(0.0, 1.01 * limits.intruders)[0]
+    assert len(limits.beyond(math.nan, math.nan)) == 2
+
+
+def test_a_training_goes_from_faint_to_healthy_to_overcooked(watched: Watching) -> None:
+    states = [(one.number, one.state) for one in watched.checkpoints]
+    assert states == [(10, "faint"), (20, "healthy"), (100, "overcooked")]
+    faint, healthy, hot = watched.checkpoints
+    assert "does nothing" in faint.reasons[0]
+    assert healthy.change == pytest.approx(50 * faint.change, rel=1e-3)
+    assert hot.change == pytest.approx(8 * healthy.change, rel=1e-3)
+    assert faint.intruders == 0
+    assert hot.intruders is not None
+    assert healthy.intruders is not None
+    assert hot.intruders > healthy.intruders
+    assert [one.gradient for one in watched.checkpoints] == [0.5, 0.25, None]
+    assert watching.exit_code(watched) == 3
+    assert watching.exit_code(watched.model_copy(update={"checkpoints": [healthy]})) == 0
+
+
+def test_intruders_and_the_change_are_those_of_inspect(watched: Watching, training: Path) -> None:
+    path = training / watched.checkpoints[1].file
+    layers = qcheck.inspect(path, "demo", scheme="int8", details=True).layers
+    relative = torch.tensor([layer.relative for layer in layers])
+    assert watched.checkpoints[1].change == pytest.approx(float(relative.square().mean().sqrt()), rel=0.02)
+    chosen = [layer.details.intruders for layer in layers if layer.details is not None][:: math.ceil(len(layers) / 32)]
+    assert watched.checkpoints[1].decomposed == len(chosen)
+    assert watched.checkpoints[1].intruders == sum(one or 0 for one in chosen) / len(chosen)
+
+
+def test_what_was_judged_before_is_not_judged_again(
+    training: Path, watched: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+
+    def look(_: object, saved: run_folder.Saved, __: object) -> Checkpoint:
+        judged.append(saved.path.parent.name)
+        return watched.checkpoints[0]
+
+    monkeypatch.setattr(watch, "look", look)
+    again = qcheck.Watch(training, "demo", **ASKED)  # type: ignore[arg-type]
+    assert again.look(settled=0.0) == watched.checkpoints
+    assert again.look() == []
+    _checkpoint(training, 10, 0.01)
+    again.look(settled=0.0)
+    assert judged == ["checkpoint-10"]
+    _checkpoint(training, 10, 0.02)
+    other = qcheck.Watch(training, "demo", scheme="int8", out=training / "other")
+    other.look(settled=0.0)
+    assert len(judged) == 4
+
+
+def test_a_file_that_is_being_written_waits_and_one_with_nan_is_unread(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 10, math.nan)
+    looking = qcheck.Watch(tmp_path, "demo", **ASKED)  # type: ignore[arg-type]
+    assert looking.look() == []
+    os.utime(path, (0, 0))
+    (found,) = looking.look()
+    assert found.state == "unread"
+    assert "NaN" in found.reasons[0]
+    assert watching.exit_code(looking.watching) == 3
+    stored = watching.read(looking.out)
+    assert stored is not None
+    assert stored.to_json() == looking.watching.to_json()
+
+
+def test_the_page_has_every_curve_and_checkpoint_and_no_script(training: Path, watched: Watching) -> None:
+    text = (training / "qcheck-watch" / "watch.html").read_text("utf-8")
+    page = html.fromstring(text)
+    assert len(page.xpath("//figure//svg")) == 4
+    assert [row.findtext("th/bdi") for row in page.xpath("//tbody/tr")] == ["step 10", "step 20", "step 100"]
+    assert "step 100: overcooked" in page.findtext(".//h1")
+    assert page.xpath("//script") == []
+    assert not any(link.startswith("http") for link in page.xpath("//@src | //link/@href"))
+    assert json.loads((training / "qcheck-watch" / "watch.json").read_text())["schema"] == "qcheck-watch/1"
+    assert watched.not_measured == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(10, 3), (20, 0), (100, 3)])
+def test_the_exit_code_is_that_of_the_latest(number: int, code: int, training: Path, tmp_path: Path) -> None:
+    shutil.copytree(training / f"checkpoint-{number}", tmp_path / f"checkpoint-{number}")
+    asked = ("--scheme", "int4-g128", "--order", "quantize-merge")
+    result = run("watch", str(tmp_path), "--base", "demo", "--once", *asked)
+    assert result.exit_code == code
+    assert f"step {number}" in result.stdout
+    assert "norm of the gradient" in (tmp_path / "qcheck-watch" / "watch.html").read_text()
+
+
+def test_stop_ends_at_the_first_overcooked_one_and_prints_json(training: Path) -> None:
+    asked = ("--scheme", "int4-g128", "--order", "quantize-merge")
+    result = run("watch", str(training), "--base", "demo", "--stop", "--json", *asked)
+    assert result.exit_code == 3
+    assert [json.loads(line)["number"] for line in result.stdout.splitlines()] == [10, 20, 100]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("--once",), "no checkpoint"), (("--once", "-o", "other"), "none")]
+)
+def test_a_folder_without_checkpoints_or_with_another_file_is_an_error(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "watch.json").write_text('{"mine": 1}')
+    result = run("watch", str(tmp_path), "--base", "demo", *arguments)
+    assert isinstance(result.exception, UserError)
+    assert message in result.exception.what
+
+
+@pytest.mark.parametrize(("stop", "stopped"), [(True, True), (False, False)])
+def test_the_callback_ends_a_training_that_is_overcooked(
+    stop: bool, stopped: bool, training: Path, tmp_path: Path
+) -> None:
+    callback = qcheck.Watch(tmp_path, "demo", **ASKED).callback(stop)  # type: ignore[arg-type]
+    control = SimpleNamespace(should_training_stop=False)
+    for number in (20, 100):
+        assert not control.should_training_stop
+        shutil.copytree(training / f"checkpoint-{number}", tmp_path / f"checkpoint-{number}")
+        callback.on_save(None, None, control)
+    assert control.should_training_stop == stopped
