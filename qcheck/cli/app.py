@@ -20,6 +20,7 @@ from qcheck.cli import (
     doctor,
     export,
     inspect,
+    pictures,
     qat,
     report,
     sweep,
@@ -45,6 +46,7 @@ app.command("report")(report.report)
 app.command("card")(card.card)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("pictures")(pictures.pictures)
 app.command("compare")(compare.compare)
 app.command("audit")(audit.audit)
 app.command("calibrate")(calibrate.calibrate)

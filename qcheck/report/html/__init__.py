@@ -27,6 +27,7 @@ from qcheck.report.wording import printable
 from qcheck.result import evidence
 from qcheck.result.evidence import CaseEvidence, Evidence
 from qcheck.result.measurement import NotMeasured
+from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import Case, Report
 
 NAME = "report.html"
@@ -238,6 +239,38 @@ def render(source: Source) -> str:
     return text
 
 
+def pictures_page(report: PicturesReport, folder: Path) -> str:
+    """The page of ``qcheck pictures``: the same parts, without what a black box cannot tell.
+
+    Pictures beyond the budget stay in the folder.
+    """
+    uris, size = dict[str, str](), 0
+    for row in range(len(report.shown_pairs)):
+        names = [
+            n for p in report.shown for column in (p.reference, p.quantized, p.difference) for n in _at(column, row)
+        ]
+        new = {name: _uri(folder, name) for name in dict.fromkeys(names)}
+        size += sum(map(len, new.values()))
+        if size > BUDGET and uris:
+            break
+        uris |= new
+    script = _asset("page.js")
+    rows = [view.row(judged) for judged in report.measurements]
+    decisive = [judged.limit is not None for judged in report.measurements]
+    text: str = _template("pictures.html.jinja").render(
+        report=report,
+        uris=uris,
+        rows=[row for row, decides in zip(rows, decisive, strict=True) if decides],
+        reported=[row for row, decides in zip(rows, decisive, strict=True) if not decides],
+        view=view,
+        data={"plots": [{}], "layers": [[]]},
+        style=Markup(_asset("style.css")),  # noqa: S704  # the package's own file
+        script=Markup(script),  # noqa: S704  # the package's own file
+        policy=f"'sha256-{digest(script)}'",
+    )
+    return text
+
+
 def digest(script: str) -> str:
     """The SHA-256 of a script, as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -255,7 +288,7 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text("utf-8")
 
 
-def _template() -> Any:
+def _template(name: str = "page.html.jinja") -> Any:
     environment = Environment(
         loader=PackageLoader("qcheck.report.html", "."),
         autoescape=True,
@@ -264,4 +297,4 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
