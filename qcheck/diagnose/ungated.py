@@ -30,6 +30,12 @@ class Ungated:
     samples: list[Sample]
     scores: Mapping[Side, np.ndarray]
 
+    def beside(self, one: Sample | Measurement, alpha: float) -> "Ungated":
+        """With another one."""
+        samples = [one] if isinstance(one, Sample) else []
+        measurements = [*self.measurements, *judged([_measured(one, alpha)])]
+        return Ungated(measurements, [*self.samples, *samples], self.scores)
+
 
 def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side], alpha: float) -> Ungated:
     """classifier_auc of final latents; what the contact sheet's pictures say, by pixels and by deep features."""
