@@ -44,6 +44,7 @@ ADAPTERS = (
     *("ink-slow", "ink-small", "ink-sound", "twemoji-light", "twemoji-slow", "twemoji-small", "twemoji-sound"),
 )
 NAMES = ("style_survival", "subject_survival", "deep_distance", "psnr", "ssim", "flip")
+SIZES = (8, 16)  # of groups of pictures
 GOOD = 25.0  # dB of PSNR that public comparisons call good
 
 
@@ -93,7 +94,22 @@ def rows(adapter: str) -> Iterator[dict[str, Any]]:
             "kept_error": judged.error,
             "utility": utility.get(name),
             "measured": _measured(seen, told, name),
+            "groups": {str(size): _groups(told, name, size) for size in SIZES},
         }
+
+
+def _groups(told: Mapping[str, Features], name: str, size: int) -> list[tuple[float | None, float | None]]:
+    """The interval of style_survival on every group of so many of the pictures."""
+    bounds = []
+    for start in range(0, cases.SHOWN, size):
+        rows = slice(start, start + size)
+        parts = [
+            Features(tuple(s[rows] for s in one.styles), tuple(p[rows] for p in one.places), one.subject[rows])
+            for one in (told["f0"], told["f1"], told[name])
+        ]
+        found = interval.measure(measure.style_survival(*parts), None, 0.05)
+        bounds.append((found.low, found.high))
+    return bounds
 
 
 def _margins(shown: np.ndarray, kind: str) -> np.ndarray:
@@ -134,9 +150,22 @@ def summary(found: Sequence[Mapping[str, Any]]) -> str:
         _count(quantized, f"style survival below {low:g}", lambda one: _value(one, "style_survival") < low),
         _count(quantized, f"PSNR below {GOOD:g} dB", lambda one: _value(one, "psnr") < GOOD),
     ]
+    counts += [_agreement(quantized, str(size), low) for size in SIZES]
     half = [_value(one, "style_survival") for one in found if one["case"] == HALF]
     return (
         f"{table(lines)}\n\n" + "\n".join(counts) + f"\nhalf weight: style survival {min(half):.2f} to {max(half):.2f}"
+    )
+
+
+def _agreement(found: Sequence[Mapping[str, Any]], size: str, limit: float) -> str:
+    """How often a group of pictures decides, against all of them, and covers the value of all."""
+    groups = [(_value(one, "style_survival"), *bounds) for one in found for bounds in one["groups"][size]]
+    decided = [(value, low) for value, low, high in groups if low >= limit or high < limit]
+    wrong = sum((low >= limit) != (value >= limit) for value, low in decided)
+    covered = sum(low <= value <= high for value, low, high in groups)
+    return (
+        f"{size} pictures: {len(decided)} of {len(groups)} groups decide, {wrong} against all 64; "
+        f"{covered} intervals cover the value of all 64"
     )
 
 
