@@ -14,6 +14,7 @@ import torch
 from qcheck.calibration import pictures
 from qcheck.calibration.pictures import Picture
 from qcheck.core import cache
+from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Stopwatch
 from qcheck.measure import utility
@@ -40,6 +41,16 @@ class Exam:
     paths: tuple[Path, ...]
     watch: Stopwatch
 
+    @property
+    def folder(self) -> str:
+        """Where the pictures are."""
+        return str(self.paths[0].parent)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the pictures and their captions."""
+        return digest_of(*self.paths, *(one.prompt for one in self.sampler.probes))
+
     @cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
         """The losses of f0 and f1."""
@@ -62,7 +73,7 @@ class Exam:
             errors = np.square(outputs.astype(np.float64) - targets).reshape(len(outputs), -1)
             np.save(folder / "losses.npy", errors.mean(1))
 
-        folder = self.sampler.store.obtain("exam", key, f"{arm.name}, {self.paths[0].parent}", make)
+        folder = self.sampler.store.obtain("exam", key, f"{arm.name}, {self.folder}", make)
         found: np.ndarray = np.load(folder / "losses.npy")
         return found
 
