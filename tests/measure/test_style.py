@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qcheck.device.arithmetic import pseudo_values
 from qcheck.measure import interval, style
 from qcheck.measure.style import Features
 
@@ -64,6 +65,14 @@ def test_partners_are_equal_and_another_pictures_partner_is_as_far_as_it_gets(
     turned = Features(full.styles, tuple(np.roll(p, 1, 0) for p in full.places), np.roll(full.subject, 1, 0))
     found = interval.measure(measure("adapted", turned, full), None, 0.01)
     assert found.low < other < found.high  # type: ignore[operator]
+
+
+def test_distances_are_lengths_and_not_their_squares() -> None:
+    full = Features(F1.styles, F1.places[:1], F1.subject)
+    other = Features(F0.styles, F0.places[:1], F0.subject)
+    squares = style._Distances.of(style._flat(other.places[0]), style._flat(full.places[0]))
+    expected = pseudo_values(lambda rows: np.sqrt(squares.relative(rows)), COUNT)
+    assert style.deep_distance("adapted", other, full).values == pytest.approx(expected)
 
 
 def test_leaving_a_picture_out_is_the_distance_of_the_others() -> None:
