@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[host,bitsandbytes,rtx,modelopt,ray,parquet,mlflow,sign,dev,docs,train]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[host,judge,bitsandbytes,rtx,modelopt,ray,parquet,mlflow,sign,dev,docs,train]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## check a shipped adapter end to end: real artifacts, a real TensorRT-RTX build, a verdict

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         qat,
     )
     from qcheck.api.inspection import attribute, inspect, inspect_each
+    from qcheck.api.pictures import pictures
     from qcheck.api.session import Session
     from qcheck.api.sweep import sweep
     from qcheck.api.watching import Watch
@@ -48,6 +49,7 @@ _PLACES = {
     "inspect": "qcheck.api.inspection",
     "inspect_each": "qcheck.api.inspection",
     "merge": "qcheck.api.board",
+    "pictures": "qcheck.api.pictures",
     "sweep": "qcheck.api.sweep",
     "verify": "qcheck.api.board",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "inspect_each",
     "load_report",
     "merge",
+    "pictures",
     "qat",
     "sweep",
     "verify",

@@ -7,6 +7,7 @@ import dataclasses
 import html
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,19 @@ def nudged(path: Path) -> None:
     save_file({n: 1.02 * t if "lora_B" in n else t for n, t in tensors.items()}, path, metadata=metadata)
 
 
+def drawn(folder: Path) -> None:
+    """Pictures that the demo's adapter drew."""
+    folder.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(Path(__file__).parent / "report" / "folder" / "pictures" / f"f1-{number}.webp", folder)
+
+
 OPTIONS = {
     "files": ("--lora", "flat", "--scheme", "mine.toml", "--target", "board.toml", "--prompts", "prompts.txt"),
-    "inputs": ("--lora", "own.safetensors", "--reference-lora", "flat", "--scheme", "int8", "--ranges", "ranges.json"),
+    "inputs": (
+        *("--lora", "own.safetensors", "--reference-lora", "flat", "--scheme", "int8", "--ranges", "ranges.json"),
+        *("--style-pictures", "drawn"),
+    ),
 }
 
 
@@ -83,6 +94,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.chdir(place)
         if request.param == "inputs":
             nudged(place / "own.safetensors")
+            drawn(place / "drawn")
             calibrate = ("calibrate", "demo", "--lora", "flat", "--scheme", "int8", "--recipe", "how.toml")
             ranges = run(*calibrate, *SMALL, "--out", "ranges.json")
             assert ranges.exit_code == 0, ranges.output
@@ -127,6 +139,10 @@ def test_what_was_asked_for_is_in_the_report(made: Made) -> None:
     if spec.references:
         assert {used.arms for used in made.report.adapters} == {"adapted", "reference"}
         assert made.report.ranges is not None
+        assert made.report.style_pictures is not None
+        assert made.report.style_pictures.source == spec.style_pictures
+        utility = case["style_utility"]
+        assert utility.status == "reported" or utility.where.startswith("void: ")
     else:
         assert (spec.schemes[0].title, spec.target.name, made.report.probes.prompts[0]) == (
             "mine",

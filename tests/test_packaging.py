@@ -53,7 +53,16 @@ def test_the_wheel_carries_weights_and_licences_within_the_budget(wheel: Path) -
     assert "qcheck/demo/licenses/ATTRIBUTION.md" in names
     assert {
         f"qcheck/report/html/{n}"
-        for n in ("page.html.jinja", "pictures.html.jinja", "page.js", "pictures.js", "style.css")
+        for n in (
+            "page.html.jinja",
+            "pictures.html.jinja",
+            "macros.html.jinja",
+            "probes.html.jinja",
+            "page.js",
+            "divider.js",
+            "probes.js",
+            "style.css",
+        )
     } <= names
     assert {f"qcheck/demo/licenses/{n}.txt" for n in ("Apache-2.0", "MIT", "CC-BY-4.0")} <= names
     assert {f"qcheck/demo/adapters/{n}.safetensors" for n in ("flat", "ink", "faint", "few")} <= names

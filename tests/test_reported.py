@@ -12,7 +12,7 @@ PICTURES = np.random.default_rng(0).random((3, 16, 16, 3))
 
 
 def _pictures(quantized: np.ndarray, full: np.ndarray) -> list[Measurement]:
-    return [ungated._measured(one, 0.05) for one in ungated._pictures("base", quantized, full)]
+    return [ungated._measured(one, 0.05) for one in ungated.pixels("base", quantized, full)]
 
 
 def test_equal_pictures_are_equal_and_noise_is_read_in_decibels() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import judged
+from benchmarks import judged, perceptual
 from benchmarks.zoo import cases, fooling, style, utility
 from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.spec import limits
@@ -195,3 +195,12 @@ def test_each_attack_has_a_check_that_asks_where_it_breaks():
         asked = [changed for every in fooling.CHECKS.values() for changed in every]
         assert attack.between or any(different.keys() <= changed.keys() for changed in asked)
         assert attack.between is not bool(different)
+
+
+def test_the_table_of_pictures_is_what_is_stored() -> None:
+    stored = json.loads(perceptual.STORED.read_text("utf-8"))
+    assert f"```\n{perceptual.summary(stored)}\n```" in perceptual.PAGE.read_text("utf-8")
+    lost = {one["adapter"]: one for one in stored if one["case"] == "quantize-merge"}
+    assert all(perceptual.damaged(lost[name]) for name in ("ink-small", "flat-small"))
+    assert all(lost[name]["measured"]["psnr"][0] > perceptual.GOOD for name in ("ink-small", "flat-small"))
+    assert all(lost[name]["measured"]["style_survival"][2] < 0.5 for name in ("ink-small", "flat-small"))

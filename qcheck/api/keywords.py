@@ -93,11 +93,13 @@ class Judging(TypedDict, total=False):
     """Keywords of the verdict.
 
     ``artifact``: ONNX files that others quantized, judged beside the schemes, or alone. ``limits``: what the verdict
-    compares with. ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
+    compares with. ``style_pictures``: a folder of pictures of the adapter's style, on which its benefit is measured.
+    ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
     """
 
     artifact: Files
     limits: Named | Limits
+    style_pictures: Named | None
     require: Require | None
 
 

@@ -74,6 +74,7 @@ def check_spec(
     width: int | None = None,
     height: int | None = None,
     max_probes: int | None = None,
+    style_pictures: Named | None = None,
     require: Require | None = None,
     build: bool = True,
     device: str = "auto",
@@ -116,6 +117,7 @@ def check_spec(
             ranges=None if ranges is None else place(ranges),
             limits=limits_value,
             max_probes=max_probes,
+            style_pictures=None if style_pictures is None else place(style_pictures),
             require=requirement(require) or ("all" if artifacts or (named_schemes and not all_schemes) else "any"),
             execution=Execution(device=device, precision=precision, threads=threads or CORES, batch=batch, build=build),
         )

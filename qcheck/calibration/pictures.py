@@ -26,8 +26,8 @@ class Picture:
     caption: str
 
 
-def find(folder: Path) -> list[Picture]:
-    """All pictures of a folder, by name.
+def find(folder: Path, option: str = "--pictures") -> list[Picture]:
+    """All pictures of a folder, by name; ``option`` is what named it.
 
     Raises:
         UserError: there is none.
@@ -35,7 +35,7 @@ def find(folder: Path) -> list[Picture]:
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
         raise UserError(
-            f"--pictures {str(folder)!r} holds no picture",
+            f"{option} {str(folder)!r} holds no picture",
             f"Give a folder with files of {', '.join(SUFFIXES)}, each with its caption in a .txt of the same name.",
         )
     return [Picture(path, _caption(path)) for path in paths]
@@ -69,16 +69,21 @@ def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
 
 
+def latents(family: Family, probe: Probe, path: Path) -> torch.Tensor:
+    """The latents [1, C, h, w] of a picture that is cropped and scaled to the probe's size; ``family`` encodes it."""
+    _, _, height, width = family.shape(probe.width, probe.height)
+    picture = torch.from_numpy(read(path, (width * family.factor, height * family.factor)))
+    return family.encode(picture[None])
+
+
 def states(setup: Setup, family: Family, probes: Sequence[Probe], paths: Sequence[Path]) -> np.ndarray:
     """Latents [n, T, C, h, w] of one picture a probe, noised with the probe's own noise for every stratum.
 
     ``family`` encodes the pictures.
     """
-    _, _, height, width = family.shape(probes[0].width, probes[0].height)
     picture_states = []
     for probe, path in zip(probes, paths[: len(probes)], strict=True):
-        picture = torch.from_numpy(read(path, (width * family.factor, height * family.factor)))
-        latents, (noise, _) = family.encode(picture[None]), family.start(probe)
-        rows = [solvers.noised(setup.solver(), index, latents, noise) for index in setup.strata]
+        encoded, (noise, _) = latents(family, probe, path), family.start(probe)
+        rows = [solvers.noised(setup.solver(), index, encoded, noise) for index in setup.strata]
         picture_states.append(torch.cat(rows).numpy())
     return np.stack(picture_states)

@@ -21,6 +21,7 @@ from qcheck.cli import (
     export,
     inspect,
     nodes,
+    pictures,
     probes,
     qat,
     report,
@@ -49,6 +50,7 @@ app.command("card")(card.card)
 app.command("nodes")(nodes.nodes)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("pictures")(pictures.pictures)
 app.command("compare")(compare.compare)
 app.command("audit")(audit.audit)
 app.command("calibrate")(calibrate.calibrate)

@@ -142,6 +142,7 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
         "recipe": spec.recipe.name,
         "ranges": spec.ranges,
         "limits": spec.limits.name,
+        "style-pictures": spec.style_pictures,
         "max-probes": spec.bounds.looks[-1],
         **spec.execution.model_dump(),
         **{name: getattr(spec.probes, name) for name in SAMPLING},

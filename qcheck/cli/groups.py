@@ -120,6 +120,7 @@ class Artifacts:
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
+    style_pictures: options.StylePictures = None
     require: options.Require = None
 
     def keywords(self) -> Quantizing:
@@ -135,7 +136,12 @@ class Artifacts:
 
     def judging(self) -> Judging:
         """Keywords of the Python API."""
-        return {"artifact": self.artifacts, "limits": self.limits, "require": requirement(self.require)}
+        return {
+            "artifact": self.artifacts,
+            "limits": self.limits,
+            "style_pictures": self.style_pictures,
+            "require": requirement(self.require),
+        }
 
 
 @dataclass(frozen=True)

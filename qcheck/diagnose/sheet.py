@@ -17,7 +17,7 @@ AMPLIFY = 8
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization."""
+    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization; q0 may be missing."""
 
     scheme: str
     prompts: tuple[str, ...]

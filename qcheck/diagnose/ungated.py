@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qcheck.diagnose import features
 from qcheck.diagnose.sheet import Sheet
-from qcheck.measure import classifier, effect, interval, picture
+from qcheck.measure import classifier, effect, interval, picture, style
 from qcheck.measure.registry import measures
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Judged, Measurement
 from qcheck.sampling.store import Trace
 from qcheck.spec import measurement
-from qcheck.spec.arm import Side
+from qcheck.spec.arm import SIDES, Arm, Side
 
 Traces = Mapping[Side, Trace]
 _WEIGHTS = "alexnet-owt-7be5be79.pth"
@@ -29,9 +30,15 @@ class Ungated:
     samples: list[Sample]
     scores: Mapping[Side, np.ndarray]
 
+    def beside(self, one: Sample | Measurement, alpha: float) -> "Ungated":
+        """With another one."""
+        samples = [one] if isinstance(one, Sample) else []
+        measurements = [*self.measurements, *judged([_measured(one, alpha)])]
+        return Ungated(measurements, [*self.samples, *samples], self.scores)
+
 
 def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side], alpha: float) -> Ungated:
-    """classifier_auc of final latents; psnr, ssim and lpips of the contact sheet's pictures."""
+    """classifier_auc of final latents; what the contact sheet's pictures say, by pixels and by deep features."""
     measurements, samples, scores = list[Measurement](), list[Sample](), dict[Side, np.ndarray]()
     for side in sides:
         if missing := _lacking("sklearn"):
@@ -39,9 +46,12 @@ def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[
         else:
             scores[side] = classifier.scores(quantized[side].finals(), reference[side].finals())
             measurements.append(classifier.of_scores(side, scores[side], alpha))
-        drawn = _pictures(side, sheet.quantized[side], sheet.reference[side])
+        drawn = pixels(side, sheet.quantized[side], sheet.reference[side])
         samples += [one for one in drawn if isinstance(one, Sample)]
         measurements += [_measured(one, alpha) for one in drawn]
+    told = looks(sheet, sides)
+    samples += [one for one in told if isinstance(one, Sample)]
+    measurements += [_measured(one, alpha) for one in told]
     return Ungated(judged(measurements), samples, scores)
 
 
@@ -60,8 +70,22 @@ def _measured(one: Sample | Measurement, alpha: float) -> Measurement:
     return one if isinstance(one, Measurement) else interval.measure(one, None, alpha)
 
 
-def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:
-    """The samples of psnr, ssim and lpips; what was not measured is a measurement that says why."""
+def looks(sheet: Sheet, sides: Sequence[Side]) -> list[Sample | Measurement]:
+    """What is left of style and subject in a sheet's pictures; without the extra, measurements that say why not."""
+    reason = features.missing()
+    if not reason and len(sheet.prompts) < style.LEAST:
+        reason = f"needs at least {style.LEAST} pictures"
+    if reason:
+        named: list[tuple[str, Arm]] = [("style_survival", "adapted"), ("style_effect", "adapted")]
+        named += [(name, side) for side in sides for name in ("deep_distance", "subject_survival")]
+        return [_not_measured(name, side, reason) for name, side in named]
+    full = {side: features.of(sheet.reference[side]) for side in SIDES}
+    quantized = {side: features.of(sheet.quantized[side]) for side in sides}
+    return list[Sample | Measurement](style.samples(full["base"], full["adapted"], quantized))
+
+
+def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:
+    """The samples of psnr, ssim, flip and lpips; what was not measured is a measurement that says why."""
     reason = ""
     if missing := _lacking("skimage"):
         reason = f"{missing}: pip install scikit-image"
@@ -69,9 +93,24 @@ def _pictures(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
     if reason:
         unmeasured = [_not_measured(name, side, reason) for name in ("psnr", "ssim")]
-        return [*unmeasured, lpips(side, quantized, reference)]
+        return [*unmeasured, flip(side, quantized, reference), lpips(side, quantized, reference)]
     compared = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
-    return [*compared, lpips(side, quantized, reference)]
+    return [*compared, flip(side, quantized, reference), lpips(side, quantized, reference)]
+
+
+@measures("flip", when="end")
+def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
+    """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's."""
+    if missing := _lacking("flip_evaluator"):
+        return _not_measured("flip", side, f"{missing}: install qcheck[judge]")
+    from flip_evaluator import evaluate
+
+    pairs = zip(quantized, reference, strict=True)
+    values = [
+        float(evaluate(np.float32(f), np.float32(q), "LDR", applyMagma=False)[1]) if np.isfinite(q).all() else np.nan
+        for q, f in pairs
+    ]
+    return Sample("flip", side, np.array(values))
 
 
 @measures("lpips", when="end")
@@ -98,6 +137,6 @@ def _lacking(*modules: str) -> str:
     return f"needs {' and '.join(absent)}" if absent else ""
 
 
-def _not_measured(name: str, side: Side, reason: str) -> Measurement:
+def _not_measured(name: str, side: Arm, reason: str) -> Measurement:
     unit = measurement.find(name).of(side).unit
     return Measurement(name=name, arm=side, unit=unit, value=None, where=reason)

@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 
 _TILE, _GAP, _TITLE, _LABEL = 112, 6, 40, 150
-_TITLES = ("base", "base quantized", f"difference x{AMPLIFY}", "with LoRA", "LoRA quantized", f"difference x{AMPLIFY}")
+_TITLES = {
+    "base": ("base", "base quantized", f"difference x{AMPLIFY}"),
+    "adapted": ("with LoRA", "LoRA quantized", f"difference x{AMPLIFY}"),
+}
 
 
 def _tile(picture: np.ndarray) -> Image.Image:
@@ -22,21 +25,27 @@ def _tile(picture: np.ndarray) -> Image.Image:
 
 def _columns(sheet: Sheet, row: int) -> list[np.ndarray]:
     pictures = []
-    for arm in ("base", "adapted"):
-        full, quantized = sheet.reference[arm][row], sheet.quantized[arm][row]
-        pictures += [full, quantized, difference(full, quantized)]
+    for arm, full in sheet.reference.items():
+        pictures.append(full[row])
+        if arm in sheet.quantized:
+            quantized = sheet.quantized[arm][row]
+            pictures += [quantized, difference(full[row], quantized)]
     return pictures
+
+
+def _titles(sheet: Sheet) -> list[str]:
+    return [title for arm, titles in _TITLES.items() for title in titles[: None if arm in sheet.quantized else 1]]
 
 
 def draw(sheets: Sequence[Sheet], path: Path) -> None:
     """Write one PNG with a block for each sheet."""
     heights = [_TITLE + len(sheet.prompts) * (_TILE + _GAP) for sheet in sheets]
-    width = _LABEL + len(_TITLES) * (_TILE + _GAP) + _GAP
+    width = _LABEL + max(len(_titles(sheet)) for sheet in sheets) * (_TILE + _GAP) + _GAP
     canvas = Image.new("RGB", (width, sum(heights) + _GAP), "white")
     pen, top = ImageDraw.Draw(canvas), 0
     for sheet, height in zip(sheets, heights, strict=True):
         pen.text((8, top + 2), sheet.scheme, fill="black", font_size=13)
-        for column, title in enumerate(_TITLES):
+        for column, title in enumerate(_titles(sheet)):
             pen.text((_LABEL + column * (_TILE + _GAP), top + 22), title, fill="black", font_size=12)
         for row, prompt in enumerate(sheet.prompts):
             y = top + _TITLE + row * (_TILE + _GAP)

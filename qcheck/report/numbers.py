@@ -1,11 +1,30 @@
 """A measurement as text: its number with unit and decimals, its interval and its limit."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from qcheck.result.measurement import Judged
-from qcheck.result.report import Case
+from qcheck.result.verdict import Outcome
 from qcheck.spec import measurement
 
 ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
 MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
+
+
+class Concluded(Protocol):
+    """What a check says of a case, or the judge of pictures of its folders."""
+
+    @property
+    def verdict(self) -> Outcome:
+        """The verdict."""
+
+    @property
+    def measurements(self) -> Sequence[Judged]:
+        """Every measurement."""
+
+    @property
+    def decided(self) -> Judged | None:
+        """The measurement that the verdict rests on; None where something else decided."""
 
 
 def shown(judged: Judged) -> bool:
@@ -13,7 +32,7 @@ def shown(judged: Judged) -> bool:
     return judged.limit is not None or measurement.find(judged.name).context
 
 
-def rest(case: Case) -> str:
+def rest(case: Concluded) -> str:
     """Names of the other measurements that have a value."""
     return ", ".join(
         dict.fromkeys(judged.name for judged in case.measurements if judged.value is not None and not shown(judged))
@@ -41,7 +60,7 @@ def limit(judged: Judged) -> str:
     return "" if judged.limit is None else judged.limit.text()
 
 
-def decided(case: Case) -> str:
+def decided(case: Concluded) -> str:
     """The measurement that decided, how it decided, and its limit; empty where no measurement decided."""
     deciding = case.decided
     if deciding is None:

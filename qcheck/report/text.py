@@ -9,7 +9,7 @@ from rich.text import Text
 
 from qcheck.core.size import megabytes
 from qcheck.report.next_command import next_command
-from qcheck.report.numbers import ARMS, MARKS, bounds, decided, limit, number, rest, shown
+from qcheck.report.numbers import ARMS, MARKS, Concluded, bounds, decided, limit, number, rest, shown
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, LayerShare, Report
@@ -49,7 +49,8 @@ def build_line(build: Build) -> str:
     return f"{build.status} by {what} {cost}, engine of {megabytes(build.bytes)}{realised}{fallback}"
 
 
-def _measurements(case: Case) -> Table:
+def measurements(case: Concluded) -> Table:
+    """The measurements that decide or explain a verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("measurement", "arm", "value", "95 % bounds", "limit", ""):
         left = title in ("measurement", "arm", "")
@@ -247,7 +248,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
         )
     for case in report.cases if len(report.cases) == 1 else ():
         console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
-        console.print(_measurements(case))
+        console.print(measurements(case))
         console.print(Text(f"reported in report.json, without a limit: {rest(case)}\n"))
     console.print(Text(_setup(report)))
     console.print(_summary(report))

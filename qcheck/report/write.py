@@ -82,7 +82,7 @@ def evidence(
     for number, (_, case_evidence, sheet) in enumerate(results):
         if case_evidence is not None:
             pictures = [
-                _draw(sheet, side, number, folder) for side in SIDES if any(a.arm == side for a in case_evidence.along)
+                draw(sheet, side, number, folder) for side in SIDES if any(a.arm == side for a in case_evidence.along)
             ]
             cases.append(case_evidence.model_copy(update={"pictures": pictures}))
             prompts = [*sheet.prompts]
@@ -96,12 +96,16 @@ def evidence(
     )
 
 
-def _draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
+def draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
+    """Store an arm's pictures of case ``number``, from 0, below ``folder``; of one that was not quantized f alone."""
     rows = range(len(sheet.prompts))
-    full, quantized, arm = sheet.reference[side], sheet.quantized[side], ARMS[side]
+    full, arm = sheet.reference[side], ARMS[side]
+    reference = [_picture(full[i], folder, f"f{arm}-{i + 1}") for i in rows]
+    if (quantized := sheet.quantized.get(side)) is None:
+        return Pictures(arm=side, reference=reference, quantized=[], difference=[])
     return Pictures(
         arm=side,
-        reference=[_picture(full[i], folder, f"f{arm}-{i + 1}") for i in rows],
+        reference=reference,
         quantized=[_picture(quantized[i], folder, f"q{arm}-{i + 1}-case{number + 1}") for i in rows],
         difference=[
             _picture(difference(full[i], quantized[i]), folder, f"e{arm}-{i + 1}-case{number + 1}") for i in rows

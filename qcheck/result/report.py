@@ -228,7 +228,7 @@ class Provenance(Value):
 class Report(Value):
     """The whole result of one check. ``spec`` is the whole request: the same check can be run again from it.
 
-    ``ranges`` is the request's file of ranges, if it has one.
+    ``ranges`` is the request's file of ranges, if it has one, ``style_pictures`` those of its pictures that were used.
     """
 
     schema_: Literal["qcheck-report/2"] = Field(default=SCHEMA, alias="schema")
@@ -236,6 +236,7 @@ class Report(Value):
     base: Input
     adapters: list[Input]
     ranges: Input | None = None
+    style_pictures: Input | None = None
     changed_layers: int
     unmatched: list[str]
     idle: list[str]

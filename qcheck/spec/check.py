@@ -63,10 +63,10 @@ class CheckSpec(Value):
     any, are the files that ``adapters`` were calibrated from, one for each: the artifacts are compared with them at
     full precision. ``artifacts`` are files of other tools, judged beside the schemes. ``probes`` hold one prompt for
     each probe up to the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that are
-    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``max_rank`` is the rank of a file's
-    inputs for an adapter, in an order that binds it, by default the largest of the adapters'; ``bound_with`` are other
-    adapters that the same file has to take. ``require`` says whether all cases
-    have to pass, or any.
+    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``style_pictures`` is a folder of pictures
+    of the adapter's style, on which its benefit is measured. ``max_rank`` is the rank of a file's inputs for an
+    adapter, in an order that binds it, by default the largest of the adapters'; ``bound_with`` are other adapters that
+    the same file has to take. ``require`` says whether all cases have to pass, or any.
     """
 
     base: str
@@ -84,6 +84,7 @@ class CheckSpec(Value):
     trigger: str | None = None
     recipe: Recipe
     ranges: str | None = None
+    style_pictures: str | None = None
     limits: Limits
     max_probes: Annotated[int, Field(ge=2)] | None = None
     require: Literal["all", "any"] = "all"

@@ -246,6 +246,7 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
             *_inputs(spec.common, arms.common, "both"),
         ],
         ranges=None if spec.ranges is None else Input(source=spec.ranges, digest=digest_of(Path(spec.ranges))),
+        style_pictures=None if (exam := session.exam) is None else Input(source=exam.folder, digest=exam.digest),
         changed_layers=len(arms.layers),
         unmatched=list(arms.unmatched),
         idle=sorted(arms.idle),

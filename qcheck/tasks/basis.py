@@ -49,8 +49,8 @@ def of(
 ) -> Basis:
     """The basis of a verdict; ``reported`` samples and the classifier's ``scores`` [2, n] are those without a limit."""
     return Basis(
-        samples=[_values(sample) for sample in samples],
-        reported=[_values(sample) for sample in reported],
+        samples=[as_values(sample) for sample in samples],
+        reported=[as_values(sample) for sample in reported],
         classifier={side: values.tolist() for side, values in scores.items()},
         energies={name: values.tolist() for name, values in vars(energies).items()},
         floor=floor.tolist(),
@@ -62,10 +62,11 @@ def of(
 
 def of_broken(samples: Sequence[Sample]) -> Basis:
     """The basis of a verdict on a reference that is not finite."""
-    return Basis(samples=[_values(sample) for sample in samples])
+    return Basis(samples=[as_values(sample) for sample in samples])
 
 
-def _values(sample: Sample) -> Values:
+def as_values(sample: Sample) -> Values:
+    """A sample as a report keeps it."""
     rows = sample.values.reshape(len(sample.values), -1).tolist()
     return Values(name=sample.name, arm=sample.arm, places=list(sample.places), worst=sample.worst, rows=rows)
 

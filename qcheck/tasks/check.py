@@ -17,6 +17,7 @@ from qcheck.core.progress import Progress
 from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
 from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
+from qcheck.diagnose.ungated import Ungated
 from qcheck.judge.looks import until_decided
 from qcheck.measure import distribution, effect, endpoint, registry, trajectory
 from qcheck.measure.interval import measure_all
@@ -251,7 +252,7 @@ def run_case(quantization: Quantization) -> Result:
     sheet = assemble.sheet(session, quantization.title, verdict, final.reference, final.quantized)
     prompts = [probe.prompt for probe in session.sampler.probes[: len(final.energies.f1)]]
     worst = ungated.worst_prompt(final.energies, floor, prompts)
-    extra = ungated.measure(final.reference, final.quantized, sheet, SIDES, limits.alpha)
+    extra = reported(session, quantization.q1, final.reference, final.quantized, sheet, SIDES)
     simulation = controls.simulation_warnings(
         session, scheme, quantization.title, quantization.artifact.deployed, final.quantized["adapted"]
     )
@@ -297,7 +298,7 @@ def run_given(session: Session, file: Given) -> Result:
     reference, quantized, energies = final.reference, final.quantized, final.energies
     steps = along(reference, quantized, ["adapted"])
     sheet = assemble.sheet(session, file.name, verdict, reference, quantized)
-    extra = ungated.measure(reference, quantized, sheet, ["adapted"], limits.alpha)
+    extra = reported(session, q1, reference, quantized, sheet, ["adapted"])
     warnings = (*verdict.warnings, *controls.precision_warnings(session, quantized["adapted"]))
     verdict = replace(verdict, measurements=(*verdict.measurements, *extra.measurements), warnings=warnings)
     group_of = session.spec.probes.groups
@@ -308,6 +309,15 @@ def run_given(session: Session, file: Given) -> Result:
     case = assemble.given_case(session, file, outcome)
     evidence = curves.gather(reference, quantized, energies, ["adapted"], (file.name, given.ORDER))
     return Result(case, sheet, evidence.model_copy(update={"no_arrivals": "the file does not say how it was made"}))
+
+
+def reported(
+    session: Session, q1: Subject, reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[Side]
+) -> Ungated:
+    """Everything without a limit, with the exam on the user's own pictures where there are any."""
+    alpha = session.spec.bounds.alpha
+    extra = ungated.measure(reference, quantized, sheet, sides, alpha)
+    return extra if session.exam is None else extra.beside(session.exam.measure(q1), alpha)
 
 
 def broken_case(session: Session, scheme: Scheme, order: Order, reference: Traces) -> Result:

@@ -14,7 +14,7 @@ from qcheck.spec import recipe
 from qcheck.spec.check import CheckSpec
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of a checkout that qcheck runs from, marked ``+`` when files differ from it."""
     git = ("git", "-C", str(PACKAGE.parent))
     try:
@@ -31,7 +31,7 @@ def collect(spec: CheckSpec, device: Device, seconds: dict[str, float], referenc
     """Provenance of a finished request that was computed on ``device``."""
     return Provenance(
         qcheck=__version__,
-        commit=_commit(),
+        commit=commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions.versions(),
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "

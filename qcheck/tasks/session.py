@@ -43,6 +43,8 @@ from qcheck.spec import ranges
 from qcheck.spec.arm import Side
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.scheme import Scheme
+from qcheck.tasks import exam
+from qcheck.tasks.exam import Exam
 
 Traces = Mapping[Side, Trace]
 
@@ -101,6 +103,11 @@ class Session:
         with self.arms.held("adapted") as family:
             rows = len(self.example[family.latent])
             return needs(family.component(self.example), family.others(self.shape), rows)
+
+    @functools.cached_property
+    def exam(self) -> Exam | None:
+        """The exam on the user's own pictures, if there are any."""
+        return exam.of(self.arms, self.spec, self.sampler, self.watch)
 
     @functools.cached_property
     def decoder(self) -> Decoder:

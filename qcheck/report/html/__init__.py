@@ -27,6 +27,7 @@ from qcheck.report.wording import printable
 from qcheck.result import evidence
 from qcheck.result.evidence import CaseEvidence, Evidence
 from qcheck.result.measurement import NotMeasured
+from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import Case, Report
 
 NAME = "report.html"
@@ -212,7 +213,12 @@ def render(source: Source) -> str:
     """The whole page."""
     cases = view.shown(source.report)
     panels = [panel(source, case) for case in cases]
-    scripts = {"vega": _vega(), "own": _asset("page.js"), "pictures": _asset("pictures.js")}
+    scripts = {
+        "vega": _vega(),
+        "own": _asset("page.js"),
+        "divider": _asset("divider.js"),
+        "probes": _asset("probes.js"),
+    }
     data = {
         "plots": [{f"{group}-{i}": c.spec for group, cs in p.plots.items() for i, c in enumerate(cs)} for p in panels],
         "layers": [p.layers for p in panels],
@@ -241,6 +247,38 @@ def _allowed(case: Case) -> tuple[float | None, float | None]:
     return (None, None) if limit is None else (limit.low, limit.high)
 
 
+def pictures_page(report: PicturesReport, folder: Path) -> str:
+    """The page of ``qcheck pictures``: the same parts, without what a black box cannot tell.
+
+    Pictures beyond the budget stay in the folder.
+    """
+    uris, size = dict[str, str](), 0
+    for row in range(len(report.shown_pairs)):
+        names = [
+            n for p in report.shown for column in (p.reference, p.quantized, p.difference) for n in _at(column, row)
+        ]
+        new = {name: _uri(folder, name) for name in dict.fromkeys(names)}
+        size += sum(map(len, new.values()))
+        if size > BUDGET and uris:
+            break
+        uris |= new
+    scripts = [_asset("page.js"), _asset("divider.js")]
+    rows = [view.row(judged) for judged in report.measurements]
+    decisive = [judged.limit is not None for judged in report.measurements]
+    text: str = _template("pictures.html.jinja").render(
+        report=report,
+        uris=uris,
+        rows=[row for row, decides in zip(rows, decisive, strict=True) if decides],
+        reported=[row for row, decides in zip(rows, decisive, strict=True) if not decides],
+        view=view,
+        data={"plots": [{}], "layers": [[]]},
+        style=Markup(_asset("style.css")),  # noqa: S704  # the package's own file
+        scripts=[Markup(script) for script in scripts],  # noqa: S704  # the package's own files
+        policy=" ".join(f"'sha256-{digest(script)}'" for script in scripts),
+    )
+    return text
+
+
 def digest(script: str) -> str:
     """The SHA-256 of a script, as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -258,7 +296,7 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text("utf-8")
 
 
-def _template() -> Any:
+def _template(name: str = "page.html.jinja") -> Any:
     environment = Environment(
         loader=PackageLoader("qcheck.report.html", "."),
         autoescape=True,
@@ -267,4 +305,4 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)

@@ -12,6 +12,7 @@ from qcheck.report import numbers
 from qcheck.report.next_command import next_command
 from qcheck.report.text import board_lines, build_line, order_loses
 from qcheck.result.measurement import Judged
+from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Outcome
 from qcheck.spec import command, measurement
@@ -81,6 +82,18 @@ def headline(report: Report) -> str:
     return "{adapter} survives {counted} to quantize it for {target}{rest}.".format(
         counted=passed_words, rest=open_words, **words
     )
+
+
+_BY_PICTURES: dict[Outcome, str] = {
+    "PASS": "The style survives in these pictures.",
+    "NEEDS-QAT": "The style is lost in these pictures.",
+    "INCONCLUSIVE": "Whether the style survives is too close to call from these pictures.",
+}
+
+
+def pictures_headline(report: PicturesReport) -> str:
+    """The verdict on folders of pictures in one sentence."""
+    return _BY_PICTURES.get(report.verdict, "These pictures give no answer.")
 
 
 def best(report: Report) -> Case | None:

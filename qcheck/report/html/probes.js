@@ -29,26 +29,7 @@
   }
   for (const control of [search, group, order, outside]) if (control) control.addEventListener("input", arrange);
 
-  const cut = (probe, value) => {
-    probe.style.setProperty("--cut", `${value}%`);
-    probe.querySelector(".slider").value = value;
-  };
-  const follow = (picture, moved) => {
-    const listener = (event) => {
-      if (event.type === "pointermove" && event.pointerType === "mouse" && !event.buttons) return;
-      const box = picture.getBoundingClientRect();
-      moved(Math.round(Math.max(0, Math.min(100, (100 * (event.clientX - box.left)) / box.width))));
-    };
-    for (const kind of ["pointerdown", "pointermove"]) picture.addEventListener(kind, listener);
-    picture.addEventListener("dragstart", (event) => event.preventDefault());
-  };
-  for (const probe of probes) {
-    probe.querySelector(".slider").addEventListener("input", (event) => cut(probe, event.target.value));
-    for (const picture of all(".compare", probe)) follow(picture, (value) => cut(probe, value));
-    probe.querySelector(".enlarge").addEventListener("click", () => enlarge(probe));
-  }
-  const every = document.getElementById("every");
-  every.addEventListener("input", () => probes.forEach((probe) => cut(probe, every.value)));
+  for (const probe of probes) probe.querySelector(".enlarge").addEventListener("click", () => enlarge(probe));
 
   const large = document.getElementById("large");
   let enlarged = null;
