@@ -212,7 +212,7 @@ def test_markup_quotes_emoji_and_ten_thousand_characters_are_text(browser: Brows
     opened.fill("#search", "onerror")
     assert opened.evaluate("window.pwned") is None
     assert found.complaints == []
-    assert opened.locator("script").count() == 4
+    assert opened.locator("script").count() == 5
     assert opened.locator("img:not([src^='data:image/'])").count() == 0
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert opened.locator("#layer-table tbody th").all_inner_texts() == [HOSTILE]
