@@ -18,6 +18,7 @@ from benchmarks.audit import edits
 from qcheck.cli.app import app
 from qcheck.core import digest, places
 from qcheck.core.errors import UserError
+from qcheck.core.folder import rewrite
 from qcheck.core.values import DATA
 from qcheck.judge import fleet
 from qcheck.measure.doubt import doubt
@@ -241,8 +242,8 @@ def test_the_digest_of_a_file_is_held_against_those_of_its_parts(
 def test_rendering_again_vouches_for_what_was_rendered_alone(sound: Path) -> None:
     (sound / "contact.png").write_bytes(b"another picture")
     (sound / "pictures/f0-1.webp").write_bytes(b"another picture")
-    (sound / "report.html").write_bytes(b"rendered again")
-    seal.renew(store.read(sound), sound, ["report.html"])
+    contents = {"report.html": b"rendered again"}
+    rewrite(sound, {**contents, **seal.renewed(store.read(sound), sound, contents)})
     (result,) = qcheck.audit(sound).folders
     assert (result.changed, result.added) == (["pictures/f0-1.webp"], ["contact.png"])
 
