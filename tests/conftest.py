@@ -34,6 +34,7 @@ from qcheck.spec.use import Use
 
 torch.set_num_threads(1)
 
+
 @pytest.fixture(scope="session")
 def demo_arms() -> Arms:
     """The demo base with the shipped adapter "flat" at weight 1."""

@@ -40,7 +40,7 @@ BUILT = "peft"  # the layout whose artifacts are built: those of the other hold 
 SLOW = {"sd1", "qwen-image", "chroma", "sana-sprint"}
 # families of which one layout is in every run: the export of their graphs takes most of a check
 TWIN = {"sd3", "flux", "z-image", "flux2-klein", "sana"}
-# families whose bundle is in every run: text encoders of two kinds, packed latents in time's own unit, a solver of its own
+# families whose bundle is in every run: several text encoders, packed latents in time's own unit, a solver of its own
 BUNDLED = {"sdxl", "flux", "sana"}
 Checked = Callable[[str, str], tuple[Path, dict[str, Any]]]
 
@@ -146,9 +146,7 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     assert sample.shape[1:] == [4, 12, 8]
 
 
-@pytest.mark.parametrize(
-    "family", [_param(family not in BUNDLED, family) for family in LAYOUTS if family not in SLOW]
-)
+@pytest.mark.parametrize("family", [_param(family not in BUNDLED, family) for family in LAYOUTS if family not in SLOW])
 def test_a_bundle_of_every_family_is_replayed_without_its_code(family: str, checked: Checked, tmp_path: Path) -> None:
     """Latents that a transformer packs, inputs of time in its own unit, several text encoders, a solver of its own."""
     folder, _ = checked(family, BUILT)

@@ -120,7 +120,6 @@ class Artifacts:
     recipe: options.Recipe = None
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
-    require: options.Require = None
 
     def keywords(self) -> Quantizing:
         """Keywords of the Python API."""
@@ -133,9 +132,9 @@ class Artifacts:
             "ranges": self.ranges,
         }
 
-    def judging(self) -> Judging:
+    def judging(self, require: str | None = None) -> Judging:
         """Keywords of the Python API."""
-        return {"artifact": self.artifacts, "limits": self.limits, "require": requirement(self.require)}
+        return {"artifact": self.artifacts, "limits": self.limits, "require": requirement(require)}
 
 
 @dataclass(frozen=True)
