@@ -1,5 +1,6 @@
 """Shared parts: the shipped pipeline and adapters, one exported graph, one finished check. Nothing here trains."""
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 from typer.testing import CliRunner, Result
 
@@ -89,6 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(_FIRST)}
     folder = Path(__file__).parent
     items.sort(key=lambda item: places.get(item.path.relative_to(folder).as_posix(), len(places)))
+    gc.freeze()  # what was imported stays: the collector need not look through it
 
 
 @pytest.fixture
@@ -157,19 +160,44 @@ def run(*arguments: str) -> Result:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """How a command ended, and what it printed."""
+
+    exit_code: int
+    output: str
+    stdout: str
+
+
+def once(folder: Path, *arguments: str) -> Printed:
+    """Run a command that fills ``folder``; all processes of a test run share the first one's outcome.
+
+    No test may change ``folder``.
+    """
+    told = folder / "printed.json"
+    with FileLock(folder.with_suffix(".lock")):
+        if not told.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            result = run(*arguments)
+            told.write_text(json.dumps([result.exit_code, result.output, result.stdout]), "utf-8")
+    return Printed(*json.loads(told.read_text("utf-8")))
+
+
+@dataclass(frozen=True)
 class Finished:
     """A whole check of the demo's "flat" adapter under int8, as a user gets it."""
 
     folder: Path
-    result: Result
+    result: Printed
     report: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(cache_root: Path) -> Finished:
     """``qcheck check demo --lora flat --scheme int8`` with the engine build."""
-    folder = tmp_path_factory.mktemp("check") / "out"
-    result = run("check", "demo", "--lora", "flat", "--scheme", "int8", "--out", str(folder))
+    root = cache_root.with_name("check")
+    folder = root / "out"
+    result = once(root, "check", "demo", "--lora", "flat", "--scheme", "int8", "--out", str(folder))
     return Finished(folder, result, json.loads((folder / "report.json").read_text()))
 
 

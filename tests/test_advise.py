@@ -25,6 +25,7 @@ from qcheck.spec.order import Order
 from qcheck.tasks import advise, remedies
 from qcheck.tasks import check as task
 from qcheck.tasks.remedies import FailingCase
+from tests import reports
 from tests.conftest import Finished, run
 
 
@@ -148,6 +149,13 @@ def test_layers_are_kept_where_they_save_most_within_what_weights_may_grow(finis
     assert kept[0] > 0.3  # a few small layers carry most of this gap
     full = case.model_copy(update={"estimate": case.estimate.model_copy(update={"memory_gb": 0.0})})  # type: ignore[union-attr]
     assert not list(advise.choices_to_keep(full, spec))
+
+
+def test_the_room_for_wider_layers_is_what_the_estimate_leaves_of_the_memory() -> None:
+    sizes = {"denoiser_mb": 300.0, "others_mb": 150.0, "activations_mb": 50.0, "call_ms": None, "bound": None}
+    for memory, room in ((2.0, 1.5e9), (0.4, 0.0), (None, float("inf"))):
+        case = reports.report(reports.case(estimate={**sizes, "memory_gb": memory, "missing": "no number"})).cases[0]
+        assert advise._room(case) == room
 
 
 def test_advice_stops_at_the_first_cure_and_is_found_again(

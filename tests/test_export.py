@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from qcheck.build import script
 from qcheck.core.digest import digest_of
 from qcheck.demo import library
 from qcheck.model.arms import Arms
@@ -111,9 +113,28 @@ def test_several_sizes_are_one_file_and_one_engine(sized: tuple[list[str], int, 
             "encoder_hidden_states": np.zeros((2, 16, width_of_text), np.float16),
         }
         assert running.run(None, fed)[0].shape == (2, 4, height, width)
-    script = (tmp_path / "out" / "build.sh").read_text()
-    assert "--minShapes=sample:1x4x16x16" in script
-    assert "--maxShapes=sample:2x4x32x24" in script
+    written = (tmp_path / "out" / "build.sh").read_text()
+    assert "--minShapes=sample:1x4x16x16" in written
+    assert "--maxShapes=sample:2x4x32x24" in written
+
+
+def test_the_script_has_the_least_the_usual_and_the_largest_shapes() -> None:
+    said = script._call("unet", {"x": ((1, 4), (2, 4), (2, 8))}, [])
+    assert said.split()[-6:] == ["\\", "--minShapes=x:1x4", "\\", "--optShapes=x:2x4", "\\", "--maxShapes=x:2x8"]
+
+
+@pytest.mark.parametrize("shapes", [[(2, 4, 16, 16), (2, 4, 8, 32), (2, 4, 32, 16)], [(2, 4, 32, 16), (2, 4, 16, 16)]])
+def test_what_an_export_needs_is_that_of_its_largest_size(
+    shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[int, ...]]()
+    monkeypatch.setattr(export, "_latent_shapes", lambda *_: shapes)
+    monkeypatch.setattr(export, "_denoiser_inputs", lambda _, shape: asked.append(shape) or {"x": np.zeros(shape)})
+    monkeypatch.setattr(export.profile, "needs", lambda *_: None)
+    session = MagicMock()
+    session.arms.held.return_value.__enter__.return_value.latent = "x"
+    export._needs(session, [])
+    assert asked == [(2, 4, 32, 16)]
 
 
 def test_what_is_no_file_or_no_size_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

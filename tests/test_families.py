@@ -39,7 +39,9 @@ BUILT = "peft"  # the layout whose artifacts are built: those of the other hold 
 # the demo is of the first family, and its checks are in every run; the other ones' graphs are exported in tests/model/
 SLOW = {"sd1", "qwen-image", "chroma", "sana-sprint"}
 # families of which one layout is in every run: the export of their graphs takes most of a check
-TWIN = {"z-image", "flux2-klein", "sana"}
+TWIN = {"sd3", "flux", "z-image", "flux2-klein", "sana"}
+# families whose bundle is in every run: several text encoders, packed latents in time's own unit, a solver of its own
+BUNDLED = {"sdxl", "flux", "sana"}
 Checked = Callable[[str, str], tuple[Path, dict[str, Any]]]
 
 
@@ -144,9 +146,7 @@ def test_another_size_is_another_file(tmp_path: Path) -> None:
     assert sample.shape[1:] == [4, 12, 8]
 
 
-@pytest.mark.parametrize(
-    "family", [_param(family in TWIN - {"sana"}, family) for family in LAYOUTS if family not in SLOW]
-)
+@pytest.mark.parametrize("family", [_param(family not in BUNDLED, family) for family in LAYOUTS if family not in SLOW])
 def test_a_bundle_of_every_family_is_replayed_without_its_code(family: str, checked: Checked, tmp_path: Path) -> None:
     """Latents that a transformer packs, inputs of time in its own unit, several text encoders, a solver of its own."""
     folder, _ = checked(family, BUILT)

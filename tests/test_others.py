@@ -186,7 +186,7 @@ def short(static: Theirs, layers: Mapping[str, str], tmp_path_factory: pytest.Te
 def judged(path: Path, out: Path) -> dict[str, Any]:
     """The case of ``qcheck check --artifact``."""
     given = ("check", "demo", "--lora", "flat", "--artifact", str(path), "--no-build", "--json", "--out", str(out))
-    result = run(*given, "--max-probes", "8", "--threads", "1")
+    result = run(*given, "--steps", "4", "--max-probes", "8", "--threads", "1")
     assert result.exit_code in {0, 1, 3}, result.output
     (case,) = json.loads(result.stdout)["cases"]
     found: dict[str, Any] = case

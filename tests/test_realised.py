@@ -139,6 +139,15 @@ def test_a_layer_that_the_engine_does_not_name_is_unread_not_passed() -> None:
     assert compare([LAYER], "float16", _program("int8", "")).unread == ["a"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_of_two_products_fell_back_where_one_of_them_did(first: bool) -> None:
+    inputs = [("int8", "int8"), ("float16", "float16")]
+    operations = [Operation(frozenset({"n"}), one, product=True) for one in (inputs if first else inputs[::-1])]
+    assert compare([LAYER], "float16", Program((*operations,), {})).fell_back == [
+        "a runs float16 x float16, asked int8 x int8"
+    ]
+
+
 def test_other_products_in_full_precision_are_a_fall_back() -> None:
     program = Program(
         (

@@ -10,7 +10,7 @@ from qcheck.result.measurement import Judged, Measurement
 from qcheck.result.verdict import Deciding, Outcome
 from qcheck.spec import limits as limits_module
 from qcheck.spec.limits import Gate
-from qcheck.spec.measurement import Limit
+from qcheck.spec.measurement import Limit, beside
 
 LIMITS = limits_module.find("default")
 NAN = float("nan")
@@ -306,3 +306,28 @@ def test_a_gate_of_any_role_and_arm_that_fails_never_passes() -> None:
             gate = Gate(name="endpoint_error", arm=arm, role=role, high=1.0)  # type: ignore[arg-type]
             seen = Measurement(name="endpoint_error", arm=arm, unit="", value=9.0, low=8.0, high=10.0, p=1e-9)  # type: ignore[arg-type]
             assert judge([seen], [], LIMITS.model_copy(update={"gates": [gate]})).outcome != "PASS", (arm, role)
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (1.2, ".3g", "1.2"),
+        (1.2003, ".3g", "1.2003"),
+        (1.1997, ".2f", "1.1997"),
+        (0.79999, ".2f", "0.79999"),
+        (1.2 + 2.3e-16, ".2f", "1.2000000000000002"),
+        (0.884, ".3g", "0.884"),
+        (5.004, ".2f", "5.00"),
+        (NAN, ".2f", "nan"),
+        (float("inf"), ".3g", "inf"),
+    ],
+)
+def test_a_number_is_not_rounded_onto_its_limit_or_past_it(value: float, form: str, text: str) -> None:
+    assert beside(value, Limit(low=0.8, high=1.2), form) == text
+
+
+def test_no_reason_contradicts_itself_by_rounding() -> None:
+    reasons = judge(_healthy(effect_survival__adapted=(0.884, 1.1, 1.2003)), [], LIMITS).reasons
+    assert any("effect_survival (adapted) 1.1  [0.884, 1.2003]; limit 0.8 .. 1.2" in reason for reason in reasons), (
+        reasons
+    )

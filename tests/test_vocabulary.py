@@ -34,6 +34,14 @@ def test_every_file_loads_and_an_unknown_key_does_not(kind: type[Value], path: P
         read_toml(kind, odd)
 
 
+def test_compute_capabilities_are_numbers_and_no_texts() -> None:
+    thor = target.find("jetson-thor-t5000")
+    assert thor.capability.value == "11.0"
+    assert thor.reaches("8.9")
+    assert thor.reaches("11.0")
+    assert not thor.reaches("12.0")
+
+
 @pytest.mark.parametrize("content", ["steps = ", "title = 3\n", "\xff"])
 def test_a_file_that_does_not_parse_is_an_error(content: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.toml"

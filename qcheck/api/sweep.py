@@ -47,7 +47,8 @@ class Ahead:
 
     ``calls`` are denoiser calls where every case ends at the first look, and at the last, with an empty cache. The
     ``seconds`` of one worker and the ``bytes`` of pages are those of the ``measured`` rows that are there, None and 0
-    where there is none.
+    where there is none. ``unreadable`` are adapters that are missing and cannot be read, each with the reason: their
+    cases will be errors, and take no calls.
     """
 
     adapters: int
@@ -57,6 +58,7 @@ class Ahead:
     measured: int
     seconds: float | None
     bytes: int
+    unreadable: tuple[str, ...] = ()
 
 
 def sweep(
@@ -122,7 +124,9 @@ def ahead(
     with _opened(plan, given, out, cache) as (every, store, _):
         tasks = host("qcheck.tasks.sweep")
         jobs = every if shard is None else tasks.shard(every, *shard)
-        pending = tasks.pending(jobs, store)
+        missing_jobs = tasks.pending(jobs, store)
+        refused = {id(job): what for job in missing_jobs if (what := tasks.unreadable(job)) is not None}
+        pending = [job for job in missing_jobs if id(job) not in refused]
         workload = host("qcheck.tasks.workload")
         each = [workload.plan(job.spec, workload.steps_of(job.spec)) for job in pending]
         cases = [case for job in jobs for case in job.cases.values()]
@@ -136,8 +140,9 @@ def ahead(
             missing=missing,
             calls=(sum(one.calls[0] for one in each), sum(one.calls[1] for one in each)),
             measured=len(timed),
-            seconds=missing * sum(timed) / len(timed) if timed else None,
+            seconds=sum(len(job.cases) for job in pending) * sum(timed) / len(timed) if timed else None,
             bytes=len(pending) * sum(pages) // len(pages) if pages else 0,
+            unreadable=tuple(refused.values()),
         )
 
 

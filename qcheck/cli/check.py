@@ -32,6 +32,7 @@ def check(
     bundle: Bundle,
     output: Output,
     machine: Machine,
+    require: options.Require = None,
     configured: options.Config = None,
     print_config: options.PrintConfig = False,
     mlflow: options.Mlflow = None,
@@ -43,7 +44,7 @@ def check(
 
     `qcheck check ./my-pipeline --lora style.safetensors --scheme int8 --target jetson-agx-orin-64gb`
     """
-    spec = _spec(base, adapters, artifacts, probes, machine)
+    spec = _spec(base, adapters, artifacts, probes, machine, require)
     if print_config:
         config.show(config.settings(context, spec, machine.no_cache), output.as_json)
     else:
@@ -81,13 +82,20 @@ def demo(
     _run(_spec(library.NAME, adapters, artifacts, Probes(max_probes=most), machine), output, machine, bundle)
 
 
-def _spec(base: str, adapters: Adapters, artifacts: Artifacts, probes: Probes, machine: Machine) -> CheckSpec:
+def _spec(
+    base: str,
+    adapters: Adapters,
+    artifacts: Artifacts,
+    probes: Probes,
+    machine: Machine,
+    require: str | None = None,
+) -> CheckSpec:
     return check_spec(
         base,
         [*adapters.lora],
         **adapters.keywords(),
         **artifacts.keywords(),
-        **artifacts.judging(),
+        **artifacts.judging(require),
         **probes.sampling(),
         probes=probes.probes,
         **probes.keywords(),
@@ -104,9 +112,8 @@ def parse(words: Sequence[str]) -> CheckSpec:
     command = typer.main.get_command(_parser)
     with command.make_context("check", list(words)) as context:
         values = context.params
-        return _spec(
-            values["base"], of(Adapters, values), of(Artifacts, values), of(Probes, values), of(Machine, values)
-        )
+        groups = (of(Adapters, values), of(Artifacts, values), of(Probes, values), of(Machine, values))
+        return _spec(values["base"], *groups, values["require"])
 
 
 _parser = typer.Typer()

@@ -121,7 +121,6 @@ class Artifacts:
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
     style_pictures: options.StylePictures = None
-    require: options.Require = None
 
     def keywords(self) -> Quantizing:
         """Keywords of the Python API."""
@@ -134,13 +133,13 @@ class Artifacts:
             "ranges": self.ranges,
         }
 
-    def judging(self) -> Judging:
+    def judging(self, require: str | None = None) -> Judging:
         """Keywords of the Python API."""
         return {
             "artifact": self.artifacts,
             "limits": self.limits,
             "style_pictures": self.style_pictures,
-            "require": requirement(self.require),
+            "require": requirement(require),
         }
 
 

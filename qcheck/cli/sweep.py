@@ -182,6 +182,8 @@ def _tell_ahead(ahead: Ahead, as_json: bool) -> None:
         typer.echo(json.dumps(dataclasses.asdict(ahead)))
         return
     console = terminal.console(highlight=False, soft_wrap=True)
+    for what in ahead.unreadable:
+        console.print(Text(f"cannot be read, and will be an error: {what}"))
     low, high = ahead.calls
     console.print(f"{ahead.cases} cases of {ahead.adapters} adapters, {ahead.cases - ahead.missing} of them there")
     console.print(f"{low:,} to {high:,} denoiser calls, less what the cache and the base's free runs save")

@@ -9,7 +9,7 @@ from qcheck.result.measurement import Judged, Measurement, Status
 from qcheck.result.verdict import BuildStatus, Outcome, Verdict
 from qcheck.spec.arm import Arm
 from qcheck.spec.limits import Gate, Limits, Role
-from qcheck.spec.measurement import Limit
+from qcheck.spec.measurement import Limit, beside
 
 _EVERY: frozenset[Arm] = frozenset({"base", "adapted", "both"})
 _BLAMING: frozenset[Role] = frozenset({"control", "reference", "absolute", "adapter"})
@@ -68,9 +68,13 @@ def _reason(judged: Judged, beyond: str = "") -> Reason:
         return Reason(f"{judged.name} ({judged.arm}) was not measured{at}", judged)
     if judged.value != judged.value:
         return Reason(f"{judged.name} ({judged.arm}) is not finite{at}{limit}", judged)
-    interval = f"[{judged.low:.3g}, {judged.high:.3g}]"
+    value, low, high = (_number(number, judged) for number in (judged.value, judged.low, judged.high))
     means = f": {beyond}" if beyond and judged.status == "fail" else ""
-    return Reason(f"{judged.name} ({judged.arm}) {judged.value:.3g} {judged.unit} {interval}{at}{limit}{means}", judged)
+    return Reason(f"{judged.name} ({judged.arm}) {value} {judged.unit} [{low}, {high}]{at}{limit}{means}", judged)
+
+
+def _number(number: float | None, judged: Judged) -> str:
+    return "-" if number is None else beside(number, judged.limit, ".3g")
 
 
 def _build_reasons(builds: Sequence[Compiled], ends: Mapping[str, str]) -> list[Reason]:

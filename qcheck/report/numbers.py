@@ -44,15 +44,16 @@ def number(judged: Judged) -> str:
     if judged.value is None:
         return "-"
     definition = measurement.find(judged.name)
-    return f"{judged.value:.{definition.digits}f} {definition.of(judged.arm).symbol}".rstrip()
+    value = measurement.beside(judged.value, judged.limit, f".{definition.digits}f")
+    return f"{value} {definition.of(judged.arm).symbol}".rstrip()
 
 
 def bounds(judged: Judged) -> str:
     """The interval; empty where the measurement was not sampled."""
-    if judged.low in (None, judged.high):
+    if judged.low is None or judged.high is None or judged.low == judged.high:
         return ""
-    digits = measurement.find(judged.name).digits
-    return f"{judged.low:.{digits}f} .. {judged.high:.{digits}f}"
+    form = f".{measurement.find(judged.name).digits}f"
+    return " .. ".join(measurement.beside(end, judged.limit, form) for end in (judged.low, judged.high))
 
 
 def limit(judged: Judged) -> str:

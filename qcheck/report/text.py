@@ -214,7 +214,8 @@ def board_measurement(judged: Judged) -> str:
     """A measurement of a board in one line."""
     limits = f"limit {judged.limit.text()}" if judged.limit is not None else "no limit"
     at = f" at {judged.where}" if judged.where else ""
-    return f"{judged.name} ({judged.arm}) {judged.value:.3g}{at}, {limits}: {judged.status}"
+    value = "-" if judged.value is None else measurement.beside(judged.value, judged.limit, ".3g")
+    return f"{judged.name} ({judged.arm}) {value}{at}, {limits}: {judged.status}"
 
 
 def board_lines(board: Verified) -> list[str]:

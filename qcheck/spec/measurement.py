@@ -42,6 +42,23 @@ class Limit(Value):
         return low >= least and high <= most
 
 
+def beside(value: float, limit: Limit | None, form: str) -> str:
+    """``value`` in ``form`` (``.3g``, ``.2f``), with more digits where it would be rounded onto a limit or past it."""
+    ends = [] if limit is None else [end for end in (limit.low, limit.high) if end is not None]
+    digits, kind = int(form[1:-1]), form[-1]
+    texts = (f"{value:.{more}{kind}}" for more in range(digits, max(digits, _DIGITS) + 1))
+    return next(
+        (text for text in texts if all(_side(float(text), end) == _side(value, end) for end in ends)), repr(value)
+    )
+
+
+_DIGITS = 17  # tell any two numbers apart
+
+
+def _side(value: float, end: float) -> int:
+    return (value > end) - (value < end)
+
+
 class Unit(Value):
     """A unit's name in report.json, and the symbol behind a number, which is empty for a ratio."""
 

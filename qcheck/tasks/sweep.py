@@ -18,7 +18,7 @@ from qcheck.core.errors import UserError, of_machine
 from qcheck.core.progress import Silent
 from qcheck.judge.next_step import next_step
 from qcheck.measure.doubt import doubt
-from qcheck.model import bases
+from qcheck.model import bases, lora
 from qcheck.report import html, seal
 from qcheck.result.fleet import PAGES, Row, Store
 from qcheck.result.inspection import Forecast
@@ -224,6 +224,16 @@ def pending(jobs: Sequence[Job], store: Store) -> list[Job]:
     """The jobs of which a case is missing, those of one base together."""
     missing = [job for job in jobs if not all(map(store.has, job.cases.values()))]
     return sorted(missing, key=lambda job: (job.spec.base, repr(job.spec.common)))
+
+
+def unreadable(job: Job) -> str | None:
+    """What is wrong with the file of one of a job's adapters, None where all can be read."""
+    try:
+        for use in (*job.spec.adapters, *job.spec.common):
+            lora.read(use)
+    except UserError as error:
+        return error.what
+    return None
 
 
 def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from qcheck.cli.app import app
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.demo import library
@@ -47,8 +48,8 @@ def test_help_teaches(command: tuple[str, ...]) -> None:
         (("check", "demo", "--lora", "flat", "--with-lora", "ink=much"), "'much' is no number"),
         (("check", "demo", "--lora", "flat", "--max-probes", "65"), "beyond the last look"),
         (("check", "demo", "--lora", "flat", "--weight", "nan"), "finite number"),
-        (("check", "demo", "--lora", "flat", "--weight", "0"), "too small|only 0"),
-        (("check", "demo", "--lora", "flat", "--weight", "0.0005"), "of its size on these probes"),
+        (("check", "demo", "--lora", "flat", "--weight", "0", *SHORT), "too small|only 0"),
+        (("check", "demo", "--lora", "flat", "--weight", "0.0005", *SHORT), "of its size on these probes"),
     ],
 )
 def test_bad_input_is_one_error_and_leaves_nothing(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -66,13 +67,13 @@ def _matches(message: str, text: str) -> bool:
 
 
 def test_an_error_is_two_lines_exit_code_2_and_no_traceback() -> None:
-    arguments = [sys.executable, "-m", "qcheck", "check", "./missing", "--lora", FLAT]
+    arguments = [sys.executable, "-m", "qcheck", "check", "demo", "--lora", "flot"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "error: base './missing' does not exist",
-        "fix:   Give a diffusers pipeline directory or a hub id.",
+        "error: unknown demo adapter 'flot'",
+        "fix:   Did you mean 'flat'? Known: faint, few, flat, ink.",
     ]
 
 
@@ -133,7 +134,7 @@ def test_the_deployed_file_and_its_twin_hold_the_same_codes_and_scales(finished:
     assert steps[0] == steps[1]
 
 
-def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
+def test_json_goes_alone_to_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On an adapter that is not finite, so that no artifact needs to be made."""
     tensors = {k: v.float() for k, v in load_file(FLAT).items()}
     path = tmp_path / "loud.safetensors"
@@ -143,13 +144,14 @@ def test_json_goes_alone_to_standard_output(tmp_path: Path) -> None:
         metadata = stream.metadata()
     save_file({k: 3e37 * v if "lora_B" in k else v for k, v in tensors.items()}, path, metadata=metadata)
     arguments = ["check", "demo", "--lora", str(path), "--scheme", "int8", "--json", *SHORT]
-    arguments += ["--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "qcheck", *arguments], capture_output=True, text=True, check=False)
-    found = json.loads(done.stdout)
+    with pytest.raises(SystemExit) as ended:
+        app([*arguments, "--out", str(tmp_path / "out")])
+    printed = capfd.readouterr().out  # of the process, whoever wrote it
+    found = json.loads(printed)
     assert found["cases"][0]["verdict"] == "FAIL-ADAPTER"
     assert found["cases"][0]["artifact"] == []
-    assert done.returncode == 1
-    assert done.stdout == (tmp_path / "out" / "report.json").read_text()
+    assert ended.value.code == 1
+    assert printed == (tmp_path / "out" / "report.json").read_text()
     audited = run("audit", str(tmp_path / "out"))
     assert audited.exit_code == 0, audited.output  # the verdict follows, of numbers that are not finite too
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qcheck.tasks import pack
-from tests.conftest import Finished, run
+from tests.conftest import Finished, once
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Bundled:
 
 
 @pytest.fixture(scope="session")
-def bundled(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Bundled:
+def bundled(finished: Finished, cache_root: Path) -> Bundled:
     """``qcheck export demo --lora flat --scheme int8 --bundle``, of the case that ``finished`` checked."""
     assert finished.result.exit_code == 0
-    folder = tmp_path_factory.mktemp("bundle") / "flat-int8"
-    result = run(
-        "export", "demo", "--lora", "flat", "--scheme", "int8", "--bundle", str(folder), "--json", "--base-arm"
-    )
+    root = cache_root.with_name("bundle")
+    folder = root / "flat-int8"
+    asked = ("export", "demo", "--lora", "flat", "--scheme", "int8", "--base-arm", "--json")
+    result = once(root, *asked, "--bundle", str(folder))
     assert result.exit_code == 0, result.output
     return Bundled(folder, json.loads(result.stdout))
 

@@ -151,3 +151,16 @@ def test_a_planned_layer_that_the_graph_lacks_is_an_error(prepared: Prepared) ->
     planned = dict(prepared.plan) | {"no.such.layer": next(iter(prepared.plan.values()))}
     with pytest.raises(LookupError, match=r"no\.such\.layer"):
         rewrite.quantized(prepared.graph, prepared.state, planned)
+
+
+def test_layers_that_read_one_value_on_two_steps_have_a_quantizer_each() -> None:
+    source = ir.val("x", ir.DataType.FLOAT, (4, 4))
+    weight = ir.val("w", const_value=ir.tensor(np.zeros((4, 4), np.float32)))
+    nodes = [ir.node("MatMul", [source, weight], name=f"n{place}") for place in range(3)]
+    graph = ir.Graph([source], [node.outputs[0] for node in nodes], nodes=nodes, opset_imports={"": 20})
+    shared = dict[tuple[str, str, float], ir.Value]()
+    for node, step in zip(nodes, (0.5, 0.25, 0.5), strict=True):
+        numbers = plan.Static(formats.find("int8"), torch.tensor(step))
+        rewrite._quantize_input(graph, sites.Site(node, weight, False), numbers, shared, decoded=False)
+    first, second, third = (node.inputs[0] for node in nodes)
+    assert first is third is not second

@@ -140,6 +140,36 @@ def test_bad_options_are_one_error(words: tuple[str, ...], message: str, tmp_pat
     assert message in str(result.exception)
 
 
+def test_what_cannot_be_read_is_named_before_anything_runs(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no adapter")
+    words = (
+        "sweep",
+        "demo",
+        "--lora",
+        "faint",
+        "--scheme",
+        "int4-g128",
+        *FEW,
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+    )
+    alone = json.loads(run(*words, "--json").stdout)
+    both = json.loads(run(*words, "--lora", str(broken), "--json").stdout)
+    assert (both["cases"], both["missing"]) == (2, 2)
+    assert (both["calls"], alone["unreadable"]) == (alone["calls"], [])
+    (said,) = both["unreadable"]
+    assert str(broken) in said
+    assert f"cannot be read, and will be an error: {said}" in run(*words, "--lora", str(broken)).stdout
+
+
+def test_what_a_checks_exit_code_requires_is_no_option_of_a_sweep(tmp_path: Path) -> None:
+    result = run("sweep", "demo", "--lora", "faint", "--require", "any", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+
+
 def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="is no folder of a sweep"):
