@@ -420,7 +420,7 @@ def test_the_pages_of_a_sweep_are_audited_and_their_rows_beside_them(sound: Path
 def test_a_page_is_not_called_changed_where_the_board_verified_another_case(merged: Path, tmp_path: Path) -> None:
     sweep, later = tmp_path / "fleet", tmp_path / "verify.json"
     shutil.copytree(merged, sweep / "pages" / "flat-1")
-    later.write_text(json.dumps(_verified(store.read(merged), asked={"scheme": "fp8"})), "utf-8")
+    later.write_text(json.dumps(audits.verified(store.read(merged), asked={"scheme": "fp8"})), "utf-8")
     with pytest.raises(UserError, match="fp8 merge-quantize, which is no case"):
         qcheck.audit(sweep, verified=later)
 
