@@ -25,6 +25,7 @@ from qcheck.api.keywords import (
 from qcheck.core.errors import UserError, install, unknown
 from qcheck.core.values import Value
 from qcheck.demo import library
+from qcheck.spec import judge as judges
 from qcheck.spec import limits as limits_files
 from qcheck.spec import order as orders_of
 from qcheck.spec import probe
@@ -75,6 +76,7 @@ def check_spec(
     height: int | None = None,
     max_probes: int | None = None,
     style_pictures: Named | None = None,
+    judge: str | Sequence[str] | None = None,
     require: Require | None = None,
     build: bool = True,
     device: str = "auto",
@@ -118,6 +120,7 @@ def check_spec(
             limits=limits_value,
             max_probes=max_probes,
             style_pictures=None if style_pictures is None else place(style_pictures),
+            judges=judges.find_all(many(judge)),
             require=requirement(require) or ("all" if artifacts or (named_schemes and not all_schemes) else "any"),
             execution=Execution(device=device, precision=precision, threads=threads or CORES, batch=batch, build=build),
         )

@@ -143,6 +143,7 @@ def _resolved(spec: CheckSpec) -> dict[str, Argument]:
         "ranges": spec.ranges,
         "limits": spec.limits.name,
         "style-pictures": spec.style_pictures,
+        "judge": [one.text() for one in spec.judges],
         "max-probes": spec.bounds.looks[-1],
         **spec.execution.model_dump(),
         **{name: getattr(spec.probes, name) for name in SAMPLING},

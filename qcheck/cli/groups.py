@@ -121,6 +121,7 @@ class Artifacts:
     ranges: options.RangesFile = None
     limits: options.Limits = "default"
     style_pictures: options.StylePictures = None
+    judges: options.Judges = None
 
     def keywords(self) -> Quantizing:
         """Keywords of the Python API."""
@@ -139,6 +140,7 @@ class Artifacts:
             "artifact": self.artifacts,
             "limits": self.limits,
             "style_pictures": self.style_pictures,
+            "judge": self.judges,
             "require": requirement(require),
         }
 

@@ -191,6 +191,16 @@ StylePictures = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        metavar="KIND=DIR",
+        help="A network of yours that looks at the pictures too: clip=DIR or dinov2=DIR, as transformers saves them. "
+        "It decides nothing. Repeatable.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
 Require = Annotated[
     str | None,
     typer.Option(

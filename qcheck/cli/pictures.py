@@ -34,6 +34,7 @@ def pictures(
             metavar="NAME", help="Limits, a name or a .toml file.", autocompletion=options.named(picture_limits.FOLDER)
         ),
     ] = "default",
+    judges: options.Judges = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: qcheck-out/pictures-TIME.")
     ] = None,
@@ -52,7 +53,16 @@ def pictures(
     place = out or default_out("pictures")
     with output.session(False, as_json or quiet) as progress:
         report = functions.pictures(
-            f0, f1, q1, q0=q0, match=match, limits=limits, out=place, overwrite=overwrite, progress=progress
+            f0,
+            f1,
+            q1,
+            q0=q0,
+            match=match,
+            limits=limits,
+            judge=judges,
+            out=place,
+            overwrite=overwrite,
+            progress=progress,
         )
     if as_json:
         typer.echo(report.to_json(), nl=False)

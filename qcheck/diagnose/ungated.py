@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qcheck.diagnose import features
+from qcheck.diagnose import embeddings, features
 from qcheck.diagnose.sheet import Sheet
-from qcheck.measure import classifier, effect, interval, picture, style
+from qcheck.measure import classifier, effect, embedding, interval, picture, style
 from qcheck.measure.registry import measures
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Judged, Measurement
 from qcheck.sampling.store import Trace
 from qcheck.spec import measurement
 from qcheck.spec.arm import SIDES, Arm, Side
+from qcheck.spec.judge import Judge
 
 Traces = Mapping[Side, Trace]
 _WEIGHTS = "alexnet-owt-7be5be79.pth"
@@ -82,6 +83,14 @@ def looks(sheet: Sheet, sides: Sequence[Side]) -> list[Sample | Measurement]:
     full = {side: features.of(sheet.reference[side]) for side in SIDES}
     quantized = {side: features.of(sheet.quantized[side]) for side in sides}
     return list[Sample | Measurement](style.samples(full["base"], full["adapted"], quantized))
+
+
+def embedded(judge: Judge, sheet: Sheet) -> Sample | Measurement:
+    """What is left of the adapter's effect on a sheet's pictures, in the embeddings of a network of the user's own."""
+    if len(sheet.prompts) < style.LEAST:
+        return _not_measured(judge.measurement, "adapted", f"needs at least {style.LEAST} pictures")
+    arms = (sheet.reference["base"], sheet.reference["adapted"], sheet.quantized["adapted"])
+    return embedding.survival(judge.measurement, *(embeddings.of(judge, pictures) for pictures in arms))
 
 
 def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:

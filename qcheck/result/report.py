@@ -228,7 +228,8 @@ class Provenance(Value):
 class Report(Value):
     """The whole result of one check. ``spec`` is the whole request: the same check can be run again from it.
 
-    ``ranges`` is the request's file of ranges, if it has one, ``style_pictures`` those of its pictures that were used.
+    ``ranges`` is the request's file of ranges, if it has one, ``style_pictures`` those of its pictures that
+    were used, ``judges`` the networks that looked at pictures.
     """
 
     schema_: Literal["qcheck-report/2"] = Field(default=SCHEMA, alias="schema")
@@ -237,6 +238,7 @@ class Report(Value):
     adapters: list[Input]
     ranges: Input | None = None
     style_pictures: Input | None = None
+    judges: list[Input] = Field(default_factory=list)
     changed_layers: int
     unmatched: list[str]
     idle: list[str]

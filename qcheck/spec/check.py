@@ -16,6 +16,7 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import Names, Value, as_tuple
 from qcheck.spec import order as orders
 from qcheck.spec import recipe
+from qcheck.spec.judge import Judge
 from qcheck.spec.limits import Limits
 from qcheck.spec.order import Order
 from qcheck.spec.probe import ProbeSet
@@ -63,7 +64,8 @@ class CheckSpec(Value):
     any, are the files that ``adapters`` were calibrated from, one for each: the artifacts are compared with them at
     full precision. ``artifacts`` are files of other tools, judged beside the schemes. ``probes`` hold one prompt for
     each probe up to the last look of ``limits``; ``max_probes`` ends the looks earlier. ``trigger`` are words that are
-    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``style_pictures`` is a folder of pictures
+    added to every prompt, for calibration too. ``ranges`` is a ranges file. ``judges`` look at finished pictures.
+    ``style_pictures`` is a folder of pictures
     of the adapter's style, on which its benefit is measured. ``max_rank`` is the rank of a file's inputs for an
     adapter, in an order that binds it, by default the largest of the adapters'; ``bound_with`` are other adapters that
     the same file has to take. ``require`` says whether all cases have to pass, or any.
@@ -85,6 +87,7 @@ class CheckSpec(Value):
     recipe: Recipe
     ranges: str | None = None
     style_pictures: str | None = None
+    judges: Annotated[tuple[Judge, ...], BeforeValidator(as_tuple)] = ()
     limits: Limits
     max_probes: Annotated[int, Field(ge=2)] | None = None
     require: Literal["all", "any"] = "all"

@@ -55,6 +55,7 @@ def words(spec: CheckSpec, folder: Path = Path()) -> list[str]:
     arguments += [*(word for order in spec.orders for word in ("--order", order)), *_binding(spec)]
     arguments += ["--require", spec.require, *_ranges(spec, folder), "--limits", _name(spec.limits, folder)]
     arguments += [] if spec.style_pictures is None else ["--style-pictures", spec.style_pictures]
+    arguments += [word for one in spec.judges for word in ("--judge", one.text())]
     arguments += [] if spec.max_probes is None else ["--max-probes", str(spec.max_probes)]
     return [*arguments, *_probes(spec, folder, SAMPLING), *_execution(spec)]
 

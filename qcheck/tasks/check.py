@@ -317,6 +317,8 @@ def reported(
     """Everything without a limit, with the exam on the user's own pictures where there are any."""
     alpha = session.spec.bounds.alpha
     extra = ungated.measure(reference, quantized, sheet, sides, alpha)
+    for one in session.spec.judges:
+        extra = extra.beside(ungated.embedded(one, sheet), alpha)
     return extra if session.exam is None else extra.beside(session.exam.measure(q1), alpha)
 
 

@@ -18,10 +18,10 @@ from qcheck.core import versions
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import listed
 from qcheck.core.progress import Advance, Progress, Stopwatch
-from qcheck.diagnose import features, ungated
+from qcheck.diagnose import embeddings, features, ungated
 from qcheck.diagnose.sheet import AMPLIFY, ROWS, Sheet
 from qcheck.judge import verdict as verdicts
-from qcheck.measure import interval, style
+from qcheck.measure import embedding, interval, style
 from qcheck.measure.sample import Sample
 from qcheck.measure.style import Features
 from qcheck.report import pictures as report_files
@@ -29,6 +29,7 @@ from qcheck.result.measurement import Measurement, NotMeasured
 from qcheck.result.pictures import Folder, Match, Origin, Pair, PicturesReport, Role
 from qcheck.result.verdict import Verdict
 from qcheck.spec.arm import SIDES, Side
+from qcheck.spec.judge import Judge
 from qcheck.spec.picture_limits import PictureLimits
 from qcheck.tasks import basis, picture_pairs, provenance
 from qcheck.tasks.picture_pairs import Paired
@@ -43,11 +44,12 @@ _MANY = 10_000
 
 @dataclass(frozen=True)
 class Request:
-    """Folders by arm, of which q0 may be missing; how pictures are matched; the limits."""
+    """Folders by arm, of which q0 may be missing; how pictures are matched; the limits; networks that look too."""
 
     folders: Mapping[Role, Path]
     match: Match
     limits: PictureLimits
+    judges: Sequence[Judge] = ()
 
 
 def judge(request: Request, folder: Path, progress: Progress) -> PicturesReport:
@@ -60,7 +62,7 @@ def judge(request: Request, folder: Path, progress: Progress) -> PicturesReport:
     features.require()
     paired = picture_pairs.pair(request.folders, request.match)
     size = picture_pairs.size(paired, request.folders)
-    measured = _measured(paired, watch)
+    measured = _measured(paired, request.judges, watch)
     decided = _decide(request.limits, measured)
     order = np.argsort(np.nan_to_num(measured.survivals, nan=-np.inf), kind="stable")[:ROWS].tolist()
     report = PicturesReport(
@@ -95,7 +97,7 @@ class Measured:
     survivals: np.ndarray
 
 
-def _measured(paired: Paired, watch: Stopwatch) -> Measured:
+def _measured(paired: Paired, judges: Sequence[Judge], watch: Stopwatch) -> Measured:
     with watch.stage("features of pictures", len(paired.files)) as advance:
         told: dict[Role, Features] = {}
         for role in paired.files:
@@ -104,6 +106,11 @@ def _measured(paired: Paired, watch: Stopwatch) -> Measured:
     with watch.stage("pixels of pictures", len(paired.keys)) as advance:
         pixels = _pixels(paired, advance)
     looks = style.samples(told["f0"], told["f1"], _quantized(told))
+    arms: tuple[Role, ...] = ("f0", "f1", "q1")
+    with watch.stage("embeddings of pictures", len(judges)) as advance:
+        for one in judges:
+            looks.append(embedding.survival(one.measurement, *(embeddings.of(one, paired.read(arm)) for arm in arms)))
+            advance(1)
     return Measured(
         samples=[*looks, *(one for one in pixels if isinstance(one, Sample))],
         others=[_same(paired), *(one for one in pixels if isinstance(one, Measurement))],
