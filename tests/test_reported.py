@@ -61,3 +61,14 @@ def test_the_worst_prompt_is_named() -> None:
     assert found.value == pytest.approx(20 * np.log10(3))
     e.error1[1] = np.nan
     assert np.isnan(ungated.worst_prompt(e, np.zeros(2), ["red", "blue", "green", "green"]).value)  # type: ignore[arg-type]
+
+
+def test_flip_of_a_large_picture_is_that_of_the_shrunk_one() -> None:
+    pytest.importorskip("flip_evaluator")
+    small = np.random.default_rng(0).random((2, 1, 48, 384, 3))
+    large = small.repeat(2, 2).repeat(2, 3)
+    values = [ungated.flip("adapted", *pair).values for pair in (small, large)]  # type: ignore[union-attr]
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+    assert values[0] > 0.1
+    assert ungated.flip("adapted", small[0], small[0]).values == 0  # type: ignore[union-attr]
+    assert np.isnan(ungated.flip("adapted", small[0] * np.nan, small[0]).values)  # type: ignore[union-attr]

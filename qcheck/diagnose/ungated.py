@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from qcheck.diagnose import embeddings, features
 from qcheck.diagnose.sheet import Sheet
@@ -21,6 +22,7 @@ from qcheck.spec.judge import Judge
 
 Traces = Mapping[Side, Trace]
 _WEIGHTS = "alexnet-owt-7be5be79.pth"
+_FLIP = 384  # pixels a side: some .15 s of one core
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,31 @@ def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sam
 
 @measures("flip", when="end")
 def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
-    """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's."""
+    """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's.
+
+    A picture of more than ``_FLIP`` pixels a side is shrunk: FLIP takes a second for one of 1024.
+    """
     if missing := _lacking("flip_evaluator"):
         return _not_measured("flip", side, f"{missing}: install qcheck[judge]")
     from flip_evaluator import evaluate
 
     pairs = zip(quantized, reference, strict=True)
     values = [
-        float(evaluate(np.float32(f), np.float32(q), "LDR", applyMagma=False)[1]) if np.isfinite(q).all() else np.nan
+        float(evaluate(_shrunk(f), _shrunk(q), "LDR", applyMagma=False)[1]) if np.isfinite(q).all() else np.nan
         for q, f in pairs
     ]
     return Sample("flip", side, np.array(values))
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture [H, W, 3] of at most ``_FLIP`` pixels a side, by the mean of areas."""
+    if max(picture.shape[:2]) <= _FLIP:
+        return np.float32(picture)
+    share = _FLIP / max(picture.shape[:2])
+    size = [max(1, round(edge * share)) for edge in picture.shape[:2]]
+    image = torch.from_numpy(np.float32(picture)).permute(2, 0, 1)[None]
+    shrunk: np.ndarray = F.interpolate(image, size=size, mode="area")[0].permute(1, 2, 0).contiguous().numpy()
+    return shrunk
 
 
 @measures("lpips", when="end")
