@@ -130,7 +130,7 @@ def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | M
 def _shrunk(picture: np.ndarray) -> np.ndarray:
     """A picture [H, W, 3] of at most ``_FLIP`` pixels a side, by the mean of areas."""
     if max(picture.shape[:2]) <= _FLIP:
-        return np.float32(picture)
+        return picture.astype(np.float32)
     share = _FLIP / max(picture.shape[:2])
     size = [max(1, round(edge * share)) for edge in picture.shape[:2]]
     image = torch.from_numpy(np.float32(picture)).permute(2, 0, 1)[None]
