@@ -62,7 +62,8 @@ class Command:
             "qat": [*judged, "--train-steps", "4", "--out", f"{out}.safetensors", "--report", out],
             "advise": [str(self.root / "report"), "--out", out],
         }
-        return [self.name, *own[self.name], *HERE, "--json" if self.name == "advise" else "--quiet"]
+        said = {"advise": ("--json",), "qat": ()}.get(self.name, ("--quiet",))
+        return [self.name, *own[self.name], *HERE, *said]
 
     @property
     def run(self) -> Path:
