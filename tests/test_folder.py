@@ -1,7 +1,11 @@
 """Output is complete or absent, and what was there before stays until it is."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +78,7 @@ def test_an_empty_folder_is_taken_where_only_it_can_be_written(tmp_path: Path, m
     out.mkdir()
 
     def closed(self: Path, *given: Any, **more: Any) -> None:
-        if self.parent == tmp_path:
+        if self.parent == tmp_path and not self.exists():
             raise PermissionError
         make(self, *given, **more)
 
@@ -186,3 +190,64 @@ def test_help_names_the_folder_that_a_command_writes(
     assert told.get(named, "qcheck-out/ADAPTER-TIME") in shown
     assert re.fullmatch(rf"{re.escape(named)}-\d{{8}}-\d{{6}}", used[0].name)
     assert used[0].parent == Path("qcheck-out")
+
+
+_SLOW = """
+import shutil, sys
+from pathlib import Path
+from qcheck.core import folder
+
+move = shutil.move
+def waiting(source, target):
+    move(source, target)
+    print("midway", flush=True)
+    sys.stdin.readline()
+
+shutil.move = waiting
+with folder.staged(Path(sys.argv[1]), overwrite=True) as partial:
+    (partial / "report.json").write_text('{"schema": "qcheck-report/1"}')
+"""
+
+
+def test_what_a_running_process_replaces_is_waited_for_and_not_taken_back(tmp_path: Path) -> None:
+    out = _earlier(tmp_path / "out")
+    words = [sys.executable, "-c", _SLOW, str(out)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "midway\n"
+        (old,) = tmp_path.glob("*.qcheck-old")
+        before = _tree(old)
+        ours = threading.Thread(target=_replace_by, args=(out, "ours"))
+        ours.start()
+        ours.join(0.3)
+        waits = ours.is_alive() and _tree(old) == before
+        other.communicate("\n" * 9)
+    ours.join()
+    assert (waits, other.returncode) == (True, 0)
+    assert (_tree(tmp_path), (out / "report.json").read_text()) == ({"out/report.json"}, "ours")
+
+
+def _replace_by(out: Path, text: str) -> None:
+    with folders.staged(out, overwrite=True) as folder:
+        (folder / "report.json").write_text(text)
+
+
+def test_only_one_of_two_that_end_together_takes_an_absent_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="of an earlier run is in the way"), folders.staged(out):
+        _replace_by(out, '{"schema": "qcheck-report/1"}')
+    assert _tree(tmp_path) == {"out/report.json"}
+
+
+@pytest.mark.parametrize("newest", ["", "artifacts/new.onnx"])
+def test_what_was_written_into_today_is_not_removed(tmp_path: Path, newest: str) -> None:
+    """A run of several days may write deep in its folder alone."""
+    partial = tmp_path / ".out.0.qcheck-partial"
+    _earlier(partial)
+    (partial / "artifacts/new.onnx").touch()
+    for path in (partial, *partial.rglob("*")):
+        if path.relative_to(partial).as_posix() != newest:
+            os.utime(path, (0, 0))
+    with folders.staged(tmp_path / "out"):
+        pass
+    assert partial.exists() == bool(newest)

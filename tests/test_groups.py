@@ -66,6 +66,15 @@ def test_repeated_prompts_stay_in_their_groups_and_a_set_needs_one_for_each() ->
         ProbeSet(name="x", prompts=("a", "b"), groups=("c",), seed=0, steps=1, guidance=1)
 
 
+def test_a_set_whose_first_prompts_lack_a_group_is_refused(tmp_path: Path) -> None:
+    """A check that decides by its first eight prompts would pass without having looked at that group."""
+    names = ["person"] * 8 + ["place"] * 8
+    path = tmp_path / "mine.toml"
+    path.write_text(f"prompts = {['p'] * 16}\ngroups = {names}\nseed = 0\nsteps = 4\nguidance = 3\n", "utf-8")
+    with pytest.raises(UserError, match="'place' is not among the first 2 prompts"):
+        probe.find(str(path))
+
+
 NAMES = ("person", "place") * 8
 LOST = np.where(np.array(NAMES) == "person", 0.3, 1.0) + np.resize([-0.02, 0.02, 0.02, -0.02], 16)
 

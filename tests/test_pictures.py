@@ -173,6 +173,27 @@ def _corrupt(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def _deep(root: Path) -> None:
+    Image.fromarray(np.full((SIDE, SIDE), 30_000, np.uint16)).save(root / "lost" / "004.png")
+
+
+def _animated(root: Path) -> None:
+    frames = [Image.fromarray(np.full((SIDE, SIDE, 3), level, np.uint8)) for level in (0, 200)]
+    (root / "lost" / "004.png").unlink()
+    frames[0].save(root / "lost" / "004.webp", save_all=True, append_images=frames[1:])
+
+
+def _transparent(root: Path) -> None:
+    with Image.open(root / "lost" / "004.png") as image:
+        image.putalpha(254)
+        image.save(root / "lost" / "004.png")
+
+
+def _with_holes(root: Path) -> None:
+    with Image.open(root / "lost" / "004.png") as image:
+        image.convert("P").save(root / "lost" / "004.png", transparency=bytes(256))
+
+
 def _resized(root: Path) -> None:
     shutil.rmtree(root / "lost")
     save(root / "lost", arm("lost", 0.1)[:, : SIDE // 2])
@@ -208,6 +229,10 @@ def _other_seeds(root: Path) -> None:
     ("spoil", "match", "message"),
     [
         (_corrupt, "name", r"004.png' cannot be read"),
+        (_deep, "name", r"004.png' cannot be read: it has more than 8 bits a channel \(mode I;16\)"),
+        (_animated, "name", r"004.webp' cannot be read: it is animated, of 2 frames"),
+        (_transparent, "name", r"004.png' cannot be read: parts of it are transparent"),
+        (_with_holes, "name", r"004.png' cannot be read: parts of it are transparent"),
         (_resized, "name", r"different sizes: 32x32 \(10\) in .*32x16 \(10\) in"),
         (_renamed, "name", r"no picture is in all folders by name.*try --match metadata"),
         (_twice, "name", r"cannot be told apart by name: 001.bmp and 001.png"),
@@ -225,6 +250,21 @@ def test_what_does_not_fit_is_one_clear_error(
     given = {"f0": folders / "f0", "f1": folders / "f1", "q1": folders / "lost"}
     with pytest.raises(UserError, match=f"(?s){message}"):
         picture_pairs.size(picture_pairs.pair(given, match), given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["opaque", "palette", "opaque palette", "grey"])
+def test_other_kinds_of_pictures_are_read_as_they_look(kind: str, tmp_path: Path) -> None:
+    levels = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[:, None], 3, 1).reshape(8, 8, 3)
+    image, more = Image.fromarray(levels), {}
+    if kind == "opaque":
+        image.putalpha(255)
+    elif "palette" in kind:
+        image = image.quantize(64)
+        more = {"transparency": b"\xff" * 64} if "opaque" in kind else {}
+    elif kind == "grey":
+        image = image.convert("L")
+    image.save(tmp_path / "one.png", **more)
+    np.testing.assert_array_equal(picture_pairs.read(tmp_path / "one.png"), np.float32(levels) / 255)
 
 
 def test_pictures_of_one_batch_cannot_be_told_apart_by_metadata(tmp_path: Path) -> None:

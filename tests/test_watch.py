@@ -97,8 +97,44 @@ def test_norms_are_read_from_logs_and_what_is_no_log_is_left_out(name: str, text
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
     (tmp_path / "broken.jsonl").write_text("{")
+    (tmp_path / "mixed.jsonl").write_text('{"step": "inf", "grad_norm": 1}\n{"step": 3, "grad_norm": [1]}\n7\n')
     (tmp_path / "broken.csv").write_bytes(b"\xff\xfe")
     assert run_folder.norms(tmp_path) == {10: 0.5}
+
+
+def test_a_line_that_is_being_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 5, "grad_norm": 0.0}\n{"step": 10, "grad_norm": 0.5}\n{"step": 20, "gr'
+    )
+    assert run_folder.norms(tmp_path) == {5: 0.0, 10: 0.5}
+
+
+def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: Watching
+) -> None:
+    """Trainers that keep the latest checkpoints alone remove one while another is looked at."""
+    for step in (10, 20):
+        _checkpoint(tmp_path, step, 1.0)
+    (tmp_path / "checkpoint-30").mkdir()
+    (tmp_path / "checkpoint-30/pytorch_lora_weights.safetensors").symlink_to(tmp_path / "removed")
+    looked = iter(watched.checkpoints)
+
+    def look(_: object, saved: run_folder.Saved, __: object) -> Checkpoint:
+        shutil.rmtree(tmp_path / "checkpoint-20", ignore_errors=True)
+        return next(looked)
+
+    monkeypatch.setattr(watch, "look", look)
+    looking = qcheck.Watch(tmp_path, "demo", **ASKED)  # type: ignore[arg-type]
+    assert looking.look(settled=0.0) == watched.checkpoints[:1]
+    assert looking.watching.checkpoints == watched.checkpoints[:1]
+
+
+def test_a_healthy_one_says_what_was_not_counted(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch.changes, "intruders", lambda *_: None)
+    looking = qcheck.Watch(training, "demo", out=training / "uncounted", **ASKED)  # type: ignore[arg-type]
+    healthy = looking.look(settled=0.0)[1]
+    assert (healthy.state, healthy.intruders) == ("healthy", None)
+    assert "not counted" in healthy.reasons[0]
 
 
 def test_limits_name_what_is_beyond_them() -> None:

@@ -1,5 +1,6 @@
 """``qcheck watch`` from Python: the checkpoints of a training run as they come, and a callback for trainers."""
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,22 +66,22 @@ class Watch:
         """
         module = host("qcheck.tasks.run_folder")
         saved, norms = module.saved(self._run.folder), module.norms(self._run.folder)
-        unseen = [one for one in saved if self._key(one) not in self._known]
+        keyed = {self._key(one, status): (one, status) for one in saved if (status := _status(one)) is not None}
+        unjudged = [key for key in keyed if key not in self._known]
         new: list[Checkpoint] = []
-        with self._progress.stage("checkpoints", len(unseen)) as advance:
-            for one in unseen:
-                judged = self._judge(one, norms, settled)
+        with self._progress.stage("checkpoints", len(unjudged)) as advance:
+            for key in unjudged:
+                judged = self._judge(*keyed[key], norms, settled)
                 if judged is not None:
-                    self._known[self._key(one)] = judged
+                    self._known[key] = judged
                     new.append(judged)
                 advance(1)
         if new:
-            known = [self._known.get(self._key(one)) for one in saved]
-            self._keep([one for one in known if one is not None], saved[0].unit)
+            self._keep([self._known[key] for key in keyed if key in self._known], saved[0].unit)
         return new
 
-    def _key(self, saved: Any) -> tuple[str, int]:
-        return self._run.place(saved), saved.path.stat().st_mtime_ns
+    def _key(self, saved: Any, status: os.stat_result) -> tuple[str, int]:
+        return self._run.place(saved), status.st_mtime_ns
 
     def callback(self, stop: bool = True) -> Any:
         """A ``transformers.TrainerCallback`` that looks whenever a checkpoint is saved, for PEFT's and TRL's trainers.
@@ -89,13 +90,18 @@ class Watch:
         """
         return host("qcheck.training.callback").Callback(lambda: self.look(settled=0.0), stop)
 
-    def _judge(self, saved: Any, norms: Mapping[int, float], settled: float) -> Checkpoint | None:
-        """A checkpoint, taken from an earlier watch where its bytes are the same; None while it is being written."""
+    def _judge(
+        self, saved: Any, status: os.stat_result, norms: Mapping[int, float], settled: float
+    ) -> Checkpoint | None:
+        """A checkpoint, taken from an earlier watch where its bytes are the same; None while it is being written.
+
+        None too where the trainer has removed it meanwhile.
+        """
         try:
             known = self._earlier.get((self._run.place(saved), self._task.digest(saved)))
             looked: Checkpoint = known or self._task.look(self._run, saved, norms)
         except UserError as error:
-            if time.time() - saved.path.stat().st_mtime < settled:
+            if time.time() - status.st_mtime < settled or _status(saved) is None:
                 return None
             looked = self._task.unread(self._run, saved, error)
         return looked
@@ -133,3 +139,12 @@ class Watch:
         parts = {"checkpoints": checkpoints, "unit": unit, "not_measured": missing}
         self.watching = self.watching.model_copy(update=parts)
         host("qcheck.report.curves").write(self.watching, self.out)
+
+
+def _status(saved: Any) -> os.stat_result | None:
+    """The status of a checkpoint's file; None where the trainer, which may keep the latest alone, has removed it."""
+    try:
+        status: os.stat_result = saved.path.stat()
+    except FileNotFoundError:
+        return None
+    return status

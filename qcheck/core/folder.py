@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from qcheck.core import files
 from qcheck.core.errors import UserError, naming
 
@@ -18,7 +20,7 @@ def staged(out: Path, overwrite: bool = False, option: str = "--out") -> Iterato
     """A folder to write into, whose content becomes that of ``out`` when the block ends well; else nothing changes.
 
     ``out`` is absent or empty, or with ``overwrite`` what qcheck wrote: that stays until the new content is complete.
-    What a killed process left is taken back or completed first.
+    What a killed process left is taken back or completed first. Processes that replace one folder take turns.
 
     Raises:
         UserError: ``out`` holds something else, or cannot be written.
@@ -31,11 +33,12 @@ def staged(out: Path, overwrite: bool = False, option: str = "--out") -> Iterato
         with naming(out):
             yield partial
             shutil.rmtree(partial / "cache", ignore_errors=True)
-            if out.exists():
-                require_free(out, overwrite, option)
-                _replace(out, partial)
-            else:
-                partial.rename(out)
+            with _alone(out, partial.parent):
+                if out.exists():
+                    require_free(out, overwrite, option)
+                    _replace(out, partial)
+                else:
+                    partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -50,7 +53,7 @@ def require_free(out: Path, overwrite: bool, option: str = "--out") -> None:
         return
     if not out.is_dir():
         raise UserError(f"output {str(out)!r} is a file", f"Give a folder as {option}.")
-    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(_PARTIAL))
+    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(_OWN))
     if not names:
         return
     if not any(ours(out / name) for name in _MARKS):
@@ -71,7 +74,7 @@ def ours(path: Path) -> bool:
     return isinstance(content, dict) and str(content.get("schema")).startswith("qcheck-")
 
 
-_PARTIAL, _OLD = ".qcheck-partial", ".qcheck-old"
+_PARTIAL, _OLD, _LOCK = _OWN = (".qcheck-partial", ".qcheck-old", ".qcheck-lock")
 _MOVED = "moved"  # in a folder of old content: all of it is there, so a killed replacement is completed, not taken back
 _DAY = 86400  # seconds
 # the last: `qcheck qat --report`
@@ -103,6 +106,18 @@ def _places(out: Path) -> Sequence[Path]:
     return (out,) if out.is_mount() else (out.parent, out)
 
 
+@contextmanager
+def _alone(out: Path, place: Path) -> Iterator[None]:
+    """No other process that works in ``place`` replaces ``out``, or mends it, while the block runs."""
+    file = place / f".{out.name}{_LOCK}"
+    with FileLock(file):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                file.unlink()
+
+
 def _replace(out: Path, partial: Path) -> None:
     """Move the content of ``out`` away and that of ``partial`` in; move both back where that fails.
 
@@ -129,7 +144,7 @@ def _replace(out: Path, partial: Path) -> None:
 def _move(source: Path, target: Path, moves: list[tuple[Path, Path]], marks_first: bool = False) -> None:
     """Move what is in ``source`` and has no name of this module; each move is noted in ``moves`` before it is tried."""
     tops = {Path(mark).parts[0] for mark in _MARKS}
-    paths = [path for path in source.iterdir() if not path.name.endswith((_PARTIAL, _OLD))]
+    paths = [path for path in source.iterdir() if not path.name.endswith(_OWN)]
     for path in sorted(paths, key=lambda path: ((path.name in tops) != marks_first, path.name)):
         moves.append((path, target / path.name))
         shutil.move(*moves[-1])
@@ -146,17 +161,34 @@ def _discard(old: Path) -> None:
 def _mend(out: Path) -> None:
     """Take back, or complete, what killed processes were replacing; remove a day later what they were writing."""
     for place in _places(out):
-        for old in place.glob(f".{glob.escape(out.name)}.*{_OLD}"):
-            partial = old.with_suffix(_PARTIAL)
-            if not (old / _MOVED).exists():
-                _move(old, out, [])
-            elif partial.exists():
-                _move(partial, out, [])
-            _discard(old)
-        for partial in place.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        if any(place.glob(_left(out, _OLD))):
+            with _alone(out, place):  # what a running process replaces, it has finished by then
+                for old in place.glob(_left(out, _OLD)):
+                    _finish(old, out)
+        for partial in place.glob(_left(out, _PARTIAL)):
             with suppress(FileNotFoundError):  # another process ended meanwhile
-                if time.time() - partial.stat().st_mtime > _DAY:
+                if time.time() - _latest(partial) > _DAY:
                     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _left(out: Path, ending: str) -> str:
+    """The pattern of what processes leave beside ``out``."""
+    return f".{glob.escape(out.name)}.*{ending}"
+
+
+def _finish(old: Path, out: Path) -> None:
+    """Take back, or complete, one replacement of a killed process."""
+    partial = old.with_suffix(_PARTIAL)
+    if not (old / _MOVED).exists():
+        _move(old, out, [])
+    elif partial.exists():
+        _move(partial, out, [])
+    _discard(old)
+
+
+def _latest(folder: Path) -> float:
+    """When anything in a folder was last written, in seconds (Unix): a run of days writes deep in it."""
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 @contextmanager

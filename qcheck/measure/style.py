@@ -121,7 +121,10 @@ def _flat(places: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Distances:
-    """|q - f|^2 of partners [n], and the inner products [n, n] of the full-precision pictures' features."""
+    """|q - f|^2 of partners [n], and the inner products [n, n] of the full-precision pictures' centred features.
+
+    They add up to nothing, so that the sum of some is that of the others but for its sign: a jackknife takes n^2 steps.
+    """
 
     partners: np.ndarray
     products: np.ndarray
@@ -133,7 +136,8 @@ class _Distances:
 
     def relative(self, rows: np.ndarray) -> np.ndarray:
         """Mean |q - f|^2 of partners over the mean |f - f'|^2 of different pictures, over at least two ``rows``."""
-        products, count = self.products[np.ix_(rows, rows)], len(rows)
-        others = 2 * (np.trace(products) - products.sum() / count) / (count - 1)
+        count, out = len(rows), np.setdiff1d(np.arange(len(self.partners)), rows)
+        squares, whole = self.products.diagonal()[rows].sum(), self.products[np.ix_(out, out)].sum()
+        others = 2 * (squares - whole / count) / (count - 1)
         ratio: np.ndarray = self.partners[rows].mean() / others
         return ratio

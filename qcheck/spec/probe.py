@@ -46,7 +46,7 @@ class ProbeSet(Value):
     """The prompts of a check, one probe each; sizes in pixels, None for the pipeline's own.
 
     ``groups``, where there are any, has the name of each prompt's group, "" for a prompt in none: the adapter has to
-    survive in each group by itself.
+    survive in each group by itself. All of them come in the first prompts: a check may decide by no more than those.
     ``of_base``: the base's own steps and guidance come before those of the set, where they are known; in a request,
     the set has the base's own. ``drawn``: the seed was drawn for this run, and the timesteps at which arms are compared
     are drawn from it.
@@ -68,6 +68,12 @@ class ProbeSet(Value):
     def _grouped(self) -> Self:
         if self.groups and len(self.groups) != len(self.prompts):
             raise ValueError(f"{len(self.prompts)} prompts and {len(self.groups)} groups: give one for each, or none")
+        names = dict.fromkeys(self.groups)
+        if absent := names.keys() - set(self.groups[: len(names)]):
+            raise ValueError(
+                f"group {min(absent)!r} is not among the first {len(names)} prompts: let groups take turns, so that "
+                "whatever part of the prompts decides has all of them"
+            )
         return self
 
     @property

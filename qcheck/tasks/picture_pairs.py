@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qcheck.calibration.pictures import SUFFIXES
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError, listed
 from qcheck.measure import style
@@ -16,7 +17,6 @@ from qcheck.result.pictures import Match, Role
 from qcheck.spec import generation
 from qcheck.spec.generation import Generation
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _EXIF, _USER_COMMENT, _MAKE, _MODEL = 0x8769, 0x9286, 0x010F, 0x0110
 _CODES = {b"UNICODE\0": ("utf-16-be", "utf-16-le"), b"ASCII\0\0\0": ("ascii",)}
 Key = str | Generation
@@ -86,10 +86,10 @@ def read(path: Path) -> np.ndarray:
     """A picture [H, W, 3] in [0, 1].
 
     Raises:
-        UserError: the file is no picture, or a broken one.
+        UserError: the file is no picture of 8 bits a channel, a broken or an animated one, or transparent somewhere.
     """
     with _opened(path) as image:
-        return np.asarray(image.convert("RGB"), np.float32) / 255
+        return np.asarray(image.convert("RGBA").convert("RGB"), np.float32) / 255  # by way of a palette's transparency
 
 
 @contextmanager
@@ -97,12 +97,27 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             image.load()
+            _require_plain(image)
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
             f"picture {str(path)!r} cannot be read: {error}",
             "Remove it with its partners, or make it again: nothing is left out unasked.",
         ) from error
+
+
+def _require_plain(image: Image.Image) -> None:
+    """Refuse what would not be looked at as it is: other frames, finer levels, and colours that nobody sees.
+
+    Raises:
+        ValueError: the picture has them.
+    """
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"it is animated, of {frames} frames")
+    if image.mode[0] in "IF":
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise ValueError("parts of it are transparent")
 
 
 def _size(path: Path) -> tuple[int, int]:

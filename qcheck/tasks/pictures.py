@@ -103,8 +103,9 @@ def _measured(paired: Paired, judges: Sequence[Judge], watch: Stopwatch) -> Meas
         for role in paired.files:
             told[role] = features.of(paired.read(role))
             advance(1)
-    with watch.stage("pixels of pictures", len(paired.keys)) as advance:
-        pixels = _pixels(paired, advance)
+    sides = [side for side in SIDES if _QUANTIZED[side] in paired.files]
+    with watch.stage("pixels of pictures", len(sides) * len(paired.keys)) as advance:
+        pixels = [one for side in sides for one in _pixels(side, paired, advance)]
     looks = style.samples(told["f0"], told["f1"], _quantized(told))
     arms: tuple[Role, ...] = ("f0", "f1", "q1")
     with watch.stage("embeddings of pictures", len(judges)) as advance:
@@ -122,16 +123,13 @@ def _quantized(told: Mapping[Role, Features]) -> dict[Side, Features]:
     return {side: told[role] for side, role in _QUANTIZED.items() if role in told}
 
 
-def _pixels(paired: Paired, advance: Advance) -> list[Sample | Measurement]:
-    """What pixels say of every quantized arm, pair by pair: no more than a pair is in memory."""
-    every: list[Sample | Measurement] = []
-    for side in [side for side in SIDES if _QUANTIZED[side] in paired.files]:
-        rows = []
-        for q, f in zip(paired.read(_QUANTIZED[side]), paired.read(_FULL[side]), strict=True):
-            rows.append(ungated.pixels(side, q[None], f[None]))
-            advance(1)
-        every += [_joined(column) for column in zip(*rows, strict=True)]
-    return every
+def _pixels(side: Side, paired: Paired, advance: Advance) -> list[Sample | Measurement]:
+    """What pixels say of a quantized arm, pair by pair: no more than a pair is in memory."""
+    rows = []
+    for q, f in zip(paired.read(_QUANTIZED[side]), paired.read(_FULL[side]), strict=True):
+        rows.append(ungated.pixels(side, q[None], f[None]))
+        advance(1)
+    return [_joined(column) for column in zip(*rows, strict=True)]
 
 
 def _joined(column: Sequence[Sample | Measurement]) -> Sample | Measurement:

@@ -1,8 +1,10 @@
 """The folder of a training run: its checkpoints, by the names that trainers give them, and the norms in its logs."""
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +72,20 @@ def norms(folder: Path) -> dict[int, float]:
 
     A log that cannot be read has none.
     """
-    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    found: dict[int, float] = {}
-    for path in [*states[-1:], *sorted(folder.glob("*.csv")), *sorted(folder.glob("*.jsonl"))]:
+    by_step: dict[int, float] = {}
+    for path in [*_states(folder)[-1:], *sorted(folder.glob("*.csv")), *sorted(folder.glob("*.jsonl"))]:
         try:
-            found |= dict(_pairs(_records(path)))
+            by_step |= dict(_pairs(_records(path)))
         except (OSError, ValueError, csv.Error):
             continue
-    return found
+    return by_step
+
+
+def _states(folder: Path) -> list[Path]:
+    """The trainer's own states, the latest last."""
+    by_step = {int(match[1]): inner for inner in folder.iterdir() if (match := _FOLDER.fullmatch(inner.name))}
+    paths = [by_step[step] / "trainer_state.json" for step in sorted(by_step)]
+    return [path for path in paths if path.is_file()]
 
 
 def _records(path: Path) -> Iterable[Any]:
@@ -85,14 +93,30 @@ def _records(path: Path) -> Iterable[Any]:
     if path.suffix == ".csv":
         return csv.DictReader(text.splitlines())
     if path.suffix == ".jsonl":
-        return [files.parse_json(line) for line in text.splitlines() if line.strip()]
+        return [record for line in text.splitlines() for record in _parsed(line)]
     content = files.parse_json(text)
     return content.get("log_history", []) if isinstance(content, dict) else []
+
+
+def _parsed(line: str) -> list[Any]:
+    """The value in a line of JSON; none in one that is still being written, or is no JSON."""
+    try:
+        return [files.parse_json(line)]
+    except ValueError:
+        return []
 
 
 def _pairs(records: Iterable[Any]) -> Iterator[tuple[int, float]]:
     for record in records:
         if isinstance(record, Mapping):
-            step, norm = (next((record[k] for k in keys if record.get(k)), None) for keys in (_STEPS, _NORMS))
-            if step is not None and norm is not None:
-                yield int(float(step)), float(norm)
+            step, norm = (_number(record, keys) for keys in (_STEPS, _NORMS))
+            if step is not None and norm is not None and math.isfinite(step):
+                yield int(step), norm
+
+
+def _number(record: Mapping[Any, Any], keys: Iterable[str]) -> float | None:
+    """The first number under one of ``keys``; None where there is none."""
+    for value in (record.get(key) for key in keys):
+        with suppress(TypeError, ValueError):
+            return float(value)  # type: ignore[arg-type]
+    return None

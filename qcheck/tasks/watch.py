@@ -57,6 +57,8 @@ def look(run: Run, saved: Saved, norms: Mapping[int, float]) -> Checkpoint:
     change = _change(inspection)
     counted, decomposed = (None, 0) if inspection.silent else _intruders(saved.path, run)
     state, reasons = _state(inspection, run.limits.beyond(change, counted), run.named)
+    if counted is None and not inspection.silent:
+        reasons = [*reasons, "intruder dimensions were not counted: its layers are too large"]
     by_step = saved.unit == "step" and saved.number is not None
     return Checkpoint(
         number=saved.number,

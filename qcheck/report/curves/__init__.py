@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.report import growth, html
 from qcheck.report.html import charts
@@ -28,9 +29,7 @@ def write(watching: Watching, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in ((growth.PAGE, page(watching)), (NAME, watching.to_json())):
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, "utf-8")
-            partial.replace(folder / name)
+            files.write(folder / name, text)
     except OSError as error:
         raise UserError(f"--out {str(folder)!r}: {error.strerror}", "Give a folder that you may write.") from error
 
