@@ -209,6 +209,29 @@ with folder.staged(Path(sys.argv[1]), overwrite=True) as partial:
 """
 
 
+def test_what_a_file_of_the_same_beginning_left_is_none_of_a_folders(tmp_path: Path) -> None:
+    """`qat --out out.safetensors --report out`, killed while the file was replaced."""
+    file, folder = tmp_path / "out.safetensors", tmp_path / "out"
+    file.write_text("whole")
+    kept = folders._second_name(file)
+    with folders.staged(folder) as partial:
+        (partial / "report.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["report.json"]
+    with folders.replaced(file, True, lambda _: True):
+        files.write(file, "new")
+    assert (file.read_text(), kept.exists()) == ("new", True)
+
+
+def test_what_killed_processes_kept_of_a_file_goes_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "out.safetensors"
+    file.write_text("whole")
+    kept, now = folders._second_name(file), folders.time.time()
+    monkeypatch.setattr(folders.time, "time", lambda: now + 2 * folders._DAY)
+    with folders.replaced(file, True, lambda _: True):
+        files.write(file, "new")
+    assert (file.read_text(), kept.exists()) == ("new", False)
+
+
 def test_what_a_running_process_replaces_is_waited_for_and_not_taken_back(tmp_path: Path) -> None:
     out = _earlier(tmp_path / "out")
     words = [sys.executable, "-c", _SLOW, str(out)]

@@ -74,7 +74,7 @@ def ours(path: Path) -> bool:
     return isinstance(content, dict) and str(content.get("schema")).startswith("qcheck-")
 
 
-_PARTIAL, _OLD, _LOCK = _OWN = (".qcheck-partial", ".qcheck-old", ".qcheck-lock")
+_PARTIAL, _OLD, _LOCK, _KEPT = _OWN = (".qcheck-partial", ".qcheck-old", ".qcheck-lock", ".qcheck-kept")
 _MOVED = "moved"  # in a folder of old content: all of it is there, so a killed replacement is completed, not taken back
 _DAY = 86400  # seconds
 # the last: `qcheck qat --report`
@@ -173,7 +173,7 @@ def _mend(out: Path) -> None:
 
 def _left(out: Path, ending: str) -> str:
     """The pattern of what processes leave beside ``out``."""
-    return f".{glob.escape(out.name)}.*{ending}"
+    return f".{glob.escape(out.name)}.{'[0-9a-f]' * 8}{ending}"
 
 
 def _finish(old: Path, out: Path) -> None:
@@ -211,6 +211,10 @@ def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], b
             f"--out {str(out)!r} is there already",
             "Give another name, or --overwrite to replace what an earlier run wrote.",
         )
+    for kept in out.parent.glob(_left(out, _KEPT)):  # of processes that were killed: the file itself was whole
+        with suppress(FileNotFoundError):
+            if time.time() - kept.stat().st_ctime > _DAY:
+                kept.unlink()
     before = _second_name(out) if out.exists() else None
     try:
         with naming(out):
@@ -228,7 +232,7 @@ def replaced(file: str | Path | None, overwrite: bool, known: Callable[[Path], b
 
 def _second_name(file: Path) -> Path:
     """The content of a file under a hidden name beside it, which stays when the file is replaced."""
-    kept = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{_OLD}")
+    kept = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{_KEPT}")
     try:
         kept.hardlink_to(file)
     except OSError:  # a file system without links
