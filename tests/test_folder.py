@@ -265,7 +265,7 @@ def test_only_one_of_two_that_end_together_takes_an_absent_folder(tmp_path: Path
 @pytest.mark.parametrize("newest", ["", "artifacts/new.onnx"])
 def test_what_was_written_into_today_is_not_removed(tmp_path: Path, newest: str) -> None:
     """A run of several days may write deep in its folder alone."""
-    partial = tmp_path / ".out.0.qcheck-partial"
+    partial = tmp_path / ".out.00000000.qcheck-partial"
     _earlier(partial)
     (partial / "artifacts/new.onnx").touch()
     for path in (partial, *partial.rglob("*")):
