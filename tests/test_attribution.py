@@ -18,6 +18,7 @@ from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.model.arms import Arms
 from qcheck.quantize import plan, qdq
+from qcheck.quantize.decoded import Decoder
 from qcheck.result.attribution import Attribution, Trace
 from qcheck.spec.scheme import Numbers
 from tests import anonymous
@@ -304,6 +305,53 @@ def test_a_weight_that_makes_no_sense_is_left_out_and_takes_no_memory(bench: Ben
     onnx.save(model, tmp_path / "harmed.onnx")
     found = bench.ask(tmp_path / "harmed.onnx")
     assert (_presences(found), found.layers) == (["in", "not in"], len(anonymous.SHAPES) - 1)
+
+
+@pytest.mark.parametrize("place", ["weight", "branch"])
+def test_a_file_with_nan_is_refused_and_not_explained(bench: Bench, place: str, tmp_path: Path) -> None:
+    """A layer of NaN differs by no number of steps: left out, the others would say that all is well."""
+    path = tmp_path / "model.onnx"
+    if place == "weight":
+        weights = bench.merged()
+        next(iter(weights.values()))[3, 5] = torch.nan
+        anonymous.written(path, weights, CAST)
+    else:
+        model = onnx.load(anonymous.beside(path, bench.weights, bench.changes["right"], INT8))
+        scale = next(node.input[1] for node in model.graph.node if node.op_type == "Mul")
+        constant = next(one for one in model.graph.initializer if one.name == scale)
+        constant.CopyFrom(onnx.numpy_helper.from_array(np.float32([np.nan]), scale))
+        onnx.save(model, path)
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        bench.ask(path)
+
+
+def test_constants_without_sides_or_values_and_nodes_without_inputs_are_no_layers(bench: Bench, tmp_path: Path) -> None:
+    model = onnx.load(anonymous.written(tmp_path / "model.onnx", bench.merged(), INT8))
+    source = model.graph.input[0].name
+    for place, shape in enumerate([(), (1,), (0, 64), (64, 0)]):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), f"odd{place}"))
+        model.graph.node.append(onnx.helper.make_node("MatMul", [source, f"odd{place}"], [f"y{place}"]))
+    model.graph.node.append(onnx.helper.make_node("Conv", [source], ["alone"]))
+    onnx.save(model, tmp_path / "odd.onnx")
+    found = bench.ask(tmp_path / "odd.onnx")
+    assert (_presences(found), found.layers, found.bound) == (["in", "not in"], len(anonymous.SHAPES), 0)
+
+
+def test_many_paths_to_one_constant_are_walked_once(tmp_path: Path) -> None:
+    graph, calls = anonymous.Graph(), 0
+    name = graph.constant(np.ones((4, 4), np.float32))
+    for _ in range(11):
+        name = graph.node("QuantizeLinear", [name, name, name])
+    graph.result(graph.node("MatMul", [graph.source(4, 4), name]))
+
+    class Counting(Decoder):
+        def is_constant(self, name: str, deep: int = 0) -> bool:
+            nonlocal calls
+            calls += 1
+            return super().is_constant(name, deep)
+
+    assert [one.sides for one in Counting(graph.save(tmp_path / "model.onnx")).operands] == [(4, 4)]
+    assert calls < 100
 
 
 def test_an_adapter_of_other_layers_is_undecided(bench: Bench, tmp_path: Path) -> None:

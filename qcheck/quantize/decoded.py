@@ -57,6 +57,7 @@ class Decoder:
         self.makers = {output: node for node in self.nodes for output in node.output}
         self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.inputs = {value.name for value in model.graph.input} - set(self.tensors)
+        self._constants: dict[str, bool] = {}
 
     def is_constant(self, name: str, deep: int = 0) -> bool:
         """Whether a value can be computed without the file's inputs, by operators that are computed here."""
@@ -67,8 +68,10 @@ class Decoder:
             return False
         if maker.op_type == "Constant":
             return True
-        known = maker.op_type in _COMPUTED or maker.op_type == "DequantizeLinear"
-        return known and all(self.is_constant(given, deep + 1) for given in maker.input if given)
+        if name not in self._constants:  # a node may have many paths to each of its constants
+            known = maker.op_type in _COMPUTED or maker.op_type == "DequantizeLinear"
+            self._constants[name] = known and all(self.is_constant(given, deep + 1) for given in maker.input if given)
+        return self._constants[name]
 
     def value(self, name: str) -> np.ndarray:
         """A constant's values."""
@@ -209,7 +212,9 @@ class Decoder:
         takes = [
             node
             for node in self.nodes
-            if node.op_type in {"Conv", "MatMul"} and self.back(node.input[1], turned) in self.inputs
+            if node.op_type in {"Conv", "MatMul"}
+            and len(node.input) > 1
+            and self.back(node.input[1], turned) in self.inputs
         ]
         return len(takes) // 2
 

@@ -115,15 +115,29 @@ class _Read(NamedTuple):
 
 
 def _read(decoder: Decoder, operand: Operand) -> _Read | None:
-    """A weight of the file; None where its codes cannot be decoded here."""
+    """A weight of the file; None where its codes cannot be decoded here.
+
+    Raises:
+        UserError: it holds NaN or infinity.
+    """
     try:
         values, constant = operand.weight().values, decoder.factor(operand)
     except _MALFORMED:
         return None
     factor = None if constant is None else torch.from_numpy(constant)
+    for part in (values, factor):
+        _require_finite(part, operand)
     stored = _sample(values)
     scaled = stored if factor is None else _sample(values.view(operand.sides) * factor)
     return _Read(operand, factor, stored, scaled)
+
+
+def _require_finite(values: torch.Tensor | None, operand: Operand) -> None:
+    if values is not None and not bool(values.isfinite().all()):
+        raise UserError(
+            f"a weight of the node {operand.node.name or operand.output!r} holds NaN or infinity",
+            "Make the file again: all that it computes would be NaN.",
+        )
 
 
 def _matched(
@@ -180,7 +194,9 @@ def _layer(
         return values.flatten(1)[::stride]
 
     start = rows(before / divisor)
-    beside = None if branch is None else rows(branch.change() / divisor.flatten())
+    change = None if branch is None else branch.change()
+    _require_finite(change, match.operand)
+    beside = None if change is None else rows(change / divisor.flatten())
     return Layer(
         name=match.name,
         before=start,
