@@ -1,6 +1,7 @@
 """What earlier runs left: whole or absent, found by all it depends on, shown and pruned."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -127,18 +128,8 @@ class _Solver:
         return (latents - output,)
 
 
-def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
-    """One wants two of the probes, the other all; locks keep out threads as they do processes."""
-    rows: list[int] = []
-
-    class Slow:
-        name = "slow"
-
-        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            while len(_Watched.missed) < 2:  # until the other run has missed its probes too
-                time.sleep(0.01)
-            rows.append(len(inputs["sample"]))
-            return 0.1 * inputs["sample"]
+def _three(store: Cache) -> Sampler:
+    """Three probes of latents that are their seeds, in batches of up to eight."""
 
     def inputs(_: Side, asked: Sequence[Probe]) -> Inputs:
         latents = torch.stack([torch.full((1, 2, 2), float(p.seed)) for p in asked])
@@ -152,7 +143,24 @@ def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
     )
     setup = Setup(family, _Solver, 1.0, (1, 2), 8, inputs)
     probes = tuple(probe.probes(probe.find("emoji"), (1.0,))[:3])
-    sampler = Sampler(setup, probes, _Watched(tmp_path))
+    return Sampler(setup, probes, store)
+
+
+def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
+    """One wants two of the probes, the other all; locks keep out threads as they do processes."""
+    rows: list[int] = []
+
+    class Slow:
+        name = "slow"
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            while len(_Watched.missed) < 2:  # until the other run has missed its probes too
+                time.sleep(0.01)
+            rows.append(len(inputs["sample"]))
+            return 0.1 * inputs["sample"]
+
+    sampler = _three(_Watched(tmp_path))
+    setup, probes = sampler.setup, sampler.probes
     subject = Subject("f1", "adapted", "f1", lambda: nullcontext(Slow()))
     _Watched.missed.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -162,6 +170,27 @@ def test_probes_that_two_runs_want_are_computed_once(tmp_path: Path) -> None:
     assert two.paths == three.paths[:2]
     for asked_for, final in zip(probes, three.finals(), strict=True):
         assert final == pytest.approx(np.full((1, 2, 2), asked_for.seed * 0.9**3))
+
+
+def test_a_batch_that_lost_a_part_is_computed_as_a_whole_so_that_no_bit_changes(tmp_path: Path) -> None:
+    """The stand-in's outputs depend on how many probes stand beside each other, as the last bits of a real one do."""
+    rows: list[int] = []
+
+    class Beside:
+        name = "beside"
+
+        def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            rows.append(len(inputs["sample"]))
+            return 0.1 * len(inputs["sample"]) * inputs["sample"]
+
+    sampler = _three(Cache(tmp_path))
+    subject = Subject("f1", "adapted", "f1", lambda: nullcontext(Beside()))
+    first = sampler.reference(subject, lambda _: None)
+    whole, calls = list(first.finals()), len(rows)
+    shutil.rmtree(first.paths[1].parent)
+    again = list(sampler.reference(subject, lambda _: None).finals())
+    assert rows[calls:] == [3] * sampler.setup.calls
+    assert all(np.array_equal(x, y) for x, y in zip(whole, again, strict=True))
 
 
 def test_another_version_of_the_code_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from qcheck.core import cache
@@ -228,7 +229,11 @@ class Sampler:
         advance: Advance,
         compute: Callable[[Runner, slice], Iterator[Tensors]],
     ) -> Trace:
-        """The probes' files. Missing ones are computed batch by batch, by one process even where several need them."""
+        """The probes' files. Missing ones are computed batch by batch, by one process even where several need them.
+
+        A batch of which a part is missing, as after a kill, is computed as a whole again: the last bits of a probe
+        depend on those beside it.
+        """
         missing = self._missing(plan)
         advance(plan.calls * (len(plan.keys) - len(missing)))
         if missing:
@@ -246,16 +251,27 @@ class Sampler:
         return Trace(subject.name, paths)
 
     def _missing(self, plan: "_Plan") -> list[int]:
-        return [index for index, key in enumerate(plan.keys) if self.store.find(_KIND, key) is None]
+        return [index for index, key in enumerate(plan.keys) if not self._whole(key)]
+
+    def _whole(self, key: str) -> bool:
+        """Whether a probe is in the cache, and all that were computed beside it."""
+        if (folder := self.store.find(_KIND, key)) is None:
+            return False
+        with safe_open(folder / _FILE, "np") as stream:
+            beside = stream.metadata()["beside"].split()
+        return all(self.store.find(_KIND, other) is not None for other in beside)
 
     def _store_batch(self, subject: Subject, plan: "_Plan", rows: slice, computed: Iterator[Tensors]) -> None:
+        beside = " ".join(plan.keys[rows])
         for index, tensors in zip(range(rows.start, rows.stop), computed, strict=True):
+            if self.store.find(_KIND, plan.keys[index]) is not None:
+                continue
             states = tensors["states"] if plan.reference is None else plan.reference.states()[index]
             probe = self.probes[index]
             matched = digest_of(digest_of_value(probe), self.setup.digest, np.ascontiguousarray(states).tobytes())
             with self.store.put(_KIND, plan.keys[index], f"{subject.name}, {probe.prompt}") as folder:
                 contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-                save_file(contiguous, folder / _FILE, metadata={"matched": matched})
+                save_file(contiguous, folder / _FILE, metadata={"matched": matched, "beside": beside})
 
 
 @contextmanager
