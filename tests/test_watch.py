@@ -73,7 +73,7 @@ def test_checkpoints_are_known_by_the_names_of_trainers(
         path = tmp_path / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    saved = run_folder.saved(tmp_path)
+    saved = run_folder.checkpoints(tmp_path)
     assert [one.number for one in saved] == numbers
     assert {one.unit for one in saved} <= {unit}
 
@@ -82,7 +82,7 @@ def test_checkpoints_of_two_runs_are_not_one_curve(tmp_path: Path) -> None:
     for name in ("style-000002", "other-000002"):
         (tmp_path / f"{name}.safetensors").touch()
     with pytest.raises(UserError, match="several runs: other, by epoch, style, by epoch"):
-        run_folder.saved(tmp_path)
+        run_folder.checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_row(
     (tmp_path / "checkpoint-30/pytorch_lora_weights.safetensors").symlink_to(tmp_path / "removed")
     looked = iter(watched.checkpoints)
 
-    def look(_: object, saved: run_folder.Saved, __: object) -> Checkpoint:
+    def look(_: object, saved: run_folder.CheckpointFile, __: object) -> Checkpoint:
         shutil.rmtree(tmp_path / "checkpoint-20", ignore_errors=True)
         return next(looked)
 
@@ -177,7 +177,7 @@ def test_what_was_judged_before_is_not_judged_again(
 ) -> None:
     judged: list[str] = []
 
-    def look(_: object, saved: run_folder.Saved, __: object) -> Checkpoint:
+    def look(_: object, saved: run_folder.CheckpointFile, __: object) -> Checkpoint:
         judged.append(saved.path.parent.name)
         return watched.checkpoints[0]
 

@@ -22,7 +22,7 @@ from qcheck.demo import library
 from qcheck.result.watching import Checkpoint
 from qcheck.spec.growth import growth
 from qcheck.tasks import watch
-from qcheck.tasks.run_folder import Saved
+from qcheck.tasks.run_folder import CheckpointFile
 from tools.train_demo import zoo
 from tools.train_demo.adapter import train
 
@@ -48,7 +48,12 @@ def finals() -> list[Final]:
     asked = question(**ASKED)
     run = watch.Run(ZOO / "adapters", str(library.PIPELINE), asked, growth(), (True, True))
     return [
-        Final(made["kind"], made["half"], made["name"], watch.look(run, Saved(_file(made["name"]), None, "step"), {}))
+        Final(
+            made["kind"],
+            made["half"],
+            made["name"],
+            watch.look(run, CheckpointFile(_file(made["name"]), None, "step"), {}),
+        )
         for made in json.loads((ZOO / "training.json").read_text("utf-8"))
     ]
 

@@ -65,7 +65,7 @@ class Watch:
             UserError: the folder has checkpoints of several runs, or files cannot be written.
         """
         module = host("qcheck.tasks.run_folder")
-        saved, norms = module.saved(self._run.folder), module.norms(self._run.folder)
+        saved, norms = module.checkpoints(self._run.folder), module.norms(self._run.folder)
         keyed = {self._key(one, status): (one, status) for one in saved if (status := _status(one)) is not None}
         unjudged = [key for key in keyed if key not in self._known]
         new: list[Checkpoint] = []
@@ -138,7 +138,7 @@ class Watch:
             missing.append(NotMeasured(name="intruder dimensions", reason="no layer that could be decomposed"))
         parts = {"checkpoints": checkpoints, "unit": unit, "not_measured": missing}
         self.watching = self.watching.model_copy(update=parts)
-        host("qcheck.report.curves").write(self.watching, self.out)
+        host("qcheck.report.watch").write(self.watching, self.out)
 
 
 def _status(saved: Any) -> os.stat_result | None:

@@ -16,8 +16,7 @@ from qcheck.report import attribution
 from qcheck.report import inspection as report
 from qcheck.result.attribution import answer as answer_of_file
 from qcheck.result.inspection import Inspection, Refusal, answer
-from qcheck.spec import recipe, scheme
-from qcheck.spec.order import MERGES
+from qcheck.spec import scheme
 
 
 def inspect(
@@ -48,18 +47,8 @@ def inspect(
             autocompletion=options.named(scheme.FOLDER),
         ),
     ] = None,
-    orders: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--order",
-            help=f"When the adapter is merged; repeatable. Default: {', '.join(MERGES)}.",
-            autocompletion=options.orders,
-        ),
-    ] = None,
-    ranges: Annotated[
-        str,
-        typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=options.named(recipe.FOLDER)),
-    ] = "general",
+    orders: options.Merges = None,
+    ranges: options.Kept = "general",
     details: Annotated[
         bool,
         typer.Option("--details", help="Read every weight: minutes on a large base. Says what becomes of each layer."),

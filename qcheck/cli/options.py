@@ -137,6 +137,17 @@ Order = Annotated[
         rich_help_panel=_QUANTIZING,
     ),
 ]
+Merges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--order",
+        help=f"When the adapter is merged; repeatable. Default: {', '.join(MERGES)}.",
+        autocompletion=orders,
+    ),
+]
+Kept = Annotated[
+    str, typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=named(recipe.FOLDER))
+]
 MaxRank = Annotated[
     int | None,
     typer.Option(

@@ -11,10 +11,9 @@ from qcheck.cli import options, terminal
 from qcheck.cli.progress import Bars
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
-from qcheck.report import growth
+from qcheck.report import checkpoint
 from qcheck.result.watching import exit_code
-from qcheck.spec import recipe, scheme
-from qcheck.spec.order import MERGES
+from qcheck.spec import scheme
 
 
 def watch(
@@ -32,18 +31,8 @@ def watch(
             autocompletion=options.named(scheme.FOLDER),
         ),
     ] = None,
-    orders: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--order",
-            help=f"When the adapter is merged; repeatable. Default: {', '.join(MERGES)}.",
-            autocompletion=options.orders,
-        ),
-    ] = None,
-    ranges: Annotated[
-        str,
-        typer.Option("--recipe", help="Whose kept layers are left out.", autocompletion=options.named(recipe.FOLDER)),
-    ] = "general",
+    orders: options.Merges = None,
+    ranges: options.Kept = "general",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="For watch.json and watch.html. Default: RUN_FOLDER/qcheck-watch."),
@@ -72,7 +61,7 @@ def watch(
             if as_json:
                 typer.echo(one.model_dump_json())
             else:
-                console.print(growth.line(one, watching.watching.unit))
+                console.print(checkpoint.line(one, watching.watching.unit))
         if once or (stop and any(one.state in ("overcooked", "unread") for one in new)):
             break
         time.sleep(every)
@@ -83,5 +72,5 @@ def watch(
             "NAME_000000250.safetensors as kohya and ai-toolkit do.",
         )
     if not as_json:
-        console.print(f"curves   {watching.out / growth.PAGE}")
+        console.print(f"curves   {watching.out / checkpoint.PAGE}")
     raise typer.Exit(exit_code(watching.watching))

@@ -10,6 +10,7 @@ from qcheck.report.next_command import next_command
 from qcheck.report.numbers import ARMS, MARKS, bounds, limit, number, rest, shown
 from qcheck.report.text import CURE, artifact_bytes, board_lines, build_line, order_loses
 from qcheck.report.wording import line
+from qcheck.result.measurement import Judged
 from qcheck.result.report import Case, Report
 
 COMMENT = 65_536  # characters that a comment on GitHub may have
@@ -119,8 +120,8 @@ def _left_out(report: Report) -> str:
     )
 
 
-def _measurements(case: Case) -> str:
-    titles = ("measurement", "arm", "value", "95 % bounds", "limit", "")
+def judged_table(measurements: Iterable[Judged]) -> str:
+    """Measurements with their bounds, limits and what became of them."""
     rows = [
         [
             escape(judged.name),
@@ -130,12 +131,16 @@ def _measurements(case: Case) -> str:
             escape(limit(judged)),
             "not measured" if judged.value is None else MARKS.get(judged.status, ("", ""))[0],
         ]
-        for judged in case.measurements
-        if shown(judged)
+        for judged in measurements
     ]
+    return table(("measurement", "arm", "value", "95 % bounds", "limit", ""), rows)
+
+
+def _measurements(case: Case) -> str:
+    rows = judged_table(filter(shown, case.measurements))
     reported = f"\n\nReported without a limit: {escape(rest(case), 1000)}." if rest(case) else ""
     title = _without_mentions(html.escape(f"{line(case.scheme)} {line(case.order)}, {case.probes_used} probes"))
     trust = "" if case.trust is None else f"\n\nTrust: {case.trust.text()}."
     groups = "".join(f"\n- {escape(group.text(), 300)}" for group in case.groups)
     groups = f"\n\nGroups of prompts:\n{groups}" if groups else ""
-    return f"<details><summary>{title}</summary>\n\n{table(titles, rows)}{reported}{groups}{trust}\n\n</details>"
+    return f"<details><summary>{title}</summary>\n\n{rows}{reported}{groups}{trust}\n\n</details>"

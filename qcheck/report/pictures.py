@@ -12,8 +12,8 @@ from qcheck.diagnose.sheet import Sheet
 from qcheck.report import contact, html
 from qcheck.report import write as files
 from qcheck.report.junit import KINDS
-from qcheck.report.markdown import SIGNS, escape, table
-from qcheck.report.numbers import ARMS, MARKS, bounds, decided, limit, number, rest, shown
+from qcheck.report.markdown import SIGNS, escape, judged_table
+from qcheck.report.numbers import ARMS, decided, limit, number, rest, shown
 from qcheck.report.text import COLOURS, measurements
 from qcheck.report.wording import line
 from qcheck.result.evidence import PICTURES
@@ -71,17 +71,6 @@ def _setup(report: PicturesReport) -> str:
 
 def markdown(report: PicturesReport) -> str:
     """The report as Markdown (GitHub's dialect)."""
-    rows = [
-        [
-            escape(judged.name),
-            ARMS[judged.arm],
-            escape(number(judged)),
-            bounds(judged),
-            escape(limit(judged)),
-            "not measured" if judged.value is None else MARKS.get(judged.status, ("", ""))[0],
-        ]
-        for judged in report.measurements
-    ]
     parts = [
         f"### qcheck pictures: {SIGNS[report.verdict]} {report.verdict}",
         escape(_setup(report), 1000),
@@ -92,7 +81,7 @@ def markdown(report: PicturesReport) -> str:
                 *(f"  - warning: {escape(warning, 400)}" for warning in report.warnings),
             ]
         ),
-        table(("measurement", "arm", "value", "95 % bounds", "limit", ""), rows),
+        judged_table(report.measurements),
         f"Limits: {escape(report.limits.grounds)}. Black box: no layer is blamed.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -25,9 +25,9 @@ from qcheck.quantize.file_grid import Weight
 from qcheck.quantize.sample import StoredWeights
 from qcheck.result.attribution import Attribution
 from qcheck.spec.use import Use
-from qcheck.tasks import attributed
-from qcheck.tasks.attributed import Candidate
+from qcheck.tasks import presence
 from qcheck.tasks.inspect import stored_layers
+from qcheck.tasks.presence import Candidate
 
 _COUNT = 2**16  # weights of a layer that are compared
 _SAMPLE = 4096  # weights of a layer that it is recognized by
@@ -72,7 +72,7 @@ def attribute(source: Path, base: str, loras: Mapping[str, str], weight: float, 
         for match in matches:
             some += [_layer(match, weights, candidates, beside.get(match.operand.output))]
             advance(1)
-    facts = attributed.Facts(
+    facts = presence.Facts(
         file=str(source),
         digest=digest_of(path, *decoder.parts[1:]),
         base=base,
@@ -81,7 +81,7 @@ def attribute(source: Path, base: str, loras: Mapping[str, str], weight: float, 
         unmatched=len(operands) - len(matches),
         bound=decoder.bound(),
     )
-    return attributed.answer(facts, candidates, [layer for layer in some if layer is not None])
+    return presence.answer(facts, candidates, [layer for layer in some if layer is not None])
 
 
 def _decoder(source: Path) -> tuple[Path, Decoder, dict[str, Branch]]:

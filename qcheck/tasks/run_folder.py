@@ -25,7 +25,7 @@ _STEPS = ("step", "global_step")
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointFile:
     """A checkpoint's file; ``number`` is None for what training ended with."""
 
     path: Path
@@ -34,7 +34,7 @@ class Saved:
     name: str = ""
 
 
-def saved(folder: Path) -> list[Saved]:
+def checkpoints(folder: Path) -> list[CheckpointFile]:
     """The checkpoints of a run, in the order of training.
 
     Raises:
@@ -49,21 +49,21 @@ def saved(folder: Path) -> list[Saved]:
     if not numbered:
         return []
     last = lora.file_in(folder) if not numbered[0].name else folder / f"{numbered[0].name}.safetensors"
-    return [*numbered, *([Saved(last, None, numbered[0].unit)] if last.is_file() else [])]
+    return [*numbered, *([CheckpointFile(last, None, numbered[0].unit)] if last.is_file() else [])]
 
 
-def _folders(folder: Path) -> Iterator[Saved]:
+def _folders(folder: Path) -> Iterator[CheckpointFile]:
     for inner in folder.iterdir():
         match = _FOLDER.fullmatch(inner.name)
         if match and inner.is_dir() and (path := lora.file_in(inner)) != inner:
-            yield Saved(path, int(match[1]), "step")
+            yield CheckpointFile(path, int(match[1]), "step")
 
 
-def _files(folder: Path) -> Iterator[Saved]:
+def _files(folder: Path) -> Iterator[CheckpointFile]:
     for path in folder.glob("*.safetensors"):
         for unit, pattern in _FILES:
             if match := pattern.fullmatch(path.stem):
-                yield Saved(path, int(match[2]), unit, match[1])
+                yield CheckpointFile(path, int(match[2]), unit, match[1])
                 break
 
 

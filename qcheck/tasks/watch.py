@@ -15,7 +15,7 @@ from qcheck.spec.growth import Growth, State
 from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 from qcheck.tasks.inspect import Question
-from qcheck.tasks.run_folder import Saved
+from qcheck.tasks.run_folder import CheckpointFile
 
 _LAYERS = 32  # that are decomposed for intruders, evenly spread over the network
 
@@ -33,12 +33,12 @@ class Run:
     limits: Growth
     named: tuple[bool, bool]
 
-    def place(self, saved: Saved) -> str:
+    def place(self, saved: CheckpointFile) -> str:
         """The file of a checkpoint, relative to the folder."""
         return saved.path.relative_to(self.folder).as_posix()
 
 
-def digest(saved: Saved) -> str:
+def digest(saved: CheckpointFile) -> str:
     """The digest of a checkpoint's file.
 
     Raises:
@@ -47,7 +47,7 @@ def digest(saved: Saved) -> str:
     return lora.read(Use(source=str(saved.path), weight=1.0)).digest
 
 
-def look(run: Run, saved: Saved, norms: Mapping[int, float]) -> Checkpoint:
+def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpoint:
     """What weights alone say of a checkpoint; ``norms`` are those of the gradient by step.
 
     Raises:
@@ -76,7 +76,7 @@ def look(run: Run, saved: Saved, norms: Mapping[int, float]) -> Checkpoint:
     )
 
 
-def unread(run: Run, saved: Saved, error: UserError) -> Checkpoint:
+def unread(run: Run, saved: CheckpointFile, error: UserError) -> Checkpoint:
     """A checkpoint that cannot be read, with the reason."""
     return Checkpoint(
         number=saved.number,

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from qcheck.core import files
 from qcheck.core.errors import UserError
-from qcheck.report import growth, html
+from qcheck.report import checkpoint as words
+from qcheck.report import html
 from qcheck.report.html import charts
 from qcheck.report.html.charts import Chart
 from qcheck.report.wording import printable
@@ -28,7 +29,7 @@ def write(watching: Watching, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in ((growth.PAGE, page(watching)), (NAME, watching.to_json())):
+        for name, text in ((words.PAGE, page(watching)), (NAME, watching.to_json())):
             files.write(folder / name, text)
     except OSError as error:
         raise UserError(f"--out {str(folder)!r}: {error.strerror}", "Give a folder that you may write.") from error
@@ -37,7 +38,7 @@ def write(watching: Watching, folder: Path) -> None:
 def page(watching: Watching) -> str:
     """The page: the state of the latest checkpoint, the curves, and a row for each checkpoint."""
     environment = Environment(
-        loader=PackageLoader("qcheck.report.curves", "."),
+        loader=PackageLoader("qcheck.report.watch", "."),
         autoescape=True,
         finalize=printable,
         undefined=StrictUndefined,
@@ -49,7 +50,7 @@ def page(watching: Watching) -> str:
         watching=watching,
         last=watching.checkpoints[-1],
         moods=_MOODS,
-        growth=growth,
+        words=words,
         plots=[(chart, Markup(_drawn(chart))) for chart in plots(watching)],  # noqa: S704  # Vega's own SVG
         style=Markup(style),  # noqa: S704  # the package's own file
     )
@@ -61,7 +62,7 @@ def plots(watching: Watching) -> list[Chart]:
     numbered = [one for one in watching.checkpoints if one.number is not None and one.state != "unread"]
     limits, unit = watching.limits, watching.unit
     orders = dict.fromkeys(forecast.order for one in numbered for forecast in one.forecasts)
-    found = [
+    curves = [
         charts.lines(
             f"Survival, {order}",
             "The forecast share of the adapter's change that arrives: 1 all of it, 0 nothing.",
@@ -81,8 +82,8 @@ def plots(watching: Watching) -> list[Chart]:
             for one in numbered
             if (value := getattr(one, name)) is not None and math.isfinite(value)
         ]
-        found += [charts.lines(title, caption, records, (unit, name), limit)] if records else []
-    return found
+        curves += [charts.lines(title, caption, records, (unit, name), limit)] if records else []
+    return curves
 
 
 def _survivals(checkpoints: Sequence[Checkpoint], order: str) -> list[dict[str, Any]]:
