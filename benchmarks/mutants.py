@@ -1,8 +1,10 @@
 """Small mistakes put into a module one at a time: do its fast tests notice? ``python -m benchmarks.mutants FILE``.
 
 A mistake is one changed node of the syntax tree: another comparison, operator, number or condition, a statement or an
-argument left out. Each is tried in a fork of a process that has imported the libraries but nothing of qcheck, so that
-it costs its tests alone; a new process for each, as mutmut 2 and cosmic-ray take, costs the import of torch too.
+argument left out. Each is tried in a fork of its own that stops at the first test that fails. A mistake inside a
+function takes the place of the function's code in a process that has collected the tests, so it costs their calls
+alone; one outside of them, which acts when its module is imported, costs the import of qcheck too. mutmut 2 and
+cosmic-ray pay for that and for torch each time.
 
 What no test noticed is printed with its place. Some of it changes nothing that anyone could notice: that is for a
 reader.
@@ -11,6 +13,8 @@ reader.
 import argparse
 import ast
 import copy
+import functools
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -19,46 +23,64 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
+from typing import Literal
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "scipy.stats", "onnx", "onnx_ir", "onnxruntime")  # none that pytest rewrites, as hypothesis
-FORMATS = "tests/quantize/test_formats.py"
-# the fast tests of each module
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0")
+DECIDE, VERDICT, LAWS, BOARD, GROUPS, METRIC, AUDIT, FORMATS, CACHE = (
+    f"tests/{name}.py"
+    for name in (
+        "test_decide",
+        "test_verdict",
+        "measure/test_laws",
+        "device/test_statistics",
+        "test_groups",
+        "measure/test_metric",
+        "test_audit",
+        "quantize/test_formats",
+        "test_cache",
+    )
+)
+# the fast tests of each module, files or single ones, the likeliest first
 TESTS: dict[str, tuple[str, ...]] = {
-    "qcheck/judge/verdict.py": ("tests/test_verdict.py", "tests/test_decide.py", "tests/measure/test_sequential.py"),
-    "qcheck/judge/compare.py": ("tests/test_compare.py",),
-    "qcheck/judge/lapse.py": ("tests/test_verdict.py", "tests/test_decide.py"),
-    "qcheck/judge/looks.py": ("tests/test_decide.py", "tests/measure/test_sequential.py"),
-    "qcheck/judge/deciding.py": ("tests/test_decide.py", "tests/test_verdict.py"),
-    "qcheck/judge/holm.py": ("tests/test_compare.py",),
-    "qcheck/measure/interval.py": ("tests/measure", "tests/test_decide.py"),
-    "qcheck/measure/effect.py": ("tests/measure",),
-    "qcheck/measure/endpoint.py": ("tests/measure",),
-    "qcheck/measure/control.py": ("tests/measure", "tests/test_trust.py"),
-    "qcheck/measure/lattice.py": ("tests/measure",),
-    "qcheck/measure/spectrum.py": ("tests/measure",),
-    "qcheck/measure/trajectory.py": ("tests/measure",),
-    "qcheck/measure/distribution.py": ("tests/measure",),
-    "qcheck/device/effect.py": ("tests/measure", "tests/device/test_statistics.py"),
-    "qcheck/device/gates.py": ("tests/measure", "tests/device/test_statistics.py", "tests/test_verdict.py"),
-    "qcheck/device/built.py": ("tests/test_realised.py", "tests/device/test_inspector.py"),
-    "qcheck/build/precision.py": ("tests/test_realised.py",),
-    "qcheck/quantize/formats.py": (FORMATS,),
-    "qcheck/quantize/plan.py": (FORMATS, "tests/quantize/test_ranges.py", "tests/quantize/test_merge.py"),
+    "qcheck/judge/verdict.py": (VERDICT, DECIDE, GROUPS),
+    "qcheck/judge/lapse.py": (AUDIT,),
+    "qcheck/judge/looks.py": (VERDICT,),
+    "qcheck/judge/deciding.py": (VERDICT, DECIDE),
+    "qcheck/judge/holm.py": (VERDICT, BOARD),
+    "qcheck/judge/fleet.py": ("tests/sweep/test_fleet.py",),
+    "qcheck/judge/matrix.py": ("tests/sweep/test_matrix.py",),
+    "qcheck/measure/interval.py": (METRIC, BOARD, DECIDE),
+    "qcheck/measure/effect.py": (METRIC, LAWS, DECIDE),
+    "qcheck/measure/groups.py": (GROUPS,),
+    "qcheck/measure/control.py": (METRIC, DECIDE, LAWS),
+    "qcheck/measure/lattice.py": ("tests/measure/test_lattice.py", LAWS),
+    "qcheck/measure/trajectory.py": ("tests/measure/test_trajectory.py", LAWS),
+    "qcheck/measure/distribution.py": ("tests/measure/test_distribution.py", LAWS),
+    "qcheck/device/effect.py": (METRIC, LAWS),
+    "qcheck/device/gates.py": (BOARD,),
+    "qcheck/device/student.py": (BOARD,),
+    "qcheck/tasks/decide.py": (DECIDE, GROUPS),
+    "qcheck/tasks/again.py": (AUDIT, GROUPS),
+    "qcheck/build/precision.py": ("tests/backend/test_engine.py",),
+    "qcheck/quantize/formats.py": (FORMATS, "tests/quantize/test_ranges.py"),
     "qcheck/quantize/merge.py": ("tests/quantize/test_merge.py",),
-    "qcheck/quantize/qdq.py": ("tests/quantize/test_onnx.py",),
-    "qcheck/core/cache.py": ("tests/test_cache.py",),
-    "qcheck/core/digest.py": ("tests/test_cache.py", "tests/test_folder.py"),
-    "qcheck/sampling/store.py": ("tests/test_trace.py", "tests/test_cache.py"),
+    "qcheck/core/cache.py": (CACHE,),
+    "qcheck/core/digest.py": ("tests/test_digest.py",),
+    "qcheck/sampling/store.py": ("tests/test_trace.py",),
 }
 
+Outcome = Literal["noticed", "late", "left"]
 Change = Callable[[ast.AST], ast.AST]
 _COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
@@ -76,26 +98,39 @@ _NAMES |= {"abs": "float", "mean": "sum", "amax": "amin", "amin": "amax"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one mistake: its line, what stood there and what stands there now, and the whole code."""
+    """A module with one mistake: its line, what stood there and what stands there now, and the whole code.
+
+    ``inner`` says that it is inside a function.
+    """
 
     line: int
     before: str
     after: str
     code: str
+    inner: bool
 
 
 def mutants(source: str) -> list[Mutant]:
     """Every module that is one changed node away from ``source``."""
     tree = ast.parse(source)
-    aside, made = {id(node) for node in _aside(tree)}, []
+    aside, inner, made = {id(node) for node in _aside(tree)}, {id(node) for node in _inner(tree)}, []
     for place, node in enumerate(ast.walk(tree)):
         for change in () if id(node) in aside else _changes(node):
             other = copy.deepcopy(tree)
             old = next(other_node for at, other_node in enumerate(ast.walk(other)) if at == place)
             before, new = ast.unparse(old), change(copy.deepcopy(old))
             code = ast.unparse(ast.fix_missing_locations(_Swap(old, new).visit(other)))
-            made.append(Mutant(getattr(node, "lineno", 0), before, ast.unparse(ast.fix_missing_locations(new)), code))
+            after = ast.unparse(ast.fix_missing_locations(new))
+            made.append(Mutant(getattr(node, "lineno", 0), before, after, code, id(node) in inner))
     return made
+
+
+def _inner(tree: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a function is called: its body, without decorators and defaults."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            for statement in node.body:
+                yield from ast.walk(statement)
 
 
 class _Swap(ast.NodeTransformer):
@@ -210,55 +245,161 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self._code, str(self._path), "exec"), module.__dict__)  # noqa: S102
 
 
-def noticed(file: str, code: str, tests: tuple[str, ...], limit: int) -> bool:
-    """Whether a test fails, or none ends within ``limit`` seconds, where the module of ``file`` has other code."""
+def forked(run: Callable[[], bool], limit: float) -> Outcome:
+    """Whether ``run`` fails, or does not end within ``limit`` seconds, in a process of its own."""
     child = os.fork()
     if child == 0:
         os.setsid()
         silent = os.open(os.devnull, os.O_WRONLY)
         for shown in () if "QCHECK_LOUD" in os.environ else (1, 2):
             os.dup2(silent, shown)
-        status = 1
+        failed = True
         try:
-            name = file.removesuffix(".py").replace("/", ".")
-            sys.meta_path.insert(0, _Loader(name, ROOT / file, code))
-            few = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0")
-            status = int(pytest.main([*few, *tests]))
+            failed = not run()
         finally:
-            os._exit(status)
+            os._exit(int(failed))
     end = time.monotonic() + limit
     while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return status != 0
-        time.sleep(0.02)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return "noticed" if status else "left"
+        time.sleep(0.01)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    return "late"
+
+
+def imported(file: str, code: str, folder: str) -> bool:
+    """Whether the tests pass where the module of ``file`` is imported from other code; qcheck is not imported yet."""
+    name = file.removesuffix(".py").replace("/", ".")
+    sys.meta_path.insert(0, _Loader(name, ROOT / file, code))
+    return pytest.main(["-x", *OPTIONS, f"--basetemp={folder}", *TESTS[file]]) == 0
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _numbered(code: CodeType) -> Iterator[tuple[tuple[str, int], CodeType]]:
+    """Every code object of a module with its name and its number among those of that name (overloads, lambdas)."""
+    counts = Counter[str]()
+    for one in _codes(code):
+        yield (one.co_qualname, counts[one.co_qualname]), one
+        counts[one.co_qualname] += 1
+
+
+def _compiled(code: str, path: str) -> Mapping[tuple[str, int], CodeType]:
+    return dict(_numbered(compile(code, path, "exec", dont_inherit=True)))
+
+
+class _Functions:
+    """The functions of an imported module, whose code can be exchanged."""
+
+    def __init__(self, file: str, source: str) -> None:
+        self._path = str(ROOT / file)
+        places = {(name, one.co_firstlineno): (name, n) for (name, n), one in _compiled(source, self._path).items()}
+        self._live = defaultdict[tuple[str, int], list[FunctionType]](list)
+        for one in gc.get_objects():
+            if type(one) is FunctionType and one.__code__.co_filename == self._path:
+                self._live[places[one.__code__.co_qualname, one.__code__.co_firstlineno]].append(one)
+
+    def exchange(self, code: str) -> None:
+        """Let every function run what ``code`` has in its place."""
+        for place, new in _compiled(code, self._path).items():
+            for function in self._live[place]:
+                function.__code__ = new
+
+
+class Trials:
+    """Instead of running the tests that pytest collected: the tests of a module against each of its mistakes."""
+
+    def __init__(self, chosen: Mapping[str, Sequence[Mutant]], limit: float, done: dict[Mutant, Outcome]) -> None:
+        self._chosen, self._limit, self.done, self.broken = chosen, limit, done, list[str]()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self) -> None:
+        """A failure that hypothesis draws is enough: it need not become small."""
+        from hypothesis import Phase, settings
+
+        settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), database=None, deadline=None)
+        settings.load_profile("mutants")
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Try each."""
+        gc.unfreeze()
+        for one in gc.get_objects():
+            if type(one) is functools._lru_cache_wrapper and str(one.__module__).startswith("qcheck."):
+                one.cache_clear()
+        for file, mutants_of_file in self._chosen.items():
+            items = [item for test in TESTS[file] for item in session.items if item.nodeid.startswith(test)]
+            started = time.monotonic()
+            if forked(lambda items=items: _passes(session, items), 10 * self._limit) != "left":  # type: ignore[misc]
+                self.broken.append(file)
+                continue
+            whole, functions = time.monotonic() - started, _Functions(file, (ROOT / file).read_text("utf-8"))
+            for one in mutants_of_file:
+                self.done.setdefault(one, self._tried(functions, one, session, items))
+            self._told(file, whole, len(items))
+        return True
+
+    def _tried(self, functions: _Functions, one: Mutant, session: pytest.Session, items: list[pytest.Item]) -> Outcome:
+        def run() -> bool:
+            functions.exchange(one.code)
+            return _passes(session, items)
+
+        return forked(run, self._limit)
+
+    def _told(self, file: str, seconds: float, tests: int) -> None:
+        mutants_of_file = self._chosen[file]
+        left = [one for one in mutants_of_file if self.done[one] == "left"]
+        late = sum(self.done[one] == "late" for one in mutants_of_file)
+        noted = f"{len(mutants_of_file) - len(left)} of {len(mutants_of_file)} noticed"
+        print(f"{file}: {noted}, {late} by the limit of time; {tests} tests, {seconds:.1f} s", flush=True)
+        for one in sorted(left, key=lambda one: one.line):
+            print(f"  {file}:{one.line}: {one.before}  ->  {one.after}", flush=True)
+
+
+def _passes(session: pytest.Session, items: Sequence[pytest.Item]) -> bool:
+    """Whether these tests pass; nothing runs after the first that fails."""
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return False
     return True
+
+
+def sample(file: str, count: int, seed: int) -> list[Mutant]:
+    """``count`` of a file's mistakes, or all of them for 0."""
+    every = mutants((ROOT / file).read_text("utf-8"))
+    draw = random.Random(seed)  # noqa: S311  # to choose, not to keep a secret
+    return draw.sample(every, min(count, len(every))) if count else every
 
 
 def main() -> None:
     """Try a sample of the mistakes in each file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", default=list(TESTS), metavar="FILE")
-    parser.add_argument("--sample", type=int, default=40, help="mistakes of each file that are tried; 0: all")
+    parser.add_argument("--sample", type=int, default=12, help="mistakes of each file that are tried; 0: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, default=120, help="seconds for the tests of one")
+    parser.add_argument("--limit", type=int, default=60, help="seconds for the tests of one")
     given = parser.parse_args()
     for library in LIBRARIES:
         importlib.import_module(library)
-    for file in given.files:
-        source = (ROOT / file).read_text("utf-8")
-        every = mutants(source)
-        draw = random.Random(given.seed)  # noqa: S311  # to choose, not to keep a secret
-        chosen = draw.sample(every, min(given.sample, len(every))) if given.sample else every
-        if noticed(file, source, TESTS[file], given.limit):
-            print(f"{file}: its tests fail, or take more than {given.limit} s, as it is", flush=True)
-            continue
-        left = [one for one in chosen if not noticed(file, one.code, TESTS[file], given.limit)]
-        print(f"{file}: {len(chosen) - len(left)} of {len(chosen)} noticed, of {len(every)} that there are", flush=True)
-        for one in sorted(left, key=lambda one: one.line):
-            print(f"  {file}:{one.line}: {one.before}  ->  {one.after}", flush=True)
+    chosen = {file: sample(file, given.sample, given.seed) for file in given.files}
+    tests = list(dict.fromkeys(test for file in given.files for test in TESTS[file]))
+    with tempfile.TemporaryDirectory() as folder:
+        outer = [(file, one) for file, every in chosen.items() for one in every if not one.inner]
+        done = {
+            one: forked(lambda f=file, o=one: imported(f, o.code, folder), given.limit)  # type: ignore[misc]
+            for file, one in outer
+        }
+        trials = Trials(chosen, given.limit, done)
+        pytest.main(["-s", *OPTIONS, f"--basetemp={folder}", *tests], plugins=[trials])
+    for file in trials.broken:
+        print(f"{file}: its tests fail, or take more than {10 * given.limit} s, as it is", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from qcheck.result.verdict import Verdict
 from qcheck.spec import limits
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.limits import Limits
-from qcheck.tasks.decide import Instrument, beside_seeds, decide
+from qcheck.tasks.decide import Instrument, beside_seeds, broken, decide, held_against
 from tests.measure.test_laws import TIMES, Drawn, view
 
 LIMITS = limits.find("default").computing("float16")
@@ -158,6 +158,22 @@ def test_an_error_beyond_its_limit_passes_where_another_seed_moves_pictures_twic
     assert moved == ({(side, distance, "reported") for side in SIDES} if distance else set())
     limited = {one.limit.high for one in found.measurements if one.name == "endpoint_error" and one.limit is not None}
     assert limited == {0.8 if distance == 1.6 else 0.55 if distance else 0.5}
+
+
+def test_a_control_has_to_reach_what_its_gate_asks_and_nothing_without_one() -> None:
+    heard = Control("export_control", np.full(3, 1e-6), (0, 1, 2), TIMES)
+    quiet = np.full(3, 1e-9)  # an error so far below that the margin asks for more than the gate
+    _, asked = held_against([heard], quiet, LIMITS)
+    gate = asked.gate("export_control", "adapted")
+    assert (gate is not None, gate and gate.low) == (True, 80.0)
+    alone = LIMITS.model_copy(update={"gates": []})
+    assert held_against([heard], quiet, alone)[1] == alone
+
+
+def test_an_adapter_that_is_broken_at_full_precision_is_judged_by_its_health_alone() -> None:
+    found = broken(LIMITS.alone(), [Sample("reference_deviation", "adapted", NAN)])
+    assert found.outcome == "FAIL-ADAPTER"
+    assert [one.name for one in found.measurements] == ["reference_deviation"]
 
 
 @pytest.mark.parametrize("distance", [float("nan"), float("inf")])

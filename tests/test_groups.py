@@ -110,6 +110,7 @@ def test_a_group_that_the_mean_hides_keeps_a_check_from_passing() -> None:
 def test_without_groups_nothing_is_added(names: tuple[str, ...]) -> None:
     assert by_group(LIMITS, [_sample(LOST)], names) == ([], LIMITS)
     assert grouped(LIMITS, [_sample(LOST)], names) == []
+    assert (by_group(LIMITS, [], NAMES), grouped(LIMITS, [], NAMES)) == (([], LIMITS), [])
 
 
 def test_limits_of_ones_own_may_leave_groups_alone() -> None:
@@ -175,6 +176,16 @@ def test_where_the_worst_group_is_inside_all_are(values: list[float], limit: Lim
     assert worst.p == min(one.p for one in every if one.p is not None)
     if limit.holds(worst.low, worst.high):
         assert all(limit.holds(one.low, one.high) for one in every)
+
+
+def test_the_worst_group_is_the_one_with_least_room_and_one_that_is_not_finite_before_all() -> None:
+    small = np.resize([-0.01, 0.01], 8)
+    near, far = _sample(0.85 + small), _sample(1.1 + small)
+    values = np.concatenate([near.values, far.values])
+    names = ("near",) * 8 + ("far",) * 8
+    assert groups.group_survival(groups.each(_sample(values), names, LIMIT, 0.0165), LIMIT).where == "near"
+    values[-1] = np.nan
+    assert groups.group_survival(groups.each(_sample(values), names, LIMIT, 0.0165), LIMIT).where == "far"
 
 
 def test_every_rendering_names_the_group() -> None:

@@ -129,7 +129,7 @@ def test_a_build_that_ended_badly_is_never_a_pass(status: str, outcome: Outcome)
     assert outcome == "PASS" or "said so" in verdict.reasons[0]
 
 
-@pytest.mark.parametrize(("p", "told"), [(1e-9, True), (0.4, False)])
+@pytest.mark.parametrize(("p", "told"), [(1e-9, True), (LIMITS.alpha, True), (0.4, False)])
 def test_what_quantization_hides_is_told_and_decides_nothing(p: float, told: bool) -> None:
     found = [
         m.model_copy(update={"value": 4.0, "low": 3.1, "high": 4.9, "p": p}) if m.name == "hidden_lattice" else m

@@ -29,10 +29,10 @@ def test_the_quantile_is_scipys(p: float, freedom: int) -> None:
     assert student.quantile(p, freedom) == pytest.approx(special.stdtrit(freedom, p), rel=1e-8, abs=1e-10)
 
 
-@given(st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=2, max_size=12), st.booleans())
-def test_a_measurement_is_the_hosts(rows: list[list[float]], alone: bool) -> None:
-    values = np.array(rows)[:, 0] if alone else np.array(rows)
-    places = () if alone else ("a", "b", "c")
+@given(st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=2, max_size=12), st.integers(1, 3))
+def test_a_measurement_is_the_hosts(rows: list[list[float]], count: int) -> None:
+    values = np.array(rows)[:, 0] if count == 1 else np.array(rows)[:, :count]
+    places = () if count == 1 else ("a", "b", "c")[:count]
     gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "")
     here = gates.measure(values, gate, 0.0165, places)
     there = interval.measure(Sample("effect_survival", "adapted", values, places), Limit(low=0.8, high=1.2), 0.0165)
@@ -45,6 +45,7 @@ def test_values_that_are_not_finite_fail_and_are_written_as_words() -> None:
     gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "it is lost")
     (one,) = gates.judged([gates.measure(np.array([1.0, math.nan]), gate, 0.0165)], [gate], 0.0165)
     assert (one.status, one.to_json()["value"]) == ("fail", "NaN")
+    assert [gates.written(value) for value in (math.inf, -math.inf, 1.0)] == ["Infinity", "-Infinity", 1.0]
     assert one.text() == "effect_survival (adapted) is not finite; limit >= 0.8 and <= 1.2"
 
 

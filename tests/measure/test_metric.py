@@ -141,6 +141,15 @@ def test_one_probe_that_is_not_finite_is_never_averaged_away() -> None:
     assert effect.bad_probes(view.once(effect.energies_of), 0.5, 1.5) == [place == 3 for place in range(12)]
 
 
+def test_a_probe_is_bad_outside_of_the_tail_and_where_an_arm_is_not_finite() -> None:
+    a = _arms()
+    a["q1"][3] = a["q0"][3] + 0.2 * (a["f1"] - a["f0"])[3]
+    assert effect.bad_probes(effect.energies(**a), 0.5, 1.5) == [place == 3 for place in range(12)]
+    a["q0"][5] = np.nan
+    calibrated = effect.bad_probes(effect.energies(**a, calibrated=True), 0.5, 1.5)  # survival without the base's error
+    assert calibrated == [place in (3, 5) for place in range(12)]
+
+
 def test_the_size_of_an_effect_is_weighed_by_the_strata() -> None:
     """An effect of one stratum alone, a tenth of the signal there, counts by that stratum's weight."""
     f0 = np.random.default_rng(0).standard_normal(SHAPE)
@@ -287,6 +296,8 @@ def test_a_control_reads_the_error_that_was_put_in() -> None:
     assert least == 80
     same, _ = control.resolve(_control(control.noise(outputs, outputs)), np.zeros(4), 80, 20)
     assert (same.name, same.unit, same.value) == ("export_control", "dB", 200)
+    with pytest.raises(ValueError, match="argument 2"):
+        control.noise(outputs[:1], outputs)
 
 
 def test_a_control_names_the_stratum_that_broke() -> None:
@@ -361,6 +372,8 @@ def test_a_value_that_is_not_finite_or_never_varies_has_a_certain_p_value() -> N
     assert measure(odd, Limit(high=5.0), 0.05).p == 0
     assert measure(still, Limit(high=5.0), 0.05).p == 1
     assert measure(still, Limit(low=2.0), 0.05).p == 0
+    edge = Sample("psnr", "base", np.array([[1.0, 5.0]] * 4), ("on its limit", "beyond it"))
+    assert measure(edge, Limit(high=1.0), 0.05).p == 0
     assert measure(still, None, 0.05).p is None
 
 

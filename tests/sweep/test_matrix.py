@@ -53,6 +53,7 @@ def test_checkpoints_are_in_the_order_of_their_numbers_and_a_missing_case_is_a_d
     titles, lines = compared(found)
     assert titles == ["scheme, order", "step-900", "step-1000"]
     assert lines == [["int8, merge-quantize, other", "PASS *", "-"], ["int8, merge-quantize, t", "PASS *", "PASS"]]
+    assert found.best() == 0
 
 
 @pytest.mark.parametrize("count", [1, MOST + 1])
