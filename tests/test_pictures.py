@@ -225,6 +225,11 @@ def _other_seeds(root: Path) -> None:
         save(root / name, arm(name, 1.0), texts)
 
 
+def _no_effect(root: Path) -> None:
+    shutil.rmtree(root / "f1")
+    shutil.copytree(root / "f0", root / "f1")
+
+
 @pytest.mark.parametrize(
     ("spoil", "match", "message"),
     [
@@ -237,6 +242,7 @@ def _other_seeds(root: Path) -> None:
         (_renamed, "name", r"no picture is in all folders by name.*try --match metadata"),
         (_twice, "name", r"cannot be told apart by name: 001.bmp and 001.png"),
         (_same, "name", r"holds the same picture twice: 001.png and 002.png"),
+        (_no_effect, "name", r"10 of 10 pictures in F1 .*f1' are those of F0 .*f0' to the last bit: the LoRA does no"),
         (_empty, "name", r"Q1 .* holds no picture"),
         (_other_seeds, "name", r"10 pictures of the same name have different prompts or seeds: 000: f1 'fox' seed 0"),
         (lambda root: None, "metadata", r"10 of 10 pictures in F0 .* have no prompt and seed"),

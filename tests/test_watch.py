@@ -237,6 +237,13 @@ def test_stop_ends_at_the_first_overcooked_one_and_prints_json(training: Path) -
     assert [json.loads(line)["number"] for line in result.stdout.splitlines()] == [10, 20, 100]
 
 
+def test_a_folder_that_is_not_there_is_taken_for_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("watch", "runs", "--base", "demo", "--once")
+    assert isinstance(result.exception, UserError)
+    assert result.exception.what == "no folder 'runs'"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [(("--once",), "no checkpoint"), (("--once", "-o", "other"), "none")]
 )

@@ -1,11 +1,15 @@
 """What is said to be ahead is what is run."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from qcheck.demo import library
+from qcheck.sampling import sampler
 from qcheck.spec import recipe
 from qcheck.tasks.workload import Workload
 from tests.conftest import run
@@ -22,6 +26,28 @@ from tests.conftest import run
 def test_the_words(seconds: float | None, text: str) -> None:
     assert text in Workload(2, (8, 64), (100, 4000)).text(seconds)
     assert Workload(1, (8, 8), (10, 10)).text(None).startswith("1 case, 8 probes each, 10 denoiser calls")
+
+
+@pytest.mark.parametrize(("calls", "seconds"), [((9, 0.25, 2.5, 0.5, 0.125), 0.25), ((9, 6, 1), 6)])
+def test_a_call_is_timed_apart_from_its_warm_up_and_from_what_else_runs(
+    calls: tuple[float, ...], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least of three calls; where they are long, of fewer. Closing the runner is no part of a call."""
+    clock, ahead = [0.0], iter(calls)
+
+    def spend(*_: object) -> None:
+        clock[0] += next(ahead)
+
+    @contextmanager
+    def opened() -> Iterator[None]:
+        yield
+        clock[0] += 100
+
+    monkeypatch.setattr(sampler, "_guided", spend)
+    monkeypatch.setattr(sampler.time, "monotonic", lambda: clock[0])
+    setup, subject = MagicMock(), MagicMock()
+    subject.open = opened
+    assert sampler.Sampler(setup, (MagicMock(),), MagicMock()).seconds(subject) == seconds
 
 
 @pytest.mark.usefixtures("graphs_alone")

@@ -47,7 +47,7 @@ class Watch:
     ) -> None:
         folder = Path(run)
         self._task, self._progress = host("qcheck.tasks.watch"), progress or Silent()
-        source, _ = library.resolve(str(base), str(folder))
+        source = str(library.PIPELINE if str(base) == library.NAME else base)
         named = bool(asked.get("scheme")), bool(asked.get("order"))
         self._run = self._task.Run(folder, source, question(**asked), growth(), named)
         host("qcheck.tasks.inspect").stored_layers(source)

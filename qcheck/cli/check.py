@@ -40,7 +40,9 @@ def check(
     """Check one LoRA, or a stack of them, on one base for a device.
 
     Writes real ONNX artifacts, compiles them where TensorRT-RTX is installed, runs matched probes against the
-    full-precision reference and ends in a verdict. An interrupted run goes on where it was. Example:
+    full-precision reference and ends in a verdict. An interrupted run goes on where it was.
+
+    A `qcheck.toml` in this folder or above it can hold BASE, the LoRA and every option (docs/config.md). Example:
 
     `qcheck check ./my-pipeline --lora style.safetensors --scheme int8 --target jetson-agx-orin-64gb`
     """

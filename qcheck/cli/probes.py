@@ -10,6 +10,7 @@ import typer
 
 from qcheck.cli import options
 from qcheck.core.errors import UserError
+from qcheck.core.values import names_in
 from qcheck.report import comfyui
 from qcheck.spec import probe as sets
 
@@ -17,7 +18,11 @@ from qcheck.spec import probe as sets
 def probes(
     name: Annotated[
         str,
-        typer.Argument(help="A probe set, by name or TOML file.", autocompletion=options.named(sets.FOLDER)),
+        typer.Argument(
+            help=f"A probe set, by name or TOML file: {', '.join(names_in(sets.FOLDER))}.",
+            metavar="NAME",
+            autocompletion=options.named(sets.FOLDER),
+        ),
     ],
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="A text file of prompts instead of its own, one a line.")

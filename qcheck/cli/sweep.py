@@ -184,9 +184,9 @@ def _tell_ahead(ahead: Ahead, as_json: bool) -> None:
     console = terminal.console(highlight=False, soft_wrap=True)
     for what in ahead.unreadable:
         console.print(Text(f"cannot be read, and will be an error: {what}"))
-    low, high = ahead.calls
+    calls = " to ".join(dict.fromkeys(f"{count:,}" for count in ahead.calls))
     console.print(f"{ahead.cases} cases of {ahead.adapters} adapters, {ahead.cases - ahead.missing} of them there")
-    console.print(f"{low:,} to {high:,} denoiser calls, less what the cache and the base's free runs save")
+    console.print(f"{calls} denoiser calls, less what the cache and the base's free runs save")
     if ahead.seconds is None:
         console.print("hours and disk are not known: no row of this sweep tells what a case takes")
     else:

@@ -41,7 +41,7 @@ def pair(folders: Mapping[Role, Path], match: Match) -> Paired:
 
     Raises:
         UserError: a folder has no pictures, one that cannot be read, two that belong to the same key; fewer than three
-            belong together; or names match where prompts and seeds do not.
+            belong together; names match where prompts and seeds do not; or most of F1's are F0's.
     """
     files = {role: _pictures(role, folder) for role, folder in folders.items()}
     known = {role: {path: _generation(path) for path in paths} for role, paths in files.items()}
@@ -55,6 +55,7 @@ def pair(folders: Mapping[Role, Path], match: Match) -> Paired:
     if match == "name":
         _require_alike([str(key) for key in keys], everything)
     _require_distinct(folders["f1"], paired["f1"])
+    _require_effect(folders, paired)
     return Paired(
         keys=tuple(keys),
         files=paired,
@@ -231,4 +232,16 @@ def _require_distinct(folder: Path, paths: Sequence[Path]) -> None:
         raise UserError(
             f"F1 {str(folder)!r} holds the same picture twice: {listed(twice)}",
             "Keep one of each, or make them with other seeds.",
+        )
+
+
+def _require_effect(folders: Mapping[Role, Path], files: Mapping[Role, tuple[Path, ...]]) -> None:
+    """Refuse pictures that the LoRA leaves as they are at full precision: of nothing no share is kept or lost."""
+    count = sum(np.array_equal(read(f0), read(f1)) for f0, f1 in zip(files["f0"], files["f1"], strict=True))
+    if 2 * count > len(files["f1"]):
+        raise UserError(
+            f"{count} of {len(files['f1'])} pictures in F1 {str(folders['f1'])!r} are those of F0 "
+            f"{str(folders['f0'])!r} to the last bit: the LoRA does nothing there",
+            "Give two folders, and make F1 again with the LoRA loaded at its weight; qcheck inspect LORA --base BASE "
+            "says whether the file does anything on the base.",
         )
