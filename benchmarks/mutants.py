@@ -37,20 +37,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "scipy.stats", "onnx", "onnx_ir", "onnxruntime")  # none that pytest rewrites, as hypothesis
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0")
-DECIDE, VERDICT, LAWS, BOARD, GROUPS, METRIC, AUDIT, FORMATS, CACHE = (
-    f"tests/{name}.py"
-    for name in (
-        "test_decide",
-        "test_verdict",
-        "measure/test_laws",
-        "device/test_statistics",
-        "test_groups",
-        "measure/test_metric",
-        "test_audit",
-        "quantize/test_formats",
-        "test_cache",
-    )
+DECIDE, VERDICT, LAWS, BOARD = (
+    f"tests/{name}.py" for name in ("test_decide", "test_verdict", "measure/test_laws", "device/test_statistics")
 )
+GROUPS, METRIC, AUDIT = (f"tests/{name}.py" for name in ("test_groups", "measure/test_metric", "test_audit"))
 # the fast tests of each module, files or single ones, the likeliest first
 TESTS: dict[str, tuple[str, ...]] = {
     "qcheck/judge/verdict.py": (VERDICT, DECIDE, GROUPS),
@@ -73,9 +63,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "qcheck/tasks/decide.py": (DECIDE, GROUPS),
     "qcheck/tasks/again.py": (AUDIT, GROUPS),
     "qcheck/build/precision.py": ("tests/backend/test_engine.py",),
-    "qcheck/quantize/formats.py": (FORMATS, "tests/quantize/test_ranges.py"),
+    "qcheck/quantize/formats.py": ("tests/quantize/test_formats.py", "tests/quantize/test_ranges.py"),
     "qcheck/quantize/merge.py": ("tests/quantize/test_merge.py",),
-    "qcheck/core/cache.py": (CACHE,),
+    "qcheck/core/cache.py": ("tests/test_cache.py",),
     "qcheck/core/digest.py": ("tests/test_digest.py",),
     "qcheck/sampling/store.py": ("tests/test_trace.py",),
 }

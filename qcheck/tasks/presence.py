@@ -174,9 +174,10 @@ def _verdict(evidence: _Evidence, traces: Sequence[Trace]) -> tuple[Verdict, str
     best, states = evidence.best, {one.presence for one in traces}
     if evidence.exact and not best.weights:
         return _of_base(len(best.told), states)
-    left = f"{best.unexplained:.1%} of the difference from the base is left in {len(best.told)} layers"
+    left = f"{best.unexplained:.1%} of the difference from the base in {len(best.told)} layers is none of theirs"
     if evidence.exact:
-        return ("undecided" if "undecided" in states else "these adapters"), left
+        known = f"{1 - best.unexplained:.1%} of the difference from the base in {len(best.told)} layers is theirs"
+        return ("undecided" if "undecided" in states else "these adapters"), known
     if "in part" in states:
         return "these adapters", f"not in every layer; {left}"
     if "undecided" in states:
