@@ -277,7 +277,7 @@ def test_an_error_of_sequences_is_one_error(
 def test_a_page_and_an_xml_of_sequences_hold_what_their_formats_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "_vega", lambda: "")  # megabytes of the library's own
     report = _report()
-    page_text = html.render(html.Source(report, None, [], {}))
+    page_text = html.render(html.Source(report, None, [], {}, {}))
     document = junit.render(report)
     ElementTree.fromstring(document)  # noqa: S314  # our own
     for shown in (page_text, document, markdown.render(report)):

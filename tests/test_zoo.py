@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import judged, perceptual
-from benchmarks.zoo import cases, fooling, style, utility
+from benchmarks.zoo import cases, fooling, stored, style, utility
 from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.spec import limits
 from tools.train_demo import zoo
@@ -132,11 +132,14 @@ def test_the_request_of_an_adapter_is_what_the_stored_cases_hold():
 
 
 def test_an_adapter_is_measured_again_only_for_a_reason(tmp_path: Path):
-    path = tmp_path / "one.json"
+    path = tmp_path / "cases" / "one.json.gz"
     assert cases.stale(path) == "it has no cases yet"
-    path.write_text(json.dumps({"code": "0" * 16}))
+    stored.write({"code": "0" * 16}, path)
     assert str(cases.stale(path)).endswith(f"{cases.reading_code()} now")
-    path.write_text(json.dumps({"code": cases.reading_code()}))
+    stored.write({"code": cases.reading_code()}, path)
+    first = path.read_bytes()
+    stored.write(stored.read(path), path)
+    assert path.read_bytes() == first
     assert cases.stale(path) is None
 
 
@@ -198,9 +201,9 @@ def test_each_attack_has_a_check_that_asks_where_it_breaks():
 
 
 def test_the_table_of_pictures_is_what_is_stored() -> None:
-    stored = json.loads(perceptual.STORED.read_text("utf-8"))
-    assert f"```\n{perceptual.summary(stored)}\n```" in perceptual.PAGE.read_text("utf-8")
-    lost = {one["adapter"]: one for one in stored if one["case"] == "quantize-merge"}
+    kept = json.loads(perceptual.STORED.read_text("utf-8"))
+    assert f"```\n{perceptual.summary(kept)}\n```" in perceptual.PAGE.read_text("utf-8")
+    lost = {one["adapter"]: one for one in kept if one["case"] == "quantize-merge"}
     assert all(perceptual.damaged(lost[name]) for name in ("ink-small", "flat-small"))
     assert all(lost[name]["measured"]["psnr"][0] > perceptual.GOOD for name in ("ink-small", "flat-small"))
     assert all(lost[name]["measured"]["style_survival"][2] < 0.5 for name in ("ink-small", "flat-small"))

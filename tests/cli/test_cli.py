@@ -210,7 +210,7 @@ def test_an_interrupted_check_says_so_and_the_same_command_goes_on(
         if entries.name != "graph":
             shutil.rmtree(entries)
     assert sensitivity.STATES > 4 * 3
-    ahead = needed - 2 + 4 * 3  # two more to time one; sensitivity calls its own, at every state that there is
+    ahead = needed - 4 + 4 * 3  # four more to time one; sensitivity calls its own, at every state that there is
     assert f"1 case, 4 probes each, {ahead} denoiser calls; at " in whole.stderr
     calls[0], last[0] = 0, needed - 10
     stopped = run(*command, "--out", str(tmp_path / "out"))
