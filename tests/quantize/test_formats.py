@@ -132,3 +132,27 @@ def test_no_value_in_range_is_further_than_half_a_spacing_from_its_code(numbers:
     codes = formats.quantize(values, torch.tensor(1.0), number).float()
     assert ((codes - values).abs() <= number.spacing(values) * (0.5 + 1e-6)).all()
     assert torch.equal(formats.quantize(codes, torch.tensor(1.0), number).float(), codes)
+
+
+def test_nf4_is_the_table_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    table = formats.find("nf4")
+    assert isinstance(table, formats.Table)
+    assert torch.tensor(table.levels) == pytest.approx(functional.get_4bit_type("nf4", device="cpu"), abs=1e-7)
+    assert table.limit == 1.0
+
+
+def test_fp4_holds_exactly_the_values_of_e2m1() -> None:
+    fp4, values = formats.find("float4_e2m1"), torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    assert fp4.limit == 6.0
+    assert torch.equal(fp4.nearest(values), values)
+    assert torch.equal(fp4.nearest(torch.linspace(0, 7, 2000)).unique(), values)
+
+
+def test_blocks_are_scaled_in_two_steps_as_nvfp4_is() -> None:
+    fp4, fp8 = formats.find("float4_e2m1"), formats.floating("float8_e4m3")
+    absmax = torch.tensor([2 * 6 * 448.0, 24.0, 0.0])
+    factor = formats.scale_of_scales(absmax, fp4, fp8)
+    assert factor == 2.0
+    assert formats.scale_of_scales(torch.zeros(3), fp4, fp8) == 2.0**-126
+    assert formats.block_scale(absmax, fp4, fp8, factor).tolist() == [448.0, 2.0, 0.0]
