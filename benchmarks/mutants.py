@@ -62,7 +62,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "qcheck/device/student.py": (BOARD,),
     "qcheck/tasks/decide.py": (DECIDE, GROUPS),
     "qcheck/tasks/again.py": (AUDIT, GROUPS),
-    "qcheck/build/precision.py": ("tests/backend/test_engine.py",),
+    "qcheck/build/precision.py": ("tests/test_realised.py",),
     "qcheck/quantize/formats.py": ("tests/quantize/test_formats.py", "tests/quantize/test_ranges.py"),
     "qcheck/quantize/merge.py": ("tests/quantize/test_merge.py",),
     "qcheck/core/cache.py": ("tests/test_cache.py",),

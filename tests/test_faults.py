@@ -141,7 +141,7 @@ def test_the_page_has_a_row_for_every_fault_and_a_column_for_every_gate() -> Non
     gated, reported = found[2].split("\n\n")
     for part in (gated, reported):
         assert [row.split("|")[1].strip() for row in part.splitlines()[2:]] == NAMES
-    assert GATED == set(re.findall(r"\w+", gated.splitlines()[0])) - {"verdict"}
+    assert set(re.findall(r"\w+", gated.splitlines()[0])) - {"verdict"} == GATED
 
 
 def test_the_table_is_what_the_bench_gives(verdict: Judge) -> None:

@@ -152,6 +152,10 @@ FINDINGS = {
     "sides that are words": ("inspector", b'{"Layers": [{"Inputs": [1], "Constants": [{"Dimensions": ["x"]}, {}]}]}'),
     "information without end": ("inspector", b"[" * 100_000),
     "an empty engine": ("engine", b""),
+    "a constant of more bytes than digits are read": (
+        "engine",
+        b"  tensor={ const_payload_size=" + b"9" * 5000 + b' name="w" type=int8 }',
+    ),
     "times of nothing": ("times", b"[]"),
     "times that are an object": ("times", b'{"computeMs": 1}'),
     "a release of 5,000 digits": ("banner", b"[TensorRT v" + b"9" * 5000 + b"]"),

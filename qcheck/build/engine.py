@@ -17,7 +17,7 @@ from qcheck.device.inspector import ONNX_LAYER, Operation, Program, inspected
 __all__ = ["inspected", "read", "spelled"]
 
 _TENSOR = re.compile(rb'\n  (?:sub_)?tensor=\{ ([^\n]*?) ?name="([^"\n]*)"[^\n]*? type=(\w+) \}')
-_PAYLOAD = re.compile(rb"const_payload_size=(\d+)")
+_PAYLOAD = re.compile(rb"const_payload_size=(\d{1,18})(?!\d)")
 _OPERATION = re.compile(rb'\n  (\w+)=\{ name=[^\n]*?(?:input|input_args)=\{([^}\n]*)\}[^\n]*? layers="([^"\n]*)"')
 _QUOTED = re.compile(rb'"([^"]*)"')
 _PRODUCTS = frozenset({"corrltn", "fully_connected"})  # convolution and matrix product in a plan's text
