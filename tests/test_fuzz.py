@@ -154,7 +154,7 @@ FINDINGS = {
     "an empty engine": ("engine", b""),
     "a constant of more bytes than digits are read": (
         "engine",
-        b"  tensor={ const_payload_size=" + b"9" * 5000 + b' name="w" type=int8 }',
+        b"x\n  tensor={ const_payload_size=" + b"9" * 5000 + b' name="w" type=int8 }',
     ),
     "times of nothing": ("times", b"[]"),
     "times that are an object": ("times", b'{"computeMs": 1}'),
