@@ -198,13 +198,13 @@ def _colour(status: str) -> str:
     return next((colour for verdict, colour in COLOURS.items() if verdict == status), "bold red")
 
 
-def _side_by_side(found: Matrix, console: Console) -> None:
-    titles, lines = compared(found)
+def _side_by_side(adapters: Matrix, console: Console) -> None:
+    titles, lines = compared(adapters)
     shown = Table(*map(escape, titles), box=box.SIMPLE_HEAD, pad_edge=False)
     for line in lines:
         shown.add_row(*map(Text, line))
     console.print(shown)
-    console.print(Text(f"survival beside the verdict; * the surest pass of its line\n{found.advice()}"))
+    console.print(Text(f"survival beside the verdict; * the surest pass of its line\n{adapters.advice()}"))
 
 
 def _tell(summary: Summary, out: str) -> None:
@@ -212,8 +212,8 @@ def _tell(summary: Summary, out: str) -> None:
     for name, count in summary.counts.most_common():
         console.print(Text(f"{count:6} {name}", _colour(name)))
     console.print(summary.error_control())
-    if (found := matrix(summary.rows)) is not None:
-        _side_by_side(found, console)
+    if (adapters := matrix(summary.rows)) is not None:
+        _side_by_side(adapters, console)
     console.print(Text(f"page     {out}/summary.html\nrows     {out}/index.jsonl"))
     if summary.counts["error"]:
         first = next(row for row in summary.rows if row.error is not None)

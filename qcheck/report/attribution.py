@@ -10,29 +10,29 @@ _HELD = frozenset({"in", "in part"})
 _WORDS = {"in": "holds", "in part": "holds in part", "not in": "does not hold", "undecided": "may hold"}
 
 
-def show(found: Attribution, console: Console) -> None:
+def show(attribution: Attribution, console: Console) -> None:
     """The answer, and a line for every adapter."""
-    colour, held = _COLOURS[answer(found)], [one.adapter for one in found.adapters if one.presence in _HELD]
-    title = f"holds {', '.join(held)}" if held else found.answer
-    order = f", {_order(found)}" if found.order is not None else ""
-    console.print(f"{escape(found.file)}: [{colour}]{escape(title)}[/]{order}")
-    console.print(escape(found.reason), highlight=False)
-    for trace in found.adapters:
+    colour, held = _COLOURS[answer(attribution)], [one.adapter for one in attribution.adapters if one.presence in _HELD]
+    title = f"holds {', '.join(held)}" if held else attribution.answer
+    order = f", {_order(attribution)}" if attribution.order is not None else ""
+    console.print(f"{escape(attribution.file)}: [{colour}]{escape(title)}[/]{order}")
+    console.print(escape(attribution.reason), highlight=False)
+    for trace in attribution.adapters:
         console.print(f"  {_WORDS[trace.presence]} {escape(_line(trace))}", highlight=False)
-    if found.bound:
-        console.print(f"  {found.bound} layers take an adapter as inputs of the file, which holds none of that")
-    others = f", {found.unmatched} of its weights are none of the base's" if found.unmatched else ""
-    console.print(f"{found.layers} layers are the base's{others}", highlight=False)
+    if attribution.bound:
+        console.print(f"  {attribution.bound} layers take an adapter as inputs of the file, which holds none of that")
+    others = f", {attribution.unmatched} of its weights are none of the base's" if attribution.unmatched else ""
+    console.print(f"{attribution.layers} layers are the base's{others}", highlight=False)
 
 
-def _order(found: Attribution) -> str:
+def _order(attribution: Attribution) -> str:
     words = {
         "merge-quantize": "merged, then quantized",
         "quantize-merge": "quantized, then merged",
         "unmerged": "beside the quantized weights",
         "merged": "merged; the layers that tell are not quantized",
     }
-    return words[str(found.order)]
+    return words[str(attribution.order)]
 
 
 def _line(trace: Trace) -> str:

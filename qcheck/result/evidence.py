@@ -4,6 +4,7 @@ Everything is small: one scalar for each step, ring or bin, never a latent. A re
 files and report.json alone.
 """
 
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +18,8 @@ NAME, PICTURES, FULL = "evidence.json", "pictures", "full"
 
 def full_size(name: str) -> str:
     """The file that holds a picture in full size, where the named one was shrunk."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{FULL}/{file}"
+    path = PurePosixPath(name)
+    return str(path.parent / FULL / path.name)
 
 
 class Spread(Value):

@@ -143,6 +143,7 @@ def test_a_large_picture_is_kept_in_full_beside_the_one_of_the_page(tmp_path: Pa
         assert max(shrunk.size) == 256
         assert large.size == (400, 600)
     assert not (tmp_path / evidence.full_size(small)).exists()
+    assert evidence.full_size("alone.webp") == "full/alone.webp"  # never a path from the root
 
 
 def test_cures_show_each_number_before_and_after(folder: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qcheck import __version__
@@ -28,7 +27,7 @@ from qcheck.report.junit import KINDS
 from qcheck.report.markdown import SIGNS, escape, table
 from qcheck.report.matrix import compared
 from qcheck.report.numbers import ARMS, bounds, limit, number
-from qcheck.report.wording import line, printable
+from qcheck.report.wording import line
 from qcheck.result.fleet import Row
 from qcheck.result.verdict import Outcome
 
@@ -109,15 +108,7 @@ def page(summary: Summary) -> str:
     """summary.html."""
     script = (Path(__file__).parent / "page.js").read_text("utf-8")
     style = (Path(html.__file__).parent / "style.css").read_text("utf-8")
-    environment = Environment(
-        loader=PackageLoader("qcheck.report.fleet", "."),
-        autoescape=True,
-        finalize=printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text: str = environment.get_template("page.html.jinja").render(
+    text: str = html.template(package=__name__).render(
         summary=summary,
         headline=headline(summary),
         version=__version__,
@@ -158,14 +149,14 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
 
 def side_by_side(summary: Summary) -> tuple[list[str], list[list[str]], str] | None:
     """Titles, lines and advice of the matrix of a sweep of few adapters or weights; None of others."""
-    found = matrix(summary.rows)
-    return None if found is None else (*compared(found), found.advice())
+    adapters = matrix(summary.rows)
+    return None if adapters is None else (*compared(adapters), adapters.advice())
 
 
 def _side_by_side(summary: Summary) -> str:
-    if (found := side_by_side(summary)) is None:
+    if (parts := side_by_side(summary)) is None:
         return ""
-    titles, lines, advice = found
+    titles, lines, advice = parts
     cells = [[escape(text) for text in line] for line in lines]
     return f"{table([*map(escape, titles)], cells)}\n\n{escape(advice)} {SURE}"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import ValidationError
 
@@ -225,7 +225,7 @@ def render(source: Source) -> str:
         "survivals": [[] if p.seen is None else [charts.finite(x) for x in p.seen.survivals] for p in panels],
         "allowed": [_allowed(p.case) for p in panels],
     }
-    text: str = _template().render(
+    text: str = template().render(
         source=source,
         report=source.report,
         evidence=source.evidence,
@@ -265,7 +265,7 @@ def pictures_page(report: PicturesReport, folder: Path) -> str:
     scripts = [_asset("page.js"), _asset("divider.js")]
     rows = [view.row(judged) for judged in report.measurements]
     decisive = [judged.limit is not None for judged in report.measurements]
-    text: str = _template("pictures.html.jinja").render(
+    text: str = template("pictures.html.jinja").render(
         report=report,
         uris=uris,
         rows=[row for row, decides in zip(rows, decisive, strict=True) if decides],
@@ -296,9 +296,10 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text("utf-8")
 
 
-def _template(name: str = "page.html.jinja") -> Any:
+def template(name: str = "page.html.jinja", package: str = __name__) -> Template:
+    """A template of a package of pages: what it shows is escaped, and a name that it does not have is an error."""
     environment = Environment(
-        loader=PackageLoader("qcheck.report.html", "."),
+        loader=PackageLoader(package, "."),
         autoescape=True,
         finalize=printable,
         undefined=StrictUndefined,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qcheck.core import files
@@ -14,7 +13,6 @@ from qcheck.report import checkpoint as words
 from qcheck.report import html
 from qcheck.report.html import charts
 from qcheck.report.html.charts import Chart
-from qcheck.report.wording import printable
 from qcheck.result.watching import NAME, Checkpoint, Watching
 
 _WIDTH = 640
@@ -37,16 +35,8 @@ def write(watching: Watching, folder: Path) -> None:
 
 def page(watching: Watching) -> str:
     """The page: the state of the latest checkpoint, the curves, and a row for each checkpoint."""
-    environment = Environment(
-        loader=PackageLoader("qcheck.report.watch", "."),
-        autoescape=True,
-        finalize=printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = (Path(html.__file__).parent / "style.css").read_text("utf-8")
-    text: str = environment.get_template("page.html.jinja").render(
+    text: str = html.template(package=__name__).render(
         watching=watching,
         last=watching.checkpoints[-1],
         moods=_MOODS,
