@@ -16,7 +16,7 @@ from qcheck.result.measurement import Judged
 from qcheck.result.report import REPORT, Report
 from qcheck.spec import recipe
 from qcheck.spec.check import CheckSpec
-from qcheck.tasks import basis
+from qcheck.tasks import basis, trust
 from qcheck.tasks.decide import Instrument, decide
 from tests import reports
 from tests.measure.test_laws import TIMES, Drawn, view
@@ -41,6 +41,7 @@ def case(noise: float, **changed: Any) -> dict[str, Any]:
     record = basis.Record(Instrument(controls, lambda share: np.full(8, share), lambda _: 0.1))
     limits = SPEC.bounds.computing("float16")
     verdict = decide(limits, record.instrument, samples, energies, [])
+    trusted = trust.of(verdict, limits, record.instrument, samples, energies, [])
     psnr, scores = Sample("psnr", "adapted", np.linspace(30, 34, 4)), np.random.default_rng(2).standard_normal((2, 8))
     rest = [measure(psnr, None, limits.alpha), classifier.of_scores("adapted", scores, limits.alpha)]
     rest.append(effect.worst_prompt(energies, floor, SPEC.probes.prompts[:8]))
@@ -56,6 +57,7 @@ def case(noise: float, **changed: Any) -> dict[str, Any]:
         probes_used=8,
         artifact=[file | {"sha256": digests}],
         builds=[],
+        trust=trusted.model_dump(),
         basis=kept.model_dump(),
         **changed,
     )

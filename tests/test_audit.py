@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from qcheck.core import digest, places
 from qcheck.core.errors import UserError
 from qcheck.core.folder import rewrite
 from qcheck.core.values import DATA
+from qcheck.device import gates
 from qcheck.judge import fleet
 from qcheck.measure.doubt import doubt
 from qcheck.report import fleet as fleet_report
@@ -30,10 +33,17 @@ from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import command, limits
 from qcheck.tasks import audit as audit_rows
+from qcheck.tasks import trust
 from tests import audits
 
 PASSING, LOST = audits.case(0.01), audits.case(1.0)
 Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(autouse=True)
+def _few_reruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two reruns in place of a hundred: those of these cases all end alike."""
+    monkeypatch.setattr(trust, "RERUNS", 2)
 
 
 @pytest.fixture
@@ -113,6 +123,15 @@ def _changes() -> dict[str, tuple[Change, str]]:
         "p-value": (at("effect_survival", "p", 0.5), "p is 0.5 in the report"),
         "limit": (at("effect_survival", "limit", {"low": 0.1, "high": 9.0}), "limit is 0.1 .. 9 in the report"),
         "status": (at("effect_survival", "status", "undecided"), "status is undecided in the report"),
+        "detectable loss": (
+            of_case("trust", {"detectable_loss": 0.01, "rerun_stability": 1.0}),
+            "detectable loss is 0.01",
+        ),
+        "reruns": (
+            lambda content: content["cases"][0]["trust"].update(rerun_stability=0.5),
+            "0.5 of reruns end alike in the report, and the probes give 1",
+        ),
+        "no trust": (of_case("trust", None), "how far the verdict can be trusted is not in the report"),
         "without a limit": (at("psnr", "value", 50.0), "psnr (adapted): value is 50 in the report"),
         "classifier": (at("classifier_auc", "low", 0.5), "classifier_auc (adapted): low is 0.5"),
         "worst prompt": (at("worst_prompt", "value", 0.0), "worst_prompt (adapted): value is 0 in the report"),
@@ -291,19 +310,51 @@ def merged(sound: Path) -> Path:
     return resealed(sound, lambda content: content["cases"][0].update(board=board))
 
 
-@pytest.mark.parametrize(("stated", "code"), [("fail", 1), ("pass", 1), ("undecided", 1), (None, 0)])
-def test_a_boards_verdict_has_to_follow_from_its_intervals(merged: Path, stated: str | None, code: int) -> None:
-    one = {"name": "effect_survival", "arm": "adapted", "unit": "ratio", "low": 0.5, "high": 0.7, "p": 1e-6}
-    one |= {"value": 0.6, "limit": {"low": 0.8, "high": 1.2}, "status": stated or "fail"}
+def _on_board(**changed: Any) -> dict[str, Any]:
+    """The survival of three probes that lost .3 to .5 on a board."""
+    limit, bounds = {"low": 0.8, "high": 1.2}, limits.find("default")
+    gate = gates.Gate("effect_survival", "adapted", "ratio", beyond="", **limit)
+    measured = gates.measure(np.array([0.5, 0.6, 0.7]), gate, bounds.alpha)
+    return json.loads(json.dumps(replace(measured, status="undecided").to_json())) | changed
 
-    def measured(content: dict[str, Any]) -> None:
-        own = {"measurements": [one]} | ({"verdict": "FAIL"} if stated is None else {})
-        content["cases"][0]["board"].update(own)
 
-    assert qcheck.audit(resealed(merged, measured)).code == code
-    text = printed(str(merged))[1]
-    assert ("the board's effect_survival (adapted) is" in text) == (stated in ("pass", "undecided"))
-    assert ("the board's verdict is PASS in the report" in text) == (stated is not None)
+@pytest.mark.parametrize(
+    ("changed", "verdict", "said"),
+    [
+        ({}, "INCONCLUSIVE", None),
+        ({}, "PASS", "the board's verdict is PASS in the report"),
+        ({"status": "pass"}, "PASS", "the board's effect_survival (adapted) is pass in the report"),
+        ({"status": "fail"}, "FAIL", "the board's effect_survival (adapted) is fail in the report"),
+        ({"value": 1.0}, "INCONCLUSIVE", "the board's effect_survival (adapted): value is 1 in the report"),
+        ({"low": 0.9, "high": 1.1, "status": "pass"}, "PASS", "low is 0.9 in the report, and the probes give"),
+        ({"p": 1e-9, "status": "fail"}, "FAIL", "the board's effect_survival (adapted): p is 1e-09"),
+        ({"limit": {"low": 0.1, "high": 9.0}}, "INCONCLUSIVE", "limit is 0.1 .. 9 in the report"),
+        ({"rows": [[1.0], [1.0], [1.01]]}, "INCONCLUSIVE", "and the probes give 1.00"),
+        ({"rows": []}, "INCONCLUSIVE", "effect_survival (adapted) of the board has no table of numbers"),
+        ({"name": "ssim"}, "INCONCLUSIVE", "ssim (adapted) of the board has no limit"),
+    ],
+)
+def test_what_a_board_says_has_to_follow_from_its_probes(
+    merged: Path, changed: dict[str, Any], verdict: str, said: str | None
+) -> None:
+    folder = resealed(
+        merged,
+        lambda content: content["cases"][0]["board"].update(measurements=[_on_board(**changed)], verdict=verdict),
+    )
+    code, text = printed(str(folder))
+    assert code == (0 if said is None else 1), text
+    assert said is None or said in " ".join(text.split()), text
+
+
+def test_the_worst_picture_of_a_board_is_the_worst_of_its_pictures(merged: Path) -> None:
+    gate = gates.Gate("picture_error", "adapted", "", None, 0.02, "")
+    for stated, code in ((0.01, 0), (0.001, 1)):
+        one = gates.worst([0.001, 0.01, 0.002], gate, "vae_decoder").to_json() | {"value": stated}
+        folder = resealed(
+            merged,
+            lambda content, one=one: content["cases"][0]["board"].update(measurements=[json.loads(json.dumps(one))]),
+        )
+        assert printed(str(folder))[0] == code
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def _words(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement on the board, as report.json has it; ``status`` is pass, fail or undecided."""
+    """A measurement on the board, as report.json has it; ``status`` is pass, fail or undecided.
+
+    ``rows`` [n][k] are the numbers of each probe at each place, from which the others are computed.
+    """
 
     name: str
     arm: str
@@ -47,6 +50,7 @@ class Measurement:
     p: float | None
     where: str
     limit: Mapping[str, float | None]
+    rows: Sequence[Sequence[float]]
     status: str = ""
     beyond: str = ""
 
@@ -67,6 +71,8 @@ class Measurement:
 
 def written(value: Any) -> Any:
     """A value as JSON has it: NaN and infinities as words."""
+    if isinstance(value, (list, tuple)):
+        return [written(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -91,16 +97,18 @@ def measure(values: np.ndarray, gate: Gate, alpha: float, places: Sequence[str] 
     p = min(1.0, len(columns) * min(_beyond(column, gate) for column in columns))
     where = places[worst] if places else ""
     limit = {"low": gate.low, "high": gate.high}
-    return Measurement(
-        gate.name, gate.arm, gate.unit, intervals[worst][0], low, joint, p, where, limit, "", gate.beyond
-    )
+    rows, mean = columns.T.tolist(), intervals[worst][0]
+    return Measurement(gate.name, gate.arm, gate.unit, mean, low, joint, p, where, limit, rows, beyond=gate.beyond)
 
 
-def exactly(value: float, gate: Gate, where: str = "") -> Measurement:
-    """A measurement that is no mean of probes: its bounds equal its value."""
+def worst(values: Sequence[float], gate: Gate, where: str = "") -> Measurement:
+    """The one of ``values`` [n] that is closest to the limit's outside, no mean: its bounds equal it."""
+    value = math.nan if not np.isfinite(values).all() else max(values) if gate.low is None else min(values)
     status = "pass" if gate.holds(value, value) else "fail"
-    limit = {"low": gate.low, "high": gate.high}
-    return Measurement(gate.name, gate.arm, gate.unit, value, value, value, None, where, limit, status, gate.beyond)
+    limit, rows = {"low": gate.low, "high": gate.high}, [[one] for one in values]
+    return Measurement(
+        gate.name, gate.arm, gate.unit, value, value, value, None, where, limit, rows, status, gate.beyond
+    )
 
 
 def _bounds(values: np.ndarray, alpha: float) -> tuple[float, float, float]:

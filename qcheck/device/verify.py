@@ -201,10 +201,7 @@ class Verification:
                 errors.append(_cosine(outputs, reference) if component.role == "encoder" else _rms(outputs, reference))
             described = self._described(component, opened, {name: values[0] for name, values in inputs.items()})
         name = "embedding_cosine" if component.role == "encoder" else "picture_error"
-        worst = min(errors) if component.role == "encoder" else max(errors)
-        gate = gates_here[name, "adapted"]
-        value = worst if np.isfinite(errors).all() else float("nan")
-        return [described], [gates.exactly(value, gate, component.name)], {}
+        return [described], [gates.worst(errors, gates_here[name, "adapted"], component.name)], {}
 
     def _timed(self, twin: Component) -> Mapping[str, Any]:
         """The denoiser in 16 bit, which is built and timed alone; why not, where that fails."""

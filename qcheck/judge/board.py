@@ -1,4 +1,4 @@
-"""Whether a board's verdict follows from its own intervals: the numbers of its probes stay on the board."""
+"""Whether a board's verdict follows from its own intervals."""
 
 from collections.abc import Iterator
 

@@ -15,6 +15,12 @@ SCHEMA: Literal["qcheck-verify/1"] = "qcheck-verify/1"
 NAME = "verify.json"
 
 
+class BoardMeasurement(Judged):
+    """A measurement with ``rows`` [n][k], the numbers of each probe at each place, from which the others follow."""
+
+    rows: list[list[Number]]
+
+
 class Latency(Value):
     """Times of calls in ms; ``drift`` is how much slower the last third was than the first, as a share."""
 
@@ -126,7 +132,7 @@ class Verified(Value):
     board: dict[str, Any]
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     reasons: list[str]
-    measurements: list[Judged]
+    measurements: list[BoardMeasurement]
     explained: dict[str, Number]
     components: list[Component]
     not_measured: dict[str, str]

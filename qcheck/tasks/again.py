@@ -17,28 +17,39 @@ from qcheck.result.basis import Basis
 from qcheck.result.measurement import Judged, Measurement
 from qcheck.result.report import Case, Report
 from qcheck.result.verdict import Verdict
+from qcheck.result.verified import Verified
 from qcheck.spec.limits import Limits
 from qcheck.tasks import basis as bases
+from qcheck.tasks import on_board, trust
 from qcheck.tasks.decide import broken, decide, grouped
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # machines add in another order
+_RERUNS = 0.02  # which can turn a rerun that is as near to a limit
 _LIMIT, _NUMBERS = ("limit", "status", "warns"), ("value", "low", "high", "p")
 
 
-def of_case(report: Report, case: Case, limits: Limits | None = None, lapsed: Sequence[str] = ()) -> AuditedCase:
-    """The verdict of one case again, by the report's limits and by those given."""
+def of_case(
+    report: Report, case: Case, limits: Limits | None = None, lapsed: Sequence[str] = (), trusted: bool = True
+) -> AuditedCase:
+    """The verdict of one case again, by the report's limits and by those given.
+
+    ``trusted`` is whether its trust is computed again too: a hundred verdicts more, which for a thousand pages of a
+    sweep would take minutes.
+    """
     audited = AuditedCase(scheme=case.scheme, order=case.order, stated=case.verdict, evidence=None, lapsed=list(lapsed))
     if case.basis is None:
         missing = "the report keeps no numbers of its probes, so nothing can be computed again"
         return audited.model_copy(update={"differences": [missing]})
     try:
-        return _again(report, case, case.basis, limits, audited)
+        return _again(report, case, case.basis, limits, audited, trusted)
     except (ArithmeticError, LookupError, TypeError, ValueError, UserError) as error:
         reason = f"the numbers of its probes do not fit together: {str(error).splitlines()[0]}"
         return audited.model_copy(update={"differences": [reason]})
 
 
-def _again(report: Report, case: Case, basis: Basis, limits: Limits | None, audited: AuditedCase) -> AuditedCase:
+def _again(
+    report: Report, case: Case, basis: Basis, limits: Limits | None, audited: AuditedCase, trusted: bool
+) -> AuditedCase:
     own = report.spec.bounds
     verdict = by(case, basis, own, report.spec.probes.groups)
     last = verdict if limits is None else _by_others(report, case, basis, limits)
@@ -46,7 +57,8 @@ def _again(report: Report, case: Case, basis: Basis, limits: Limits | None, audi
         *_looked(case, basis, own, verdict),
         *_differences(report, case, basis, own, verdict),
         *_regrouped(report, case, basis, own),
-        *([] if case.board is None else board.differences(case.board, own)),
+        *(_trusted(report, case, basis, own, verdict) if trusted else ()),
+        *([] if case.board is None else _on_board(case.board, own)),
     ]
     update = {"evidence": verdict.outcome, "reasons": list(last.reasons), "differences": differences}
     return audited.model_copy(update=update | ({} if limits is None else {"given": last.outcome}))
@@ -54,11 +66,15 @@ def _again(report: Report, case: Case, basis: Basis, limits: Limits | None, audi
 
 def by(case: Case, basis: Basis, limits: Limits, group_of: Sequence[str] = ()) -> Verdict:
     """The verdict of a case by limits, from the numbers of its probes, which are in groups where ``group_of`` says."""
-    chosen = limits.alone() if case.quantized_layers is None else limits.computing(case.compute)
-    samples = bases.samples(basis.samples)
+    chosen, samples = _chosen(case, limits), bases.samples(basis.samples)
     if not basis.energies:
         return broken(chosen, samples)
     return decide(chosen, bases.instrument(basis), samples, bases.energies(basis), case.builds, group_of)
+
+
+def _chosen(case: Case, limits: Limits) -> Limits:
+    """The limits that hold for a case."""
+    return limits.alone() if case.quantized_layers is None else limits.computing(case.compute)
 
 
 def _by_others(report: Report, case: Case, basis: Basis, limits: Limits) -> Verdict:
@@ -113,6 +129,34 @@ def _regrouped(report: Report, case: Case, basis: Basis, limits: Limits) -> Iter
         yield from (f"group {given.name}: {text}" for text in _compared(stated.survival, given.survival))
 
 
+def _trusted(report: Report, case: Case, basis: Basis, limits: Limits, verdict: Verdict) -> Iterator[str]:
+    """How far the verdict can be trusted, where that is stated otherwise than the probes give it."""
+    stated = case.trust
+    if (stated is None) != (not basis.energies):
+        yield f"how far the verdict can be trusted is {'not ' if stated is None else ''}in the report"
+    if stated is None or not basis.energies:
+        return
+    chosen = _chosen(case, limits)
+    samples, energies = bases.samples(basis.samples), bases.energies(basis)
+    given = trust.of(
+        verdict, chosen, bases.instrument(basis), samples, energies, case.builds, report.spec.probes.groups
+    )
+    if not alike(stated.detectable_loss, given.detectable_loss):
+        losses = _number(stated.detectable_loss), _number(given.detectable_loss)
+        yield "the smallest detectable loss is {} in the report, and the probes give {}".format(*losses)
+    if not alike(stated.rerun_stability, given.rerun_stability, _RERUNS):
+        shares = _number(stated.rerun_stability), _number(given.rerun_stability)
+        yield "{} of reruns end alike in the report, and the probes give {}".format(*shares)
+
+
+def _on_board(verified: Verified, limits: Limits) -> Iterator[str]:
+    """The numbers and the verdict of every adapter of a board that are stated otherwise than its probes give them."""
+    for one in verified.every:
+        for stated in one.measurements:
+            yield from (f"the board's {text}" for text in _compared(stated, on_board.again(stated, limits)))
+        yield from board.differences(one, limits)
+
+
 def _ungated(report: Report, case: Case, basis: Basis, limits: Limits) -> list[Measurement]:
     """The measurements without a limit again."""
     measurements = measure_all(bases.samples(basis.reported), {}, limits.alpha)
@@ -137,11 +181,11 @@ def _compared(stated: Judged, given: Judged) -> Iterator[str]:
             yield f"{title}: {name} is {_words(here)} in the report, and the evidence gives {_words(there)}"
 
 
-def alike(a: float | None, b: float | None) -> bool:
+def alike(a: float | None, b: float | None, tolerance: float = _ABSOLUTE) -> bool:
     """Whether two machines could both have computed it."""
     if a is None or b is None:
         return a is b
-    return math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE) or (math.isnan(a) and math.isnan(b))
+    return math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=tolerance) or (math.isnan(a) and math.isnan(b))
 
 
 def _number(value: float | None) -> str:

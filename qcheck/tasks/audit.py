@@ -69,8 +69,8 @@ def _read(folder: Path) -> Report:
         raise
 
 
-def of_folder(folder: Path, report: Report, asked: Asked) -> FolderAudit:
-    """The audit of one report and the files around it."""
+def of_folder(folder: Path, report: Report, asked: Asked, trusted: bool = True) -> FolderAudit:
+    """The audit of one report and the files around it; ``trusted`` as in ``again.of_case``."""
     files = seal.files(folder)
     differences = [*_digests_of_values(report)]
     changed = [*files.changed]
@@ -87,7 +87,9 @@ def of_folder(folder: Path, report: Report, asked: Asked) -> FolderAudit:
         signed=None if asked.signature is None else _signed(folder, *asked.signature),
         differences=differences,
         cases=[
-            again.of_case(report, case, asked.limits, [*_artifact(folder, case, files), *lapsed.get(place, [])])
+            again.of_case(
+                report, case, asked.limits, [*_artifact(folder, case, files), *lapsed.get(place, [])], trusted
+            )
             for place, case in enumerate(report.cases)
         ],
     )
@@ -229,7 +231,7 @@ def _of_page(folder: Path, rows: Sequence[Row], asked: Asked) -> FolderAudit:
         return FolderAudit(
             folder=str(folder), files=0, changed=[REPORT], missing=[], added=[], differences=[error.what], cases=[]
         )
-    one = of_folder(folder, report, asked)
+    one = of_folder(folder, report, asked, trusted=False)
     return one.model_copy(update={"differences": [*one.differences, *_rows(report, rows)]})
 
 

@@ -56,7 +56,7 @@ def test_holms_step_down_is_the_hosts(p_values: list[float], far: float) -> None
     values = [*p_values, far]
     every = [Gate(name, "adapted", "", 10.0, None, "") for name in names]  # so high that nothing is inside
     sampled = [
-        gates.Measurement(name, "adapted", "", 1.0, 0.9, 1.1, p, "", {"low": 10.0, "high": None})
+        gates.Measurement(name, "adapted", "", 1.0, 0.9, 1.1, p, "", {"low": 10.0, "high": None}, [])
         for name, p in zip(names, values, strict=True)
     ]
     there = interval.measure_all([Sample(name, "adapted", np.array([1.0, 1.1])) for name in names], {}, bounds.alpha)
