@@ -1,7 +1,7 @@
 """How often ``qcheck inspect FILE.onnx`` names the adapter that is in a file, and how often a wrong one.
 
-``python -m benchmarks.attribution`` writes files of the demo's base with adapters of its zoo under every scheme that
-weights alone decide, in every order that merges on its own, and asks of each: which of three adapters is in it, once
+``python -m benchmarks.attribution`` writes files of the demo's base with adapters of its zoo under every scheme, in
+every order that merges on its own, and asks of each: which of three adapters is in it, once
 with the right one among them and once without; and of the quantized base alone. Answers go to ``attribution.json``
 beside this module, and what is there already is not asked again; ``--write`` puts the tables on the page. Two files a
 scheme and order, of five adapters in turn; a question takes three seconds on one core.
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, ANSWERS = ROOT / "docs" / "attribution.md", Path(__file__).with_suffix(".json")
 MARKED = re.compile(r"(<!-- attribution:begin -->\n).*?(<!-- attribution:end -->)", re.DOTALL)
 ADAPTERS = ROOT / "zoo" / "demo" / "adapters"
-SCHEMES = tuple(one.name for one in scheme.every() if one.exported and one.smoothing is None)
+SCHEMES = tuple(one.name for one in scheme.every() if one.exported)
 BASE: Mapping[str, float] = {}
 HELD: tuple[Mapping[str, float], ...] = (  # adapters at their weights: strong, small, faint, wild, and two at once
     {"flat-healthy": 1.0},
@@ -91,17 +91,28 @@ def questions() -> Iterator[Question]:
 
 
 class Factory:
-    """Writes files; weights need no calibration, so every input has the same range."""
+    """Writes files; weights need no calibration, so every input has the same range.
+
+    Schemes that smooth the inputs of linear layers take factors that are drawn: log-normal, sigma .5, other ones for
+    every layer, the same for base and adapted.
+    """
 
     def __init__(self, store: Cache) -> None:
         self._base = load.load(str(library.PIPELINE))
+        draws = torch.Generator().manual_seed(0)
+        linear = {name: one for name, one in self._base.denoiser.named_modules() if isinstance(one, torch.nn.Linear)}
+        self._smoothed = {
+            name: Input(1.0, torch.exp(0.5 * torch.randn(one.in_features, generator=draws)))
+            for name, one in linear.items()
+        }
         self._store, self._recipe = store, recipe.find(library.RECIPE)
         sides = {"sample": (2, 4, 16, 16), "timestep": (1,), "encoder_hidden_states": (2, 16, 128)}
         self._example = {name: np.ones(shape, np.float32) for name, shape in sides.items()}
 
     def write(self, question: Question, path: Path) -> Path:
         """The file that is asked about."""
-        chosen, inputs = scheme.find(question.scheme), defaultdict[str, Input](lambda: Input(1.0))
+        chosen = scheme.find(question.scheme)
+        inputs = defaultdict[str, Input](lambda: Input(1.0), self._smoothed if chosen.smoothing else {})
         ranges: Mapping[Origin, Mapping[str, Input]] = {"base": inputs, "adapted": inputs, "shared": inputs}
         both = self._arms(question.held or {"flat-healthy": 1.0})
         content = (

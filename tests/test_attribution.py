@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 import qcheck
 from qcheck.core.errors import UserError
 from qcheck.demo import library
+from qcheck.diagnose import attribution
+from qcheck.diagnose.attribution import Layer
 from qcheck.model.arms import Arms
-from qcheck.quantize import plan, qdq
+from qcheck.quantize import formats, plan, qdq
 from qcheck.quantize.decoded import Decoder
 from qcheck.result.attribution import Attribution, Trace
 from qcheck.spec.scheme import Numbers
@@ -387,3 +389,13 @@ def test_our_own_files_are_read_convolutions_and_branches_too(
     assert _presences(found) == ["in", "not in"], found
     assert found.order == ("unmerged" if branches else "merge-quantize")
     assert (found.unmatched, _of(found, "flat").weight) == (0, pytest.approx(1, abs=1e-3))
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_codes_that_a_factors_rounding_turns_are_no_sign_of_an_adapter(scaled: bool) -> None:
+    before = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    grid = plan.Grid(formats.find("int8"), "tensor", before.abs().max().view(1) / 127)
+    file = grid.fake(before)
+    file[0, :20] += grid.step  # 20 of 4096 codes
+    layer = Layer("a", before, file, grid, grid.fake(before), {}, scaled=scaled)
+    assert attribution.judged([layer], {}, "merge-quantize").told == ([] if scaled else ["a"])

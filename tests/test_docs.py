@@ -89,19 +89,6 @@ def test_files_that_the_page_names_exist(page: Path) -> None:
     assert _missing_files(text.partition("## [0.1.0]")[0] if history else text) == []
 
 
-def test_every_promise_names_a_test_that_exists() -> None:
-    rows = [
-        line
-        for line in (ROOT / "docs" / "reliability.md").read_text("utf-8").partition("## ")[0].splitlines()
-        if line.startswith("| ")
-    ]
-    assert len(rows) > 10
-    for row in rows[1:]:
-        (found,) = re.findall(r"`(tests/\S+\.py)::(test_\w+)` \|$", row)
-        functions = ast.walk(ast.parse((ROOT / found[0]).read_text("utf-8")))
-        assert found[1] in {one.name for one in functions if isinstance(one, ast.FunctionDef)}, row
-
-
 def test_a_file_that_does_not_exist_is_noticed() -> None:
     assert _missing_files("see `qcheck/report/model.py` and targets/NAME.toml") == ["qcheck/report/model.py"]
 

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from qcheck.build import gate
 from qcheck.build.builder import RTX, Builder
-from qcheck.build.precision import Operation, Program, compare
+from qcheck.build.precision import Operation, Program, compare, float32_products
 from qcheck.model.arms import Arms
 from qcheck.quantize import artifact, contents
 from qcheck.result.build import Build, Precision
@@ -203,3 +203,27 @@ def test_an_engine_that_says_nothing_is_not_complete_even_where_nothing_was_aske
     assert not compare([], "float16", Program((), {})).complete
     assert compare([], None, _program("float32", "float32")).complete
     assert "not read" in compare([], None, Program((), {})).text()
+
+
+def test_sums_of_bytes_may_differ_by_a_ten_thousandth() -> None:
+    """Of 10,000 bytes in a layer whose decoding is not named: by one."""
+    layer = FOUR.model_copy(update={"parameters": 20_000})
+    one = compare([layer], "float16", _program("float16", "float16", constants={"int4": 1, "float16": 40_000}))
+    two = compare([layer], "float16", _program("float16", "float16", constants={"int4": 2, "float16": 40_000}))
+    assert one.fell_back == ["a runs float16 x float16, asked float16 x int4"]
+    assert two.fell_back == ["the engine holds 2 bytes of int4 constants, the scheme promises 10,000"]
+
+
+def test_the_products_that_a_file_asks_in_float32_are_those_of_float32_inputs(tmp_path: Path) -> None:
+    types = {"wide": onnx.TensorProto.FLOAT, "half": onnx.TensorProto.FLOAT16}
+    sides = [
+        onnx.helper.make_tensor_value_info(f"{name} {side}", kind, [2, 2])
+        for name, kind in types.items()
+        for side in "ab"
+    ]
+    nodes = [onnx.helper.make_node("MatMul", [f"{n} a", f"{n} b"], [f"{n} c"], name=n) for n in types]
+    nodes.append(onnx.helper.make_node("Add", ["wide a", "wide b"], ["sum"], name="sum"))
+    ends = [onnx.helper.make_tensor_value_info(f"{name} c", kind, [2, 2]) for name, kind in types.items()]
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", sides, ends)), path)
+    assert float32_products(path) == {"wide"}

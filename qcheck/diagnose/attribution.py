@@ -25,6 +25,7 @@ from qcheck.quantize.plan import Grid
 Order = Literal["merge-quantize", "quantize-merge"]
 ORDERS: tuple[Order, ...] = ("merge-quantize", "quantize-merge")
 AUDIBLE = 8.0  # squared steps of a layer's difference, below which the layer tells nothing
+_JITTER = 0.01  # squared steps a weight, as the rounding of a stored factor leaves where the input is scaled by it
 FOLLOWS = 0.1  # of a layer's difference that a prediction may leave
 EXPLAINED = 0.02  # of the difference that a prediction may leave on average over layers
 _ENOUGH = 1e-6  # left, nothing more is looked for
@@ -44,7 +45,7 @@ class Layer:
 
     ``file`` includes the ``branch`` where there is one. ``first`` is Q0(W). ``changes`` are those of the adapters that
     have the layer. ``own`` chooses the steps [groups] of other weights as the file's scheme does; None where they are
-    not known, or depend on outputs that are not here.
+    not known, or depend on outputs that are not here. ``scaled`` is whether its input is scaled by a stored factor.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Layer:
     changes: Mapping[str, torch.Tensor]
     branch: torch.Tensor | None = None
     own: Callable[[torch.Tensor], torch.Tensor] | None = None
+    scaled: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -80,6 +82,11 @@ class Layer:
     def difference(self) -> torch.Tensor:
         """F - Q(W) in steps."""
         return (self.file - self.rounded) / self.unit
+
+    @property
+    def least(self) -> float:
+        """The squared steps below which the layer's difference tells nothing."""
+        return max(AUDIBLE, _JITTER * self.before.numel() if self.scaled else 0.0)
 
     @cached_property
     def distance(self) -> float:
@@ -108,10 +115,11 @@ def _energy(values: torch.Tensor) -> float:
 
 
 class Leaves(NamedTuple):
-    """What a prediction leaves of one layer's difference, both in squared steps."""
+    """What a prediction leaves of one layer's difference, both in squared steps; ``least`` of these tell something."""
 
     rest: float
     difference: float
+    least: float = AUDIBLE
 
     @property
     def share(self) -> float:
@@ -121,7 +129,7 @@ class Leaves(NamedTuple):
     @property
     def audible(self) -> bool:
         """Whether the layer tells anything."""
-        return self.difference >= AUDIBLE
+        return self.difference >= self.least
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,8 @@ def judged(layers: Sequence[Layer], weights: Weights, order: Order) -> Fit:
     for layer in layers:
         predicted = layer.predicted(weights, order)
         own = _energy((predicted - layer.rounded) / layer.unit)
-        leaves[layer.name] = Leaves(_energy((layer.file - predicted) / layer.unit), max(own, layer.distance, 1e-30))
+        rest, difference = _energy((layer.file - predicted) / layer.unit), max(own, layer.distance, 1e-30)
+        leaves[layer.name] = Leaves(rest, difference, layer.least)
     return Fit(order, dict(weights), leaves)
 
 

@@ -206,6 +206,7 @@ def _layer(
         changes={name: rows(change) for name, change in changes.items()},
         branch=beside,
         own=None if first is None or stride > 1 else functools.partial(_own_steps, weight),
+        scaled=match.factor is not None,
     )
 
 
