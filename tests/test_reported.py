@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from qcheck.diagnose import ungated
 from qcheck.measure import effect
@@ -32,22 +31,11 @@ def test_pictures_too_small_for_the_window_are_not_measured() -> None:
     assert "11 pixels" in found["ssim"].where
 
 
-def test_lpips_without_its_weights_is_not_measured_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ungated, "_lacking", lambda *_: "")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
-    found = ungated.lpips("adapted", PICTURES, PICTURES)
-    assert isinstance(found, Measurement)
-    assert found.value is None
-    assert "no weights at" in found.where
-    assert ungated.judged([found])[0].status == "not measured"
-
-
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ungated, "_lacking", lambda *modules: f"needs {' and '.join(modules)}")
     found = {m.name: m for m in _pictures(PICTURES, PICTURES)}
     assert all(m.value is None for m in found.values())
     assert found["psnr"].where == "needs skimage: pip install scikit-image"
-    assert found["lpips"].where.startswith("needs torchmetrics and torchvision")
 
 
 def test_the_worst_prompt_is_named() -> None:
