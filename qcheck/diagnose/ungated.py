@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
-from qcheck.diagnose import features
+from qcheck.diagnose import features, flip_map
 from qcheck.diagnose.lpips import not_measured
 from qcheck.diagnose.sheet import Sheet
 from qcheck.measure import classifier, effect, interval, picture, style
@@ -19,7 +17,6 @@ from qcheck.sampling.store import Trace
 from qcheck.spec.arm import SIDES, Arm, Side
 
 Traces = Mapping[Side, Trace]
-_FLIP = 384  # pixels a side: some .15 s of one core
 
 
 @dataclass(frozen=True)
@@ -102,29 +99,12 @@ def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sam
 def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
     """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's.
 
-    A picture of more than ``_FLIP`` pixels a side is shrunk: FLIP takes a second for one of 1024.
+    A large picture is shrunk, see ``flip_map.SIDE``.
     """
-    if missing := _lacking("flip_evaluator"):
-        return not_measured("flip", side, f"{missing}: install qcheck[judge]")
-    from flip_evaluator import evaluate
-
-    pairs = zip(quantized, reference, strict=True)
-    values = [
-        float(evaluate(_shrunk(f), _shrunk(q), "LDR", applyMagma=False)[1]) if np.isfinite(q).all() else np.nan
-        for q, f in pairs
-    ]
-    return Sample("flip", side, np.array(values))
-
-
-def _shrunk(picture: np.ndarray) -> np.ndarray:
-    """A picture [H, W, 3] of at most ``_FLIP`` pixels a side, by the mean of areas."""
-    if max(picture.shape[:2]) <= _FLIP:
-        return picture.astype(np.float32)
-    share = _FLIP / max(picture.shape[:2])
-    size = [max(1, round(edge * share)) for edge in picture.shape[:2]]
-    image = torch.from_numpy(np.float32(picture)).permute(2, 0, 1)[None]
-    shrunk: np.ndarray = F.interpolate(image, size=size, mode="area")[0].permute(1, 2, 0).contiguous().numpy()
-    return shrunk
+    if reason := flip_map.missing():
+        return not_measured("flip", side, reason)
+    means = [flip_map.compare(q, f).mean for q, f in zip(quantized, reference, strict=True)]
+    return Sample("flip", side, np.array(means))
 
 
 def _lacking(*modules: str) -> str:
