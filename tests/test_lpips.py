@@ -57,7 +57,7 @@ def state(net: str) -> dict[str, torch.Tensor]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LPIPS on AlexNet as torch saves it; its name says nothing."""
     path = tmp_path_factory.mktemp("lpips") / "weights"
-    torch.save(state("alex"), path)
+    torch.save(state("alex"), path, pickle_protocol=3)  # torch warns of any other than 2
     return path
 
 

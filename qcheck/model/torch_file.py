@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         _require_unpacked(path)
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another pickle protocol, and of types of storage that torch gives up
+            held = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(held, dict) or not all(map(_is_named_tensor, held.items())):
             raise ValueError("something else than tensors by name")
     except _BROKEN as error:
