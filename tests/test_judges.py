@@ -78,7 +78,7 @@ def test_pictures_are_seen_by_the_networks_that_are_asked_for(networks: dict[str
 
 def test_the_request_keeps_its_judges(networks: dict[str, Path], tmp_path: Path) -> None:
     spec = check_spec("demo", "flat", scheme="int8", judge=f"clip={networks['clip']}", threads=1)
-    assert [one.measurement for one in spec.judges] == ["clip_survival"]
+    assert [one.kind for one in spec.judges] == ["clip"]
     words = command.words(spec, tmp_path)
     assert words[words.index("--judge") + 1] == f"clip={networks['clip']}"
 
@@ -117,7 +117,7 @@ def test_a_network_that_is_not_whole_is_refused(
     assert said in told.value.what
 
 
-@pytest.mark.parametrize("text", ["siglip=x", "clip", "clip=nowhere", "=x"])
+@pytest.mark.parametrize("text", ["siglip=x", "clip", "clip=nowhere", "lpips=nowhere", "lpips=.", "=x"])
 def test_what_names_no_network_is_refused_before_anything_runs(text: str) -> None:
     with pytest.raises(UserError, match="--judge"):
         check_spec("demo", "flat", scheme="int8", judge=text)

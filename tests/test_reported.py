@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-from qcheck.diagnose import ungated
+from qcheck.diagnose import flip_map, ungated
 from qcheck.measure import effect
 from qcheck.result.measurement import Measurement
 
@@ -32,22 +31,11 @@ def test_pictures_too_small_for_the_window_are_not_measured() -> None:
     assert "11 pixels" in found["ssim"].where
 
 
-def test_lpips_without_its_weights_is_not_measured_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ungated, "_lacking", lambda *_: "")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
-    found = ungated.lpips("adapted", PICTURES, PICTURES)
-    assert isinstance(found, Measurement)
-    assert found.value is None
-    assert "no weights at" in found.where
-    assert ungated.judged([found])[0].status == "not measured"
-
-
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ungated, "_lacking", lambda *modules: f"needs {' and '.join(modules)}")
     found = {m.name: m for m in _pictures(PICTURES, PICTURES)}
-    assert all(m.value is None for m in found.values())
+    assert [m.value for m in found.values() if m.name != "flip"] == [None, None]
     assert found["psnr"].where == "needs skimage: pip install scikit-image"
-    assert found["lpips"].where.startswith("needs torchmetrics and torchvision")
 
 
 def test_the_worst_prompt_is_named() -> None:
@@ -72,3 +60,22 @@ def test_flip_of_a_large_picture_is_that_of_the_shrunk_one() -> None:
     assert values[0] > 0.1
     assert ungated.flip("adapted", small[0], small[0]).values == 0  # type: ignore[union-attr]
     assert np.isnan(ungated.flip("adapted", small[0] * np.nan, small[0]).values)  # type: ignore[union-attr]
+
+
+def test_a_flip_error_map_goes_from_black_to_pale_yellow() -> None:
+    pytest.importorskip("flip_evaluator")
+    black = np.zeros((48, 64, 3))
+    white = black.copy()
+    white[:, 32:] = 1
+    levels = flip_map.compare(white, black).colours * 255
+    assert levels.shape == (48, 64, 3)
+    assert levels[24, 0] == pytest.approx([0, 0, 4], abs=1)
+    assert levels[24, 63] == pytest.approx([252, 253, 191], abs=20)
+    assert np.isnan(flip_map.compare(black * np.nan, black).colours).all()
+
+
+def test_without_its_package_there_is_no_flip_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flip_map.importlib.util, "find_spec", lambda _: None)
+    told = ungated.flip("base", PICTURES, PICTURES)
+    assert isinstance(told, Measurement)
+    assert told.where == "needs flip_evaluator: install qcheck[judge]"

@@ -94,7 +94,8 @@ class Judging(TypedDict, total=False):
 
     ``artifact``: ONNX files that others quantized, judged beside the schemes, or alone. ``limits``: what the verdict
     compares with. ``style_pictures``: a folder of pictures of the adapter's style, on which its benefit is measured.
-    ``judge``: networks that look at finished pictures, "clip=FOLDER" or "dinov2=FOLDER".
+    ``judge``: networks that look at finished pictures, "clip=FOLDER", "dinov2=FOLDER" or
+    "lpips=FILE".
     ``require``: whether "all" cases have to pass, or "any"; "all" where schemes are named.
     """
 

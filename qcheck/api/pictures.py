@@ -40,7 +40,8 @@ def pictures(
         match: How partners are known: by "name", their file names without endings, or by "metadata", the prompt and
             seed that A1111, Forge or ComfyUI wrote into them.
         limits: A name, a .toml file, or the value.
-        judge: Networks of your own that look too, "clip=FOLDER" or "dinov2=FOLDER"; they decide nothing.
+        judge: Networks of your own that look too, "clip=FOLDER", "dinov2=FOLDER" or "lpips=FILE"; they decide
+            nothing.
         out: The folder for report.json, the page and pictures. Default: qcheck-out/pictures-TIME.
         overwrite: Replace what an earlier run wrote there.
         progress: Progress is drawn by this; by default nothing is.

@@ -206,9 +206,9 @@ Judges = Annotated[
     list[str] | None,
     typer.Option(
         "--judge",
-        metavar="KIND=DIR",
-        help="A network of yours that looks at the pictures too: clip=DIR or dinov2=DIR, as transformers saves them. "
-        "It decides nothing. Repeatable.",
+        metavar="KIND=PATH",
+        help="A network of yours that looks at the pictures too: clip=DIR or dinov2=DIR, as transformers saves them, "
+        "or lpips=FILE. It decides nothing. Repeatable.",
         rich_help_panel=_QUANTIZING,
     ),
 ]

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from qcheck.core import files
-from qcheck.core.digest import digest_of_folder
 from qcheck.core.errors import UserError
 from qcheck.model.quiet import quiet
 from qcheck.spec.judge import Judge, Kind
@@ -38,11 +37,6 @@ def of(judge: Judge, pictures: Iterable[np.ndarray]) -> np.ndarray:
     return embeddings
 
 
-def digest(judge: Judge) -> str:
-    """The digest of the network's files."""
-    return digest_of_folder(Path(judge.folder))
-
-
 @functools.cache
 def _network(judge: Judge) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from a picture [1, 3, H, W] in [0, 1] to its embedding [1, D]."""
@@ -65,7 +59,7 @@ def _loaded(judge: Judge, name: str) -> Any:
     try:
         with quiet():
             network, report = getattr(transformers, name).from_pretrained(
-                judge.folder, local_files_only=True, output_loading_info=True, use_safetensors=True, dtype=torch.float32
+                judge.path, local_files_only=True, output_loading_info=True, use_safetensors=True, dtype=torch.float32
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -85,7 +79,7 @@ def _normalization(judge: Judge) -> tuple[torch.Tensor, torch.Tensor]:
         UserError: the folder does not say.
     """
     try:
-        known = files.read_object(Path(judge.folder) / _PREPARED)
+        known = files.read_object(Path(judge.path) / _PREPARED)
         mean, deviation = (torch.tensor(known[key], dtype=torch.float32) for key in ("image_mean", "image_std"))
         if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
             raise ValueError("image_mean and image_std are not three numbers")

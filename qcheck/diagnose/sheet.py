@@ -1,7 +1,8 @@
 """Decoded pictures of the first probes, before and after quantization, for the contact sheet and the page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +10,13 @@ import numpy as np
 import torch
 
 from qcheck.model.family import Family
+from qcheck.result.pictures import Role
 from qcheck.sampling.store import Trace
+from qcheck.spec.arm import Side
 
 ROWS = 8
 AMPLIFY = 8
+_QUANTIZED: Mapping[Side, Role] = {"base": "q0", "adapted": "q1"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,12 @@ class Sheet:
     prompts: tuple[str, ...]
     reference: Mapping[Literal["base", "adapted"], np.ndarray]
     quantized: Mapping[Literal["base", "adapted"], np.ndarray]
+
+    def arms(self, sides: Sequence[Side]) -> dict[Role, Callable[[], Iterable[np.ndarray]]]:
+        """Readers of the pictures of f0, f1 and of the quantized arms of ``sides``."""
+        full: dict[Role, np.ndarray] = {"f0": self.reference["base"], "f1": self.reference["adapted"]}
+        quantized: dict[Role, np.ndarray] = {_QUANTIZED[side]: self.quantized[side] for side in sides}
+        return {role: partial(iter, pictures) for role, pictures in (full | quantized).items()}
 
 
 def eight_bits(picture: np.ndarray) -> np.ndarray:

@@ -3,26 +3,20 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
-from qcheck.diagnose import embeddings, features
+from qcheck.diagnose import features, flip_map
+from qcheck.diagnose.lpips import not_measured
 from qcheck.diagnose.sheet import Sheet
-from qcheck.measure import classifier, effect, embedding, interval, picture, style
+from qcheck.measure import classifier, effect, interval, picture, style
 from qcheck.measure.registry import measures
 from qcheck.measure.sample import Sample
 from qcheck.result.measurement import Judged, Measurement
 from qcheck.sampling.store import Trace
-from qcheck.spec import measurement
 from qcheck.spec.arm import SIDES, Arm, Side
-from qcheck.spec.judge import Judge
 
 Traces = Mapping[Side, Trace]
-_WEIGHTS = "alexnet-owt-7be5be79.pth"
-_FLIP = 384  # pixels a side: some .15 s of one core
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[
     measurements, samples, scores = list[Measurement](), list[Sample](), dict[Side, np.ndarray]()
     for side in sides:
         if missing := _lacking("sklearn"):
-            measurements.append(_not_measured("classifier_auc", side, f"{missing}: pip install scikit-learn"))
+            measurements.append(not_measured("classifier_auc", side, f"{missing}: pip install scikit-learn"))
         else:
             scores[side] = classifier.scores(quantized[side].finals(), reference[side].finals())
             measurements.append(classifier.of_scores(side, scores[side], alpha))
@@ -81,87 +75,38 @@ def looks(sheet: Sheet, sides: Sequence[Side]) -> list[Sample | Measurement]:
     if reason:
         named: list[tuple[str, Arm]] = [("style_survival", "adapted"), ("style_effect", "adapted")]
         named += [(name, side) for side in sides for name in ("deep_distance", "subject_survival")]
-        return [_not_measured(name, side, reason) for name, side in named]
+        return [not_measured(name, side, reason) for name, side in named]
     full = {side: features.of(sheet.reference[side]) for side in SIDES}
     quantized = {side: features.of(sheet.quantized[side]) for side in sides}
     return list[Sample | Measurement](style.samples(full["base"], full["adapted"], quantized))
 
 
-def embedded(judge: Judge, sheet: Sheet) -> Sample | Measurement:
-    """What is left of the adapter's effect on a sheet's pictures, in the embeddings of a network of the user's own."""
-    if len(sheet.prompts) < style.LEAST:
-        return _not_measured(judge.measurement, "adapted", f"needs at least {style.LEAST} pictures")
-    arms = (sheet.reference["base"], sheet.reference["adapted"], sheet.quantized["adapted"])
-    return embedding.survival(judge.measurement, *(embeddings.of(judge, pictures) for pictures in arms))
-
-
 def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:
-    """The samples of psnr, ssim, flip and lpips; what was not measured is a measurement that says why."""
+    """The samples of psnr, ssim and flip; what was not measured is a measurement that says why."""
     reason = ""
     if missing := _lacking("skimage"):
         reason = f"{missing}: pip install scikit-image"
     elif min(reference.shape[1:3]) < picture.WINDOW:
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
     if reason:
-        unmeasured = [_not_measured(name, side, reason) for name in ("psnr", "ssim")]
-        return [*unmeasured, flip(side, quantized, reference), lpips(side, quantized, reference)]
+        unmeasured = [not_measured(name, side, reason) for name in ("psnr", "ssim")]
+        return [*unmeasured, flip(side, quantized, reference)]
     compared = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
-    return [*compared, flip(side, quantized, reference), lpips(side, quantized, reference)]
+    return [*compared, flip(side, quantized, reference)]
 
 
 @measures("flip", when="end")
 def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
     """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's.
 
-    A picture of more than ``_FLIP`` pixels a side is shrunk: FLIP takes a second for one of 1024.
+    A large picture is shrunk, see ``flip_map.SIDE``.
     """
-    if missing := _lacking("flip_evaluator"):
-        return _not_measured("flip", side, f"{missing}: install qcheck[judge]")
-    from flip_evaluator import evaluate
-
-    pairs = zip(quantized, reference, strict=True)
-    values = [
-        float(evaluate(_shrunk(f), _shrunk(q), "LDR", applyMagma=False)[1]) if np.isfinite(q).all() else np.nan
-        for q, f in pairs
-    ]
-    return Sample("flip", side, np.array(values))
-
-
-def _shrunk(picture: np.ndarray) -> np.ndarray:
-    """A picture [H, W, 3] of at most ``_FLIP`` pixels a side, by the mean of areas."""
-    if max(picture.shape[:2]) <= _FLIP:
-        return picture.astype(np.float32)
-    share = _FLIP / max(picture.shape[:2])
-    size = [max(1, round(edge * share)) for edge in picture.shape[:2]]
-    image = torch.from_numpy(np.float32(picture)).permute(2, 0, 1)[None]
-    shrunk: np.ndarray = F.interpolate(image, size=size, mode="area")[0].permute(1, 2, 0).contiguous().numpy()
-    return shrunk
-
-
-@measures("lpips", when="end")
-def lpips(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
-    """LPIPS (AlexNet, Zhang et al. 2018) of pictures [n, H, W, 3] in [0, 1] by torchmetrics; fetches nothing."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS
-    if missing := _lacking("torchmetrics", "torchvision"):
-        return _not_measured("lpips", side, f"{missing}: pip install torchmetrics torchvision")
-    if not weights.exists():
-        reason = f"no weights at {weights}: torchvision.models.alexnet(weights='DEFAULT') fetches them"
-        return _not_measured("lpips", side, reason)
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
-
-    def prepared(image: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.float32(image)).permute(2, 0, 1)[None]
-
-    pairs = zip(quantized, reference, strict=True)
-    values = [float(distance(prepared(q), prepared(f), net_type="alex", normalize=True)) for q, f in pairs]
-    return Sample("lpips", side, np.array(values))
+    if reason := flip_map.missing():
+        return not_measured("flip", side, reason)
+    means = [flip_map.compare(q, f).mean for q, f in zip(quantized, reference, strict=True)]
+    return Sample("flip", side, np.array(means))
 
 
 def _lacking(*modules: str) -> str:
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"needs {' and '.join(absent)}" if absent else ""
-
-
-def _not_measured(name: str, side: Arm, reason: str) -> Measurement:
-    unit = measurement.find(name).of(side).unit
-    return Measurement(name=name, arm=side, unit=unit, value=None, where=reason)

@@ -57,13 +57,19 @@ class Histogram(Value):
 class Pictures(Value):
     """Decoded pictures of an arm, one for each probe, as paths relative to the folder.
 
-    ``difference`` is 0.5 + amplify (q - f) / 2.
+    ``difference`` is 0.5 + amplify (q - f) / 2. ``flip`` are maps of FLIP's errors in the colours of magma, none where
+    it was not measured.
     """
 
     arm: Arm
     reference: list[str]
     quantized: list[str]
     difference: list[str]
+    flip: list[str] = Field(default_factory=list)
+
+    def of(self, row: int) -> list[str]:
+        """The pictures of a probe, without its map."""
+        return [name for names in (self.reference, self.quantized, self.difference) for name in names[row : row + 1]]
 
 
 class Arrival(Value):
@@ -112,6 +118,11 @@ class Evidence(Value):
     prompts: list[str]
     alignment: dict[str, Number] = Field(default_factory=dict)
     cases: list[CaseEvidence]
+
+    @property
+    def pictures(self) -> list[Pictures]:
+        """The pictures of all cases."""
+        return [pictures for case in self.cases for pictures in case.pictures]
 
     def to_json(self) -> str:
         """JSON with the key ``schema``; non-finite numbers become the strings NaN, Infinity."""

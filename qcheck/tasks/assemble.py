@@ -10,7 +10,7 @@ import numpy as np
 from qcheck.build import profile
 from qcheck.core.digest import digest_of, digest_of_value, file_digest, joined
 from qcheck.device.arithmetic import decibels
-from qcheck.diagnose import embeddings
+from qcheck.diagnose import judges
 from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import next_step
@@ -248,7 +248,7 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         ],
         ranges=None if spec.ranges is None else Input(source=spec.ranges, digest=digest_of(Path(spec.ranges))),
         style_pictures=None if (exam := session.exam) is None else Input(source=exam.folder, digest=exam.digest),
-        judges=[Input(source=one.text(), digest=embeddings.digest(one)) for one in spec.judges],
+        judges=[Input(source=one.text(), digest=judges.digest(one)) for one in spec.judges],
         changed_layers=len(arms.layers),
         unmatched=list(arms.unmatched),
         idle=sorted(arms.idle),

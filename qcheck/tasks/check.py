@@ -14,7 +14,7 @@ import numpy as np
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress
-from qcheck.diagnose import alignment, arrival, curves, sensitivity, ungated
+from qcheck.diagnose import alignment, arrival, curves, judges, sensitivity, ungated
 from qcheck.diagnose.scores import Scores
 from qcheck.diagnose.sheet import Sheet
 from qcheck.diagnose.ungated import Ungated
@@ -317,8 +317,10 @@ def reported(
     """Everything without a limit, with the exam on the user's own pictures where there are any."""
     alpha = session.spec.bounds.alpha
     extra = ungated.measure(reference, quantized, sheet, sides, alpha)
-    for one in session.spec.judges:
-        extra = extra.beside(ungated.embedded(one, sheet), alpha)
+    asked = session.spec.judges
+    looks = [one for judge in asked for one in judges.look(judge, sheet.arms(sides))]
+    for one in [*looks, *judges.absent(asked, sides)]:
+        extra = extra.beside(one, alpha)
     return extra if session.exam is None else extra.beside(session.exam.measure(q1), alpha)
 
 

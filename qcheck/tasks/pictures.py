@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from qcheck.core import versions
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import listed
 from qcheck.core.progress import Advance, Progress, Stopwatch
-from qcheck.diagnose import embeddings, features, ungated
+from qcheck.diagnose import features, judges, ungated
 from qcheck.diagnose.sheet import AMPLIFY, ROWS, Sheet
 from qcheck.judge import verdict as verdicts
-from qcheck.measure import embedding, interval, style
+from qcheck.measure import interval, style
 from qcheck.measure.sample import Sample
 from qcheck.measure.style import Features
 from qcheck.report import pictures as report_files
@@ -97,30 +98,30 @@ class Measured:
     survivals: np.ndarray
 
 
-def _measured(paired: Paired, judges: Sequence[Judge], watch: Stopwatch) -> Measured:
+def _measured(paired: Paired, given: Sequence[Judge], watch: Stopwatch) -> Measured:
     with watch.stage("features of pictures", len(paired.files)) as advance:
-        told: dict[Role, Features] = {}
+        seen: dict[Role, Features] = {}
         for role in paired.files:
-            told[role] = features.of(paired.read(role))
+            seen[role] = features.of(paired.read(role))
             advance(1)
     sides = [side for side in SIDES if _QUANTIZED[side] in paired.files]
     with watch.stage("pixels of pictures", len(sides) * len(paired.keys)) as advance:
         pixels = [one for side in sides for one in _pixels(side, paired, advance)]
-    looks = style.samples(told["f0"], told["f1"], _quantized(told))
-    arms: tuple[Role, ...] = ("f0", "f1", "q1")
-    with watch.stage("embeddings of pictures", len(judges)) as advance:
-        for one in judges:
-            looks.append(embedding.survival(one.measurement, *(embeddings.of(one, paired.read(arm)) for arm in arms)))
+    told = list[Sample | Measurement](style.samples(seen["f0"], seen["f1"], _quantized(seen)))
+    with watch.stage("judges of pictures", len(given)) as advance:
+        for one in given:
+            told += judges.look(one, {role: partial(paired.read, role) for role in paired.files})
             advance(1)
+    told += [*pixels, *judges.absent(given, sides)]
     return Measured(
-        samples=[*looks, *(one for one in pixels if isinstance(one, Sample))],
-        others=[_same(paired), *(one for one in pixels if isinstance(one, Measurement))],
-        survivals=style.each(told["f0"], told["f1"], told["q1"]),
+        samples=[one for one in told if isinstance(one, Sample)],
+        others=[_same(paired), *(one for one in told if isinstance(one, Measurement))],
+        survivals=style.each(seen["f0"], seen["f1"], seen["q1"]),
     )
 
 
-def _quantized(told: Mapping[Role, Features]) -> dict[Side, Features]:
-    return {side: told[role] for side, role in _QUANTIZED.items() if role in told}
+def _quantized(seen: Mapping[Role, Features]) -> dict[Side, Features]:
+    return {side: seen[role] for side, role in _QUANTIZED.items() if role in seen}
 
 
 def _pixels(side: Side, paired: Paired, advance: Advance) -> list[Sample | Measurement]:

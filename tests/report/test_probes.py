@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +124,66 @@ def test_keys_move_between_probes_and_schemes_and_enlarge(opened: Page) -> None:
     opened.wait_for_selector("html[data-ready='1']")
 
 
+def test_flip_error_maps_take_the_place_of_the_differences_by_keyboard(opened: Page) -> None:
+    def shown(probe: int) -> tuple[int, int]:
+        figures = opened.locator(".probe").nth(probe)
+        return figures.locator(".difference img:visible").count(), figures.locator(".map img:visible").count()
+
+    assert (shown(0), shown(1)) == ((2, 0), (2, 0))
+    assert not opened.locator("#magma").is_visible()
+    opened.focus("#maps")
+    opened.keyboard.press("Space")
+    assert (shown(0), shown(1)) == ((0, 2), (0, 2))
+    assert "0, black, is what no eye would notice" in opened.inner_text("#magma")
+    opened.evaluate("document.getElementById('probe-1').focus()")
+    opened.keyboard.press("o")
+    captions = opened.locator("#large figcaption").all_inner_texts()
+    assert [("FLIP" in text, "difference" in text) for text in captions][-2:] == [(True, False)] * 2
+    assert len(captions) == 6
+    opened.keyboard.press("Escape")
+    opened.keyboard.press("f")
+    assert shown(0) == (2, 0)
+
+
 def test_letters_typed_into_a_search_move_nothing(opened: Page) -> None:
     opened.focus("#probe-search")
     opened.keyboard.type("jock")
     assert opened.input_value("#probe-search") == "jock"
     assert opened.evaluate("document.documentElement.dataset.shown") == "0"
+
+
+def test_a_page_without_maps_says_why(folder: Path) -> None:
+    source = html.read(folder)
+    assert source.evidence is not None
+    bare = {name: uri for name, uri in source.pictures.items() if not name.startswith("pictures/m")}
+    text = html.render(replace(source, pictures=bare))
+    assert "No FLIP error maps: this report holds none." in text
+    assert 'id="maps"' not in text
+    lacking = Judged(
+        name="flip",
+        arm="base",
+        value=None,
+        unit="ratio",
+        where="needs flip_evaluator: install it",
+        status="not measured",
+    )
+    first = source.report.cases[0]
+    told = first.model_copy(update={"measurements": [*first.measurements, lacking]})
+    report = source.report.model_copy(update={"cases": [told]})
+    assert "No FLIP error maps: needs flip_evaluator: install it." in html.render(
+        replace(source, report=report, pictures=bare)
+    )
+
+
+def test_maps_that_do_not_fit_leave_the_pictures_and_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = html.read(folder).pictures
+    maps = {name for name in whole if name.startswith("pictures/m")}
+    assert maps
+    monkeypatch.setattr(html, "BUDGET", sum(len(uri) for name, uri in whole.items() if name not in maps))
+    source = html.read(folder)
+    assert set(source.pictures) == set(whole) - maps
+    some = replace(source, pictures=dict(list(whole.items())[:-1]))
+    assert html.render(some).count("left out to keep this page small; it is in the folder") == 1
 
 
 def test_the_page_says_which_group_broke(opened: Page) -> None:

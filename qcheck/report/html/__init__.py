@@ -25,7 +25,7 @@ from qcheck.report.html.charts import Chart
 from qcheck.report.numbers import shown
 from qcheck.report.wording import printable
 from qcheck.result import evidence
-from qcheck.result.evidence import CaseEvidence, Evidence
+from qcheck.result.evidence import CaseEvidence, Evidence, Pictures
 from qcheck.result.measurement import NotMeasured
 from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import Case, Report
@@ -102,26 +102,22 @@ def _cures(path: Path) -> list[Record]:
 
 
 def _pictures(stored_evidence: Evidence, folder: Path) -> dict[str, str]:
-    """Pictures as data URIs, probe by probe of all cases until the budget is spent."""
-    uris: dict[str, str] = {}
-    size = 0
-    for probe in range(len(stored_evidence.prompts)):
-        names = [
-            n
-            for case in stored_evidence.cases
-            for p in case.pictures
-            for n in (*_at(p.reference, probe), *_at(p.quantized, probe), *_at(p.difference, probe))
-        ]
+    """Pictures of all cases as data URIs."""
+    return _within_budget(stored_evidence.pictures, len(stored_evidence.prompts), folder)
+
+
+def _within_budget(shown: Sequence[Pictures], rows: int, folder: Path) -> dict[str, str]:
+    """Data URIs by name, probe by probe until the budget is spent: first all pictures, then their FLIP maps."""
+    groups = [[name for p in shown for name in p.of(row)] for row in range(rows)]
+    maps = [[name for p in shown for name in p.flip[row : row + 1]] for row in range(rows)]
+    uris, size = dict[str, str](), 0
+    for names in (*groups, *maps):
         new = {name: _uri(folder, name) for name in dict.fromkeys(names) if name not in uris}
         size += sum(map(len, new.values()))
         if size > BUDGET and uris:
             break
         uris |= new
     return uris
-
-
-def _at(names: Sequence[str], probe: int) -> Sequence[str]:
-    return names[probe : probe + 1]
 
 
 def _uri(folder: Path, name: str) -> str:
@@ -252,16 +248,7 @@ def pictures_page(report: PicturesReport, folder: Path) -> str:
 
     Pictures beyond the budget stay in the folder.
     """
-    uris, size = dict[str, str](), 0
-    for row in range(len(report.shown_pairs)):
-        names = [
-            n for p in report.shown for column in (p.reference, p.quantized, p.difference) for n in _at(column, row)
-        ]
-        new = {name: _uri(folder, name) for name in dict.fromkeys(names)}
-        size += sum(map(len, new.values()))
-        if size > BUDGET and uris:
-            break
-        uris |= new
+    uris = _within_budget(report.shown, len(report.shown_pairs), folder)
     scripts = [_asset("page.js"), _asset("divider.js")]
     rows = [view.row(judged) for judged in report.measurements]
     decisive = [judged.limit is not None for judged in report.measurements]

@@ -19,6 +19,12 @@
     probe.querySelector(".slider").addEventListener("input", (event) => cut(probe, event.target.value));
     for (const picture of all(".compare", probe)) follow(picture, (value) => cut(probe, value));
   }
+  const maps = document.getElementById("maps");
+  if (maps) {
+    const choose = () => document.documentElement.classList.toggle("maps", maps.checked);
+    maps.addEventListener("change", choose);
+    choose();
+  }
   const every = document.getElementById("every");
   if (every) every.addEventListener("input", () => probes.forEach((probe) => cut(probe, every.value)));
 })();

@@ -34,7 +34,7 @@
   const large = document.getElementById("large");
   let enlarged = null;
   function enlarge(probe) {
-    const pictures = all("img", probe).filter((picture) => !picture.hidden);
+    const pictures = all("img", probe).filter((picture) => picture.checkVisibility());
     large.querySelector("h3").textContent = `Probe ${number(probe) + 1}: ${probe.querySelector(".prompt").textContent}`;
     large.querySelector(".pair").replaceChildren(...pictures.map(enlargedFigure));
     enlarged = probe;
@@ -90,6 +90,8 @@
       enlarge(here);
     } else if (event.key === "c") {
       document.dispatchEvent(new CustomEvent("pick", { detail: (shown() + 1) % data.survivals.length }));
+    } else if (event.key === "f") {
+      document.getElementById("maps")?.click();
     } else return;
     event.preventDefault();
   });

@@ -1,7 +1,7 @@
 """What the page says, in plain words and plain values; the template only lays it out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
@@ -11,6 +11,7 @@ from qcheck.judge.recommend import recommended
 from qcheck.report import numbers
 from qcheck.report.next_command import next_command
 from qcheck.report.text import board_lines, build_line, order_loses
+from qcheck.result.evidence import Pictures
 from qcheck.result.measurement import Judged
 from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import Case, Report
@@ -327,3 +328,14 @@ def _adapter_line(weight: float | None, arms: str | None) -> str:
 def limits_of(case: Case) -> Mapping[tuple[str, str], Limit]:
     """The limit of every gated measurement of a case."""
     return {(judged.name, judged.arm): judged.limit for judged in case.measurements if judged.limit is not None}
+
+
+def has_maps(uris: Container[str], shown: Sequence[Pictures]) -> bool:
+    """Whether the page holds a FLIP error map."""
+    return any(name in uris for pictures in shown for name in pictures.flip)
+
+
+def no_maps(judged: Iterable[Case | PicturesReport]) -> str:
+    """Why there are no FLIP error maps."""
+    told = (one.where for case in judged for one in case.measurements if one.name == "flip" and not one.measured)
+    return next(told, "this report holds none")
