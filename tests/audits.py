@@ -128,7 +128,7 @@ def verified(report: Report, **changed: Any) -> dict[str, Any]:
         "bundle": "0" * 64,
         "asked": asked | changed.pop("asked", {}),
         "probes": 8,
-        "runner": {"name": "tensorrt", "deployed": True},
+        "runner": {"name": "tensorrt", "deployed": True} | changed.pop("runner", {}),
         "board": {"model": "Orin", "release": "R36.4.3", "power_mode": "MAXN"} | changed.pop("board", {}),
         "verdict": changed.pop("verdict", "PASS"),
         "reasons": ["fine"],

@@ -365,6 +365,7 @@ def test_the_worst_picture_of_a_board_is_the_worst_of_its_pictures(merged: Path)
         ({"verdict": "FAIL"}, "another answer of the board: the verdict is of PASS, and this is FAIL"),
         ({"board": {"model": "Thor"}}, "another board: the verdict is of Orin, and this is Thor"),
         ({"board": {"release": "R38.0"}}, "another release of Linux"),
+        ({"runner": {"name": "trtexec"}}, "another runner: the verdict is of tensorrt, and this is trtexec"),
         ({"asked": {"base_digest": "9" * 16}}, "another base: the verdict is of 1111111111111111"),
         ({"asked": {"adapter_digests": ["9" * 16]}}, "another adapter"),
         ({"asked": {"file_digest": "9" * 16}}, "another file"),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist, squareform
 
 from qcheck.device.arithmetic import pseudo_values
 from qcheck.measure import distribution
@@ -116,3 +117,13 @@ def test_the_jackknife_covers_the_drift_that_is_there() -> None:
         )
         inside.append(measure(found, None, 0.05).high >= every.sum() * 0.9)  # type: ignore[operator]
     assert np.mean(inside) > 0.85
+
+
+def test_the_kernel_of_mmd_is_as_wide_as_the_median_distance_of_different_samples() -> None:
+    draws = np.random.default_rng(5)
+    x, y = draws.standard_normal((3, 4)), draws.standard_normal((3, 4))
+    pooled = np.concatenate([x, y])
+    square = squareform(pdist(pooled / pooled.std(0), "sqeuclidean"))
+    kernel = np.exp(-square / np.median(squareform(square)))
+    expected = kernel[:3, :3] + kernel[3:, 3:] - kernel[:3, 3:] - kernel[3:, :3]
+    assert distribution.mmd(x, y) == pytest.approx(expected)

@@ -90,3 +90,11 @@ def test_a_checkerboard_is_found_whatever_the_sides_are(height: int, width: int)
     grid = lattice.read(list(finals + board), list(finals))
     assert lattice.amplitude(grid).mean() == pytest.approx(0.1, rel=0.25)
     assert np.isfinite(lattice.energy(grid)).all()
+
+
+def test_the_energy_of_a_grid_is_in_decibels() -> None:
+    """Twice the amplitude is 6.02 dB; at the checkerboard's bin, which spreads more, it is divided by sqrt 3."""
+    bins = np.array([[0.5, 0.5], [0.25, 0.5]])
+    doubled = np.full((1, 1, 2), np.log(4.0))
+    grid = lattice.Grid(np.zeros((1, 1, 2), complex), doubled, np.ones((1, 1)), bins, np.zeros(1), np.zeros(1))
+    assert lattice.energy(grid)[0].tolist() == pytest.approx([6.0206 / np.sqrt(3), 6.0206], abs=1e-4)
