@@ -131,6 +131,11 @@ def test_an_event_file_that_is_cut_or_damaged_says_what_is_whole(tmp_path: Path)
     for start in range(0, len(content), 3):  # lengths, tags and types of fields of every kind
         path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
         assert len(list(event_file.scalars(path))) <= len(every)
+    (length,) = struct.unpack_from("<Q", content)
+    first = content[: length + 16]  # what writers begin with; then a scalar without its checksum is not whole
+    (length,) = struct.unpack_from("<Q", content, len(first))
+    path.write_bytes(content[: len(first) + 12 + length])
+    assert list(event_file.scalars(path)) == []
     path.write_bytes(struct.pack("<QI", 2**63, 0) + content)
     assert list(event_file.scalars(path)) == []
     path.write_bytes(struct.pack("<QI", 2**20 + 1, 0) + bytes(2**20 + 5) + content)
