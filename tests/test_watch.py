@@ -1,26 +1,34 @@
 """Checkpoints of a training: by which names they are known, what is said of them, and what that stops."""
 
+import functools
 import json
 import math
 import os
 import shutil
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from lxml import html
 from safetensors.torch import load_file, save_file
 
 import qcheck
 from qcheck.core.errors import UserError
 from qcheck.demo import library
+from qcheck.measure import distribution
 from qcheck.result import watching
 from qcheck.result.watching import Checkpoint, Watching
+from qcheck.sampling import sampler
 from qcheck.spec.growth import growth
-from qcheck.tasks import run_folder, watch
+from qcheck.tasks import event_file, run_folder, shift, watch
 from tests.conftest import run
 
+# torch.utils.tensorboard of torch 2.13.0 and tensorboard 2.20.0; the last scalar with new_style=True
+EVENTS = Path(__file__).parent / "tensorboard" / "events.out.tfevents.1.host.0"
 FLAT = library.ADAPTERS / "flat.safetensors"
 ASKED = {"scheme": "int4-g128", "order": "quantize-merge"}
 
@@ -102,6 +110,38 @@ def test_norms_are_read_from_logs_and_what_is_no_log_is_left_out(name: str, text
     assert run_folder.norms(tmp_path) == {10: 0.5}
 
 
+def test_norms_are_read_from_what_tensorboard_writes(tmp_path: Path) -> None:
+    """The norm of the adapter's own weights, which kohya logs beside it, is none of the gradient."""
+    folder = tmp_path / "logs" / "style"
+    folder.mkdir(parents=True)
+    shutil.copy(EVENTS, folder)
+    assert run_folder.norms(tmp_path) == {10: 0.5, 20: 0.25, 30: 0.125}
+
+
+def test_an_event_file_that_is_cut_or_damaged_says_what_is_whole(tmp_path: Path) -> None:
+    content, path = EVENTS.read_bytes(), tmp_path / EVENTS.name
+    every = list(event_file.scalars(EVENTS))
+    lengths = set()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        read = list(event_file.scalars(path))
+        lengths.add(len(read))
+        assert read == every[: len(read)]
+    assert lengths == set(range(len(every) + 1))  # the last record is a text
+    for start in range(0, len(content), 3):  # lengths, tags and types of fields of every kind
+        path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+        assert len(list(event_file.scalars(path))) <= len(every)
+    (length,) = struct.unpack_from("<Q", content)
+    first = content[: length + 16]  # what writers begin with; then a scalar without its checksum is not whole
+    (length,) = struct.unpack_from("<Q", content, len(first))
+    path.write_bytes(content[: len(first) + 12 + length])
+    assert list(event_file.scalars(path)) == []
+    path.write_bytes(struct.pack("<QI", 2**63, 0) + content)
+    assert list(event_file.scalars(path)) == []
+    path.write_bytes(struct.pack("<QI", 2**20 + 1, 0) + bytes(2**20 + 5) + content)
+    assert list(event_file.scalars(path)) == every
+
+
 def test_a_line_that_is_being_written_takes_no_other_with_it(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(
         '{"step": 5, "grad_norm": 0.0}\n{"step": 10, "grad_norm": 0.5}\n{"step": 20, "gr'
@@ -127,6 +167,30 @@ def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_row(
     looking = qcheck.Watch(tmp_path, "demo", **ASKED)  # type: ignore[arg-type]
     assert looking.look(settled=0.0) == watched.checkpoints[:1]
     assert looking.watching.checkpoints == watched.checkpoints[:1]
+
+
+def test_a_checkpoint_that_the_trainer_removed_stays_a_row(training: Path, watched: Watching, tmp_path: Path) -> None:
+    """And is not the latest: a folder may hold a later training than what is remembered."""
+    shutil.copytree(training, tmp_path, dirs_exist_ok=True)
+    looking = qcheck.Watch(tmp_path, "demo", out=tmp_path / "out", **ASKED)  # type: ignore[arg-type]
+    looking.look(settled=0.0)
+    for step in (10, 100):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert looking.look(settled=0.0) == []
+    rows = [(one.number, one.state, one.removed) for one in looking.watching.checkpoints]
+    assert rows == [(10, "faint", True), (20, "healthy", False), (100, "overcooked", True)]
+    assert watching.exit_code(looking.watching) == 0
+    page = html.fromstring((tmp_path / "out" / "watch.html").read_text("utf-8"))
+    assert [row.findtext("th/span") for row in page.xpath("//tbody/tr")] == ["removed", None, "removed"]
+    shutil.copytree(training / "checkpoint-10", tmp_path / "checkpoint-10")
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    again = qcheck.Watch(tmp_path, "demo", out=tmp_path / "out", **ASKED)  # type: ignore[arg-type]
+    again.look(settled=0.0)
+    assert [one.removed for one in again.watching.checkpoints] == [False, True, True]
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    again.look()
+    assert [one.removed for one in again.watching.checkpoints] == [True, True, True]
+    assert watching.exit_code(again.watching) == 3
 
 
 def test_a_healthy_one_says_what_was_not_counted(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,3 +333,57 @@ def test_the_callback_ends_a_training_that_is_overcooked(
         shutil.copytree(training / f"checkpoint-{number}", tmp_path / f"checkpoint-{number}")
         callback.on_save(None, None, control)
     assert control.should_training_stop == stopped
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_step_diverges_as_ddpm_samples_it(kind: str) -> None:
+    """Held to diffusers' own step: half the squared distance of its means over its variance."""
+    solver = functools.partial(_ddpm, kind)
+    setup = SimpleNamespace(solver=solver, strata=tuple(range(6)))
+    expected, x = [], torch.full((1, 1, 1, 1), 0.3)
+    for timestep in solver().timesteps[:-1]:
+        means = [_mean(solver(), torch.full_like(x, output), timestep, x) for output in (0.0, 1.0)]
+        variance = float(solver()._get_variance(timestep))
+        expected.append((means[1] - means[0]) ** 2 / (2 * variance))
+    rates = shift.nats(setup)  # type: ignore[arg-type]
+    assert rates[:-1] == pytest.approx(expected, rel=1e-4)
+    assert rates[-1] == 0
+    first, second = np.zeros((6, 2, 2)), np.full((6, 2, 2), 2.0)
+    assert distribution.chain_kl(first, second, rates) == pytest.approx(16 * rates.sum())
+
+
+def _ddpm(kind: str) -> DDPMScheduler:
+    solver = DDPMScheduler(prediction_type=kind, clip_sample=False)
+    solver.set_timesteps(6)
+    return solver
+
+
+def _mean(solver: DDPMScheduler, output: torch.Tensor, timestep: int, x: torch.Tensor) -> float:
+    """The mean of a step's result: its noise, by the same seed, is that of a step from nothing to nothing."""
+    made, noise = (
+        solver.step(*given, generator=torch.Generator().manual_seed(0)).prev_sample
+        for given in ((output, timestep, x), (0 * output, timestep, 0 * x))
+    )
+    return float(made - noise)
+
+
+def test_probes_tell_how_far_checkpoints_move_the_sampler(
+    training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times as far for twice the change, where it is small; the base is sampled once for all."""
+    for step, factor in ((1, 0.0), (2, 0.02), (3, 0.04), (4, 1.0)):
+        _checkpoint(tmp_path, step, factor)
+    sampled: list[int] = []
+    sample = sampler._sample
+    monkeypatch.setattr(sampler, "_sample", lambda *given: sampled.append(1) or sample(*given))
+    looking = qcheck.Watch(tmp_path, "demo", probes=1, **ASKED)  # type: ignore[arg-type]
+    none, small, double, whole = (one.kl or 0.0 for one in looking.look(settled=0.0))
+    assert none == 0
+    assert double == pytest.approx(4 * small, rel=0.1)
+    assert whole > 100 * double
+    assert len(sampled) == 1
+    page = html.fromstring((looking.out / "watch.html").read_text("utf-8"))
+    assert "KL from the base" in page.xpath("//figcaption/h3/text()")
+    assert f"{whole:.3g}" in page.xpath("//tbody/tr/td/text()")
+    with pytest.raises(UserError, match="-1 probes"):
+        qcheck.Watch(tmp_path, "demo", probes=-1)

@@ -100,7 +100,7 @@ def check_spec(
     _require_binding(named_orders, max_rank, many(bound_with))
     with plainly():
         source = place(library.PIPELINE if demo else base)
-        probe_set = probe.triggered(_probes(probes, prompts, source, sampling), trigger)
+        probe_set = probe.triggered(probes_of(probes, prompts, source, sampling), trigger)
         return CheckSpec(
             base=source,
             adapters=_uses(demo, many(lora), many(weight)),
@@ -245,7 +245,7 @@ def _weighted(option: str, demo: bool, adapters: Iterable[Named]) -> tuple[Use, 
     return tuple(uses)
 
 
-def _probes(
+def probes_of(
     probes: Named | ProbeSet | None,
     prompts: Named | Sequence[str] | Mapping[str, Sequence[str]] | None,
     base: str,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qcheck.api.inspection import Inspecting
 from qcheck.api.watching import Watch
 from qcheck.cli import options, terminal
 from qcheck.cli.progress import Bars
@@ -38,6 +39,13 @@ def watch(
         typer.Option("--out", "-o", help="For watch.json and watch.html. Default: RUN_FOLDER/qcheck-watch."),
     ] = None,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 30.0,
+    probes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also run base and adapter on that many probes, at full precision, for how far it moves the sampler.",
+        ),
+    ] = 0,
     once: Annotated[bool, typer.Option("--once", help="Look at the checkpoints that are there, and end.")] = False,
     stop: Annotated[
         bool,
@@ -47,14 +55,16 @@ def watch(
 ) -> None:
     """Say of each checkpoint of a training whether it would arrive on a board, and whether it is overcooked.
 
-    From weights alone, for the names that diffusers' scripts, PEFT, kohya and ai-toolkit give checkpoints. Exit code 0
-    where the latest checkpoint is healthy, 3 where it is faint, overcooked or unread, 2 for bad input.
+    From weights alone, or with `--probes` by running it too, for the names that diffusers' scripts, PEFT, kohya and
+    ai-toolkit give checkpoints. Exit code 0 where the latest checkpoint is healthy, 3 where it is faint, overcooked or
+    unread, 2 for bad input.
 
     `qcheck watch runs/style --base sdxl/ --scheme int8 --order merge-quantize`
     """
     bars = Silent() if as_json else Bars(terminal.console(stderr=True))
     console = terminal.console(highlight=False, soft_wrap=True)
-    watching = Watch(run, base, out=out, progress=bars, weight=weight, scheme=schemes, order=orders, recipe=ranges)
+    asked = Inspecting(weight=weight, scheme=schemes, order=orders, recipe=ranges)
+    watching = Watch(run, base, out=out, progress=bars, probes=probes, **asked)
     while True:
         new = watching.look(settled=0.0) if once else watching.look()
         for one in new:

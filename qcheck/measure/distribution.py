@@ -30,6 +30,15 @@ def gaussian_kl(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return divergence
 
 
+def chain_kl(first: np.ndarray, second: np.ndarray, nats: np.ndarray) -> float:
+    """KL of two Gaussian chains with outputs [T, ...] at the same states, nat: the sum of their steps' divergences.
+
+    ``nats`` [T] is a step's divergence by a squared distance 1 of its outputs (``tasks.shift``).
+    """
+    apart = (first.astype(np.float64) - second).reshape(len(nats), -1)
+    return float(nats @ np.square(apart).sum(1))
+
+
 def swaps(count: int) -> np.ndarray:
     """Exchanges of the members of ``count`` pairs, bool [256 at most, count]: all of them, or a fixed random sample."""
     if 2**count <= _SWAPS:

@@ -16,12 +16,13 @@ def title(checkpoint: Checkpoint, unit: Unit) -> str:
 
 
 def numbers(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Change, intruders, norm of the gradient, and how many of the forecasts arrive."""
+    """Change, intruders, norm of the gradient, KL from the base, and how many of the forecasts arrive."""
     arriving = sum(one.fate == "arrives" for one in checkpoint.forecasts)
     return (
         f"{checkpoint.change:.3g}",
         "-" if checkpoint.intruders is None else f"{checkpoint.intruders:.2f}",
         "-" if checkpoint.gradient is None else f"{checkpoint.gradient:.3g}",
+        "-" if checkpoint.kl is None else f"{checkpoint.kl:.3g}",
         f"{arriving} of {len(checkpoint.forecasts)}",
     )
 
@@ -31,8 +32,9 @@ def line(checkpoint: Checkpoint, unit: Unit) -> Text:
     text = Text(f"{title(checkpoint, unit):>12}  ")
     text.append(f"{checkpoint.state:10}", COLOURS[checkpoint.state])
     if checkpoint.state != "unread":
-        change, intruders, gradient, arriving = numbers(checkpoint)
-        text.append(f"  change {change}  intruders {intruders}  gradient {gradient}  arrives in {arriving}")
+        change, intruders, gradient, kl, arriving = numbers(checkpoint)
+        text.append(f"  change {change}  intruders {intruders}  gradient {gradient}")
+        text.append(("" if checkpoint.kl is None else f"  kl {kl}") + f"  arrives in {arriving}")
     if checkpoint.reasons:
         more = len(checkpoint.reasons) - 1
         text.append(f"  {one_line(checkpoint.reasons[0])}" + (f" (and {more} more)" if more else ""))

@@ -1,5 +1,7 @@
 """What ``qcheck watch`` keeps of a training run: watch.json."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,8 @@ class Checkpoint(Value):
 
     ``change`` is the root mean square over layers of |D| / |W|, ``intruders`` the mean over the ``decomposed`` layers
     (None where there are none), ``gradient`` the norm that the run's log has at this step. ``scale`` is the largest
-    alpha / rank.
+    alpha / rank. ``kl`` is how far the sampler is from the base's on the probes, nat a picture, None without probes.
+    ``removed`` says that the trainer has taken the file away since.
     """
 
     number: int | None
@@ -38,6 +41,8 @@ class Checkpoint(Value):
     intruders: Number | None
     decomposed: int
     gradient: Number | None
+    kl: Number | None
+    removed: bool = False
     forecasts: list[Forecast]
 
 
@@ -52,15 +57,28 @@ class Watching(Value):
     schemes: list[str]
     orders: list[str]
     recipe: str
+    probes: int
     limits: Growth
     unit: Unit
     checkpoints: list[Checkpoint]
     not_measured: list[NotMeasured]
 
     @property
+    def latest(self) -> Checkpoint | None:
+        """The last checkpoint that is still there; where all are removed, the last."""
+        return next(
+            (one for one in reversed(self.checkpoints) if not one.removed), next(reversed(self.checkpoints), None)
+        )
+
+    @property
     def state(self) -> State | None:
         """That of the latest checkpoint."""
-        return self.checkpoints[-1].state if self.checkpoints else None
+        return self.latest.state if self.latest else None
+
+
+def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Checkpoints in the order of training; what it ended with is the last."""
+    return sorted(checkpoints, key=lambda one: math.inf if one.number is None else one.number)
 
 
 def exit_code(watching: Watching) -> Literal[0, 3]:

@@ -132,5 +132,8 @@ def target(setup: Setup, index: int, latents: torch.Tensor, noise: torch.Tensor)
         return scale * (signal * noise - spread * latents)
     targets = {"epsilon": noise, "sample": latents, "flow_prediction": noise - latents}
     if kind not in targets:
-        raise UserError(f"the denoiser's output is {kind!r}, whose loss is not known", "Leave --style-pictures out.")
+        raise UserError(
+            f"the denoiser's output is {kind!r}, whose loss is not known",
+            "Leave out what asks for it: --style-pictures, or the --probes of qcheck watch.",
+        )
     return targets[kind]

@@ -13,6 +13,7 @@ from qcheck.core import files
 from qcheck.core.errors import UserError, listed
 from qcheck.model import lora
 from qcheck.result.watching import Unit
+from qcheck.tasks import event_file
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")  # diffusers' scripts, transformers' and TRL's trainers
 _FILES: tuple[tuple[Unit, re.Pattern[str]], ...] = (
@@ -20,7 +21,7 @@ _FILES: tuple[tuple[Unit, re.Pattern[str]], ...] = (
     ("epoch", re.compile(r"(.+)-(\d{6})")),  # kohya, by epochs
     ("step", re.compile(r"(.+)_(\d{9})")),  # ai-toolkit
 )
-_NORMS = ("grad_norm", "train/grad_norm", "gradient_norm")
+_NORMS = ("grad_norm", "train/grad_norm", "gradient_norm", "norm/grad_norm", "norm/avg_grad_norm")
 _STEPS = ("step", "global_step")
 
 
@@ -68,12 +69,13 @@ def _files(folder: Path) -> Iterator[CheckpointFile]:
 
 
 def norms(folder: Path) -> dict[int, float]:
-    """The norms of the gradient by step, from CSV and JSON lines in the folder and the trainer's own state.
+    """The norms of the gradient by step, from the trainer's own state, TensorBoard's event files, CSV and JSON lines.
 
-    A log that cannot be read has none.
+    Event files may lie in folders of the folder. A log that cannot be read has none.
     """
     by_step: dict[int, float] = {}
-    for path in [*_states(folder)[-1:], *sorted(folder.glob("*.csv")), *sorted(folder.glob("*.jsonl"))]:
+    events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.name)  # names begin with the time
+    for path in [*_states(folder)[-1:], *events, *sorted(folder.glob("*.csv")), *sorted(folder.glob("*.jsonl"))]:
         try:
             by_step |= dict(_pairs(_records(path)))
         except (OSError, ValueError, csv.Error):
@@ -89,6 +91,8 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _records(path: Path) -> Iterable[Any]:
+    if ".tfevents." in path.name:
+        return [{"step": step, tag: value} for tag, step, value in event_file.scalars(path)]
     text = files.read_text(path)
     if path.suffix == ".csv":
         return csv.DictReader(text.splitlines())

@@ -1,4 +1,4 @@
-"""A checkpoint of a training run, judged from its weights alone: will it arrive, and has it grown out of the base?"""
+"""A checkpoint of a training run, judged from its weights: will it arrive, and has it grown out of the base?"""
 
 import math
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from qcheck.spec.use import Use
 from qcheck.tasks import inspect
 from qcheck.tasks.inspect import Question
 from qcheck.tasks.run_folder import CheckpointFile
+from qcheck.tasks.shift import Shift
 
 _LAYERS = 32  # that are decomposed for intruders, evenly spread over the network
 
@@ -24,7 +25,7 @@ _LAYERS = 32  # that are decomposed for intruders, evenly spread over the networ
 class Run:
     """A training run: its folder, the base, what is asked of checkpoints, and whether schemes and orders were named.
 
-    A checkpoint has to arrive in all that were named, and in one of the others.
+    A checkpoint has to arrive in all that were named, and in one of the others. ``shift`` runs it on probes.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Run:
     asked: Question
     limits: Growth
     named: tuple[bool, bool]
+    shift: Shift | None = None
 
     def place(self, saved: CheckpointFile) -> str:
         """The file of a checkpoint, relative to the folder."""
@@ -48,7 +50,7 @@ def digest(saved: CheckpointFile) -> str:
 
 
 def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpoint:
-    """What weights alone say of a checkpoint; ``norms`` are those of the gradient by step.
+    """What weights and probes say of a checkpoint; ``norms`` are those of the gradient by step.
 
     Raises:
         UserError: a file that cannot be read or does not fit the base.
@@ -72,6 +74,7 @@ def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpo
         intruders=counted,
         decomposed=decomposed,
         gradient=norms.get(saved.number or 0) if by_step else None,
+        kl=None if run.shift is None else 0.0 if inspection.silent else run.shift.of(saved.path),
         forecasts=inspection.forecasts,
     )
 
@@ -90,6 +93,7 @@ def unread(run: Run, saved: CheckpointFile, error: UserError) -> Checkpoint:
         intruders=None,
         decomposed=0,
         gradient=None,
+        kl=None,
         forecasts=[],
     )
 

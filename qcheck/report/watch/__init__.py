@@ -38,7 +38,7 @@ def page(watching: Watching) -> str:
     style = (Path(html.__file__).parent / "style.css").read_text("utf-8")
     text: str = html.template(package=__name__).render(
         watching=watching,
-        last=watching.checkpoints[-1],
+        last=watching.latest,
         moods=_MOODS,
         words=words,
         plots=[(chart, Markup(_drawn(chart))) for chart in plots(watching)],  # noqa: S704  # Vega's own SVG
@@ -48,7 +48,7 @@ def page(watching: Watching) -> str:
 
 
 def plots(watching: Watching) -> list[Chart]:
-    """The curves over the numbered checkpoints: survival by order, change, intruders, gradients."""
+    """The curves over the numbered checkpoints: survival by order, change, intruders, gradients, KL."""
     numbered = [one for one in watching.checkpoints if one.number is not None and one.state != "unread"]
     limits, unit = watching.limits, watching.unit
     orders = dict.fromkeys(forecast.order for one in numbered for forecast in one.forecasts)
@@ -66,6 +66,7 @@ def plots(watching: Watching) -> list[Chart]:
         ("Size of the change", "Root mean square over layers of |D| / |W|.", "change", limits.limit("change")),
         ("Intruder dimensions", "A layer; directions of their own.", "intruders", limits.limit("intruders")),
         ("Norm of the gradient", "As the run's log has it.", "gradient", None),
+        ("KL from the base", "Of the sampler's chain on the probes, nat a picture.", "kl", None),
     ):
         records = [
             {"x": one.number, "y": value, "what": name}
