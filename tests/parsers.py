@@ -4,7 +4,9 @@ The law: a changed file ends in a value or in one error that says what to do, so
 """
 
 import functools
+import itertools
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,12 @@ from qcheck.core.errors import UserError
 from qcheck.core.values import DATA
 from qcheck.device import bundle, inspector, sums, trtexec
 from qcheck.device.errors import CannotVerify
+from qcheck.model import lora
 from qcheck.result import store, verified
 from qcheck.result.report import REPORT
 from qcheck.spec import limits, probe, recipe, scheme, target
-from tests import audits, hostile, reports
+from qcheck.spec.use import Use
+from tests import audits, families, hostile, layouts, reports
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +81,25 @@ def _plan(path: Path) -> object:
     return plan.requests(plan.read(path))
 
 
+@functools.cache
+def _pipe() -> Any:
+    return families.FAMILIES["sd1"]()
+
+
+def _adapted(path: Path) -> object:
+    return lora.fit(_pipe(), lora.read(Use(source=str(path), weight=1.0)), allow_unmatched=True)
+
+
+def _adapters() -> Sequence[bytes]:
+    """Two layers in three layouts."""
+    written = []
+    for layout in (layouts.diffusers, layouts.kohya, layouts.peft):
+        parts = dict(itertools.islice(layouts.known(_pipe(), "unet").items(), 2))
+        with tempfile.TemporaryDirectory() as folder:
+            written.append(layout(parts, Path(folder) / "a.safetensors").read_bytes())
+    return written
+
+
 def _report() -> Sequence[bytes]:
     stored = ROOT / "tests" / "report" / "folder" / REPORT
     return [reports.report().to_json().encode(), stored.read_bytes()]
@@ -122,6 +145,7 @@ def _text(read: Callable[[str], object]) -> Callable[[Path], object]:
 
 
 PARSERS: dict[str, Parser] = {
+    "adapter": Parser("a.safetensors", _adapted, functools.cache(_adapters)),
     "scheme": Parser("a.toml", _named(scheme.find), _files(DATA / "schemes")),
     "target": Parser("a.toml", _named(target.find), _files(ROOT / "targets")),
     "recipe": Parser("a.toml", _named(recipe.find), _files(ROOT / "calibration" / "recipes")),

@@ -90,8 +90,21 @@ def _toml(value: Any) -> bytes:
         return json.dumps(value).encode()
 
 
+def _tensors(content: bytes) -> Any:
+    """A safetensors file as its header and the rest, which is a text of bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return {"header": json.loads(content[8:end]), "rest": content[end:].decode("latin-1")}
+
+
+def _safetensors(value: Any) -> bytes:
+    header = json.dumps(value.get("header")).encode()
+    return len(header).to_bytes(8, "little") + header + str(value.get("rest")).encode("latin-1", "replace")
+
+
 def _format(name: str) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]] | None:
     """How such a file is read as a value of dicts and lists, and written."""
+    if name.endswith(".safetensors"):
+        return _tensors, _safetensors
     if name.endswith(".toml"):
         return (lambda content: tomllib.loads(content.decode())), _toml
     return (json.loads, lambda value: json.dumps(value).encode()) if name.endswith(".json") else None
@@ -146,6 +159,8 @@ FINDINGS = {
     "a base that is longer than any path": ("plan", b'base = "' + b"x" * 5000 + b'"\nlora = ["flat"]\n'),
     "an adapter that is longer than any path": ("plan", b'base = "demo"\nlora = ["' + b"x" * 5000 + b'"]\n'),
     "a file that is longer than any path": ("plan", b'base = "demo"\nlora = ["a/' + b"x" * 5000 + b'"]\n'),
+    "an adapter without a name, and no base": ("plan", b'lora = ""\n'),
+    "a base without a name": ("plan", b'base = ""\nlora = "a"\n'),
     "steps that are a list": ("plan", b'base = "demo"\nlora = ["flat"]\nsteps = [1]\n'),
     "layers that are no list": ("inspector", b'{"Layers": {"a": 1}}'),
     "information that is a list": ("inspector", b"[1]"),

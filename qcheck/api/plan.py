@@ -29,10 +29,9 @@ def requests(keywords: Mapping[str, Any]) -> list[CheckSpec]:
     Raises:
         UserError: nothing is named, or a request is none.
     """
-    missing = [name for name in ("base", _OWN) if not keywords.get(name)]
     lines = [*_adapters(many(keywords.get(_OWN)), "demo" in map(str, many(keywords.get("base"))))]
-    if not lines or (missing == ["base"] and not all("base" in line for line in lines)):
-        lacking = "no base" if "base" in missing and lines else "no adapter"
+    if not lines or not all({**keywords, **line}.get("base") for line in lines):
+        lacking = "no base" if lines else "no adapter"
         raise UserError(f"the plan names {lacking}", "Give a base, and adapters: files, a folder, a glob.")
     specs = [spec for line in lines for spec in _of_line({**keywords, **line})]
     if any(spec.artifacts for spec in specs):
@@ -94,8 +93,10 @@ def _path(source: str) -> Path:
     """The path of a source.
 
     Raises:
-        UserError: no disk takes a name of that length.
+        UserError: it has no name, or one that no disk takes.
     """
+    if not source:
+        raise UserError("the plan names an adapter ''", "Give the path of a file, a folder or a glob.")
     path = Path(source)
     try:
         path.exists()
