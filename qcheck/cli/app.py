@@ -82,7 +82,7 @@ def main() -> None:
     """Run the command line; a mistake, or what the machine refuses, is one error; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        app(prog_name="qcheck")  # also as `python -m qcheck`: completion is of this name
     except UserError as error:
         _refuse(error)
     except Exception as error:

@@ -1,6 +1,5 @@
 """``qcheck nodes``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +7,14 @@ import typer
 
 from qcheck.api import functions
 from qcheck.api.lazy import host
-from qcheck.core.errors import UserError
+from qcheck.result.report import REPORT
 
 
 def nodes(
-    folder: Annotated[Path, typer.Argument(help="The --out folder of a finished check.", metavar="FOLDER")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder, for a file of each case.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The --out folder of a finished check, or its report.json.", metavar="FOLDER")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder, for a file of each case.")],
 ) -> None:
     """Write each layer's share of the error as node data, which colours the exported graph in Model Explorer.
 
@@ -21,15 +22,7 @@ def nodes(
 
     `qcheck nodes qcheck-out/flat-20261124-080000 --out nodes`
     """
-    report = functions.load_report(folder)
-    data = {
-        f"{case.scheme}-{case.order}.json": host("qcheck.tasks.nodes").node_data(case, folder) for case in report.cases
-    }
-    try:
-        out.mkdir(parents=True)
-        for name, one in data.items():
-            (out / name).write_text(json.dumps(one, indent=1) + "\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"--out {str(out)!r}: {error.strerror}", "Give the name of a new folder.") from error
-    for name, one in data.items():
-        typer.echo(f"{out / name}  {len(one['results'])} layers")
+    place = folder.parent if folder.name == REPORT else folder
+    report = functions.load_report(place)
+    for name, layers in host("qcheck.tasks.nodes").write(report, place, out).items():
+        typer.echo(f"{out / name}  {layers} layers")

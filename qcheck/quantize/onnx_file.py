@@ -13,6 +13,7 @@ import onnx
 import psutil
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
+from onnx.checker import ValidationError
 
 _MOST = 2**31 - 1  # bytes of a protobuf
 _NODES = 20_000  # that local functions may expand to in any file
@@ -113,7 +114,7 @@ def _require_allocatable(model: ModelProto) -> None:
     most = psutil.virtual_memory().total // 2
     try:
         inferred = shape_inference.infer_shapes(hollow, data_prop=True)
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, ValidationError) as error:
         raise ValueError(f"its shapes do not fit: {error}") from error
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         sides = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]

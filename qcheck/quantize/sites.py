@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx import GraphProto
 
 from qcheck.model.components import MODULE
 
@@ -37,7 +38,10 @@ class Site:
 
 def _layer_name(node: ir.Node) -> str:
     """The torch module that this node came from, without the entry's prefix."""
-    scopes = node.metadata_props.get(SCOPES, "")
+    return _last_module(node.metadata_props.get(SCOPES, ""))
+
+
+def _last_module(scopes: str) -> str:
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     return names[-2].removeprefix(f"{MODULE}.") if len(names) > 1 else ""
 
@@ -68,12 +72,13 @@ def find(graph: ir.Graph) -> dict[str, Site]:
     return by_layer
 
 
-def computing(graph: ir.Graph) -> dict[str, str]:
+def computing(graph: GraphProto) -> dict[str, str]:
     """The name of the first computing node of every module of torch, quantized or not."""
     names: dict[str, str] = {}
-    for node in graph:
+    for node in graph.node:
         if node.op_type in _COMPUTING and node.name:
-            names.setdefault(_layer_name(node), node.name)
+            scopes = next((one.value for one in node.metadata_props if one.key == SCOPES), "")
+            names.setdefault(_last_module(scopes), node.name)
     return names
 
 

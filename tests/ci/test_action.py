@@ -188,7 +188,8 @@ def test_the_command_line_is_one_that_qcheck_takes(lora: str, tmp_path: Path) ->
     every = {"target": "jetson-thor-t5000", "limits": "default", "arguments": "--max-probes=16\n--no-build"}
     job = _job(tmp_path, {}, 0, event="push", base="demo", lora=lora, scheme="int8", require="all", **every)
     job.run()
-    command, *words = _calls(job)[0]
+    (command, *words), (cache, prune, *bounds) = _calls(job)
+    COMMANDS.commands[cache].commands[prune].make_context(prune, bounds)  # type: ignore[attr-defined]
     context = COMMANDS.commands[command].make_context(command, words)  # type: ignore[attr-defined]
     assert context.params["max_probes"] == 16
     assert context.params["limits"] == "default"

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,28 @@ def test_names_complete(typed: str, expected: set[str], tmp_path: Path, monkeypa
     environment["_TYPER_COMPLETE_ARGS"] = f"qcheck {typed}"
     found = CliRunner().invoke(app, [], env=environment, prog_name="qcheck")
     assert set(found.stdout.split()) == expected
+
+
+COMPLETE = """
+source "$1"
+COMP_WORDS=("${@:2}") COMP_CWORD=$(($# - 2))
+"$(complete -p qcheck | grep -oE '[^ ]+_completion')" qcheck
+echo "${COMPREPLY[@]}"
+"""
+
+
+def test_bash_completes_by_what_the_command_prints(tmp_path: Path) -> None:
+    """As a shell does it: the script that is shown, sourced, with a qcheck on the path."""
+    script, command = tmp_path / "completion.sh", tmp_path / "qcheck"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qcheck "$@"\n')
+    command.chmod(0o755)
+    script.write_text(_command("--show-completion", "bash").stdout)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", "--noprofile", "--norc", "-c", COMPLETE, "bash", str(script)]
+    for typed, expected in (("check demo --scheme int4-g12", "int4-g128 int4-g128-int8"), ("cache pr", "prune")):
+        call = [*words, "qcheck", *typed.split()]
+        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+        assert (done.stdout.split(), done.stderr) == (expected.split(), "")
 
 
 def test_quiet_prints_the_verdicts_alone(asked: list[CheckSpec]) -> None:

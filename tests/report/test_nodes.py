@@ -1,19 +1,23 @@
 """Node data for Model Explorer: keys are nodes of the graph, values the report's shares, the form is the package's."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.model.components import MODULE
 from qcheck.quantize import sites
-from qcheck.result.report import Case
+from qcheck.result.report import REPORT, Case
 from qcheck.tasks import nodes
 from tests import reports
 from tests.conftest import Finished, run
+from tests.hostile import ONNX, harmless, refused, saved
 
 SHARES = {"down.attn.to_q": 0.75, "mid.conv": 0.25}
 
@@ -68,6 +72,71 @@ def test_what_has_no_shares_or_no_graph_is_an_error(tmp_path: Path) -> None:
     _graph(tmp_path)
     with pytest.raises(UserError, match="none of the layers"):
         nodes.node_data(_case(("other", 1.0)), tmp_path)
+
+
+def _error(folder: Path, out: Path) -> None:
+    error = run("nodes", str(folder), "-o", str(out)).exception
+    assert error is not None
+    raise error
+
+
+def _folder(place: Path, *cases: Case) -> Path:
+    """The folder of a report of those cases, with the graph of each."""
+    _graph(place)
+    made = reports.report(*(case.model_dump(mode="json") for case in cases))
+    (place / REPORT).write_text(made.to_json(), "utf-8")
+    return place
+
+
+def test_the_command_takes_a_folder_or_its_report_and_writes_a_file_of_each_case(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "check", _case(*SHARES.items()))
+    (tmp_path / "empty").mkdir()
+    for given, out in ((folder, tmp_path / "deep" / "new"), (folder / REPORT, tmp_path / "empty")):
+        result = run("nodes", str(given), "--out", str(out))
+        assert result.exit_code == 0, result.output
+        (path,) = out.iterdir()
+        assert " ".join(result.stdout.split()) == f"{path} 2 layers"
+        assert json.loads(path.read_text())["results"] == {"q": {"value": 75.0}, "c": {"value": 25.0}}
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_a_graph_that_means_harm_is_one_error_or_none_of_the_layers(name: str, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "check", _case(*SHARES.items()))
+    path = folder / "artifacts" / "int8" / "merge-quantize" / "unet" / "model.onnx"
+    model = saved(ONNX[name][0], tmp_path)
+    for beside in model.parent.iterdir():
+        beside.rename(path if beside == model else path.parent / beside.name)
+    refused(lambda: _error(folder, tmp_path / "out"), tmp_path, "model.onnx")
+
+
+@pytest.mark.parametrize("scheme", ["../../elsewhere", "/elsewhere", "a\0b", "x" * 300])
+def test_a_scheme_of_a_report_leads_to_no_other_folder(scheme: str, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "check", _case(*SHARES.items()).model_copy(update={"scheme": scheme}))
+    refused(lambda: _error(folder, tmp_path / "out"), tmp_path, "no name for a file")
+
+
+def test_what_is_there_already_stays_and_what_breaks_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = _case(*SHARES.items())
+    folder = _folder(tmp_path / "check", case, case.model_copy(update={"scheme": "int8-all"}))
+    written: list[Path] = []
+
+    def write(path: Path, content: str) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_text(content)
+        written.append(path)
+
+    for out in (tmp_path / "file", tmp_path / "full" / "x"):
+        out.parent.mkdir(exist_ok=True)
+        out.write_text("mine")
+    for name, said in (("file", "is a file"), ("full", "is not empty")):
+        refused(lambda name=name: _error(folder, tmp_path / name), tmp_path, said)  # type: ignore[misc]
+    monkeypatch.setattr(files, "write", write)
+    with harmless(tmp_path), pytest.raises(OSError, match="No space"):
+        _error(folder, tmp_path / "out")
+    assert len(written) == 1
 
 
 @pytest.mark.slow  # a whole check
