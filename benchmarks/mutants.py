@@ -40,6 +40,21 @@ OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-se
 DECIDE, VERDICT, LAWS, BOARD = (
     f"tests/{name}.py" for name in ("test_decide", "test_verdict", "measure/test_laws", "device/test_statistics")
 )
+SIMULATED = "tests/test_artifact.py::test_artifact_is_the_simulation"
+REALISED = tuple(  # those that build no engine
+    f"tests/test_realised.py::test_{name}"
+    for name in (
+        "a_layer_that_the_engine_does_not_name_is_unread_not_passed",
+        "a_layer_of_two_products_fell_back_where_one_of_them_did",
+        "other_products_in_full_precision_are_a_fall_back",
+        "constants_that_are_fewer_than_promised_are_a_fall_back",
+        "a_weight_whose_decoding_the_builder_does_not_name_is_known_by_the_constants",
+        "bytes_that_no_layer_accounts_for_fail_without_a_layer_being_blamed",
+        "an_engine_that_says_nothing_is_not_complete_even_where_nothing_was_asked",
+        "sums_of_bytes_may_differ_by_a_ten_thousandth",
+        "the_products_that_a_file_asks_in_float32_are_those_of_float32_inputs",
+    )
+)
 GROUPS, METRIC, AUDIT = (f"tests/{name}.py" for name in ("test_groups", "measure/test_metric", "test_audit"))
 # the fast tests of each module, files or single ones, the likeliest first
 TESTS: dict[str, tuple[str, ...]] = {
@@ -62,7 +77,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "qcheck/device/student.py": (BOARD,),
     "qcheck/tasks/decide.py": (DECIDE, GROUPS),
     "qcheck/tasks/again.py": (AUDIT, GROUPS),
-    "qcheck/build/precision.py": ("tests/test_realised.py",),
+    "qcheck/build/precision.py": REALISED,
+    "qcheck/quantize/plan.py": (
+        "tests/quantize/test_plan.py",
+        "tests/quantize/test_formats.py",
+        "tests/quantize/test_ranges.py",
+        SIMULATED,
+    ),
+    "qcheck/quantize/qdq.py": (SIMULATED, "tests/quantize/test_onnx.py", "tests/test_smoothing.py"),
     "qcheck/quantize/formats.py": ("tests/quantize/test_formats.py", "tests/quantize/test_ranges.py"),
     "qcheck/quantize/merge.py": ("tests/quantize/test_merge.py",),
     "qcheck/core/cache.py": ("tests/test_cache.py",),
