@@ -24,6 +24,7 @@ from qcheck.core.folder import rewrite
 from qcheck.core.values import DATA
 from qcheck.device import gates
 from qcheck.judge import fleet
+from qcheck.measure import endpoint
 from qcheck.measure.doubt import doubt
 from qcheck.report import fleet as fleet_report
 from qcheck.report import seal, statement
@@ -33,7 +34,7 @@ from qcheck.result.report import Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import command, limits
 from qcheck.tasks import audit as audit_rows
-from qcheck.tasks import trust
+from qcheck.tasks import basis, decide, trust
 from tests import audits
 
 PASSING, LOST = audits.case(0.01), audits.case(1.0)
@@ -160,6 +161,21 @@ def test_a_number_that_does_not_follow_from_the_probes_is_named(sound: Path, nam
     code, text = printed(str(resealed(sound, change)))
     assert code == 1, text
     assert said in text.replace("\n", " "), text
+
+
+def test_a_reference_that_is_not_finite_is_judged_again_by_its_health(tmp_path: Path) -> None:
+    """There are no outputs to compare then, and nothing to trust."""
+    health = endpoint.reference_health(np.ones((8, 4)), np.full((8, 4), np.nan))
+    verdict = decide.broken(audits.SPEC.bounds.computing("float16"), health)
+    measured = [one.model_dump() for one in verdict.measurements]
+    kept = {"basis": basis.of_broken(health).model_dump(), "trust": None, "measurements": measured}
+    deciding = None if verdict.deciding is None else verdict.deciding.model_dump()
+    case = audits.case(0.01) | kept | {"verdict": verdict.outcome, "deciding": deciding}
+    folder = audits.folder(tmp_path / "out", audits.report(case))
+    assert printed(str(folder))[0] == 0, printed(str(folder))[1]
+    trusted = {"detectable_loss": 0.1, "rerun_stability": 1.0}
+    resealed(folder, lambda content: content["cases"][0].update(trust=trusted))
+    assert "how far the verdict can be trusted is in the report" in printed(str(folder))[1]
 
 
 def test_a_check_that_stopped_while_the_evidence_was_open_is_named(tmp_path: Path) -> None:

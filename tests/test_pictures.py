@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,3 +316,56 @@ def test_other_weights_under_the_same_name_are_refused(monkeypatch: pytest.Monke
     features._network.cache_clear()
     with pytest.raises(UserError, match="57934424, and not 00000000"):
         features.of(np.zeros((3, 32, 32, 3)))
+
+
+def _changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Edit report.json, and renew its digest, as someone would who knows how."""
+    content = json.loads((folder / "report.json").read_text("utf-8"))
+    change(content)
+    (folder / "report.json").write_text(json.dumps(content), "utf-8")
+    digests = {name: digest for name, digest in sums.of(folder).items() if name != sums.NAME}
+    (folder / sums.NAME).write_bytes(sums.text(digests))
+    return folder
+
+
+def _of(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in content["measurements"] if (one["name"], one["arm"]) == (name, "adapted"))
+
+
+AUDITED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "verdict": (lambda c: c.update(verdict="NEEDS-QAT"), "the report says NEEDS-QAT, the evidence gives PASS"),
+    "bound": (lambda c: _of(c, "style_survival").update(low=0.999), "low is 0.999 in the report"),
+    "limit": (
+        lambda c: _of(c, "style_survival").update(limit={"low": 0.1, "high": None}),
+        "style_survival (adapted): limit is >= 0.1 in the report",
+    ),
+    "a number": (lambda c: c["samples"][0]["rows"].__setitem__(0, [0.0]), "value is"),
+    "numbers that are gone": (
+        lambda c: c.update(samples=[one for one in c["samples"] if one["name"] != "style_survival"]),
+        "the evidence gives",
+    ),
+    "a pair": (lambda c: c["pairs"].pop(), "pairs are named, and numbers of"),
+    "what decided": (lambda c: c.update(deciding=None), "and the report says None"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    judged(root := Path(shutil.copytree(stored, tmp_path_factory.mktemp("audited") / "in")), "kept")
+    return root.parent / "out-kept"
+
+
+@NETWORK
+@pytest.mark.parametrize("name", [None, *AUDITED])
+def test_an_audit_names_what_does_not_follow_from_the_pairs(name: str | None, kept: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(kept, tmp_path / "out"))
+    if name is not None:
+        _changed(folder, AUDITED[name][0])
+    done = CliRunner().invoke(app, ["audit", str(folder)], env={"COLUMNS": "300"})
+    assert done.exit_code == (0 if name is None else 1), done.output
+    assert name is None or AUDITED[name][1] in done.output
+    with (folder / "contact.png").open("ab") as file:
+        file.write(b"x")
+    assert qcheck.audit(folder).folders[0].changed == ["contact.png"]
+    with pytest.raises(UserError, match="is of pictures, and a report of a check is needed"):
+        qcheck.load_report(folder)

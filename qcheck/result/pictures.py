@@ -1,13 +1,17 @@
 """The result of judging folders of pictures: their report.json is exactly this value."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from qcheck.core import files
+from qcheck.core.errors import UserError
 from qcheck.core.values import Number, Value
 from qcheck.result.basis import Values
 from qcheck.result.evidence import Pictures
 from qcheck.result.measurement import Judged, NotMeasured
+from qcheck.result.report import REPORT
 from qcheck.result.verdict import Deciding, Outcome
 from qcheck.spec.picture_limits import PictureLimits
 
@@ -86,3 +90,26 @@ class PicturesReport(Value):
 def exit_code(report: PicturesReport) -> int:
     """0 if the style is kept, 1 if it is lost, 3 if that is open or the pictures say nothing."""
     return {"PASS": 0, "INCONCLUSIVE": 3, "INVALID": 3}.get(report.verdict, 1)
+
+
+def read(path: Path) -> PicturesReport | None:
+    """The report of pictures in a folder; None where a folder holds none of this schema.
+
+    Raises:
+        UserError: it is of this schema, and not as this qcheck writes it.
+    """
+    try:
+        content = files.read_object(path / REPORT)
+    except (OSError, ValueError):
+        return None
+    if content.get("schema") != SCHEMA:
+        return None
+    try:
+        return PicturesReport.model_validate_json(files.read_bytes(path / REPORT))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise UserError(
+            f"report {str(path / REPORT)!r} is not of {SCHEMA} as this qcheck writes it: {where}: {first['msg']}",
+            "Take the folder from where it was written.",
+        ) from error

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from qcheck.core import files
 from qcheck.core.errors import UserError
+from qcheck.result import pictures
 from qcheck.result.report import REPORT, SCHEMA, Report
 
 
@@ -43,6 +44,11 @@ def _require_schema(file: Path) -> None:
     except ValueError:
         return
     schema = contents.get("schema")
+    if schema == pictures.SCHEMA:
+        raise UserError(
+            f"report {str(file)!r} is of pictures, and a report of a check is needed here",
+            f"Give what `qcheck check` wrote; {REPORT} of pictures is read by `qcheck audit`.",
+        )
     if isinstance(schema, str) and re.fullmatch(r"qcheck-report/\d{1,4}", schema) and schema != SCHEMA:
         reader = f"qcheck {_RELEASED[schema]}" if schema in _RELEASED else "a newer qcheck"
         raise UserError(

@@ -109,7 +109,7 @@ def _differences(report: Report, case: Case, basis: Basis, limits: Limits, verdi
         if other is None:
             yield f"{one.name} ({one.arm}) is not in the report"
         else:
-            yield from _compared(other, one)
+            yield from compared(other, one)
     for one in stated.values():
         if one.measured:
             yield f"{one.name} ({one.arm}) is {one.value:g} in the report, and no number of a probe gives it"
@@ -126,7 +126,7 @@ def _regrouped(report: Report, case: Case, basis: Basis, limits: Limits) -> Iter
         yield "the groups of prompts in the report are not those that the request and the probes give"
         return
     for stated, given in zip(case.groups, again, strict=True):
-        yield from (f"group {given.name}: {text}" for text in _compared(stated.survival, given.survival))
+        yield from (f"group {given.name}: {text}" for text in compared(stated.survival, given.survival))
 
 
 def _trusted(report: Report, case: Case, basis: Basis, limits: Limits, verdict: Verdict) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _on_board(verified: Verified, limits: Limits) -> Iterator[str]:
     """The numbers and the verdict of every adapter of a board that are stated otherwise than its probes give them."""
     for one in verified.every:
         for stated in one.measurements:
-            yield from (f"the board's {text}" for text in _compared(stated, on_board.again(stated, limits)))
+            yield from (f"the board's {text}" for text in compared(stated, on_board.again(stated, limits)))
         yield from board.differences(one, limits)
 
 
@@ -169,7 +169,8 @@ def _ungated(report: Report, case: Case, basis: Basis, limits: Limits) -> list[M
     return measurements
 
 
-def _compared(stated: Judged, given: Judged) -> Iterator[str]:
+def compared(stated: Judged, given: Judged) -> Iterator[str]:
+    """What is stated of a measurement otherwise than it is given, in sentences."""
     title = f"{given.name} ({given.arm})"
     for name in _NUMBERS:
         here, there = getattr(stated, name), getattr(given, name)

@@ -14,7 +14,7 @@ from qcheck.measure.doubt import doubt
 from qcheck.report import seal, signature, statement
 from qcheck.report.seal import Files
 from qcheck.result import audit as results
-from qcheck.result import manifest, store
+from qcheck.result import manifest, pictures, store
 from qcheck.result.audit import Audit, FolderAudit
 from qcheck.result.fleet import CASES, MARK, PAGES, Row, Store
 from qcheck.result.measurement import Judged
@@ -22,7 +22,7 @@ from qcheck.result.report import REPORT, Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import recipe
 from qcheck.spec.limits import Limits
-from qcheck.tasks import again
+from qcheck.tasks import again, audit_pictures
 
 _FORECAST = ("forecast", "NEEDS-QAT")  # of a row without a page: weights alone decide nothing else
 
@@ -52,6 +52,10 @@ def audit(folder: Path, asked: Asked) -> Audit:
         folders = list(_sweep(folder, asked))
     elif not any((folder / name).exists() for name in (REPORT, sums.NAME)):
         raise UserError(f"{str(folder)!r} holds neither a report nor a sweep", "Give what check or sweep wrote.")
+    elif (report := pictures.read(folder)) is not None:
+        if asked != Asked():
+            raise UserError(f"{str(folder)!r} is a report of pictures", "Audit it without limits, board or signature.")
+        folders = [audit_pictures.of_folder(folder, report)]
     else:
         folders = [of_folder(folder, _read(folder), asked)]
     return results.audit(None if asked.limits is None else asked.limits.name, folders)

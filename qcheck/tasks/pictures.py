@@ -21,8 +21,7 @@ from qcheck.core.errors import listed
 from qcheck.core.progress import Advance, Progress, Stopwatch
 from qcheck.diagnose import features, judges, ungated
 from qcheck.diagnose.sheet import AMPLIFY, ROWS, Sheet
-from qcheck.judge import verdict as verdicts
-from qcheck.measure import interval, style
+from qcheck.measure import style
 from qcheck.measure.sample import Sample
 from qcheck.measure.style import Features
 from qcheck.report import pictures as report_files
@@ -32,7 +31,7 @@ from qcheck.result.verdict import Verdict
 from qcheck.spec.arm import SIDES, Side
 from qcheck.spec.judge import Judge
 from qcheck.spec.picture_limits import PictureLimits
-from qcheck.tasks import basis, picture_pairs, provenance
+from qcheck.tasks import basis, picture_pairs, picture_verdict, provenance
 from qcheck.tasks.picture_pairs import Paired
 
 _FULL: Mapping[Side, Role] = {"base": "f0", "adapted": "f1"}
@@ -64,7 +63,7 @@ def judge(request: Request, folder: Path, progress: Progress) -> PicturesReport:
     paired = picture_pairs.pair(request.folders, request.match)
     size = picture_pairs.size(paired, request.folders)
     measured = _measured(paired, request.judges, watch)
-    decided = _decide(request.limits, measured)
+    decided = picture_verdict.decide(request.limits, measured.others, measured.samples, len(measured.survivals))
     order = np.argsort(np.nan_to_num(measured.survivals, nan=-np.inf), kind="stable")[:ROWS].tolist()
     report = PicturesReport(
         folders=[_folder(role, path, paired) for role, path in request.folders.items()],
@@ -144,17 +143,6 @@ def _same(paired: Paired) -> Measurement:
     pairs = zip(paired.read("q1"), paired.read("f1"), strict=True)
     share = float(np.mean([np.array_equal(q, f) for q, f in pairs]))
     return Measurement(name="noop_control", arm="adapted", unit="ratio", value=share, low=share, high=share)
-
-
-def _decide(limits: PictureLimits, measured: Measured) -> Verdict:
-    """The verdict; fewer pairs than ``limits.least`` never decide."""
-    given = limits.limits
-    measurements = [*measured.others, *interval.measure_all(measured.samples, given.ranges, given.alpha)]
-    decided, count = verdicts.judge(measurements, (), given), len(measured.survivals)
-    if count >= limits.least or decided.outcome in ("INVALID", "INCONCLUSIVE"):
-        return decided
-    few = f"{count} pairs are too few: at least {limits.least} decide"
-    return replace(decided, outcome="INCONCLUSIVE", reasons=(few,))
 
 
 def _next(decided: Verdict, limits: PictureLimits, count: int) -> str:
