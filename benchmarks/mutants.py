@@ -78,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "qcheck/tasks/decide.py": (DECIDE, GROUPS),
     "qcheck/tasks/again.py": (AUDIT, GROUPS),
     "qcheck/build/precision.py": REALISED,
+    "qcheck/device/inspector.py": ("tests/device/test_inspector.py", *REALISED),
     "qcheck/quantize/plan.py": (
         "tests/quantize/test_plan.py",
         "tests/quantize/test_formats.py",
