@@ -102,6 +102,7 @@ def _adapters() -> Sequence[bytes]:
     return written
 
 
+@functools.cache
 def _report() -> Sequence[bytes]:
     stored = ROOT / "tests" / "report" / "folder" / REPORT
     return [reports.report().to_json().encode(), stored.read_bytes()]
@@ -119,6 +120,7 @@ def _inspected(text: str) -> object:
         return None
 
 
+@functools.cache
 def _boards() -> Sequence[bytes]:
     return [json.dumps(audits.verified(audits.report(audits.case(0.1)))).encode()]
 
@@ -157,7 +159,7 @@ PARSERS: dict[str, Parser] = {
     "qcheck.toml": Parser("qcheck.toml", _settings, lambda: [_SETTINGS]),
     "plan": Parser("plan.toml", _plan, lambda: [_PLAN]),
     "report": Parser(REPORT, store.read, _report),
-    "audit": Parser(REPORT, _audited, lambda: [audits.report(audits.case(0.1)).to_json().encode()]),
+    "audit": Parser(REPORT, _audited, functools.cache(lambda: [audits.report(audits.case(0.1)).to_json().encode()])),
     "verified": Parser("verify.json", verified.read, _boards),
     "bundle": Parser(bundle.NAME, lambda path: bundle.read(path.parent), lambda: [json.dumps(hostile.FACTS).encode()]),
     "sums": Parser("sums", lambda path: sums.parsed(path.read_bytes()), lambda: [sums.text({"a": "0" * 64})]),
