@@ -87,8 +87,7 @@ def calibration(
             f"{', '.join(sorted(shared))}",
             "Take them out of one of the two, or pass another --probes or --recipe.",
         )
-    seeds = set(range(recipe.seed, recipe.seed + recipe.samples))
-    if seeds & set(range(judged.seed, judged.seed + len(judged.prompts))):
+    if recipe.seed < judged.seed + len(judged.prompts) and judged.seed < recipe.seed + recipe.samples:
         raise UserError(
             f"calibration seeds from {recipe.seed} overlap the probes' from {judged.seed}",
             "Change `seed` in one of the two files.",
