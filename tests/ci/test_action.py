@@ -60,7 +60,7 @@ def _report(*verdicts: str) -> str:
 
 def _job(tmp_path: Path, files: dict[str, str], code: int, event: str = "pull_request", **inputs: str) -> Job:
     tools = tmp_path / "tools"
-    tools.mkdir()
+    tools.mkdir(parents=True)
     for name, text in (("qcheck", QCHECK), ("gh", GH)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -172,7 +172,7 @@ def test_a_token_that_may_not_comment_is_a_warning(tmp_path: Path) -> None:
     assert "::warning::" in job.printed
 
 
-@pytest.mark.parametrize(("require", "code"), [("", 0), ("any", 0), ("all", 1)])
+@pytest.mark.parametrize(("require", "code"), [("", 1), ("any", 0), ("all", 1)])
 def test_several_adapters_are_a_sweep_that_may_have_to_pass_whole(require: str, code: int, tmp_path: Path) -> None:
     rows = "".join(json.dumps({"verdict": one}, separators=(",", ":")) + "\n" for one in ("PASS", "NEEDS-QAT"))
     files = {"index.jsonl": rows, "summary.md": "## 2 cases\n"}
@@ -180,6 +180,8 @@ def test_several_adapters_are_a_sweep_that_may_have_to_pass_whole(require: str, 
     assert job.run() == code
     assert _calls(job)[0] == ["sweep", "demo", "--out", "qcheck-out/action", "--lora", "loras/*.safetensors"]
     assert job.outputs["verdict"] == "NEEDS-QAT PASS"
+    lost = {"index.jsonl": '{"verdict":"NEEDS-QAT"}\n', "summary.md": ""}
+    assert _job(tmp_path / "lost", lost, 0, event="push", base="demo", lora="a\nb", require=require).run() == 1
     assert "## 2 cases" in (tmp_path / "github_step_summary").read_text("utf-8")
 
 
