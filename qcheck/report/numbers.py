@@ -8,7 +8,7 @@ from qcheck.result.verdict import Outcome
 from qcheck.spec import measurement
 
 ARMS = {"base": "base", "adapted": "LoRA", "both": "both"}
-MARKS = {"pass": ("ok", "green"), "fail": ("OVER", "bold red"), "undecided": ("open", "magenta")}
+MARKS = {"pass": ("ok", "green"), "fail": ("OUT", "bold red"), "undecided": ("open", "magenta")}
 
 
 class Concluded(Protocol):
