@@ -1,12 +1,15 @@
 """A small sealed report folder without a model: arms are arrays, files are a few bytes."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcheck.core.digest import digest_of, digest_of_value, joined
+from qcheck.device import gates
 from qcheck.measure import classifier, effect, registry
 from qcheck.measure.control import Control
 from qcheck.measure.interval import measure
@@ -102,6 +105,18 @@ def rewritten(place: Path, made: Report) -> None:
     (place / "junit.xml").write_text(junit.render(made), "utf-8")
 
 
+KEPT = (1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.0)
+
+
+def measured(key: str, values: Sequence[float] = KEPT, **more: Any) -> Any:
+    """A measurement of a board on 8 probes, as JSON, judged by itself."""
+    limit = more.pop("limit", None) or SPEC.bounds.ranges[key, "adapted"].model_dump()
+    gate = gates.Gate(key, "adapted", "ratio", beyond="", **limit)
+    made = gates.measure(np.array(values), gate, SPEC.bounds.alpha)
+    (judged,) = gates.judged([made], [gate], SPEC.bounds.alpha)
+    return json.loads(json.dumps(judged.to_json())) | more
+
+
 def verified(report: Report, **changed: Any) -> dict[str, Any]:
     """What a board says of the report's first case."""
     case, adapter = report.cases[0], report.adapters[0]
@@ -132,10 +147,12 @@ def verified(report: Report, **changed: Any) -> dict[str, Any]:
         "board": {"model": "Orin", "release": "R36.4.3", "power_mode": "MAXN"} | changed.pop("board", {}),
         "verdict": changed.pop("verdict", "PASS"),
         "reasons": ["fine"],
-        "measurements": [],
+        "measurements": changed.pop(
+            "measurements", [measured(name) for name in ("effect_survival", "stratum_survival")]
+        ),
         "explained": {},
         "components": [denoiser | {"build": build | changed.pop("build", {})}],
-        "not_measured": {},
+        "not_measured": {"endpoint_error": "no solver as data"},
         "warnings": [],
         "forecast": {"call_ms": None, "engine_bytes": None, "builder_bytes": 1, "memory_bytes": 1},
         "versions": {},

@@ -6,8 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +141,10 @@ def _changes() -> dict[str, tuple[Change, str]]:
         "number of probes": (of_case("probes_used", 7), "probes_used is 7, and numbers of 8 probes are kept"),
         "what decided": (of_case("deciding", None), "and the report says None"),
         "limits": (looser, "the digest of the limits is"),
+        "twice": (
+            lambda content: content["cases"][0]["measurements"].insert(0, _first(content, "psnr") | {"value": 99.0}),
+            "psnr (adapted) is there 2 times",
+        ),
         "made up": (
             lambda content: content["cases"][0]["measurements"].append(
                 _first(content, "psnr") | {"name": "ssim", "value": 0.9}
@@ -326,40 +329,63 @@ def merged(sound: Path) -> Path:
     return resealed(sound, lambda content: content["cases"][0].update(board=board))
 
 
-def _on_board(**changed: Any) -> dict[str, Any]:
-    """The survival of three probes that lost .3 to .5 on a board."""
-    limit, bounds = {"low": 0.8, "high": 1.2}, limits.find("default")
-    gate = gates.Gate("effect_survival", "adapted", "ratio", beyond="", **limit)
-    measured = gates.measure(np.array([0.5, 0.6, 0.7]), gate, bounds.alpha)
-    return json.loads(json.dumps(replace(measured, status="undecided").to_json())) | changed
+LOSSES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 0.55)  # undecided
+TAIL = (1.0, 1.02, 1.01, 1.0, 1.03, 0.99, 1.01, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("changed", "verdict", "said"),
-    [
-        ({}, "INCONCLUSIVE", None),
-        ({}, "PASS", "the board's verdict is PASS in the report"),
-        ({"status": "pass"}, "PASS", "the board's effect_survival (adapted) is pass in the report"),
-        ({"status": "fail"}, "FAIL", "the board's effect_survival (adapted) is fail in the report"),
-        ({"value": 1.0}, "INCONCLUSIVE", "the board's effect_survival (adapted): value is 1 in the report"),
-        ({"low": 0.9, "high": 1.1, "status": "pass"}, "PASS", "low is 0.9 in the report, and the probes give"),
-        ({"p": 1e-9, "status": "fail"}, "FAIL", "the board's effect_survival (adapted): p is 1e-09"),
-        ({"limit": {"low": 0.1, "high": 9.0}}, "INCONCLUSIVE", "limit is 0.1 .. 9 in the report"),
-        ({"rows": [[1.0], [1.0], [1.01]]}, "INCONCLUSIVE", "and the probes give 1.00"),
-        ({"rows": []}, "INCONCLUSIVE", "effect_survival (adapted) of the board has no table of numbers"),
-        ({"name": "ssim"}, "INCONCLUSIVE", "ssim (adapted) of the board has no limit"),
-    ],
-)
-def test_what_a_board_says_has_to_follow_from_its_probes(
-    merged: Path, changed: dict[str, Any], verdict: str, said: str | None
-) -> None:
+def _effect(values: Sequence[float] = LOSSES, **changed: Any) -> list[dict[str, Any]]:
+    """A board's measurements, its survival changed."""
+    return [audits.measured("effect_survival", values, **changed), audits.measured("stratum_survival")]
+
+
+def _without(name: str) -> list[dict[str, Any]]:
+    return [one for one in _effect(audits.KEPT) if one["name"] != name]
+
+
+BOARDS: dict[str, tuple[list[dict[str, Any]], str, str | None]] = {
+    "open": (_effect(), "INCONCLUSIVE", None),
+    "passed": (_effect(audits.KEPT), "PASS", None),
+    "a verdict": (_effect(), "PASS", "the board's verdict is PASS in the report"),
+    "a pass": (_effect(status="pass"), "PASS", "the board's effect_survival (adapted) is pass in the report"),
+    "a failure": (_effect(status="fail"), "FAIL", "the board's effect_survival (adapted) is fail in the report"),
+    "a value": (_effect(value=1.0), "INCONCLUSIVE", "the board's effect_survival (adapted): value is 1 in the report"),
+    "a bound": (_effect(low=0.9, high=1.1, status="pass"), "PASS", "low is 0.9 in the report, and the probes give"),
+    "a p-value": (_effect(p=1e-9, status="fail"), "FAIL", "the board's effect_survival (adapted): p is 1e-09"),
+    "a limit": (_effect(limit={"low": 0.1, "high": 9.0}), "INCONCLUSIVE", "limit is 0.1 .. 9 in the report"),
+    "another number": (_effect(rows=[[1.0]] * 8), "INCONCLUSIVE", "and the probes give 1"),
+    "no numbers": (_effect(rows=[]), "INCONCLUSIVE", "effect_survival (adapted) of the board has no table of numbers"),
+    "fewer probes": (_effect(TAIL[:6]), "PASS", "effect_survival (adapted) of the board has no table of numbers"),
+    "another name": (_effect(name="ssim"), "INCONCLUSIVE", "ssim (adapted) of the board has no limit"),
+    "twice": ([*_effect(audits.KEPT), *_effect(audits.KEPT)], "PASS", "effect_survival (adapted) is there 2 times"),
+    "nothing": ([], "PASS", "effect_survival (adapted) was not measured"),
+    "no stratum": (_without("stratum_survival"), "PASS", "stratum_survival (adapted) was not measured"),
+    "no effect": (_without("effect_survival"), "PASS", "effect_survival (adapted) was not measured"),
+    "the tail": (_effect(TAIL), "PASS", "effect_survival is outside 0.5 .. 1.5 on 1 of 8 probes"),
+    "any limit of the picture": (
+        [*_effect(audits.KEPT), audits.measured("endpoint_error", [5.0, 5.1] * 4, limit={"low": None, "high": 99.0})],
+        "PASS",
+        "endpoint_error (adapted): limit is <= 99 in the report",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_what_a_board_says_has_to_follow_from_its_probes(merged: Path, name: str) -> None:
+    measurements, verdict, said = BOARDS[name]
     folder = resealed(
-        merged,
-        lambda content: content["cases"][0]["board"].update(measurements=[_on_board(**changed)], verdict=verdict),
+        merged, lambda content: content["cases"][0]["board"].update(measurements=measurements, verdict=verdict)
     )
     code, text = printed(str(folder))
     assert code == (0 if said is None else 1), text
     assert said is None or said in " ".join(text.split()), text
+
+
+def test_a_board_s_decoder_has_to_be_measured_for_a_pass(merged: Path) -> None:
+    def added(content: dict[str, Any]) -> None:
+        board = content["cases"][0]["board"]
+        board["components"].append(board["components"][0] | {"name": "vae_decoder", "role": "decoder"})
+
+    assert "picture_error at vae_decoder was not measured" in " ".join(printed(str(resealed(merged, added)))[1].split())
 
 
 def test_the_worst_picture_of_a_board_is_the_worst_of_its_pictures(merged: Path) -> None:
@@ -368,7 +394,9 @@ def test_the_worst_picture_of_a_board_is_the_worst_of_its_pictures(merged: Path)
         one = gates.worst([0.001, 0.01, 0.002], gate, "vae_decoder").to_json() | {"value": stated}
         folder = resealed(
             merged,
-            lambda content, one=one: content["cases"][0]["board"].update(measurements=[json.loads(json.dumps(one))]),
+            lambda content, one=one: content["cases"][0]["board"].update(
+                measurements=[*_effect(audits.KEPT), json.loads(json.dumps(one))]
+            ),
         )
         assert printed(str(folder))[0] == code
 

@@ -345,6 +345,8 @@ AUDITED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "the evidence gives",
     ),
     "a pair": (lambda c: c["pairs"].pop(), "pairs are named, and numbers of"),
+    "twice": (lambda c: c["measurements"].insert(0, _of(c, "style_survival") | {"value": 0.99}), "is there 2 times"),
+    "its limits": (lambda c: c["limits"].update(least=2), "the limits are called 'default', and are not those"),
     "what decided": (lambda c: c.update(deciding=None), "and the report says None"),
 }
 
@@ -364,6 +366,8 @@ def test_an_audit_names_what_does_not_follow_from_the_pairs(name: str | None, ke
     done = CliRunner().invoke(app, ["audit", str(folder)], env={"COLUMNS": "300"})
     assert done.exit_code == (0 if name is None else 1), done.output
     assert name is None or AUDITED[name][1] in done.output
+    (folder / "more.html").write_text("", "utf-8")
+    assert qcheck.audit(folder).folders[0].added == ["more.html"]
     with (folder / "contact.png").open("ab") as file:
         file.write(b"x")
     assert qcheck.audit(folder).folders[0].changed == ["contact.png"]

@@ -4,6 +4,7 @@ The functions that judged are the ones that judge again; only the runs are repla
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,7 @@ def _again(
         *_differences(report, case, basis, own, verdict),
         *_regrouped(report, case, basis, own),
         *(_trusted(report, case, basis, own, verdict) if trusted else ()),
-        *([] if case.board is None else _on_board(case.board, own)),
+        *([] if case.board is None else _on_board(case, case.board, own)),
     ]
     update = {"evidence": verdict.outcome, "reasons": list(last.reasons), "differences": differences}
     return audited.model_copy(update=update | ({} if limits is None else {"given": last.outcome}))
@@ -102,6 +103,7 @@ def _looked(case: Case, basis: Basis, limits: Limits, verdict: Verdict) -> Itera
 
 def _differences(report: Report, case: Case, basis: Basis, limits: Limits, verdict: Verdict) -> Iterator[str]:
     """The numbers of a case that are stated otherwise than the probes give them."""
+    yield from repeated(case.measurements)
     stated = {(one.name, one.arm): one for one in case.measurements}
     rest = [Judged(**one.model_dump()) for one in _ungated(report, case, basis, limits)]
     for one in (*verdict.measurements, *rest):
@@ -129,6 +131,12 @@ def _regrouped(report: Report, case: Case, basis: Basis, limits: Limits) -> Iter
         yield from (f"group {given.name}: {text}" for text in compared(stated.survival, given.survival))
 
 
+def repeated(measurements: Sequence[Judged]) -> Iterator[str]:
+    """The measurements that are there twice: only one of them would be held against the numbers."""
+    counts = Counter((one.name, one.arm, one.where if one.p is None else "") for one in measurements)
+    yield from (f"{name} ({arm}) is there {count} times" for (name, arm, _), count in counts.items() if count > 1)
+
+
 def _trusted(report: Report, case: Case, basis: Basis, limits: Limits, verdict: Verdict) -> Iterator[str]:
     """How far the verdict can be trusted, where that is stated otherwise than the probes give it."""
     stated = case.trust
@@ -149,11 +157,22 @@ def _trusted(report: Report, case: Case, basis: Basis, limits: Limits, verdict: 
         yield "{} of reruns end alike in the report, and the probes give {}".format(*shares)
 
 
-def _on_board(verified: Verified, limits: Limits) -> Iterator[str]:
-    """The numbers and the verdict of every adapter of a board that are stated otherwise than its probes give them."""
+def _on_board(case: Case, verified: Verified, limits: Limits) -> Iterator[str]:
+    """The numbers and the verdict of every adapter of a board that are stated otherwise than its probes give them.
+
+    The limit of endpoint_error is that of the case, which knows how far another seed moves.
+    """
+    limits = limits.allowing(
+        {
+            (one.name, one.arm): one.limit.high
+            for one in case.measurements
+            if one.name == "endpoint_error" and one.limit is not None and one.limit.high is not None
+        }
+    )
     for one in verified.every:
+        yield from repeated(one.measurements)
         for stated in one.measurements:
-            yield from (f"the board's {text}" for text in compared(stated, on_board.again(stated, limits)))
+            yield from (f"the board's {text}" for text in compared(stated, on_board.again(stated, limits, one.probes)))
         yield from board.differences(one, limits)
 
 

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qcheck.core.errors import UserError
-from qcheck.report import seal
+from qcheck.core.values import names_in
+from qcheck.report import seal, statement
 from qcheck.result.audit import AuditedCase, FolderAudit
 from qcheck.result.measurement import Measurement
 from qcheck.result.pictures import PicturesReport
+from qcheck.result.report import REPORT
 from qcheck.result.verdict import Verdict
+from qcheck.spec import picture_limits
 from qcheck.tasks import again, basis, picture_verdict
 
 _STATED = "noop_control"  # a share of pairs whose pictures are equal: no number of one pair
@@ -16,16 +19,26 @@ _STATED = "noop_control"  # a share of pairs whose pictures are equal: no number
 
 def of_folder(folder: Path, report: PicturesReport) -> FolderAudit:
     """The audit of a report and the files around it. noop_control stays as it is stated."""
-    known, changed, missing = seal.sweep(folder)
+    files = seal.files(folder)
+    unsealed = [name for name in files.missing if name != statement.NAME]  # a statement is of a check
+    if REPORT in files.added:
+        unsealed.append(REPORT)
     return FolderAudit(
         folder=str(folder),
-        files=len(known),
-        changed=changed,
-        missing=missing,
-        added=[],
-        differences=[],
+        files=len(files.expected),
+        changed=files.changed,
+        missing=unsealed,
+        added=[name for name in files.added if name != REPORT],
+        differences=[*_limits(report)],
         cases=[_again(report)],
     )
+
+
+def _limits(report: PicturesReport) -> Iterator[str]:
+    """That the limits are called as shipped ones are, and are others."""
+    name = report.limits.name
+    if name in names_in(picture_limits.FOLDER) and picture_limits.find(name) != report.limits:
+        yield f"the limits are called {report.limits.name!r}, and are not those that this qcheck ships under that name"
 
 
 def _again(report: PicturesReport) -> AuditedCase:
@@ -51,6 +64,7 @@ def _differences(report: PicturesReport, verdict: Verdict) -> Iterator[str]:
     rows = {len(one.rows) for one in report.samples}
     if rows != {len(report.pairs)}:
         yield f"{len(report.pairs)} pairs are named, and numbers of {', '.join(map(str, sorted(rows)))} are kept"
+    yield from again.repeated(report.measurements)
     stated = {(one.name, one.arm): one for one in report.measurements}
     for one in verdict.measurements:
         yield from again.compared(stated.pop((one.name, one.arm)), one)
