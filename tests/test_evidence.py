@@ -69,7 +69,7 @@ def test_a_check_stores_what_its_own_report_says(stored: Evidence, finished: Fin
     assert all(len(levels) == len(stored.frequencies) for levels in seen.spectra.values())
     assert seen.spectra["e1"][0] < seen.spectra["f1"][0]
     assert len(seen.arrivals) > 100
-    named = [name for p in seen.pictures for name in (*p.reference, *p.quantized, *p.difference)]
+    named = [name for p in seen.pictures for name in (*p.reference, *p.quantized, *p.difference, *p.flip)]
     assert {f"pictures/{path.name}" for path in (finished.folder / "pictures").iterdir()} == set(named)
     assert sum(path.stat().st_size for path in (finished.folder / "pictures").iterdir()) < 400_000
 

@@ -159,7 +159,7 @@ def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_row(
     (tmp_path / "checkpoint-30/pytorch_lora_weights.safetensors").symlink_to(tmp_path / "removed")
     looked = iter(watched.checkpoints)
 
-    def look(_: object, saved: run_folder.CheckpointFile, __: object) -> Checkpoint:
+    def look(_: object, saved: run_folder.CheckpointFile) -> Checkpoint:
         shutil.rmtree(tmp_path / "checkpoint-20", ignore_errors=True)
         return next(looked)
 
@@ -199,6 +199,22 @@ def test_a_healthy_one_says_what_was_not_counted(training: Path, monkeypatch: py
     healthy = looking.look(settled=0.0)[1]
     assert (healthy.state, healthy.intruders) == ("healthy", None)
     assert "not counted" in healthy.reasons[0]
+
+
+def test_a_log_that_comes_after_its_checkpoint_is_read(training: Path, tmp_path: Path) -> None:
+    """TensorBoard's writer keeps what it is given for minutes; a watch that was started again looks again too."""
+    run = Path(shutil.copytree(training, tmp_path / "run"))
+    (run / "log.csv").unlink()
+    first = qcheck.Watch(run, "demo", **ASKED)  # type: ignore[arg-type]
+    first.look(settled=0.0)
+    assert {one.gradient for one in first.watching.checkpoints} == {None}
+    (run / "log.csv").write_text("step,grad_norm\n10,0.5\n")
+    assert first.look(settled=0.0) == []
+    assert [one.gradient for one in first.watching.checkpoints] == [0.5, None, None]
+    (run / "log.csv").write_text("step,grad_norm\n10,0.5\n20,0.25\n")
+    again = qcheck.Watch(run, "demo", **ASKED)  # type: ignore[arg-type]
+    again.look(settled=0.0)
+    assert [one.gradient for one in again.watching.checkpoints] == [0.5, 0.25, None]
 
 
 def test_limits_name_what_is_beyond_them() -> None:
@@ -241,7 +257,7 @@ def test_what_was_judged_before_is_not_judged_again(
 ) -> None:
     judged: list[str] = []
 
-    def look(_: object, saved: run_folder.CheckpointFile, __: object) -> Checkpoint:
+    def look(_: object, saved: run_folder.CheckpointFile) -> Checkpoint:
         judged.append(saved.path.parent.name)
         return watched.checkpoints[0]
 

@@ -78,6 +78,8 @@ class Watch:
         saved, norms = module.checkpoints(self._run.folder), module.norms(self._run.folder)
         keyed = {self._key(one, status): (one, status) for one in saved if (status := _status(one)) is not None}
         unjudged = [key for key in keyed if key not in self._known]
+        for key in keyed.keys() & self._known.keys():  # a log may be written later than the checkpoint
+            self._known[key] = self._task.logged(self._known[key], keyed[key][0], norms)
         new: list[Checkpoint] = []
         with self._progress.stage("checkpoints", len(unjudged)) as advance:
             for key in unjudged:
@@ -117,12 +119,13 @@ class Watch:
         """
         try:
             known = self._earlier.get((self._run.place(saved), self._task.digest(saved)))
-            looked: Checkpoint = known or self._task.look(self._run, saved, norms)
+            looked: Checkpoint = known or self._task.look(self._run, saved)
         except UserError as error:
             if time.time() - status.st_mtime < settled or _status(saved) is None:
                 return None
             looked = self._task.unread(self._run, saved, error)
-        return looked
+        renewed: Checkpoint = self._task.logged(looked, saved, norms)
+        return renewed
 
     def _empty(self) -> Watching:
         asked = self._run.asked

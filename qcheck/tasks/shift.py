@@ -31,11 +31,17 @@ _BATCH = 8
 
 
 class Shift:
-    """The divergence of checkpoints from one base, which stays loaded; its states and outputs are computed once."""
+    """The divergence of checkpoints from one base, which stays loaded; its states and outputs are computed once.
+
+    Raises:
+        UserError: the base does not load.
+    """
 
     def __init__(self, base: str, weight: float, probes: ProbeSet, store: Cache) -> None:
-        self._base, self._weight, self._probes, self._store = base, weight, probes, store
+        self._weight, self._probes, self._store = weight, probes, store
         self._device = devices.find("auto", "float32")
+        with devices.exact(self._device):
+            self._base = load.load(base, store.file_digest, self._device)
         self._arms: Arms | None = None
 
     def of(self, path: Path) -> float:
@@ -44,7 +50,7 @@ class Shift:
         It is taken at the states of the base's own runs.
 
         Raises:
-            UserError: the base does not load, or the adapter does not fit it.
+            UserError: the adapter does not fit the base.
         """
         with devices.exact(self._device):
             self._arms = self._merged([lora.read(Use(source=str(path), weight=self._weight))])
@@ -58,8 +64,7 @@ class Shift:
     def _merged(self, adapters: Sequence[Adapter]) -> Arms:
         if self._arms is not None:
             return arms.swapped(self._arms, adapters, allow_unmatched=True)
-        base = load.load(self._base, self._store.file_digest, self._device)
-        return arms.apply(base, adapters, allow_unmatched=True).on(self._device)
+        return arms.apply(self._base, adapters, allow_unmatched=True).on(self._device)
 
 
 def nats(setup: Setup) -> np.ndarray:
@@ -75,8 +80,10 @@ def nats(setup: Setup) -> np.ndarray:
         of_signal, of_noise = (float(target(setup, index, *pair)) for pair in ((one, none), (none, one)))
         ratio = signal / spread
         ratios.append(ratio**2)
-        # at a given state the estimates of signal and noise move together
-        rates.append((of_signal - of_noise * ratio) ** -2)
+        # at a given state the estimates of signal and noise move together; where the output tells nothing of the
+        # signal, as epsilon without any signal left, the step is left out
+        moved = of_signal - of_noise * ratio
+        rates.append(moved**-2 if moved else 0.0)
     gaps = np.maximum(np.diff(ratios, append=ratios[-1]), 0)
     divergences: np.ndarray = gaps * np.array(rates) / 2
     return divergences

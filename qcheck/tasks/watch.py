@@ -49,8 +49,8 @@ def digest(saved: CheckpointFile) -> str:
     return lora.read(Use(source=str(saved.path), weight=1.0)).digest
 
 
-def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpoint:
-    """What weights and probes say of a checkpoint; ``norms`` are those of the gradient by step.
+def look(run: Run, saved: CheckpointFile) -> Checkpoint:
+    """What weights, and probes where the run has some, say of a checkpoint.
 
     Raises:
         UserError: a file that cannot be read or does not fit the base.
@@ -61,7 +61,6 @@ def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpo
     state, reasons = _state(inspection, run.limits.beyond(change, counted), run.named)
     if counted is None and not inspection.silent:
         reasons = [*reasons, "intruder dimensions were not counted: its layers are too large"]
-    by_step = saved.unit == "step" and saved.number is not None
     return Checkpoint(
         number=saved.number,
         file=run.place(saved),
@@ -73,10 +72,18 @@ def look(run: Run, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpo
         change=change,
         intruders=counted,
         decomposed=decomposed,
-        gradient=norms.get(saved.number or 0) if by_step else None,
+        gradient=None,
         kl=None if run.shift is None else 0.0 if inspection.silent else run.shift.of(saved.path),
         forecasts=inspection.forecasts,
     )
+
+
+def logged(checkpoint: Checkpoint, saved: CheckpointFile, norms: Mapping[int, float]) -> Checkpoint:
+    """A checkpoint with its gradient's norm where the ``norms`` by step have it by now: a log may come later."""
+    norm = norms.get(saved.number) if saved.number is not None and saved.unit == "step" else None
+    if norm is None or checkpoint.gradient is not None:
+        return checkpoint
+    return checkpoint.model_copy(update={"gradient": norm})
 
 
 def unread(run: Run, saved: CheckpointFile, error: UserError) -> Checkpoint:

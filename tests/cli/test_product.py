@@ -92,8 +92,10 @@ def test_bash_completes_by_what_the_command_prints(tmp_path: Path) -> None:
     script, command = tmp_path / "completion.sh", tmp_path / "qcheck"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qcheck "$@"\n')
     command.chmod(0o755)
-    script.write_text(_command("--show-completion", "bash").stdout)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shown = _command("--show-completion", "bash")
+    assert shown.returncode == 0, shown.stderr
+    script.write_text(shown.stdout)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}  # nothing of other tests
     words = ["bash", "--noprofile", "--norc", "-c", COMPLETE, "bash", str(script)]
     for typed, expected in (("check demo --scheme int4-g12", "int4-g128 int4-g128-int8"), ("cache pr", "prune")):
         call = [*words, "qcheck", *typed.split()]
