@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,62 +38,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "scipy.stats", "onnx", "onnx_ir", "onnxruntime")  # none that pytest rewrites, as hypothesis
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0")
-DECIDE, VERDICT, LAWS, BOARD = (
-    f"tests/{name}.py" for name in ("test_decide", "test_verdict", "measure/test_laws", "device/test_statistics")
-)
-SIMULATED = "tests/test_artifact.py::test_artifact_is_the_simulation"
-REALISED = tuple(  # those that build no engine
-    f"tests/test_realised.py::test_{name}"
-    for name in (
-        "a_layer_that_the_engine_does_not_name_is_unread_not_passed",
-        "a_layer_of_two_products_fell_back_where_one_of_them_did",
-        "other_products_in_full_precision_are_a_fall_back",
-        "constants_that_are_fewer_than_promised_are_a_fall_back",
-        "a_weight_whose_decoding_the_builder_does_not_name_is_known_by_the_constants",
-        "bytes_that_no_layer_accounts_for_fail_without_a_layer_being_blamed",
-        "an_engine_that_says_nothing_is_not_complete_even_where_nothing_was_asked",
-        "sums_of_bytes_may_differ_by_a_ten_thousandth",
-        "the_products_that_a_file_asks_in_float32_are_those_of_float32_inputs",
-    )
-)
-GROUPS, METRIC, AUDIT = (f"tests/{name}.py" for name in ("test_groups", "measure/test_metric", "test_audit"))
-# the fast tests of each module, files or single ones, the likeliest first
-TESTS: dict[str, tuple[str, ...]] = {
-    "qcheck/judge/verdict.py": (VERDICT, DECIDE, GROUPS),
-    "qcheck/judge/lapse.py": (AUDIT,),
-    "qcheck/judge/looks.py": (VERDICT,),
-    "qcheck/judge/deciding.py": (VERDICT, DECIDE),
-    "qcheck/judge/holm.py": (VERDICT, BOARD),
-    "qcheck/judge/fleet.py": ("tests/sweep/test_fleet.py",),
-    "qcheck/judge/matrix.py": ("tests/sweep/test_matrix.py",),
-    "qcheck/measure/interval.py": (METRIC, BOARD, DECIDE),
-    "qcheck/measure/effect.py": (METRIC, LAWS, DECIDE),
-    "qcheck/measure/groups.py": (GROUPS,),
-    "qcheck/measure/control.py": (METRIC, DECIDE, LAWS),
-    "qcheck/measure/lattice.py": ("tests/measure/test_lattice.py", LAWS),
-    "qcheck/measure/trajectory.py": ("tests/measure/test_trajectory.py", LAWS),
-    "qcheck/measure/distribution.py": ("tests/measure/test_distribution.py", LAWS),
-    "qcheck/device/effect.py": (METRIC, LAWS),
-    "qcheck/device/gates.py": (BOARD,),
-    "qcheck/device/student.py": (BOARD,),
-    "qcheck/tasks/decide.py": (DECIDE, GROUPS),
-    "qcheck/tasks/again.py": (AUDIT, GROUPS),
-    "qcheck/build/precision.py": REALISED,
-    "qcheck/device/inspector.py": ("tests/device/test_inspector.py", *REALISED),
-    "qcheck/quantize/plan.py": (
-        "tests/quantize/test_plan.py",
-        "tests/quantize/test_formats.py",
-        "tests/quantize/test_ranges.py",
-        SIMULATED,
-    ),
-    "qcheck/quantize/qdq.py": (SIMULATED, "tests/quantize/test_onnx.py", "tests/test_smoothing.py"),
-    "qcheck/quantize/formats.py": ("tests/quantize/test_formats.py", "tests/quantize/test_ranges.py"),
-    "qcheck/quantize/merge.py": ("tests/quantize/test_merge.py",),
-    "qcheck/core/cache.py": ("tests/test_cache.py",),
-    "qcheck/core/digest.py": ("tests/test_digest.py",),
-    "qcheck/sampling/store.py": ("tests/test_trace.py",),
-}
-
+TESTS: dict[str, list[str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 Outcome = Literal["noticed", "late", "left"]
 Change = Callable[[ast.AST], ast.AST]
 _COMPARISONS = {

@@ -75,22 +75,22 @@ def tables(record: Record, cases: Mapping[str, int]) -> dict[str, str]:
     Raises:
         ValueError: a promise names a test that has no case.
     """
-    made = {about: _promises([one for one in record.promises if one.about == about], cases) for about in ABOUT}
+    by_name = {about: _promises([one for one in record.promises if one.about == about], cases) for about in ABOUT}
     trials = [["what was tried", "how often", "faults, mended with tests", "by"]]
     trials += [[one.what, one.tried, one.faults or "none", f"`{one.command}`"] for one in record.trials]
     rows = [["module", "tried", "noticed", "with new tests", "left"]]
     rows += [[f"`{one.module}`", str(one.tried), str(one.noticed), str(one.now), one.left] for one in record.mutants]
     sums = [sum(getattr(one, name) for one in record.mutants) for name in ("tried", "noticed", "now")]
     rows.append(["all", *map(str, sums), ""])
-    return made | {"trials": _table(trials), "mutants": _table(rows)}
+    return by_name | {"trials": _table(trials), "mutants": _table(rows)}
 
 
 def _promises(promises: Sequence[Promise], cases: Mapping[str, int]) -> str:
     rows = [["of", "is promised", "held by (cases in every suite)"]]
     for one in promises:
-        lost = [name for name in one.tests if not cases.get(name)]
-        if lost or not one.tests:
-            raise ValueError(f"{one.title!r} is held by no test: {', '.join(lost) or 'none is named'}")
+        absent = [name for name in one.tests if not cases.get(name)]
+        if absent or not one.tests:
+            raise ValueError(f"{one.title!r} is held by no test: {', '.join(absent) or 'none is named'}")
         rows.append([one.title, one.promise, "; ".join(f"`{name}` ({cases[name]})" for name in one.tests)])
     return _table(rows)
 
@@ -100,13 +100,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(text: str, made: Mapping[str, str]) -> str:
+def page(text: str, by_name: Mapping[str, str]) -> str:
     """The page with its tables between their markers.
 
     Raises:
         ValueError: it has no place for one of them.
     """
-    for name, table in made.items():
+    for name, table in by_name.items():
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
         text, count = re.subn(
             pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
@@ -119,10 +119,10 @@ def page(text: str, made: Mapping[str, str]) -> str:
 def collected(tests: Iterable[str]) -> Counter[str]:
     """The cases of tests, which pytest collects in a process of its own."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:])
-    return functions(line for line in done.stdout.splitlines() if "::" in line)
+    collection = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if collection.returncode:
+        raise SystemExit(collection.stdout[-2000:])
+    return functions(line for line in collection.stdout.splitlines() if "::" in line)
 
 
 def main() -> None:
@@ -134,10 +134,10 @@ def main() -> None:
     names = sorted({name for one in record.promises for name in one.tests})
     if asked.run and subprocess.run([sys.executable, "-m", "pytest", "-q", *names], cwd=ROOT, check=False).returncode:
         raise SystemExit(1)
-    made = tables(record, collected(names))
+    by_name = tables(record, collected(names))
     if asked.write:
-        PAGE.write_text(page(PAGE.read_text("utf-8"), made), "utf-8")
-    print(*made.values(), sep=os.linesep * 2)
+        PAGE.write_text(page(PAGE.read_text("utf-8"), by_name), "utf-8")
+    print(*by_name.values(), sep=os.linesep * 2)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typer.testing import CliRunner
 
+from qcheck.cli.app import app
 from qcheck.core.digest import digest_of, digest_of_value, joined
 from qcheck.device import gates
 from qcheck.measure import classifier, effect, registry
@@ -25,6 +27,7 @@ from tests import reports
 from tests.measure.test_laws import TIMES, Drawn, view
 
 SPEC = reports.SPEC.changed(max_probes=8)
+Change = Callable[[dict[str, Any]], Any]
 FILE = "artifacts/int8/merge-quantize/unet/model.onnx"
 MANIFEST = "artifacts/int8/merge-quantize/manifest.json"
 BYTES = {
@@ -158,3 +161,27 @@ def verified(report: Report, **changed: Any) -> dict[str, Any]:
         "versions": {},
         "seconds": 1.0,
     }
+
+
+def sound(place: Path, passing: dict[str, Any], lost: dict[str, Any]) -> Path:
+    """The folder of a case that passes and of one that does not."""
+    second = lost | {"scheme": "int8-all", "artifact": []}
+    spec = SPEC.changed(schemes=tuple(reports.spec(passing, second).schemes))
+    return folder(place, report(passing, second, spec=spec))
+
+
+def resealed(place: Path, change: Change) -> Path:
+    """Edit report.json, and write what it says everywhere, as someone would who knows how."""
+    path = place / "report.json"
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    edited = Report.model_validate_json(json.dumps(content))
+    rewritten(place, edited)
+    seal.write(edited, place)
+    return place
+
+
+def printed(*words: str) -> tuple[int, str]:
+    """The exit code and the text of ``qcheck audit``."""
+    done = CliRunner().invoke(app, ["audit", *words], catch_exceptions=False, env={"COLUMNS": "200"})
+    return done.exit_code, done.output

@@ -19,6 +19,7 @@ from qcheck.core.errors import UserError
 from qcheck.device import sums
 from qcheck.diagnose import features, flip_map
 from qcheck.result.pictures import PicturesReport, exit_code
+from qcheck.spec import limits, picture_limits
 from qcheck.tasks import picture_pairs
 from tests.spec.test_generation import graph
 
@@ -355,6 +356,18 @@ AUDITED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def kept(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     judged(root := Path(shutil.copytree(stored, tmp_path_factory.mktemp("audited") / "in")), "kept")
     return root.parent / "out-kept"
+
+
+@NETWORK
+def test_the_recipients_limits_judge_the_same_pictures(kept: Path, tmp_path: Path) -> None:
+    shipped = (picture_limits.FOLDER / "default.toml").read_text("utf-8")
+    (tmp_path / "ours.toml").write_text(shipped.replace("least = 8", "least = 11"), "utf-8")
+    done = CliRunner().invoke(app, ["audit", str(kept), "--limits", str(tmp_path / "ours.toml")])
+    assert done.exit_code == 1, done.output
+    assert "10 pairs are too few: at least 11 decide" in " ".join(done.output.split())
+    assert qcheck.audit(kept, limits="default").code == 0
+    with pytest.raises(UserError, match="is a report of pictures"):
+        qcheck.audit(kept, limits=limits.find("default"))
 
 
 @NETWORK

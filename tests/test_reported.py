@@ -72,6 +72,7 @@ def test_a_flip_error_map_goes_from_black_to_pale_yellow() -> None:
     assert levels[24, 0] == pytest.approx([0, 0, 4], abs=1)
     assert levels[24, 63] == pytest.approx([252, 253, 191], abs=20)
     assert np.isnan(flip_map.compare(black * np.nan, black).colours).all()
+    assert np.isnan(flip_map.compare(black, black * np.nan).mean)
 
 
 def test_without_its_package_there_is_no_flip_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from lxml import html
 from safetensors.torch import load_file, save_file
 
 import qcheck
+from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.measure import distribution
@@ -116,6 +117,16 @@ def test_norms_are_read_from_what_tensorboard_writes(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     shutil.copy(EVENTS, folder)
     assert run_folder.norms(tmp_path) == {10: 0.5, 20: 0.25, 30: 0.125}
+
+
+def test_a_picture_of_any_size_in_an_event_file_is_passed_over(tmp_path: Path) -> None:
+    """Trainers log pictures into the same file: it may be larger than anything that is read as a whole."""
+    path, length = tmp_path / EVENTS.name, files.MOST + 1
+    with path.open("wb") as file:
+        file.write(length.to_bytes(8, "little"))
+        file.seek(12 + length + 4)  # a hole
+        file.write(EVENTS.read_bytes())
+    assert list(event_file.scalars(path)) == list(event_file.scalars(EVENTS))
 
 
 def test_an_event_file_that_is_cut_or_damaged_says_what_is_whole(tmp_path: Path) -> None:

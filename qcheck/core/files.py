@@ -22,20 +22,30 @@ _MOST_TOML = 2**20  # bytes
 _DOTS = 2000  # in a line of TOML: the time of Python's parser grows with the square of a key's parts
 
 
-def read_bytes(path: Path, most: int = MOST) -> bytes:
-    """The content of a regular file of at most ``most`` bytes.
+def size(path: Path) -> int:
+    """The bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read, is larger, or is a folder, a pipe or a device, which might never end.
+        OSError: it is a folder, a pipe or a device, which might never end, or cannot be looked at.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status.st_size
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a folder, a pipe or a device, which might never end.
+    """
+    length = size(path)
     with path.open("rb") as stream:
-        content = stream.read(most + 1) if status.st_size <= most else b""
-    if max(status.st_size, len(content)) > most:
+        content = stream.read(most + 1) if length <= most else b""
+    if max(length, len(content)) > most:
         raise OSError(errno.EINVAL, f"larger than the {most} bytes that are read of such a file", str(path))
     return content
 

@@ -57,6 +57,12 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
+def fault(error: ValidationError) -> str:
+    """The first place that does not fit, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+
+
 def read_toml(kind: type[V], path: Path) -> V:
     """Read one file; a value's ``name`` is the file's, so it cannot disagree.
 
@@ -73,9 +79,7 @@ def read_toml(kind: type[V], path: Path) -> V:
     try:
         return kind.model_validate({"name": path.stem} | content, context={"folder": path.parent})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{title} file {path}: {where}: {first['msg']}", "Correct that key.") from error
+        raise UserError(f"{title} file {path}: {fault(error)}", "Correct that key.") from error
 
 
 def named(kind: type[V], folder: Path, name: str) -> V:

@@ -14,7 +14,7 @@ SIDE = 384  # pixels a side: some .15 s of one core
 
 
 @dataclass(frozen=True)
-class Compared:
+class ErrorMap:
     """The error map [h, w, 3] in [0, 1], in the colours of magma, and the mean error."""
 
     colours: np.ndarray
@@ -27,18 +27,18 @@ def missing() -> str:
     return "needs flip_evaluator: install qcheck[judge]" if absent else ""
 
 
-def compare(quantized: np.ndarray, full: np.ndarray) -> Compared:
-    """FLIP of pictures [H, W, 3] in [0, 1]; a map of grey and NaN where the quantized one is not finite.
+def compare(quantized: np.ndarray, full: np.ndarray) -> ErrorMap:
+    """FLIP of pictures [H, W, 3] in [0, 1]; a map of grey and NaN where one of them is not finite.
 
     A picture of more than ``SIDE`` pixels a side is shrunk: FLIP takes a second for one of 1024.
     """
     from flip_evaluator import evaluate
 
     reference = _shrunk(full)
-    if not np.isfinite(quantized).all():
-        return Compared(np.full(reference.shape, np.nan), np.nan)
+    if not (np.isfinite(quantized).all() and np.isfinite(full).all()):
+        return ErrorMap(np.full(reference.shape, np.nan), np.nan)
     colours, mean, _ = evaluate(reference, _shrunk(quantized), "LDR", applyMagma=True)
-    return Compared(colours, float(mean))
+    return ErrorMap(colours, float(mean))
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from qcheck.core import files
 from qcheck.core.errors import UserError
-from qcheck.core.values import Number, Value
+from qcheck.core.values import Number, Value, fault
 from qcheck.result.basis import Values
 from qcheck.result.evidence import Pictures
 from qcheck.result.measurement import Judged, NotMeasured
@@ -107,9 +107,7 @@ def read(path: Path) -> PicturesReport | None:
     try:
         return PicturesReport.model_validate_json(files.read_bytes(path / REPORT))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
-            f"report {str(path / REPORT)!r} is not of {SCHEMA} as this qcheck writes it: {where}: {first['msg']}",
+            f"report {str(path / REPORT)!r} is not of {SCHEMA} as this qcheck writes it: {fault(error)}",
             "Take the folder from where it was written.",
         ) from error

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from qcheck.core import files
 from qcheck.core.errors import UserError
+from qcheck.core.values import fault
 from qcheck.result import pictures
 from qcheck.result.report import REPORT, SCHEMA, Report
 
@@ -26,10 +27,8 @@ def read(path: Path) -> Report:
         ) from error
     except ValidationError as error:
         _require_schema(file)
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
-            f"report {str(file)!r} is not of {SCHEMA} as this qcheck writes it: {where}: {first['msg']}",
+            f"report {str(file)!r} is not of {SCHEMA} as this qcheck writes it: {fault(error)}",
             "Give a report.json, made by this version: run the check again.",
         ) from error
 

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.core.size import megabytes
-from qcheck.core.values import Number, Value
+from qcheck.core.values import Number, Value, fault
 from qcheck.result.measurement import Judged
 
 SCHEMA: Literal["qcheck-verify/1"] = "qcheck-verify/1"
@@ -211,9 +211,7 @@ def read(path: Path) -> Verified:
     except OSError as error:
         raise UserError(f"{str(path)!r}: {error.strerror}", f"Give the {NAME} that the board wrote.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
-            f"{str(path)!r} is not of {SCHEMA} as this qcheck reads it: {where}: {first['msg']}",
+            f"{str(path)!r} is not of {SCHEMA} as this qcheck reads it: {fault(error)}",
             "Copy it from the board again; it has to be of a bundle that this version exported.",
         ) from error

@@ -22,6 +22,7 @@ from qcheck.result.report import REPORT, Case, Report
 from qcheck.result.verified import Verified
 from qcheck.spec import recipe
 from qcheck.spec.limits import Limits
+from qcheck.spec.picture_limits import PictureLimits
 from qcheck.tasks import again, audit_pictures
 
 _FORECAST = ("forecast", "NEEDS-QAT")  # of a row without a page: weights alone decide nothing else
@@ -34,7 +35,7 @@ class Asked:
     ``signature`` are the files of a signature and of the public key of who has to have signed.
     """
 
-    limits: Limits | None = None
+    limits: Limits | PictureLimits | None = None
     verified: Verified | None = None
     engine: Path | None = None
     signature: tuple[Path, Path] | None = None
@@ -53,9 +54,12 @@ def audit(folder: Path, asked: Asked) -> Audit:
     elif not any((folder / name).exists() for name in (REPORT, sums.NAME)):
         raise UserError(f"{str(folder)!r} holds neither a report nor a sweep", "Give what check or sweep wrote.")
     elif (report := pictures.read(folder)) is not None:
-        if asked != Asked():
-            raise UserError(f"{str(folder)!r} is a report of pictures", "Audit it without limits, board or signature.")
-        folders = [audit_pictures.of_folder(folder, report)]
+        if isinstance(asked.limits, Limits) or asked != Asked(limits=asked.limits):
+            raise UserError(
+                f"{str(folder)!r} is a report of pictures",
+                "Audit it by limits of pictures or none, without board, engine and signature.",
+            )
+        folders = [audit_pictures.of_folder(folder, report, asked.limits)]
     else:
         folders = [of_folder(folder, _read(folder), asked)]
     return results.audit(None if asked.limits is None else asked.limits.name, folders)
@@ -75,7 +79,9 @@ def _read(folder: Path) -> Report:
 
 def of_folder(folder: Path, report: Report, asked: Asked, trusted: bool = True) -> FolderAudit:
     """The audit of one report and the files around it; ``trusted`` as in ``again.of_case``."""
-    files = seal.files(folder)
+    files, limits = seal.files(folder), asked.limits
+    if isinstance(limits, PictureLimits):
+        raise UserError(f"limits {limits.name!r} are of pictures", f"Give limits of a check for {str(folder)!r}.")
     differences = [*_digests_of_values(report)]
     changed = [*files.changed]
     if not seal.states(report, folder, files.expected):
@@ -91,9 +97,7 @@ def of_folder(folder: Path, report: Report, asked: Asked, trusted: bool = True) 
         signed=None if asked.signature is None else _signed(folder, *asked.signature),
         differences=differences,
         cases=[
-            again.of_case(
-                report, case, asked.limits, [*_artifact(folder, case, files), *lapsed.get(place, [])], trusted
-            )
+            again.of_case(report, case, limits, [*_artifact(folder, case, files), *lapsed.get(place, [])], trusted)
             for place, case in enumerate(report.cases)
         ],
     )

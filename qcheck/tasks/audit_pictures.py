@@ -12,13 +12,17 @@ from qcheck.result.pictures import PicturesReport
 from qcheck.result.report import REPORT
 from qcheck.result.verdict import Verdict
 from qcheck.spec import picture_limits
+from qcheck.spec.picture_limits import PictureLimits
 from qcheck.tasks import again, basis, picture_verdict
 
 _STATED = "noop_control"  # a share of pairs whose pictures are equal: no number of one pair
 
 
-def of_folder(folder: Path, report: PicturesReport) -> FolderAudit:
-    """The audit of a report and the files around it. noop_control stays as it is stated."""
+def of_folder(folder: Path, report: PicturesReport, limits: PictureLimits | None = None) -> FolderAudit:
+    """The audit of a report, by its own limits and by those given, and of the files around it.
+
+    noop_control stays as it is stated.
+    """
     files = seal.files(folder)
     unsealed = [name for name in files.missing if name != statement.NAME]  # a statement is of a check
     if REPORT in files.added:
@@ -30,7 +34,7 @@ def of_folder(folder: Path, report: PicturesReport) -> FolderAudit:
         missing=unsealed,
         added=[name for name in files.added if name != REPORT],
         differences=[*_limits(report)],
-        cases=[_again(report)],
+        cases=[_again(report, limits)],
     )
 
 
@@ -41,7 +45,7 @@ def _limits(report: PicturesReport) -> Iterator[str]:
         yield f"the limits are called {report.limits.name!r}, and are not those that this qcheck ships under that name"
 
 
-def _again(report: PicturesReport) -> AuditedCase:
+def _again(report: PicturesReport, limits: PictureLimits | None) -> AuditedCase:
     audited = AuditedCase(scheme="pictures", order=report.match, stated=report.verdict, evidence=None)
     try:
         samples = basis.samples(report.samples)
@@ -53,11 +57,12 @@ def _again(report: PicturesReport) -> AuditedCase:
         ]
         verdict = picture_verdict.decide(report.limits, others, samples, len(report.pairs))
         differences = [*_differences(report, verdict)]
+        last = verdict if limits is None else picture_verdict.decide(limits, others, samples, len(report.pairs))
     except (ArithmeticError, LookupError, TypeError, ValueError, UserError) as error:
         reason = f"the numbers of its pairs do not fit together: {str(error).splitlines()[0]}"
         return audited.model_copy(update={"differences": [reason]})
-    update = {"evidence": verdict.outcome, "reasons": list(verdict.reasons), "differences": differences}
-    return audited.model_copy(update=update)
+    update = {"evidence": verdict.outcome, "reasons": list(last.reasons), "differences": differences}
+    return audited.model_copy(update=update | ({} if limits is None else {"given": last.outcome}))
 
 
 def _differences(report: PicturesReport, verdict: Verdict) -> Iterator[str]:

@@ -48,9 +48,9 @@ def scalars(path: Path) -> Iterator[tuple[str, int, float]]:
     """Tag, step and value of every scalar, up to the first record that is not whole or no message.
 
     Raises:
-        OSError: as ``files.read_bytes``.
+        OSError: it is no regular file, or cannot be read.
     """
-    for record in _records(files.read_bytes(path)):
+    for record in _records(path):
         try:
             event = _EVENT.FromString(record)
         except DecodeError:
@@ -60,17 +60,21 @@ def scalars(path: Path) -> Iterator[tuple[str, int, float]]:
                 yield value.tag.decode("utf-8", "replace"), event.step, number
 
 
-def _records(content: bytes) -> Iterator[bytes]:
-    """The messages of a file, without those that are too long to be scalars; a length beyond the end is the end."""
-    start = 0
-    while start + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        end = start + 12 + length
-        if end + 4 > len(content):
-            return
-        if length <= _LONGEST:
-            yield content[start + 12 : end]
-        start = end + 4
+def _records(path: Path) -> Iterator[bytes]:
+    """The messages of a file, without those that are too long to be scalars; a length beyond the end is the end.
+
+    Pictures are passed over, so that a file of any size takes the memory of one message.
+    """
+    size = files.size(path)
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack_from("<Q", head)
+            end = file.tell() + length + 4
+            if end > size:
+                return
+            if length <= _LONGEST:
+                yield file.read(length)
+            file.seek(end)
 
 
 def _number(value: Any) -> float | None:

@@ -99,28 +99,28 @@ class Measured:
 
 def _measured(paired: Paired, given: Sequence[Judge], watch: Stopwatch) -> Measured:
     with watch.stage("features of pictures", len(paired.files)) as advance:
-        seen: dict[Role, Features] = {}
+        looks: dict[Role, Features] = {}
         for role in paired.files:
-            seen[role] = features.of(paired.read(role))
+            looks[role] = features.of(paired.read(role))
             advance(1)
     sides = [side for side in SIDES if _QUANTIZED[side] in paired.files]
     with watch.stage("pixels of pictures", len(sides) * len(paired.keys)) as advance:
         pixels = [one for side in sides for one in _pixels(side, paired, advance)]
-    told = list[Sample | Measurement](style.samples(seen["f0"], seen["f1"], _quantized(seen)))
+    measurements = list[Sample | Measurement](style.samples(looks["f0"], looks["f1"], _quantized(looks)))
     with watch.stage("judges of pictures", len(given)) as advance:
         for one in given:
-            told += judges.look(one, {role: partial(paired.read, role) for role in paired.files})
+            measurements += judges.look(one, {role: partial(paired.read, role) for role in paired.files})
             advance(1)
-    told += [*pixels, *judges.absent(given, sides)]
+    measurements += [*pixels, *judges.absent(given, sides)]
     return Measured(
-        samples=[one for one in told if isinstance(one, Sample)],
-        others=[_same(paired), *(one for one in told if isinstance(one, Measurement))],
-        survivals=style.each(seen["f0"], seen["f1"], seen["q1"]),
+        samples=[one for one in measurements if isinstance(one, Sample)],
+        others=[_same(paired), *(one for one in measurements if isinstance(one, Measurement))],
+        survivals=style.each(looks["f0"], looks["f1"], looks["q1"]),
     )
 
 
-def _quantized(seen: Mapping[Role, Features]) -> dict[Side, Features]:
-    return {side: seen[role] for side, role in _QUANTIZED.items() if role in seen}
+def _quantized(looks: Mapping[Role, Features]) -> dict[Side, Features]:
+    return {side: looks[role] for side, role in _QUANTIZED.items() if role in looks}
 
 
 def _pixels(side: Side, paired: Paired, advance: Advance) -> list[Sample | Measurement]:
@@ -176,11 +176,11 @@ def _pairs(paired: Paired, measured: Measured) -> list[Pair]:
     return [
         Pair(
             name=path.stem,
-            prompt=None if told is None else told.prompt,
-            seed=None if told is None else told.seed,
+            prompt=None if generation is None else generation.prompt,
+            seed=None if generation is None else generation.seed,
             survival=survival,
         )
-        for path, told, survival in zip(
+        for path, generation, survival in zip(
             paired.files["f1"], paired.generations, measured.survivals.tolist(), strict=True
         )
     ]
