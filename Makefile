@@ -40,7 +40,7 @@ test: lint browser  ## lint, types, layer rules, tests: a process a core, each w
 
 # Tests that need nothing but the light dependencies, and so no tests/conftest.py, which imports torch.
 LIGHT := tests/test_light.py tests/test_docs.py tests/test_verdict.py tests/report/test_junit.py tests/report/test_markdown.py \
-	tests/report/test_plain.py tests/test_audit.py
+	tests/report/test_plain.py tests/audit
 
 test-lowest: $(LOWEST)/.installed  ## the light part with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest --noconftest $(LIGHT)

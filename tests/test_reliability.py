@@ -18,7 +18,7 @@ def test_the_page_is_the_generated_one(request: pytest.FixtureRequest) -> None:
     assert text == reliability.page(text, reliability.tables(RECORD, cases)), "python -m benchmarks.reliability --write"
 
 
-@pytest.mark.parametrize("tests", [[], ["tests/test_audit.py::test_that_is_not_there"]])
+@pytest.mark.parametrize("tests", [[], ["tests/audit/test_folder.py::test_that_is_not_there"]])
 def test_a_promise_that_no_test_holds_is_an_error(tests: list[str]) -> None:
     promise = Promise(about="files", title="a file", promise="is refused", tests=tests)
     with pytest.raises(ValueError, match="'a file' is held by no test"):

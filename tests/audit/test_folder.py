@@ -31,21 +31,8 @@ from qcheck.spec import command, limits
 from qcheck.tasks import audit as audit_rows
 from qcheck.tasks import basis, decide, trust
 from tests import audits
+from tests.audit.conftest import PASSING
 from tests.audits import Change, printed, resealed
-
-PASSING, LOST = audits.case(0.01), audits.case(1.0)
-
-
-@pytest.fixture(autouse=True)
-def _few_reruns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two reruns in place of a hundred: those of these cases all end alike."""
-    monkeypatch.setattr(trust, "RERUNS", 2)
-
-
-@pytest.fixture
-def sound(tmp_path: Path) -> Path:
-    """A folder of one case that passes and one that does not."""
-    return audits.sound(tmp_path / "out", PASSING, LOST)
 
 
 def test_a_folder_that_nobody_touched_is_sound(sound: Path) -> None:
