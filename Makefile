@@ -43,7 +43,7 @@ LIGHT := tests/test_light.py tests/test_docs.py tests/test_verdict.py tests/repo
 	tests/report/test_plain.py tests/audit
 
 test-lowest: $(LOWEST)/.installed  ## the light part with the lowest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest --noconftest $(LIGHT)
+	$(LOWEST)/bin/python -m pytest --noconftest -p tests.audit.conftest $(LIGHT)
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)

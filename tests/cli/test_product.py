@@ -87,16 +87,20 @@ echo "${COMPREPLY[@]}"
 """
 
 
+BASH = ("bash", "--noprofile", "--norc")
+
+
 def test_bash_completes_by_what_the_command_prints(tmp_path: Path) -> None:
     """As a shell does it: the script that is shown, sourced, with a qcheck on the path."""
     script, command = tmp_path / "completion.sh", tmp_path / "qcheck"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qcheck "$@"\n')
     command.chmod(0o755)
-    shown = _command("--show-completion", "bash")
+    show = f"{shlex.quote(sys.executable)} -m qcheck --show-completion; exit $?"  # Typer asks which shell calls it
+    shown = subprocess.run([*BASH, "-c", show], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     script.write_text(shown.stdout)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}  # nothing of other tests
-    words = ["bash", "--noprofile", "--norc", "-c", COMPLETE, "bash", str(script)]
+    words = [*BASH, "-c", COMPLETE, "bash", str(script)]
     for typed, expected in (("check demo --scheme int4-g12", "int4-g128 int4-g128-int8"), ("cache pr", "prune")):
         call = [*words, "qcheck", *typed.split()]
         done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
