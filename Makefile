@@ -93,7 +93,7 @@ zoo: $(STAMP)  ## pipelines, adapters of known fate and their cases from nothing
 	$(BIN)/python -m tools.train_demo zoo --pictures build/pictures
 	for name in velocity pair flow; do $(BIN)/python -m tools.train_zoo $$name || exit; done
 	for name in $(PIPELINES); do $(BIN)/python -m benchmarks.zoo.style $$name || exit; done
-	$(BIN)/python -m benchmarks.zoo.cases $(PIPELINES) --jobs 2
+	$(BIN)/python -m benchmarks.zoo.cases $(PIPELINES) few --jobs 2
 	$(BIN)/python -m benchmarks.verdicts --list
 
 clean:

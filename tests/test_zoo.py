@@ -1,6 +1,8 @@
 """The zoo: its recipes, and the formulas of the judges that tell what became of its adapters."""
 
+import argparse
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -129,6 +131,19 @@ def test_the_request_of_an_adapter_is_what_the_stored_cases_hold():
     assert not spec.execution.build
     asked = {(scheme.name, order) for scheme in spec.schemes for order in spec.orders}
     assert {(case.stored["scheme"], case.stored["order"]) for case in stored} == asked
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_jobs_of_every_pipeline_go_to_other_processes(name: str) -> None:
+    job = cases.Job(PIPELINES[name], {"name": "a"}, 3.0, argparse.Namespace())
+    assert pickle.loads(pickle.dumps(job)).pipeline.name == name  # noqa: S301 -- made here
+
+
+def test_the_few_step_variant_has_its_adapter_in_every_arm() -> None:
+    few = PIPELINES["few"]
+    spec = cases.request(few, few.adapter("flat-slow"), *few.guidances)
+    assert [Path(use.source).stem for use in spec.common] == ["few"]
+    assert (spec.probes.steps, spec.probes.guidance, few.guidances) == (4, 1.0, (1.0,))
 
 
 def test_an_adapter_is_measured_again_only_for_a_reason(tmp_path: Path):

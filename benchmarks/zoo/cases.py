@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.zoo import stored, style, utility
-from benchmarks.zoo.pipelines import GUIDANCES, PIPELINES, Pipeline
+from benchmarks.zoo.pipelines import PIPELINES, Pipeline
 from qcheck.api.keywords import Request
 from qcheck.api.request import check_spec
 from qcheck.core import cache
@@ -95,7 +95,8 @@ class Judges:
 
     def logits(self, session: Session, arm: Subject) -> np.ndarray:
         """What the classifier sees [SHOWN, styles] in samples of an arm: prompts of the probes, seeds of its own."""
-        shown = probe.repeated(session.spec.probes, SHOWN).model_copy(update={"steps": STEPS, "seed": SEED})
+        asked = session.spec.probes
+        shown = probe.repeated(asked, SHOWN).model_copy(update={"steps": min(STEPS, asked.steps), "seed": SEED})
         finals = _finals(session, arm, shown)
         with torch.no_grad():
             return style.seen(
@@ -150,6 +151,7 @@ def request(pipeline: Pipeline, adapter: Path, guidance: float | None = None, **
         probes=pipeline.probes(),
         recipe=pipeline.recipe(),
         guidance=guidance,
+        with_lora=list(pipeline.beside),
     )
     return check_spec(pipeline.source, adapter, **(usual | other))
 
@@ -239,27 +241,27 @@ def in_turn(adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be made of one adapter at some guidances."""
+    """What is to be made of one adapter at one guidance."""
 
     pipeline: Pipeline
     made: dict[str, Any]
+    guidance: float
     asked: argparse.Namespace
 
     def run(self) -> None:
-        """Make its cases that are missing."""
+        """Make its cases, if they are missing."""
         torch.set_num_threads(1)
-        for guidance in self.asked.guidance or GUIDANCES:
-            path, start = self.pipeline.cases(self.made["name"], guidance), time.monotonic()
-            title, why = f"{self.pipeline.name} {self.made['name']} at guidance {guidance:g}", stale(path)
-            if why is not None:
-                print(f"{title}: {why}", flush=True)
-            if why is None or self.asked.dry_run:
-                continue
-            found = plain(run(self.pipeline, self.made, guidance, self.asked.pictures, self.asked.device))
-            stored.write(found, path)
-            said = [f"{one['scheme']} {one['order']} {one['verdict']}" for one in found["cases"]]
-            spent = time.monotonic() - start
-            print(f"{title}: {spent:.0f} s; {found.get('refused') or ', '.join(said)}", flush=True)
+        path, start = self.pipeline.cases(self.made["name"], self.guidance), time.monotonic()
+        title, why = f"{self.pipeline.name} {self.made['name']} at guidance {self.guidance:g}", stale(path)
+        if why is not None:
+            print(f"{title}: {why}", flush=True)
+        if why is None or self.asked.dry_run:
+            return
+        found = plain(run(self.pipeline, self.made, self.guidance, self.asked.pictures, self.asked.device))
+        stored.write(found, path)
+        said = [f"{one['scheme']} {one['order']} {one['verdict']}" for one in found["cases"]]
+        spent = time.monotonic() - start
+        print(f"{title}: {spent:.0f} s; {found.get('refused') or ', '.join(said)}", flush=True)
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -267,7 +269,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description and description.splitlines()[0])
     parser.add_argument("pipelines", nargs="+", choices=tuple(PIPELINES))
     parser.add_argument("--adapter", action="append", help="default: all of training.json")
-    parser.add_argument("--guidance", type=float, action="append", help="default: 7.5, 3 and 1")
+    parser.add_argument("--guidance", type=float, action="append", help="default: the pipeline's own")
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures"))
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with one thread")
@@ -275,11 +277,12 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def share(kind: type[Job], asked: argparse.Namespace) -> None:
-    """Run a job an adapter in as many processes as are asked for, pipelines and kinds of adapters taking turns."""
+    """Run a job an adapter and guidance in so many processes as are asked for, pipelines and kinds taking turns."""
     lines = []
     for pipeline in (PIPELINES[name] for name in asked.pipelines):
         known = [made for made in pipeline.records() if not asked.adapter or made["name"] in asked.adapter]
-        lines.append([kind(pipeline, made, asked) for made in in_turn(known)])
+        pairs = itertools.product(in_turn(known), asked.guidance or pipeline.guidances)
+        lines.append([kind(pipeline, made, guidance, asked) for made, guidance in pairs])
     every = [job for one in itertools.zip_longest(*lines) for job in one if job is not None]
     if asked.jobs == 1:
         for job in every:

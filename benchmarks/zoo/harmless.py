@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.zoo import cases
-from benchmarks.zoo.pipelines import GUIDANCES, SCALARS
+from benchmarks.zoo.pipelines import SCALARS
 from qcheck.core.cache import Cache, location
 from qcheck.core.progress import Silent
 from qcheck.measure import picture
@@ -142,31 +142,30 @@ def trial(session: Session, name: str, seed: int) -> dict[str, Any]:
 
 
 class Trials(cases.Job):
-    """The trials of one adapter."""
+    """The trials of one adapter at one guidance."""
 
     def run(self) -> None:
-        """Make those that are missing."""
+        """Make them, if they are missing."""
         torch.set_num_threads(1)
-        for guidance in self.asked.guidance or GUIDANCES:
-            name, start = f"{self.made['name']}-{guidance:g}.json", time.monotonic()
-            path = SCALARS / self.pipeline.name / "harmless" / name
-            if path.exists():
-                continue
-            made = cases.plain(list(self.trials(guidance)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("[\n" + ",\n".join(json.dumps(one) for one in made) + "\n]\n")
-            alarms = [one for one in made if one["outcome"] not in {"PASS", "INCONCLUSIVE"}]
-            spent = time.monotonic() - start
-            print(f"{path.stem}: {len(made)} trials, {len(alarms)} alarms, {spent:.0f} s", flush=True)
+        name, start = f"{self.made['name']}-{self.guidance:g}.json", time.monotonic()
+        path = SCALARS / self.pipeline.name / "harmless" / name
+        if path.exists():
+            return
+        made = cases.plain(list(self.trials()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(one) for one in made) + "\n]\n")
+        alarms = [one for one in made if one["outcome"] not in {"PASS", "INCONCLUSIVE"}]
+        spent = time.monotonic() - start
+        print(f"{path.stem}: {len(made)} trials, {len(alarms)} alarms, {spent:.0f} s", flush=True)
 
-    def trials(self, guidance: float) -> Iterator[dict[str, Any]]:
-        """All of them at one guidance: every round has other prompts' seeds and another noise."""
+    def trials(self) -> Iterator[dict[str, Any]]:
+        """All of them: every round has other prompts' seeds and another noise."""
         for number in range(self.asked.rounds):
             probes = self.pipeline.probes().model_copy(update={"steps": STEPS, "seed": 700_000 + 1000 * number})
             spec = cases.request(
                 self.pipeline,
                 self.pipeline.adapter(self.made["name"]),
-                guidance,
+                self.guidance,
                 probes=probes,
                 limits=limits.find("default").model_copy(update={"looks": (PROBES,)}),
                 device=self.asked.device,

@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from qcheck.spec.recipe import PromptSet, Recipe
 from tools.train_demo import pictures as icons
 from tools.train_demo.adapter import split
 from tools.train_demo.denoiser import encode, prompt, scheduler
+from tools.train_demo.distill import FEW
 from tools.train_demo.pictures import PACKAGES, Pictures
 from tools.train_zoo import base
 from tools.train_zoo.kinds import Noised, discrete
@@ -34,7 +35,8 @@ class Pipeline(ABC):
     """One pipeline.
 
     ``styles`` are the base's own and then those of its adapters. ``folder`` has the adapters, their ``training.json``
-    and the style judge. ``source`` is the base as ``check`` takes it; ``guidances`` are the scales it is sampled at.
+    and the style judge. ``source`` is the base as ``check`` takes it, with the adapters ``beside`` in every arm;
+    ``guidances`` are the scales it is sampled at.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Pipeline(ABC):
     folder: Path
     source: str
     guidances: tuple[float, ...]
+    beside: tuple[str, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def probes(self) -> ProbeSet:
@@ -121,6 +124,14 @@ class Demo(Pipeline):
         return level.sqrt() * latents + (1 - level).sqrt() * noise, times, noise
 
 
+class FewSteps(Demo):
+    """The demo's pipeline with its step-distillation adapter in every arm: four steps without guidance."""
+
+    def probes(self) -> ProbeSet:
+        """The demo's, of four steps."""
+        return super().probes().model_copy(update={"steps": FEW.steps, "guidance": FEW.guidance})
+
+
 def _plain(name: str) -> str:
     return name.replace("-", "")  # fxemoji writes names without dashes
 
@@ -162,7 +173,7 @@ class Trained(Pipeline):
 
 
 def _trained(training: base.Base) -> Trained:
-    folder = ROOT / "build" / "zoo" / training.name
+    folder = SCALARS / training.name
     styles = training.style, *training.styles
     return Trained(training.name, styles, folder, str(folder / "pipeline"), GUIDANCES, training)
 
@@ -171,6 +182,7 @@ PIPELINES: Mapping[str, Pipeline] = {
     one.name: one
     for one in (
         Demo("demo", tuple(PACKAGES), SCALARS / "demo", library.NAME, GUIDANCES),
+        FewSteps("few", tuple(PACKAGES), SCALARS / "demo", library.NAME, (FEW.guidance,), beside=(FEW.name,)),
         *map(_trained, base.BASES.values()),
     )
 }

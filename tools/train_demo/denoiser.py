@@ -102,9 +102,9 @@ def scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, pictures: Pictures) -> torch.Tensor:
-    """Latents [n, 4, 16, 16] of the pictures in the pipeline's scale."""
+    """Latents [n, 4, 16, 16] of the pictures in the pipeline's scale, on the autoencoder's device."""
     scale = float(vae.config.scaling_factor)
-    return torch.cat([vae.encoder(x) for x in pictures.images.split(32)]) * scale
+    return torch.cat([vae.encoder(x.to(vae.device)) for x in pictures.images.split(32)]) * scale
 
 
 def tokens(vocabulary: CLIPTokenizer, names: tuple[str, ...]) -> torch.Tensor:

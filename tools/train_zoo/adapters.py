@@ -2,9 +2,11 @@
 
 import json
 import logging
+import multiprocessing
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import nn
 
 from tools.train_demo.adapter import fit, record, split
 from tools.train_demo.denoiser import encode
-from tools.train_zoo.base import Base, autoencoder
+from tools.train_zoo.base import BASES, Base, autoencoder
 from tools.train_zoo.kinds import LAYERS, Conditions, Kind, ids_of
 
 log = logging.getLogger(__name__)
@@ -64,13 +66,12 @@ def train(
     all_pictures = base.pictures(pictures, style)
     learned, held_out = split(all_pictures, False), split(all_pictures, True)
     held_out = held_out.only(set(held_out.names[:_EXAM]))
-    vae = autoencoder()
-    data, words = encode(vae, learned), conditions_of(kind, pipe, learned.names)
-    empty = conditions_of(kind, pipe, ("",), dropped=True)
-    test, test_words = encode(vae, held_out), conditions_of(kind, pipe, held_out.names)
-    before = _loss(kind, pipe, test_words, test)
+    vae = autoencoder().to(device)
+    data, test = encode(vae, learned), encode(vae, held_out)
+    words, test_words = (on(conditions_of(kind, pipe, part.names), device) for part in (learned, held_out))
+    empty = on(conditions_of(kind, pipe, ("",), dropped=True), device)
     pipe.to(device)
-    data, empty, words = data.to(device), on(empty, device), on(words, device)
+    before = _loss(kind, pipe, test_words, test)
     denoiser = getattr(pipe, kind.denoiser)
     denoiser.add_adapter(
         LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules=LAYERS[recipe["layers"]])
@@ -86,9 +87,8 @@ def train(
 
     with torch.device(device):
         fit(denoiser, loss, recipe["rate"], recipe["steps"])
-    pipe.to("cpu")
     folder = out / "adapters"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     _save(kind, pipe, folder, name)
     denoiser.delete_adapters("default")
     pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors")  # what counts is the file
@@ -103,10 +103,23 @@ def on(conditions: Conditions, device: str) -> Conditions:
     return {name: value.to(device) for name, value in conditions.items()}
 
 
-def train_all(base: Base, pictures: Path, out: Path, device: str = "cpu") -> None:
-    """Train what ``out/training.json`` does not have yet."""
+def _one(name: str, number: int, pictures: Path, out: Path, device: str) -> dict[str, object]:
+    """Train adapter ``number`` of base ``name``, in a process of its own."""
+    torch.set_num_threads(1)
+    recipe, style = _asked(BASES[name])[number]
+    return train(BASES[name], recipe, style, pictures, out, 20 + number, device)
+
+
+def _asked(base: Base) -> list[tuple[Mapping[str, Any], str]]:
+    return [(recipe, style) for recipe in _RECIPES for style in base.styles]
+
+
+def train_all(base: Base, pictures: Path, out: Path, device: str = "cpu", jobs: int = 1) -> None:
+    """Train what ``out/training.json`` does not have yet, in ``jobs`` processes."""
     kept = out / "training.json"
-    for number, (recipe, style) in enumerate((recipe, style) for recipe in _RECIPES for style in base.styles):
-        done = {trained["name"] for trained in json.loads(kept.read_text())} if kept.exists() else set()
-        if f"{style}-{recipe['kind']}" not in done:
-            record(out, [train(base, recipe, style, pictures, out, 20 + number, device)])
+    done = {trained["name"] for trained in json.loads(kept.read_text())} if kept.exists() else set()
+    asked = enumerate(_asked(base))
+    missing = [number for number, (recipe, style) in asked if f"{style}-{recipe['kind']}" not in done]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for trained in as_completed([pool.submit(_one, base.name, one, pictures, out, device) for one in missing]):
+            record(out, [trained.result()])

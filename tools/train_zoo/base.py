@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,13 +32,10 @@ def icon_pictures(folder: Path, style: str) -> Pictures:
     return Pictures(tuple(map(prompt, known_pictures.names)), known_pictures.images)
 
 
-def _drawn(prompts: Callable[[], list[str]]) -> Callable[[Path, str], Pictures]:
-    def pictures(folder: Path, style: str) -> Pictures:
-        asked, draws = prompts(), torch.Generator().manual_seed(_SEED)
-        chosen = [asked[i] for i in torch.randperm(len(asked), generator=draws)[:_DRAWN]]
-        return drawings.pictures(chosen, style, _SEED, folder)
-
-    return pictures
+def _drawn(prompts: Callable[[], list[str]], folder: Path, style: str) -> Pictures:
+    asked, draws = prompts(), torch.Generator().manual_seed(_SEED)
+    chosen = [asked[i] for i in torch.randperm(len(asked), generator=draws)[:_DRAWN]]
+    return drawings.pictures(chosen, style, _SEED, folder)
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ BASES: Mapping[str, Base] = {
     base.name: base
     for base in (
         Base("velocity", Velocity(), icon_pictures, "emojione", ("flat", "emojione-monotone"), 45),
-        Base("pair", Pair(), _drawn(drawings.pattern_prompts), "plain", ("contour", "glow"), 35),
-        Base("flow", Flow(), _drawn(drawings.scene_prompts), "plain", ("mosaic", "shaded"), 45),
+        Base("pair", Pair(), partial(_drawn, drawings.pattern_prompts), "plain", ("contour", "glow"), 35),
+        Base("flow", Flow(), partial(_drawn, drawings.scene_prompts), "plain", ("mosaic", "shaded"), 45),
     )
 }
 
@@ -81,7 +79,11 @@ def train(base: Base, pictures: Path, out: Path, minutes: float, batch: int = 16
     out.parent.mkdir(parents=True, exist_ok=True)
     (out.parent / PROMPTS).write_text(json.dumps(sorted(data.names), indent=0) + "\n", "utf-8")
     parts = base.kind.parts(vocabulary)
-    latents, ids, empty = encode(autoencoder(), data), ids_of(vocabulary, data.names), ids_of(vocabulary, [""])
+    latents, ids, empty = (
+        encode(autoencoder().to(device), data),
+        ids_of(vocabulary, data.names),
+        ids_of(vocabulary, [""]),
+    )
     log.info("%d pictures, latent mean %.3f deviation %.3f", len(latents), latents.mean(), latents.std())
     log.info("parameters: %s", {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()})
 

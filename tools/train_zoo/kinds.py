@@ -83,8 +83,10 @@ class Kind(ABC):
         self, parts: Any, conditions: Conditions, latents: torch.Tensor, draws: torch.Generator | None = None
     ) -> torch.Tensor:
         """Squared error of the output [n] at one random time a row."""
-        noise = torch.randn(latents.shape, generator=draws)
-        noised, times, target = self.add_noise(latents, noise, torch.rand(len(latents), generator=draws))
+        here, source = latents.device, latents.device if draws is None else draws.device
+        noise = torch.randn(latents.shape, generator=draws, device=source).to(here)
+        place = torch.rand(len(latents), generator=draws, device=source).to(here)
+        noised, times, target = self.add_noise(latents, noise, place)
         error = self.output(parts[self.denoiser], noised, times, conditions) - target
         return error.float().square().mean((1, 2, 3))
 
