@@ -1,22 +1,28 @@
 """Remedies in order of cost, each a request of its own; results that are found again; a command that says the same."""
 
+import io
 import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
 from qcheck.api.request import check_spec
+from qcheck.cli import advise as cli
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Progress, Silent
 from qcheck.demo import library
 from qcheck.result import store as stored
+from qcheck.result.advice import Advice
 from qcheck.result.report import Report
 from qcheck.result.verdict import Outcome
 from qcheck.spec import command, recipe, scheme, target
@@ -204,6 +210,45 @@ def test_no_cure_is_exit_1_and_a_list_alone_is_0(
     result = run("advise", failing, "--out", str(tmp_path / "tried"))
     assert result.exit_code == 1
     assert "no cure passed" in result.output
+
+
+def _shown(advice: Advice, out: Path) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    cli._render(advice, out, console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _advice(**changed: object) -> Advice:
+    attempt = {"kind": "order", "title": "order unmerged", "why": "", "predicted_bytes": 7, "predicted_survival": 0.98}
+    case = {"scheme": "int8", "order": "quantize-merge", "verdict": "NEEDS-QAT", "tried": [attempt | changed]}
+    cure = 0 if changed else None
+    return Advice.model_validate(
+        {"schema": "qcheck-advice/1", "report": "", "ran": True, "cases": [case | {"cure": cure}]}
+    )
+
+
+def test_a_forecast_is_never_shown_as_a_measurement(tmp_path: Path) -> None:
+    """What weights alone predict stands in a column that says so."""
+    shown = _shown(_advice(survival=1.03, bytes=8_000_000, verdict="PASS"), tmp_path).splitlines()
+    titles, below, row = (
+        next(re.split("[│┃]", line) for line in shown if text in line)
+        for text in ("forecast", "artifact file", "order unmerged")
+    )
+    columns = [f"{a.strip()} {b.strip()}".strip() for a, b in zip(titles, below, strict=True)]
+    assert row[columns.index("forecast survival")].strip() == "0.98"
+    assert [cell.strip() for cell, title in zip(row, columns, strict=True) if title == "survival"] == ["1.03"]
+
+
+def test_a_cure_is_settings_a_report_and_an_export(tmp_path: Path) -> None:
+    """Paths in the advice's folder are as the current one names them, names stay."""
+    (tmp_path / "new.safetensors").touch()
+    settings = {"base": "demo", "lora": "new.safetensors", "scheme": ["int8", "fp8"], "weight": 0.5}
+    made = _advice(verdict="PASS", command="qcheck check demo", export="qcheck export demo", settings=settings)
+    shown = _shown(made, tmp_path)
+    table = tomllib.loads(shown[shown.index("[check]") : shown.index("check it again")])["check"]
+    assert table == settings | {"lora": str(tmp_path / "new.safetensors")}
+    assert f"cd {tmp_path} && qcheck check demo --out int8-quantize-merge-cured" in shown
+    assert f"qcheck audit {tmp_path}/int8-quantize-merge-cured" in shown
 
 
 def test_what_is_no_report_is_an_error(tmp_path: Path) -> None:

@@ -261,6 +261,55 @@ def test_of_two_adapters_whose_files_are_as_small_the_one_with_more_room_is_to_b
     assert (pick.row, "most room" in pick.why) == (1, True)
 
 
+def _held(before: Report, after: Report) -> compare.Pick:
+    (pick,) = compare.against(("old", before), ("new", after)).matrix.picks
+    return pick
+
+
+PASSES, LOST = reports.case(), reports.case(verdict="NEEDS-QAT", reasons=["lost"])
+SMALL = reports.case("int4", artifact=_file(1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "row", "why"),
+    [
+        pytest.param([PASSES], [PASSES], 1, "the only one that passes", id="as before"),
+        pytest.param([LOST], [PASSES], 1, "the only one that passes", id="better"),
+        pytest.param([PASSES], [LOST], None, "the baseline, which passes: keep", id="lost"),
+        pytest.param([LOST], [LOST], None, "nothing that quantizes passes", id="still lost"),
+        pytest.param([SMALL | {"verdict": "NEEDS-QAT"}], [LOST], None, "nothing of the baseline passes", id="gone"),
+        pytest.param([SMALL, PASSES], [SMALL | {"verdict": "NEEDS-QAT"}, PASSES], 1, "only one", id="another passes"),
+        pytest.param([SMALL], [PASSES], 1, "the only one", id="another case"),
+        pytest.param(
+            [PASSES], [reports.case("bf16", control=True)], None, "got worse", id="a control is no quantization"
+        ),
+        pytest.param([PASSES], [reports.case(verdict="INCONCLUSIVE")], None, "got worse", id="open"),
+    ],
+)
+def test_what_to_ship_against_a_baseline_is_what_passes_and_did_not_get_worse(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], row: int | None, why: str
+) -> None:
+    pick = _held(reports.report(*before), reports.report(*after))
+    assert pick.row == row, pick
+    assert why in pick.why
+
+
+def test_a_case_that_passes_and_got_worse_is_not_to_be_shipped() -> None:
+    """It is the smallest, and inside its limits: but something took a part of its room."""
+    worse = reports.measurement("endpoint_error", value=0.45, low=0.42, high=0.48)
+    as_before = [reports.measurement(name) for name in reports.PASSING if name != "endpoint_error"]
+    pick = _held(reports.report(SMALL, PASSES), reports.report(SMALL | {"measurements": [worse, *as_before]}, PASSES))
+    assert (pick.row, pick.scheme, pick.why) == (1, "int8", "the only one that passes; 1 more got worse")
+
+
+def test_reports_that_contradict_each_other_recommend_nothing() -> None:
+    for one, other in ((PASSES, LOST), (LOST, PASSES)):
+        (pick,) = compare.matrix([("a", reports.report(one)), ("b", reports.report(other))]).picks
+        assert (pick.row, "does not in another" in pick.why) == (None, True)
+    (pick,) = compare.matrix([("a", _named("one", PASSES)), ("b", _named("two", LOST))]).picks
+    assert pick.row == 0
+
+
 def test_nothing_is_to_be_shipped_where_nothing_passes_and_targets_are_apart() -> None:
     lost = _named("lost", reports.case(verdict="NEEDS-QAT"))
     picks = compare.matrix([("a", lost), ("b", _named("fine", target="jetson-thor-t5000"))]).picks
@@ -308,10 +357,12 @@ def test_the_command_exits_1_on_a_regression_and_0_without(tmp_path: Path, monke
     worse = run("compare", good, bad)
     assert worse.exit_code == 1
     assert "3 got worse" in worse.output  # that one, and two that are gone
-    assert "ship flat as int8" in worse.output
+    assert "ship nothing to jetson-agx-orin-64gb: it got worse than the baseline, which passes" in worse.output
+    assert "ship flat" not in worse.output
     assert "0.15 [0.13, 0.17]" in worse.output
     better = run("compare", bad, good)
     assert (better.exit_code, "nothing got worse" in better.output) == (0, True)
+    assert "ship flat as int8, merge-quantize" in better.output
     assert json.loads(run("compare", good, bad, "--json").stdout)["changes"][0]["direction"] == "worse"
     assert (
         "| **worse** | int8 | merge-quantize | endpoint\\_error (adapted) |"

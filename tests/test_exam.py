@@ -111,3 +111,10 @@ def test_no_pictures_no_exam_and_two_are_too_few(demo_arms: Arms, tmp_path: Path
             exam.of(demo_arms, spec.changed(style_pictures=str(few)), sampler, watch)
         for number in (1, 2):
             shutil.copy(DRAWN / f"f1-{number}.webp", few)
+
+
+def test_a_folder_has_the_digest_of_the_exam_on_it(asked: exam.Exam) -> None:
+    spec, folder = check_spec("demo", "flat", scheme="int8"), Path(asked.folder)
+    assert exam.digest_of_pictures(spec, folder) == asked.digest
+    (folder / "1.txt").write_text("blue whale")
+    assert exam.digest_of_pictures(spec, folder) != asked.digest

@@ -297,6 +297,8 @@ def test_the_command_shows_every_order(order: Order) -> None:
     assert order in shown.stdout
     assert "does nothing" in shown.stdout
     assert "limits: set on" in shown.stdout
+    titles = [line.split() for line in shown.stdout.partition("weights alone")[2].splitlines() if line.strip()][:2]
+    assert titles == [["forecast", "forecast"], ["scheme", "order", "fate", "survival", "why"]]
 
 
 @pytest.mark.parametrize("width", [80, 60, 200])

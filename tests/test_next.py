@@ -111,8 +111,11 @@ def test_a_cure_can_be_checked_again(lost: Lost, cured: str, monkeypatch: pytest
     monkeypatch.chdir(lost.place)
     monkeypatch.chdir(folder)
     (case,) = json.loads(Path("advice.json").read_text())["cases"]
-    assert run(*words[1:], "--out", "checked").exit_code == 0
-    (again,) = store.read(Path("checked")).cases
+    assert run(*words[1:]).exit_code == 0
+    (audited,) = re.findall(r"^then audit that report: qcheck (audit .*)$", cured, re.MULTILINE)
+    monkeypatch.chdir(lost.place)
+    assert run(*shlex.split(audited)).exit_code == 0
+    (again,) = store.read(Path(shlex.split(audited)[1])).cases
     assert again["effect_survival"].value == case["tried"][case["cure"]]["survival"]
 
 

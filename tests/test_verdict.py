@@ -252,7 +252,7 @@ def test_looks_end_with_the_first_that_is_not_open() -> None:
     [
         ("NEEDS-QAT", "quantize-merge", "built", "x.onnx", "use merge-quantize or unmerged"),
         ("NEEDS-QAT", "refit", "built", "x.onnx", "an engine of its own"),
-        ("NEEDS-QAT", "unmerged", "built", "x.onnx", "then QAT"),
+        ("NEEDS-QAT", "unmerged", "built", "x.onnx", "QAT of the adapter comes last"),
         ("INVALID", "unmerged", "crashed", "x.onnx", "--no-build judges without it"),
         ("INVALID", "unmerged", "built", "x.onnx", "no number here can be trusted"),
         ("FAIL-RECIPE", "unmerged", "refused", "x.onnx", "does not run this file as asked"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from qcheck.api.keywords import Files, Made, Named, Request
 from qcheck.api.lazy import host
-from qcheck.api.request import CORES, asked, made, ranged
+from qcheck.api.request import CORES, asked, made, many, ranged
 from qcheck.core import cache as caches
 from qcheck.core import files
 from qcheck.core.cache import Cache
@@ -222,6 +222,11 @@ def calibrate(
 def advise(
     report: Report | Named,
     *,
+    base: Named | None = None,
+    lora: Files = None,
+    ranges: Named | None = None,
+    style_pictures: Named | None = None,
+    judge: str | Sequence[str] | None = None,
     out: Named | None = None,
     dry_run: bool = False,
     every: bool = False,
@@ -236,6 +241,11 @@ def advise(
 
     Args:
         report: A report, or the folder of one.
+        base: Where the report's base is here, if not where the report says: every file is known by its digest.
+        lora: The same of its adapters, in any order.
+        ranges: The same of its ranges.
+        style_pictures: The same of its folder of pictures.
+        judge: The same of its networks, each as "clip=FOLDER".
         out: A folder for advice.json and what its commands need.
         dry_run: List what would be tried, and run nothing.
         every: Try everything, also after one has passed.
@@ -247,13 +257,21 @@ def advise(
         progress: Receives every stage.
 
     Raises:
-        UserError: no report, or what it was made from has changed since.
+        UserError: no report, or what it was made from is not here or has changed since.
     """
     report_value, name = (report, "") if isinstance(report, Report) else (load_report(report), str(report))
+    given = host("qcheck.tasks.whereabouts").Given(
+        base=None if base is None else str(base),
+        lora=tuple(map(str, many(lora))),
+        ranges=None if ranges is None else str(ranges),
+        style_pictures=None if style_pictures is None else str(style_pictures),
+        judge=tuple(many(judge)),
+        folder=store.folder_of(Path(name)) if name else None,
+    )
     with writing(out, overwrite) as folder, caching(cache) as entries:
         running = {"device": device, "precision": precision, "threads": threads or CORES}
         advice: Advice = host("qcheck.tasks.advise").advise(
-            report_value, name, folder, entries, progress or Silent(), running, not dry_run, every
+            report_value, name, folder, entries, progress or Silent(), running, not dry_run, every, given
         )
     return advice
 

@@ -26,10 +26,11 @@ def compare(
 ) -> None:
     """Hold a report against a baseline, or put several beside each other.
 
-    It says which to ship: the smallest file that passes, of files as small the one with the most room to its limits.
-    Two reports are a regression check too: it exits 1 if a verdict, a build or a gated measurement got worse, and if
-    something is no longer checked. A measurement got worse where the two 95 % intervals do not touch and more than a
-    quarter of the room to its limit is gone, or its status changed.
+    It says which to ship: the smallest file that passes, of files as small the one with the most room to its limits. Of
+    two reports that is a case of the new one that did not get worse, and the command is a regression check too: it
+    exits 1 if a verdict, a build or a gated measurement got worse, and if something is no longer checked. A measurement
+    got worse where the two 95 % intervals do not touch and more than a quarter of the room to its limit is gone, or its
+    status changed.
 
     `qcheck compare baseline qcheck-out/style-20261124-080000` (for a CI job), `qcheck compare qcheck-out/*` (overview)
     """

@@ -5,6 +5,7 @@ the command line and the environment override them.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from qcheck.core.values import Value
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import SAMPLING
 
-NAME = "qcheck.toml"
+NAME, VARIABLE = "qcheck.toml", "QCHECK_CONFIG"
 _TABLE = "check"
 _OWN = ("config", "print-config", "help")
 Argument = str | float | int | bool | list[str] | list[float] | None
@@ -55,6 +56,24 @@ def load(context: typer.Context, path: Path | None) -> Path | None:
     return file
 
 
+def base() -> str:
+    """The base of the file that ``load`` takes by itself, for a command that takes nothing else of it.
+
+    Raises:
+        UserError: there is no file, none that is readable, or it has no base.
+    """
+    file = Path(named) if (named := os.environ.get(VARIABLE)) else nearest(Path.cwd())
+    if file is None:
+        raise UserError(
+            "neither a base nor a plan is given", f"Give one, or write base = ... below [{_TABLE}] of {NAME}."
+        )
+    values = _parsed(file).get(_TABLE, {})
+    source = values.get("base") if isinstance(values, dict) else None
+    if not isinstance(source, str):
+        raise UserError(f"{file} has no base", f"Give a base or a plan, or write base = ... below [{_TABLE}].")
+    return str(beside(file.parent, source))
+
+
 def options(context: typer.Context) -> Mapping[str, Any]:
     """The command's parameters by the long names of the options; of flags the positive name."""
     by_name = {_long(parameter): parameter for parameter in context.command.params}
@@ -67,10 +86,7 @@ def _long(parameter: Any) -> str:
 
 
 def _read(context: typer.Context, file: Path) -> dict[str, Any]:
-    try:
-        content = files.read_toml(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {error}", "Give a readable TOML file.") from error
+    content = _parsed(file)
     if odd := [table for table in content if table != _TABLE]:
         raise _unknown_key(file, "table or key", odd[0], [_TABLE])
     values, known = content.get(_TABLE, {}), options(context)
@@ -79,6 +95,13 @@ def _read(context: typer.Context, file: Path) -> dict[str, Any]:
     if odd := [key for key in values if key not in known]:
         raise _unknown_key(file, f"key of [{_TABLE}]", odd[0], known)
     return {key: _value(context, file, known[key], value) for key, value in values.items()}
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return files.read_toml(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}", "Give a readable TOML file.") from error
 
 
 def _unknown_key(file: Path, kind: str, name: str, known: Any) -> UserError:

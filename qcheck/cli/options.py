@@ -381,7 +381,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        envvar="QCHECK_CONFIG",
+        envvar=config.VARIABLE,
         callback=config.load,
         is_eager=True,
         help=f"A file of defaults for these options. Default: {config.NAME} here or in the nearest folder above.",

@@ -22,7 +22,10 @@ class Bars:
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """As ``progress.Progress.stage``."""
+        """As ``progress.Progress.stage``; of a stage without units there is nothing to show."""
+        if not total:
+            yield lambda units: None
+            return
         columns = (
             TextColumn("{task.description:<30}"),
             BarColumn(24),

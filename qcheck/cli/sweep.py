@@ -18,7 +18,7 @@ from rich.text import Text
 from qcheck.api import sweep as api
 from qcheck.api.request import CORES
 from qcheck.api.sweep import Ahead, Running
-from qcheck.cli import options, terminal
+from qcheck.cli import config, options, terminal
 from qcheck.cli.groups import Artifacts, Machine, Probes, grouped
 from qcheck.cli.output import session
 from qcheck.core.errors import UserError
@@ -98,7 +98,6 @@ class Workers:
 @grouped
 def sweep(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A plan in TOML, or a base.", metavar="PLAN.toml | BASE")],
     out: Annotated[
         str,
         typer.Option(
@@ -110,6 +109,13 @@ def sweep(
     probes: Probes,
     machine: Machine,
     workers: Workers,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A plan in TOML, or a base. Default: the base of qcheck.toml.", metavar="PLAN.toml | BASE"),
+    ] = None,
+    require: Annotated[
+        str, typer.Option(help="What makes exit code 0: `all` cases pass, `any`, or `none` has to.")
+    ] = "all",
     rate: Annotated[
         float,
         typer.Option(
@@ -125,8 +131,8 @@ def sweep(
 ) -> None:
     """Check many adapters, each as by `check`, and end in one ranked page.
 
-    Work that adapters share is done once. An adapter that cannot be judged is a row, not an end. Exit code 0 when every
-    case has a verdict, whatever it is, and 3 where rows are errors. Examples:
+    Work that adapters share is done once. An adapter that cannot be judged is a row, not an end. Exit code 0 when as
+    many cases pass as --require says, 1 when not, 3 where none failed but rows are open or errors. Examples:
 
     `qcheck sweep ./sdxl --lora 'loras/*.safetensors' --scheme int8 --target jetson-agx-orin-64gb --out fleet`
 
@@ -136,6 +142,8 @@ def sweep(
 
     `qcheck sweep ./sdxl --lora style.safetensors --weight .6 --weight .8 --weight 1 --scheme int8 --out weights`
     """
+    required = fleet.requirement(require)
+    source = source or config.base()
     plan = source if source.endswith(".toml") else None
     given: dict[str, Any] = {**library.keywords(), "base": None if plan else source}
     given |= {"threads": max(1, CORES // (workers.jobs or 1))} if plan is None else {}
@@ -154,7 +162,7 @@ def sweep(
         typer.echo("\n".join(row.model_dump_json(by_alias=True) for row in summary.rows))
     else:
         _tell(summary, out)
-    raise typer.Exit(3 if summary.counts["error"] else 0)
+    raise typer.Exit(summary.exit_code(required))
 
 
 def _explicit(context: typer.Context, group: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,26 +83,43 @@ def matrix(reports: Sequence[tuple[str, Report]]) -> Matrix:
 
 
 def _pick(target: str, reports: Sequence[tuple[str, Report]]) -> Pick:
-    """The smallest file that passes for ``target``; among files as small the one with the most room to its limits."""
-    candidates = [
-        (n, case) for n, (_, report) in enumerate(reports) if report.target == target for case in report.cases
+    """The smallest file that passes for ``target``; among files as small the one with the most room to its limits.
+
+    What passes in one report and not in another of the same files, scheme and order is not taken.
+    """
+    passing = [
+        (n, case)
+        for n, (_, report) in enumerate(reports)
+        if report.target == target
+        for case in filter(ships, report.cases)
     ]
+    doubted = {_subject(report, case) for _, report in reports for case in report.cases if case.outcome != "PASS"}
+    candidates = [(n, case) for n, case in passing if _subject(reports[n][1], case) not in doubted]
+    if not candidates:
+        why = "what passes in one report does not in another of the same files" if passing else _NONE
+        return Pick(target=target, row=None, why=why)
+    return _picked(target, candidates)
+
+
+_NONE = "nothing that quantizes passes: `qcheck advise REPORT` tries cures"
+
+
+def _subject(report: Report, case: Case) -> tuple[object, ...]:
+    """The files, scheme, order and target that a case is about: two reports may answer differently on it."""
+    adapters = [(use.digest, use.weight, use.arms) for use in report.adapters]
+    return report.base.digest, *adapters, report.target, case.scheme, case.order
+
+
+def _picked(target: str, candidates: Sequence[tuple[int, Case]]) -> Pick:
+    """The best of cases that ship, each with the index of its report."""
     best = recommended([case for _, case in candidates])
-    if best is None:
-        return Pick(target=target, row=None, why="nothing that quantizes passes: `qcheck advise REPORT` tries cures")
-    row, case = candidates[best]
-    sizes = [other.artifact[0].bytes for _, other in candidates if ships(other)]
+    row, case = candidates[best or 0]
+    sizes = [other.artifact[0].bytes for _, other in candidates]
     smallest = sum(size <= ALIKE * min(sizes) for size in sizes)
     why = f"the smallest of the {len(sizes)} that pass" if len(sizes) > 1 else "the only one that passes"
     if smallest > 1:
         why = f"of the {smallest} smallest that pass, the one with the most room to its limits"
-    return Pick(
-        target=target,
-        row=row,
-        scheme=case.scheme,
-        order=case.order,
-        why=why,
-    )
+    return Pick(target=target, row=row, scheme=case.scheme, order=case.order, why=why)
 
 
 def adapter(report: Report) -> str:
@@ -166,7 +183,7 @@ class Difference(Value):
 class Comparison(Value):
     """A report against a baseline. ``compared`` counts the measurements that both have and that have a limit.
 
-    ``matrix`` has both beside each other, and which to ship.
+    ``matrix`` has both beside each other, and which case of the new report to ship, if any.
     """
 
     baseline: str
@@ -195,8 +212,27 @@ def against(baseline: tuple[str, Report], new: tuple[str, Report]) -> Comparison
         compared=sum(len(_gated(was) & _gated(now)) for was, now in both),
         differences=list(_differences(baseline[1], new[1])),
         changes=changes,
-        matrix=matrix([baseline, new]),
+        matrix=matrix([baseline, new]).model_copy(update={"picks": [_pick_new(baseline[1], new[1], changes)]}),
     )
+
+
+def _pick_new(baseline: Report, new: Report, changes: Sequence[Change]) -> Pick:
+    """What to ship of a report that is held against a baseline: of what passes in it only what did not get worse."""
+    worse = {(change.scheme, change.order) for change in changes if change.direction == "worse"}
+    passing = [case for case in new.cases if ships(case)]
+    kept = [case for case in passing if (case.scheme, case.order) not in worse]
+    if kept:
+        pick = _picked(new.target, [(1, case) for case in kept])
+        left_out = len(passing) - len(kept)
+        return pick.model_copy(update={"why": f"{pick.why}; {left_out} more got worse"}) if left_out else pick
+    before = [(case.scheme, case.order) for case in baseline.cases if ships(case)]
+    if not worse:
+        why = _NONE
+    elif before:
+        why = "it got worse than the baseline, which passes: keep shipping that until the loss is explained"
+    else:
+        why = "it got worse, and nothing of the baseline passes either: `qcheck advise REPORT` tries cures"
+    return Pick(target=new.target, row=None, why=why)
 
 
 def _by_key(cases: Sequence[Case]) -> dict[tuple[str, str], Case]:

@@ -9,10 +9,25 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from qcheck.core.errors import unknown
 from qcheck.result.fleet import Row
 
 RATE = 0.05
+Require = Literal["all", "any", "none"]
+
+
+def requirement(name: str) -> Require:
+    """The requirement of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known: dict[str, Require] = {one: one for one in get_args(Require)}
+    if name not in known:
+        raise unknown("requirement", name, known)
+    return known[name]
 
 
 def e_value(p: float) -> float:
@@ -65,6 +80,18 @@ class Summary:
     def seconds(self) -> float:
         """The time that all cases took together."""
         return sum(row.seconds for row in self.rows)
+
+    def exit_code(self, require: Require) -> int:
+        """0 if as many cases pass as required, 1 if not, 3 if none failed but some is open or an error.
+
+        With "any" and "none" it is 3 where a row is an error, whatever passes: that adapter was not judged.
+        """
+        statuses = set(self.counts)
+        if require == "none" or (require == "any" and "PASS" in statuses):
+            return 3 if "error" in statuses else 0
+        if statuses == {"PASS"}:
+            return 0
+        return 3 if statuses <= {"PASS", "INCONCLUSIVE", "INVALID", "error"} else 1
 
     def error_control(self) -> str:
         """The statement on error in one sentence."""

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from qcheck.judge.recommend import recommended
 from qcheck.result.build import Build
+from qcheck.result.report import Case
 from qcheck.result.verdict import Outcome
 from qcheck.spec import order as orders
 from qcheck.spec.order import ORDERS
 
 NEXT: dict[Outcome, str] = {
     "PASS": "Ship it, and measure its speed on the board.",
-    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try better ranges or another scheme first, "
-    "then QAT of the adapter.",
+    "NEEDS-QAT": "The scheme is fine for the base but not for this adapter: try another order, other ranges or another "
+    "scheme first, which need no training; QAT of the adapter comes last.",
     "FAIL-RECIPE": "The scheme breaks the base itself: change the recipe or the scheme. The adapter is not to blame.",
     "FAIL-ADAPTER": "The adapter is broken at full precision: retrain it. QAT cannot help.",
     "INCONCLUSIVE": "An interval straddles its limit or a probe is far off: allow more probes by --max-probes, beyond "
@@ -38,6 +40,26 @@ def next_step(outcome: Outcome, order: str, deployed: str | None, builds: Sequen
     if outcome == "PASS" and deployed is not None:
         return _ship(deployed, builds)
     return NEXT[outcome]
+
+
+def among(cases: Sequence[Case]) -> list[Case]:
+    """The cases of one check; for one that needs a cure the next step is what passes beside it, where anything does.
+
+    The same scheme in another order comes first, then the smallest file of any scheme.
+    """
+    return [
+        case.model_copy(update={"next": _instead(case, cases)}) if case.verdict == "NEEDS-QAT" else case
+        for case in cases
+    ]
+
+
+def _instead(case: Case, cases: Sequence[Case]) -> str:
+    for others in ([other for other in cases if other.scheme == case.scheme], cases):
+        best = recommended(others)
+        if best is not None:
+            cure = others[best]
+            return f"{cure.scheme} in order {cure.order} passes in this check: take that. No training is needed."
+    return case.next
 
 
 def _ship(deployed: str, builds: Sequence[Build]) -> str:

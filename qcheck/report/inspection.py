@@ -75,9 +75,9 @@ def _table(shared: Sequence[str], *first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for name in first:
         table.add_column(name, overflow="fold")
-    for name in (*(() if shared else ("scheme", "order")), "fate"):
+    for name in (*(() if shared else ("scheme", "order")), "forecast\nfate"):
         table.add_column(name, no_wrap=True)
-    table.add_column("survival", justify="right", no_wrap=True)
+    table.add_column("forecast\nsurvival", justify="right", no_wrap=True)
     table.add_column("why")
     return table
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.core.errors import listed
 from qcheck.core.size import megabytes
 from qcheck.report.next_command import next_command
 from qcheck.report.numbers import ARMS, MARKS, Concluded, bounds, decided, limit, number, rest, shown
@@ -167,10 +168,23 @@ def brief(report: Report, console: Console) -> None:
         console.print(Text.assemble((case.outcome, COLOURS[case.outcome]), f" {case.scheme} {case.order}{cure}"))
 
 
+def _answer(case: Case) -> Text:
+    """The verdict of a case, and what to do next in words."""
+    return Text.assemble((case.verdict, COLOURS[case.verdict]), f"  {case.scheme} {case.order}: {case.next}")
+
+
+def _verdict(report: Report) -> Text:
+    """The verdict of one case, or how many of several pass, in a line."""
+    if len(report.cases) == 1:
+        (case,) = report.cases
+        return Text.assemble((case.outcome, COLOURS[case.outcome]), f" {case.scheme} {case.order}")
+    passed = [f"{case.scheme} {case.order}" for case in report.cases if case.outcome == "PASS"]
+    return Text(f"{len(passed)} of {len(report.cases)} pass{': ' if passed else ''}{listed(passed)}")
+
+
 def _conclude(case: Case, report: Report, console: Console) -> None:
     """Print a case's verdict and all that it rests on."""
-    title = f"  {case.scheme} {case.order}: {case.next}"
-    console.print(Text.assemble((case.verdict, COLOURS[case.verdict]), title))
+    console.print(_answer(case))
     for reason in case.reasons:
         console.print(Text(f"  because {reason}"))
     if deciding := decided(case):
@@ -237,7 +251,7 @@ def board_lines(board: Verified) -> list[str]:
 
 
 def render(report: Report, folder: Path, console: Console) -> None:
-    """Print the report; ``folder`` is where its files are."""
+    """Print the report, with the verdict before and after all else; ``folder`` is where its files are."""
     console.print()
     if len(report.cases) > 1:
         console.print(_comparison(report))
@@ -248,7 +262,7 @@ def render(report: Report, folder: Path, console: Console) -> None:
             )
         )
     for case in report.cases if len(report.cases) == 1 else ():
-        console.print(Text(f"{case.scheme}, {case.order}", style="bold"))
+        console.print(_answer(case))
         console.print(measurements(case))
         console.print(Text(f"reported in report.json, without a limit: {rest(case)}\n"))
     console.print(Text(_setup(report)))
@@ -263,5 +277,6 @@ def render(report: Report, folder: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(Text.assemble("verdict  ", _verdict(report)))
     if (follows := next_command(report, folder)) is not None:
         console.print(Text(f"next     {follows}"), soft_wrap=True)

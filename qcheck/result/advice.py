@@ -6,6 +6,7 @@ from pydantic import Field
 
 from qcheck.core.values import Number, Value
 from qcheck.result.verdict import Outcome
+from qcheck.spec.command import Setting
 
 SCHEMA: Literal["qcheck-advice/1"] = "qcheck-advice/1"
 
@@ -15,6 +16,7 @@ class Tried(Value):
 
     Sizes are bytes of the denoiser's file; survival and excess error (dB) are effect_survival and excess_error.
     ``command`` checks the cure again, ``export`` writes it for the device; both run in the folder of the advice.
+    ``settings`` ask for the same as the table ``[check]`` of a qcheck.toml in that folder.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Tried(Value):
     seconds: float | None = None
     command: str = ""
     export: str = ""
+    settings: dict[str, Setting | list[Setting]] = Field(default_factory=dict)
 
 
 class CaseAdvice(Value):

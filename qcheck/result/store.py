@@ -33,6 +33,11 @@ def read(path: Path) -> Report:
         ) from error
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of the report that ``read`` takes from a folder or a file."""
+    return path if path.is_dir() else path.parent
+
+
 _RELEASED = {"qcheck-report/1": "0.1"}  # schemas that are read no more, and the last release that reads each
 
 

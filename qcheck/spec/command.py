@@ -29,6 +29,9 @@ _SHELVES: Mapping[type[Value], Path] = {
     Limits: limits.FOLDER,
     ProbeSet: probe.FOLDER,
 }
+Setting = str | int | float | bool
+_FLAGS = frozenset({"allow-unmatched"})
+_NUMBERS = frozenset({*SAMPLING, "weight", "max-probes", "max-rank"})
 Named = Scheme | Target | Recipe | Limits | ProbeSet
 
 
@@ -75,6 +78,27 @@ def _binding(spec: CheckSpec) -> list[str]:
         return []
     rank = [] if spec.max_rank is None else ["--max-rank", str(spec.max_rank)]
     return [*rank, *_weighted("--bound-with", spec.bound_with)]
+
+
+def settings(spec: CheckSpec, folder: Path = Path()) -> dict[str, Setting | list[Setting]]:
+    """The same as ``words``, as the table ``[check]`` of a qcheck.toml; how a machine runs it is left out."""
+    command, machine = words(spec, folder), _execution(spec)
+    several: dict[str, list[Setting]] = {"base": [command[1]]}
+    rest = iter(command[2 : len(command) - len(machine)])
+    for option in rest:
+        name = option.removeprefix("--")
+        several.setdefault(name, []).append(True if name in _FLAGS else _number(name, next(rest)))
+    return {name: values if len(values) > 1 else values[0] for name, values in several.items()}
+
+
+def _number(name: str, word: str) -> Setting:
+    """The value of an option that takes numbers as one; ``--seed`` takes words too."""
+    if name not in _NUMBERS:
+        return word
+    try:
+        return float(word) if "." in word or "e" in word else int(word)
+    except ValueError:
+        return word
 
 
 def line(arguments: Sequence[str]) -> str:

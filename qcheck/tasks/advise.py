@@ -4,7 +4,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +13,10 @@ import torch
 
 from qcheck.core import cache as caches
 from qcheck.core.cache import Cache
-from qcheck.core.digest import digest_of, digest_of_folder, digest_of_value, file_digest
-from qcheck.core.errors import UserError
+from qcheck.core.digest import digest_of_value
 from qcheck.core.progress import Progress
 from qcheck.diagnose import mixed
-from qcheck.model import bases, lora, tensor_file
+from qcheck.model import lora, tensor_file
 from qcheck.quantize import plan
 from qcheck.result import store
 from qcheck.result.advice import Advice, CaseAdvice, Tried
@@ -28,44 +27,21 @@ from qcheck.spec.check import CheckSpec
 from qcheck.spec.recipe import Recipe
 from qcheck.spec.scheme import Numbers, Scheme
 from qcheck.spec.use import Use
-from qcheck.tasks import check, inspect, qat, remedies
+from qcheck.tasks import check, inspect, qat, remedies, whereabouts
 from qcheck.tasks.remedies import FailingCase, Remedy
+from qcheck.tasks.whereabouts import Given
 from qcheck.training.objective import Settings
 
+_AS_NAMED = Given()
 _ADAPTER = "calibrated.safetensors"
 
 
-def requests(report: Report, of_file: Callable[[Path], bytes] = file_digest) -> Iterator[tuple[Case, CheckSpec]]:
-    """The cases that do not pass, each with the request that judged it; files from elsewhere are left out.
-
-    ``of_file`` gives the digests of the base's files.
-
-    Raises:
-        UserError: the base, an adapter or the ranges of the report have changed since.
-    """
-    require_unchanged(report, of_file)
+def requests(report: Report) -> Iterator[tuple[Case, CheckSpec]]:
+    """The cases that do not pass, each with the request that judged it; files from elsewhere are left out."""
     known = {scheme.name: scheme for scheme in report.spec.schemes}
     for case in report.cases:
         if case.verdict in CURABLE and case.quantized_layers is not None:
             yield case, report.spec.of_case(known[case.scheme], order.find(case.order))
-
-
-def require_unchanged(report: Report, of_file: Callable[[Path], bytes]) -> None:
-    """Refuse a report whose base, adapters or ranges are different files by now.
-
-    Raises:
-        UserError: one of these files is gone, or has another digest.
-    """
-    if digest_of_folder(bases.locate(report.spec.base), of_file) != report.base.digest:
-        raise UserError(f"base {report.spec.base!r} is not the one of the report", "Run qcheck check again.")
-    uses = (*report.spec.adapters, *report.spec.references, *report.spec.common)
-    for use, adapter in zip(uses, report.adapters, strict=True):
-        if lora.read(use).digest != adapter.digest:
-            raise UserError(f"adapter {use.source!r} is not the one of the report", "Run qcheck check again.")
-    if report.ranges is not None:
-        path = Path(report.ranges.source)
-        if not path.is_file() or digest_of(path) != report.ranges.digest:
-            raise UserError(f"ranges {str(path)!r} are not those of the report", "Run qcheck check again.")
 
 
 def advise(
@@ -77,17 +53,19 @@ def advise(
     running: Mapping[str, object] | None = None,
     run: bool = True,
     every: bool = False,
+    given: Given = _AS_NAMED,
 ) -> Advice:
     """Try the remedies of every case that does not pass, until one passes (``every``: all of them), or only list them.
 
     ``name`` is what the report is called in the advice; ``running`` are values of ``Execution`` to change. Files
-    that a command needs are written to ``folder``. Results are cached under the digest of their inputs.
+    that a command needs are written to ``folder``. Results are cached under the digest of their inputs. ``given`` says
+    where the report's files are on this machine.
 
     Raises:
-        UserError: the base, an adapter or the ranges of the report have changed since.
+        UserError: the base, an adapter or the ranges of the report are not here, or have changed since.
     """
     cases = []
-    for case, request in requests(report, cache.file_digest):
+    for case, request in requests(whereabouts.here(report, given, cache.file_digest)):
         spec = request.changed(execution=request.execution.model_copy(update=running or {}))
         failing = FailingCase(spec, case.verdict, _installed, functools.partial(choices_to_keep, case))
         attempts: list[Tried] = []
@@ -252,8 +230,8 @@ def _key(remedy: Remedy, spec: CheckSpec) -> str:
     return caches.key(__name__, "advice", digest_of_value(spec), *adapters, settings)
 
 
-def _commands(remedy: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dict[str, str]:
-    """Commands that check and export this request, to run in ``folder``, to which their files are written."""
+def _commands(remedy: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dict[str, object]:
+    """Commands that check and export this request in ``folder``, to which their files are written, and its settings."""
     if remedy.train:
         adapter = folder / f"{Path(spec.adapters[0].source).stem}-{spec.schemes[0].name}-{spec.orders[0]}.safetensors"
         shutil.copyfile(entry / _ADAPTER, adapter)
@@ -262,4 +240,8 @@ def _commands(remedy: Remedy, spec: CheckSpec, entry: Path, folder: Path) -> dic
         )
     command.save(spec, folder)
     export = [*command.export_words(spec), "--out", "board"] if spec.schemes[0].exported else []
-    return {"command": command.line(command.words(spec)), "export": command.line(export) if export else ""}
+    return {
+        "command": command.line(command.words(spec)),
+        "export": command.line(export) if export else "",
+        "settings": command.settings(spec),
+    }

@@ -13,7 +13,7 @@ from qcheck.device.arithmetic import decibels
 from qcheck.diagnose import judges
 from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
-from qcheck.judge.next_step import next_step
+from qcheck.judge.next_step import among, next_step
 from qcheck.measure import effect
 from qcheck.model.device import Device
 from qcheck.model.lora import Adapter
@@ -264,7 +264,7 @@ def assemble(session: Session, cases: list[Case], size: float) -> Report:
         ),
         effect_size=size,
         limits_grounds=spec.limits.grounds,
-        cases=cases,
+        cases=among(cases),
         not_measured=_not_measured(spec, session.arms.device, cases),
         provenance=provenance.collect(
             spec, session.arms.device, session.watch.seconds, _reference_error(session, size)

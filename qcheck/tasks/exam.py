@@ -4,6 +4,7 @@ A guided output is no estimate of what a picture's noise was, and the more an ad
 it away: so losses are taken at guidance 1, whatever the probes are sampled with (docs/zoo.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ class Exam:
     @property
     def digest(self) -> str:
         """The digest of the pictures and their captions."""
-        return digest_of(*self.paths, *(one.prompt for one in self.sampler.probes))
+        return _digest(self.paths, [one.prompt for one in self.sampler.probes])
 
     @cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,14 +99,30 @@ def of(arms: Arms, spec: CheckSpec, sampler: Sampler, watch: Stopwatch) -> Exam 
     """
     if spec.style_pictures is None:
         return None
-    every = pictures.find(Path(spec.style_pictures), "--style-pictures")
-    if len(every) < utility.LEAST:
-        raise UserError(
-            f"--style-pictures {spec.style_pictures!r} holds {len(every)} pictures", f"Give {utility.LEAST} or more."
-        )
-    chosen = [every[round(place)] for place in np.linspace(0, len(every) - 1, min(MOST, len(every)))]
+    chosen = _chosen(spec.style_pictures)
     questions = Sampler.of(arms, _asked(spec, chosen), STEPS, spec.execution.batch, sampler.store)
     return Exam(arms, questions, tuple(one.path for one in chosen), watch)
+
+
+def digest_of_pictures(spec: CheckSpec, folder: Path) -> str:
+    """The digest of the pictures and captions that a request would take from a folder.
+
+    Raises:
+        UserError: there are no pictures, or too few.
+    """
+    chosen = _chosen(str(folder))
+    return _digest([one.path for one in chosen], _asked(spec, chosen).prompts)
+
+
+def _digest(paths: Sequence[Path], prompts: Sequence[str]) -> str:
+    return digest_of(*paths, *prompts)
+
+
+def _chosen(folder: str) -> list[Picture]:
+    every = pictures.find(Path(folder), "--style-pictures")
+    if len(every) < utility.LEAST:
+        raise UserError(f"--style-pictures {folder!r} holds {len(every)} pictures", f"Give {utility.LEAST} or more.")
+    return [every[round(place)] for place in np.linspace(0, len(every) - 1, min(MOST, len(every)))]
 
 
 def _asked(spec: CheckSpec, chosen: list[Picture]) -> ProbeSet:

@@ -1,6 +1,7 @@
 """The command line as a product: help that shows how, completion, quiet, logs, colours, an estimate."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from qcheck.cli.app import app
+from qcheck.cli.progress import Bars
 from qcheck.core import errors
 from qcheck.core.errors import UserError
 from qcheck.core.values import names_in
@@ -123,6 +126,15 @@ def test_progress_and_notes_go_to_standard_error(asked: list[CheckSpec]) -> None
     assert "1 case ahead" in found.stderr
     assert "reference" in found.stderr
     assert "1 case ahead" not in found.stdout
+
+
+def test_a_stage_without_units_shows_no_bar() -> None:
+    stream = io.StringIO()
+    for title, units in (("nothing to do", 0), ("something", 2)):
+        with Bars(Console(file=stream, width=200)).stage(title, units) as advance:
+            advance(units)
+    assert "nothing" not in stream.getvalue()
+    assert "2/2" in stream.getvalue()
 
 
 def test_a_log_holds_stages_notes_and_the_verdict_whatever_is_shown(tmp_path: Path, asked: list[CheckSpec]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,45 @@ def test_text_of_builders_and_files_is_never_markup(report: Report) -> None:
     build = report.cases[0].builds[0].model_copy(update={"status": "refused", "detail": "[/conv_in/Conv] [bold]odd"})
     changed = report.model_copy(update={"cases": [report.cases[0].model_copy(update={"builds": [build]})]})
     assert "[/conv_in/Conv]" in "".join(_text(changed).split()).replace("│", "")
+
+
+@pytest.mark.parametrize(
+    ("cases", "first", "last"),
+    [
+        (
+            [{"verdict": "NEEDS-QAT", "next": "Do this."}],
+            "NEEDS-QAT  int8 merge-quantize: Do this.",
+            "NEEDS-QAT int8 merge",
+        ),
+        ([{}, {"order": "unmerged", "verdict": "FAIL-RECIPE"}], "scheme", "1 of 2 pass: int8 merge-quantize"),
+        ([{"verdict": "INVALID"}, {"order": "unmerged", "verdict": "FAIL-RECIPE"}], "scheme", "0 of 2 pass"),
+    ],
+    ids=["one", "several", "none"],
+)
+def test_the_verdict_is_first_and_where_the_terminal_stands(cases: list[dict[str, Any]], first: str, last: str) -> None:
+    lines = [
+        line for line in _text(reports.report(*(reports.case(**case) for case in cases))).splitlines() if line.strip()
+    ]
+    assert lines[0].strip().startswith(first)
+    verdict = next(number for number, line in enumerate(lines) if line.startswith("verdict  "))
+    assert lines[verdict].removeprefix("verdict  ").startswith(last)
+    assert all(line.startswith("next ") or number <= verdict for number, line in enumerate(lines))
+
+
+def test_what_passes_beside_a_case_is_its_next_step_before_any_training() -> None:
+    lost = reports.case(verdict="NEEDS-QAT", next="Train.")
+    small = reports.case("int4", artifact=[{**reports.case()["artifact"][0], "bytes": 1}])
+
+    def after(*others: dict[str, Any]) -> str:
+        return next_step.among(reports.report(lost, *others).cases)[0].next
+
+    assert after() == after(reports.case("bf16", control=True)) == "Train."
+    assert after(reports.case(order="unmerged", verdict="INCONCLUSIVE")) == "Train."
+    assert after(small, reports.case(order="unmerged")).startswith("int8 in order unmerged passes")
+    assert after(small).startswith("int4 in order merge-quantize passes")
+    for kept in ("PASS", "FAIL-ADAPTER"):
+        only = reports.report(reports.case(verdict=kept), small).cases
+        assert next_step.among(only)[0].next == "Ship it."
 
 
 def test_many_cases_are_one_table_with_what_is_over_marked(report: Report) -> None:

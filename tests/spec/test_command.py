@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,16 @@ def test_the_command_line_of_a_request_asks_for_that_request(tmp_path: Path, spe
     command.save(spec, tmp_path)
     assert command.words(spec, tmp_path)[0] == "check"
     assert parse(command.words(spec, tmp_path)[1:]) == spec
+
+
+@given(spec=specs())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_settings_of_a_request_ask_for_that_request(tmp_path: Path, spec: CheckSpec) -> None:
+    """As a qcheck.toml: all but how a machine runs it."""
+    file = tmp_path / "asked.toml"
+    command.save(spec, tmp_path)
+    file.write_text(tomli_w.dumps({"check": command.settings(spec, tmp_path)}), "utf-8")
+    assert parse(["--config", str(file)]).changed(execution=spec.execution) == spec
 
 
 @given(spec=specs())

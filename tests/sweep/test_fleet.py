@@ -116,3 +116,23 @@ def test_the_weakest_gate_is_the_doubt_and_what_decides_nothing_is_none() -> Non
     assert doubt([strong, judged(values, 2.0, None, warns=True)], 8, ALPHA, 1) == doubt([strong], 8, ALPHA, 1)
     assert doubt([judged(values, 0.8, None, p=None)], 8, ALPHA, 1) is None
     assert doubt([judged(values, 0.8, None, value=math.nan)], 8, ALPHA, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "codes"),
+    [
+        (["PASS", "PASS"], (0, 0, 0)),
+        (["PASS", "NEEDS-QAT"], (1, 0, 0)),
+        (["PASS", "INCONCLUSIVE"], (3, 0, 0)),
+        (["PASS", None], (3, 3, 3)),
+        (["NEEDS-QAT", None], (1, 1, 3)),
+        (["FAIL-ADAPTER", "FAIL-RECIPE"], (1, 1, 0)),
+        (["INVALID"], (3, 3, 0)),
+        ([], (3, 3, 0)),
+    ],
+)
+def test_what_is_not_measured_is_never_a_pass_whatever_is_required(
+    verdicts: list[str | None], codes: tuple[int, ...]
+) -> None:
+    rows = [row(str(n), verdict, **({} if verdict else {"error": "broken"})) for n, verdict in enumerate(verdicts)]
+    assert tuple(fleet.summary(rows).exit_code(require) for require in ("all", "any", "none")) == codes

@@ -16,12 +16,14 @@ from qcheck.api.request import check_spec
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
 from qcheck.demo import library
+from qcheck.judge import fleet
 from qcheck.model import arms, load, lora
 from qcheck.model.device import CPU
 from qcheck.spec.use import Use
 from qcheck.tasks import executors
 from qcheck.tasks.session import Warm
 from tests.conftest import run
+from tests.sweep.test_fleet import row
 
 FEW = ("--steps", "2", "--max-probes", "2", "--no-build", "--threads", "1")
 
@@ -164,10 +166,49 @@ def test_what_cannot_be_read_is_named_before_anything_runs(tmp_path: Path) -> No
     assert f"cannot be read, and will be an error: {said}" in run(*words, "--lora", str(broken)).stdout
 
 
-def test_what_a_checks_exit_code_requires_is_no_option_of_a_sweep(tmp_path: Path) -> None:
-    result = run("sweep", "demo", "--lora", "faint", "--require", "any", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 2
-    assert "No such option" in result.output
+def test_another_requirement_is_an_error_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown requirement 'most'"):
+        run_raising("sweep", "demo", "--lora", "faint", "--require", "most", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def run_raising(*words: str) -> None:
+    exception = run(*words).exception
+    if exception is not None:
+        raise exception
+
+
+@pytest.mark.parametrize(("require", "code"), [("all", 1), ("any", 0), ("none", 0)])
+def test_the_exit_code_is_what_is_required(
+    require: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is that of the project, in the folder or above it."""
+    asked: list[Any] = []
+
+    def sweep(plan: str | None, **given: Any) -> fleet.Summary:
+        asked.append((plan, given["base"]))
+        return fleet.summary([row("a"), row("b", "NEEDS-QAT")])
+
+    monkeypatch.setattr(api, "sweep", sweep)
+    (tmp_path / "qcheck.toml").write_text('[check]\nbase = "./pipeline"\nscheme = "int8"\n')
+    for name in ("pipeline", "below"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert run("sweep", "--lora", "x", "--out", "out", "--require", require).exit_code == code
+    assert asked == [(None, str(tmp_path / "pipeline"))]
+    assert run("sweep", "other", "--lora", "x", "--out", "out").exit_code == 1
+    assert asked[-1] == (None, "other")
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "neither a base nor a plan"), ("[check]\n", "has no base")])
+def test_without_a_base_anywhere_it_is_an_error(
+    text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "qcheck.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        run_raising("sweep", "--lora", "x", "--out", "out")
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path) -> None:

@@ -64,9 +64,15 @@ def read(use: Use) -> Adapter:
             "Give it the weight 1.",
         )
     config = config_beside(path)
-    if config is None:
-        return Adapter(path, use.weight, digest_of(path), metadata)
-    return Adapter(path, use.weight, digest_of(path, config), metadata | {_METADATA_CONFIG: _text(config)})
+    more = {} if config is None else {_METADATA_CONFIG: _text(config)}
+    return Adapter(path, use.weight, digest(path), metadata | more)
+
+
+def digest(path: Path) -> str:
+    """The digest of an adapter's file, with PEFT's config where that lies beside it."""
+    file = file_in(path)
+    config = config_beside(file)
+    return digest_of(file) if config is None else digest_of(file, config)
 
 
 def _text(config: Path) -> str:
