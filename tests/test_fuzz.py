@@ -130,6 +130,7 @@ def _tried(name: str, content: bytes) -> None:
             parser.accepts(path)
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a finding that is a whole report
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_changed_file_ends_in_a_value_or_in_one_error(name: str) -> None:
     @settings(

@@ -112,23 +112,24 @@ def worst(values: Sequence[float], gate: Gate, where: str = "") -> Measurement:
 
 
 def _bounds(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
-    """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [n], n >= 2; NaN where one is not finite."""
-    if not np.isfinite(values).all():
-        return math.nan, math.nan, math.nan
-    mean = float(values.mean())
-    half = student.quantile(1 - alpha, len(values) - 1) * _error(values)
+    """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [n], n >= 2; NaN where they are broken."""
+    mean, error = _mean(values)
+    half = student.quantile(1 - alpha, len(values) - 1) * error
     return mean, mean - half, mean + half
 
 
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean of ``values`` [n] and its standard error; NaN where a value is not finite, or their spread is not."""
+    with np.errstate(all="ignore"):
+        mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    return (mean, error) if math.isfinite(mean) and math.isfinite(error) else (math.nan, math.nan)
 
 
 def _beyond(values: np.ndarray, gate: Gate) -> float:
     """p-value of "the mean of ``values`` [n] is inside the limit", the smaller of two one-sided t-tests."""
-    if not np.isfinite(values).all():
+    mean, error = _mean(values)
+    if math.isnan(mean):
         return 0.0
-    mean, error = float(values.mean()), _error(values)
     sides = [] if gate.low is None else [gate.low - mean]
     sides += [] if gate.high is None else [mean - gate.high]
     return min(student.below(-side / error, len(values) - 1) if error > 0 else float(side <= 0) for side in sides)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qcheck.device import student
-from qcheck.measure.sample import Sample
+from qcheck.measure.sample import BROKEN, Sample
 from qcheck.result.measurement import Measurement
 from qcheck.spec import measurement
 from qcheck.spec.arm import Arm
@@ -22,29 +22,28 @@ Ranges = Mapping[tuple[str, Arm], Limit]
 def bounds(values: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, lower and upper one-sided 1 - ``alpha`` bound of ``values`` [..., n], n >= 2, along the last axis.
 
-    NaN where any value is not finite: a broken probe must not be averaged away.
+    NaN where any value is not finite, or all are too large for their spread: a broken probe must not be averaged away.
     """
-    count, finite = values.shape[-1], np.isfinite(values).all(-1)
-    safe = np.where(finite[..., None], values, 0.0)
-    mean, half = safe.mean(-1), student.quantile(1 - alpha, count - 1) * _error(safe)
+    mean, error, finite = _mean(values)
+    half = student.quantile(1 - alpha, values.shape[-1] - 1) * error
     return tuple(np.where(finite, one, np.nan) for one in (mean, mean - half, mean + half))  # type: ignore[return-value]
 
 
-def _error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean of ``values`` [..., n]."""
-    error: np.ndarray = values.std(-1, ddof=1) / np.sqrt(values.shape[-1])
-    return error
+@BROKEN
+def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of ``values`` [..., n] and its standard error, 0 where one is not finite, and whether both are."""
+    mean, error = values.mean(-1), values.std(-1, ddof=1) / np.sqrt(values.shape[-1])
+    finite = np.isfinite(mean) & np.isfinite(error)
+    return np.where(finite, mean, 0.0), np.where(finite, error, 0.0), finite
 
 
 def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
     """p-value of "the mean of ``values`` [..., n] is inside ``limit``": small when it lies beyond either side.
 
     The smaller of two one-sided t-tests; the other side adds next to nothing while the interval is narrower than the
-    limits, and an interval that is not never passes. 0 where a value is not finite.
+    limits, and an interval that is not never passes. 0 where a value is not finite, or the spread is not.
     """
-    finite = np.isfinite(values).all(-1)
-    safe = np.where(finite[..., None], values, 0.0)
-    mean, error = safe.mean(-1), _error(safe)
+    mean, error, finite = _mean(values)
     sides = [] if limit.low is None else [limit.low - mean]
     sides += [] if limit.high is None else [mean - limit.high]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -48,10 +48,11 @@ def detectable_loss(survivals: np.ndarray, limit: Limit, alpha: float) -> float 
     so a true survival of low + (t(1 - alpha) - t(POWER)) standard errors fails to with that probability, if a loss
     leaves the spread as it is. None where nothing bounds a loss, or a value is not finite.
     """
-    if limit.low is None or not np.isfinite(survivals).all():
-        return None
     count = len(survivals)
-    error = float(survivals.std(ddof=1)) / np.sqrt(count)
+    with np.errstate(all="ignore"):
+        error = float(survivals.std(ddof=1)) / np.sqrt(count)
+    if limit.low is None or not np.isfinite(error):
+        return None
     above = (student.quantile(1 - alpha, count - 1) - student.quantile(POWER, count - 1)) * error
     return float(min(max(1 - (limit.low + above), 0.0), 1.0))
 

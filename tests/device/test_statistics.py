@@ -41,9 +41,10 @@ def test_a_measurement_is_the_hosts(rows: list[list[float]], count: int) -> None
     assert here.where == there.where
 
 
-def test_values_that_are_not_finite_fail_and_are_written_as_words() -> None:
+@pytest.mark.parametrize("values", [[1.0, math.nan], [1.0, 1e200]])
+def test_values_that_are_not_finite_or_too_large_fail_and_are_written_as_words(values: list[float]) -> None:
     gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "it is lost")
-    (one,) = gates.judged([gates.measure(np.array([1.0, math.nan]), gate, 0.0165)], [gate], 0.0165)
+    (one,) = gates.judged([gates.measure(np.array(values), gate, 0.0165)], [gate], 0.0165)
     assert (one.status, one.to_json()["value"]) == ("fail", "NaN")
     assert [gates.written(value) for value in (math.inf, -math.inf, 1.0)] == ["Infinity", "-Infinity", 1.0]
     assert one.text() == "effect_survival (adapted) is not finite; limit >= 0.8 and <= 1.2"

@@ -344,6 +344,14 @@ def test_student_bounds_cover_the_mean_nineteen_times_in_twenty() -> None:
     assert np.mean([low <= 1.0 for _, low, _ in found]) == pytest.approx(0.95, abs=0.012)
 
 
+def test_values_too_large_for_their_spread_are_broken() -> None:
+    values = np.array([1e200, -1e200, 1.0, 2.0])
+    sample = Sample("effect_survival", "adapted", values)
+    assert all(np.isnan(one) for one in bounds(values, 0.05))
+    assert measure(sample, Limit(low=0.8, high=1.2), 0.05).p == 0
+    assert np.isnan(measure(sample, None, 0.05).value)
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
 def test_bounds_enclose_the_mean_and_widen_with_confidence(values: list[float]) -> None:
