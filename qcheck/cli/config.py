@@ -6,7 +6,7 @@ the command line and the environment override them.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from qcheck.spec.probe import SAMPLING
 NAME, VARIABLE = "qcheck.toml", "QCHECK_CONFIG"
 _TABLE = "check"
 _OWN = ("config", "print-config", "help")
+_FILE, _ASKED = "DEFAULT_MAP", ("COMMANDLINE", "ENVIRONMENT")  # click's names of where a value comes from
 Argument = str | float | int | bool | list[str] | list[float] | None
 
 
@@ -54,6 +55,22 @@ def load(context: typer.Context, path: Path | None) -> Path | None:
         context.default_map = {known[key].name: value for key, value in _read(context, file).items()}
         context.obj = file
     return file
+
+
+def unless_overridden(other: str) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+    """The callback of an option that stands instead of ``other``: the file's is left out where ``other`` is asked for.
+
+    Options that are asked for are processed before those that have defaults.
+    """
+
+    def callback(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        own, instead = (context.get_parameter_source(str(name)) for name in (parameter.name, other))
+        if own is not None and own.name == _FILE and instead is not None and instead.name in _ASKED:
+            context.set_parameter_source(str(parameter.name), type(own)["DEFAULT"])
+            return None
+        return value
+
+    return callback
 
 
 def base() -> str:
@@ -186,7 +203,7 @@ def _source(context: typer.Context, parameter: Any) -> str:
     names = {
         "COMMANDLINE": "command line",
         "ENVIRONMENT": f"environment, {parameter.envvar}",
-        "DEFAULT_MAP": str(context.obj),
+        _FILE: str(context.obj),
     }
     return names.get(origin.name, "default") if origin is not None else "default"
 

@@ -225,6 +225,7 @@ Probes = Annotated[
     str | None,
     typer.Option(
         help="The probe set to judge on, by name or TOML file.",
+        callback=config.unless_overridden("prompts"),
         autocompletion=named(probe.FOLDER),
         rich_help_panel=_PROBING,
     ),
@@ -232,6 +233,7 @@ Probes = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
+        callback=config.unless_overridden("probes"),
         help="A text file of prompts to judge on instead, one a line; few are repeated with other seeds. A line [name] "
         "begins a group: the adapter has to survive in each.",
         rich_help_panel=_PROBING,

@@ -143,6 +143,21 @@ def test_the_nearest_file_above_is_taken_and_its_paths_are_beside_it(
     assert found["probes"] == ("prompts", "prompts")
 
 
+@pytest.mark.parametrize(
+    ("in_file", "asked", "other"), [("prompts", "probes", "emoji"), ("probes", "prompts", "b.txt")]
+)
+def test_what_is_asked_for_takes_the_place_of_what_the_file_has_instead(
+    project: Path, in_file: str, asked: str, other: str
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (project / name).write_text("a cat\n")
+    _write(project, *WHOLE, f'{in_file} = "{"a.txt" if in_file == "prompts" else "general"}"')
+    settings = _settings(f"--{asked}", str(project / other) if other.endswith("txt") else other)
+    assert settings[asked][1] == "command line"
+    assert settings["probes"][0] == other or settings["prompts"][0] == str(project / other)
+    assert settings[in_file][1] in {"default", "prompts"}
+
+
 def test_a_file_can_be_named(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = _write(tmp_path_factory.mktemp("other"), *WHOLE)
     _write(project, "nonsense = 1")
