@@ -17,7 +17,7 @@ def title(checkpoint: Checkpoint, unit: Unit) -> str:
 
 
 def numbers(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Change, intruders, norm of the gradient, KL from the base, and in how many forecasts, and which not, it arrives."""
+    """Change, intruders, gradient's norm, KL from the base and in how many forecasts it arrives, and in which not."""
     lost = [f"{one.scheme} {one.order}" for one in checkpoint.forecasts if one.fate != "arrives"]
     arriving = f"{len(checkpoint.forecasts) - len(lost)} of {len(checkpoint.forecasts)}"
     return (
