@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import settings
 from benchmarks.peers import tables as peers
 from qcheck.demo import library
 from qcheck.spec import scheme, target
@@ -116,6 +117,7 @@ def tables() -> Iterator[tuple[Path, str, str]]:
     yield DOCS / "peers.md", "rankings", peers.rankings(peers.record())
     yield README, "peers", peers.ratios(peers.record())
     yield DOCS / "demo.md", "training", training()
+    yield DOCS / "config.md", "settings", settings.sample(DOCS / "config.md")
 
 
 TUTORIAL = {  # name of the capture, command, what stands before the part that is shown

@@ -339,6 +339,28 @@ def test_pruning_takes_the_least_recently_used(days: float, size: float, left: i
     assert [item.about for item in store.items()] == ["old", "middle", "new"][3 - left :]
 
 
+def test_pruning_takes_leftovers_that_are_a_day_old_and_nothing_else(tmp_path: Path) -> None:
+    """Of killed runs, whose entries are half written, and of locks; what is younger may be in use."""
+    store, kind = Cache(tmp_path), tmp_path / "trace"
+    with store.put("trace", "kept", "kept") as folder:
+        (folder / "values").write_bytes(b"1")
+    with store.locked("trace", "old-lock", "young-lock"):
+        pass
+    for name in (".old.1", ".young.2"):
+        (kind / name).mkdir()
+        (kind / name / "part").write_bytes(b"1")
+    (kind / ".old-file").write_bytes(b"1")
+    (locks,) = (path for path in kind.iterdir() if path.name == ".locks")
+    hours = {kind / ".old.1": 25, kind / ".old-file": 25, locks / "old-lock": 25}
+    hours |= {locks: 25, kind / "kept": 25, kind / ".young.2": 23, locks / "young-lock": 23}
+    for path, age in hours.items():
+        os.utime(path, (time.time() - 3600 * age,) * 2)
+    assert store.prune(30, 1e9) == []
+    assert {path.name for path in kind.iterdir()} == {"kept", ".locks", ".young.2"}
+    assert [path.name for path in locks.iterdir()] == ["young-lock"]
+    assert store.find("trace", "kept") is not None
+
+
 def test_the_command_shows_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     (tmp_path / "mine" / ".git").mkdir(parents=True)

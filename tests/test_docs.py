@@ -58,6 +58,13 @@ def test_commands_and_options_on_the_page_exist(page: Path) -> None:
         assert _unknown(line) == [], line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_yours_to_fill_in_is_in_capitals(page: Path) -> None:
+    """Not in angle brackets, which a shell takes for a file, nor an address that nobody has."""
+    typed = "\n".join(block for language in ("console", "yaml", "toml") for block in _blocks(page, language))
+    assert re.findall(r"<[a-z][\w -]*>|example\.(?:com|org)|\b(?:your|my)_?[A-Z]\w+|/path/to", typed) == []
+
+
 def test_an_option_that_does_not_exist_is_seen() -> None:
     assert _unknown("qcheck check demo --loras flat | tee x") == ["--loras"]
     assert _unknown("qcheck cache prune --older-than 3 --max-gb=1") == []
@@ -134,6 +141,25 @@ def test_every_message_of_the_troubleshooting_is_one_of_the_program() -> None:
     assert page.count("\n| `") > 15
     assert _unsaid(page, _literals()) == []
     assert _unsaid("| `no adapter in … to be seen` | x |", _literals()) == ["no adapter in … to be seen"]
+
+
+def _told() -> Iterator[str]:
+    """What the program may say: texts in its code that are no docstrings, and those of its data."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        documented = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}
+        texts = (one for one in ast.walk(tree) if isinstance(one, ast.Constant) and id(one) not in documented)
+        yield from (str(one.value) for one in texts)
+    for path in sorted((PACKAGE / "spec" / "data").rglob("*.toml")):
+        yield from map(str, tomllib.loads(path.read_text("utf-8")).values())
+
+
+def test_the_program_sends_its_user_to_pages_that_help() -> None:
+    """Not to the zoo, which is qcheck's own evidence: limits.md and own.md say what to do, and link to it."""
+    pages = {page for text in _told() for page in re.findall(r"docs/(\w+)\.md", text)}
+    assert {"limits", "own", "pictures"} <= pages
+    assert "zoo" not in pages
+    assert all((ROOT / "docs" / f"{page}.md").is_file() for page in pages)
 
 
 def test_a_dead_link_is_noticed(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ import re
 import pytest
 
 from benchmarks import readme
+from benchmarks.zoo import cases
+from qcheck.demo import library
 from qcheck.result.verdict import Outcome
-from tests.conftest import Finished
+from qcheck.spec import picture_limits, probe
+from tests.conftest import Finished, run
 
 TEXT = readme.README.read_text("utf-8")
 TUTORIAL = readme.DOCS / "tutorial.md"
@@ -47,3 +50,17 @@ def test_readme_shows_the_tutorial_s_lost_adapter() -> None:
 def test_every_verdict_is_explained(page: readme.Path) -> None:
     for outcome in Outcome.__args__:  # type: ignore[attr-defined]
         assert f"| {outcome} |" in page.read_text("utf-8")
+
+
+def test_the_sampling_of_the_example_is_said_as_it_is() -> None:
+    shipped = probe.find(library.PROBES)
+    text = " ".join((readme.DOCS / "verdicts.md").read_text("utf-8").split())
+    assert f"in {shipped.steps} steps at guidance {shipped.guidance:g}" in text
+    assert f"the first {cases.PROBES} prompts of the probe set `{shipped.name}`" in text
+
+
+def test_page_and_help_of_pictures_name_the_least_that_decides() -> None:
+    least = f"fewer than {picture_limits.find('default').least} never decide"
+    for text in ((readme.DOCS / "pictures.md").read_text("utf-8"), run("pictures", "--help").output):
+        assert least in " ".join(text.replace("\u2502", " ").split())
+        assert "Make 16 pictures" in text

@@ -28,6 +28,13 @@ def test_what_was_not_measured_says_so() -> None:
     assert words.count("not measured") == 2
 
 
+@pytest.mark.parametrize(("stability", "suggested"), [(0.0, True), (0.89, True), (0.9, False), (1.0, False)])
+def test_a_verdict_that_reruns_often_change_says_how_to_ask_again(stability: float, suggested: bool) -> None:
+    """By options that exist: of a PASS at the first look --max-probes would change nothing."""
+    words = Trust(detectable_loss=None, rerun_stability=stability).text()
+    assert ("--seed random" in words and "`looks` in a limits file" in words) == suggested
+
+
 def test_an_adapter_that_lost_that_much_fails_to_pass_four_times_of_five() -> None:
     draws, spread = np.random.default_rng(3), 0.05
     losses = [trust.detectable_loss(1 + spread * draws.standard_normal(8), SURVIVAL, 0.0165) for _ in range(400)]

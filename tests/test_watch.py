@@ -21,10 +21,13 @@ from qcheck.core import files
 from qcheck.core.errors import UserError
 from qcheck.demo import library
 from qcheck.measure import distribution
+from qcheck.report import checkpoint
 from qcheck.result import watching
+from qcheck.result.inspection import Forecast
 from qcheck.result.watching import Checkpoint, Watching
 from qcheck.sampling import sampler
 from qcheck.spec.growth import growth
+from qcheck.spec.order import Order
 from qcheck.tasks import event_file, run_folder, shift, watch
 from tests.conftest import run
 
@@ -392,6 +395,46 @@ def _mean(solver: DDPMScheduler, output: torch.Tensor, timestep: int, x: torch.T
         for given in ((output, timestep, x), (0 * output, timestep, 0 * x))
     )
     return float(made - noise)
+
+
+def test_what_it_does_not_arrive_in_is_named() -> None:
+    """The first three, and how many more: on the terminal and, by the same words, on the page."""
+    orders = ("merge-quantize", "quantize-merge")
+    forecasts = [_forecast(scheme, order) for scheme in ("fp8", "int4-g32", "int4-g64") for order in orders]
+    one = _faint(forecasts)
+    assert (
+        checkpoint.numbers(one)[-1]
+        == "3 of 6, not fp8 quantize-merge, int4-g32 quantize-merge, int4-g64 quantize-merge"
+    )
+    two = _faint([*forecasts, _forecast("nf4-g64", orders[1]), _forecast("nvfp4", orders[1])])
+    assert "arrives in 3 of 8, not fp8 quantize-merge, " in checkpoint.line(two, "step").plain
+    assert "int4-g64 quantize-merge and 2 more" in checkpoint.line(two, "step").plain
+    assert checkpoint.numbers(_faint(forecasts[:1]))[-1] == "1 of 1"
+
+
+def _forecast(scheme: str, order: Order) -> Forecast:
+    fate = "arrives" if order == "merge-quantize" else "loses it"
+    return Forecast(scheme=scheme, order=order, fate=fate, reason="", survival=0.3, error=0.0, snr=1.0, layers=1)
+
+
+def _faint(forecasts: list[Forecast]) -> Checkpoint:
+    numbers = {"rank": 4, "scale": 1.0, "change": 0.1, "intruders": None, "decomposed": 0, "gradient": None, "kl": None}
+    return Checkpoint.model_validate(
+        {"number": 1, "file": "a", "digest": "", "state": "faint", "reasons": [], **numbers, "forecasts": forecasts}
+    )
+
+
+def test_a_base_whose_output_is_not_known_is_no_unread_checkpoint(training: Path, tmp_path: Path) -> None:
+    """It is the base that --probes cannot ask: an error before anything is judged, and weights alone still tell."""
+    base = shutil.copytree(library.PIPELINE, tmp_path / "base")
+    config = base / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"score"'))
+    asked = ("--scheme", "int4-g128", "--order", "quantize-merge", "--once", "-o", str(tmp_path / "out"))
+    result = run("watch", str(training), "--base", str(base), "--probes", "1", *asked)
+    assert isinstance(result.exception, UserError)
+    assert "base's denoiser gives 'score'" in result.exception.what
+    assert "--probes" in result.exception.fix
+    assert not (tmp_path / "out").exists()
 
 
 def test_probes_tell_how_far_checkpoints_move_the_sampler(

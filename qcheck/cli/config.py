@@ -6,7 +6,7 @@ the command line and the environment override them.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from qcheck.api.request import probes_of
 from qcheck.cli import terminal
 from qcheck.core import cache, files
 from qcheck.core.errors import UserError, unknown
@@ -22,6 +23,7 @@ from qcheck.core.folder import beside
 from qcheck.core.values import Value
 from qcheck.spec.check import CheckSpec
 from qcheck.spec.probe import SAMPLING
+from qcheck.spec.sampling import Sampling
 
 NAME, VARIABLE = "qcheck.toml", "QCHECK_CONFIG"
 _TABLE = "check"
@@ -146,19 +148,25 @@ def _value(context: typer.Context, file: Path, parameter: Any, value: Any) -> An
 
 def settings(context: typer.Context, spec: CheckSpec, no_cache: bool) -> list[Setting]:
     """Every option with its value in the request and the source of that value."""
-    resolved = _resolved(spec)
+    resolved, of_base = _resolved(spec), _by_base(context, spec)
     rows = []
     for name, parameter in options(context).items():
         value = resolved.get(name, _plain(context.params.get(parameter.name)))
         source = _source(context, parameter)
         if source == "default" and name in SAMPLING and value is not None:
-            source = "probe set"
+            source = "base" if name in of_base else "probe set"
         if name == "probes" and context.params["prompts"] is not None:
             source = "prompts"
         rows.append(Setting(name=name, value=value, source=source))
     cache_source = f"environment, {cache.VARIABLE}" if cache.moved() else "default"
     cache_folder = None if no_cache else str(cache.location())
     return [*rows, Setting(name="cache", value=cache_folder, source=cache_source if cache_folder else "no-cache")]
+
+
+def _by_base(context: typer.Context, spec: CheckSpec) -> frozenset[str]:
+    """The names of the sampling options that the base has a say in before the probe set."""
+    usual = probes_of(context.params["probes"], context.params["prompts"], spec.base, {})
+    return frozenset(Sampling.model_fields if usual.of_base else ())
 
 
 def _resolved(spec: CheckSpec) -> dict[str, Argument]:
@@ -208,16 +216,21 @@ def _source(context: typer.Context, parameter: Any) -> str:
     return names.get(origin.name, "default") if origin is not None else "default"
 
 
-def show(rows: list[Setting], as_json: bool) -> None:
+def show(rows: Sequence[Setting], as_json: bool) -> None:
     """Print the settings as a table, or as JSON."""
     if as_json:
         typer.echo(json.dumps([setting.model_dump() for setting in rows], indent=1))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    terminal.console().print(table(rows))
+
+
+def table(rows: Sequence[Setting]) -> Table:
+    """The settings as a table; what is no default is bold."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("option", "value", "from"):
-        table.add_column(title, overflow="fold")
+        shown.add_column(title, overflow="fold")
     for setting in rows:
         value = "-" if setting.value is None else json.dumps(setting.value, ensure_ascii=False)
         style = "" if setting.source == "default" else "bold"
-        table.add_row(Text(setting.name), Text(value, style), Text(setting.source))
-    terminal.console().print(table)
+        shown.add_row(Text(setting.name), Text(value, style), Text(setting.source))
+    return shown

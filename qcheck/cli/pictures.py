@@ -46,7 +46,8 @@ def pictures(
 
     A network that knows textures tells how much of what the LoRA does to the style is left, with the intervals, words,
     files and exit codes of `qcheck check`: PASS (0), NEEDS-QAT (1), INCONCLUSIVE (3) where the pictures are too few to
-    say. It is a black box: no layer is blamed. Make 16 pictures or more of each, all at one size:
+    say. It is a black box: no layer is blamed. Make 16 pictures or more of each, all at one size; fewer than 8 never
+    decide:
 
     `qcheck pictures base/ lora/ lora-q4/ --match metadata`
     """

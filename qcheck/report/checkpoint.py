@@ -2,6 +2,7 @@
 
 from rich.text import Text
 
+from qcheck.core.errors import listed
 from qcheck.report.wording import line as one_line
 from qcheck.result.watching import Checkpoint, Unit
 from qcheck.spec.growth import State
@@ -16,14 +17,15 @@ def title(checkpoint: Checkpoint, unit: Unit) -> str:
 
 
 def numbers(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Change, intruders, norm of the gradient, KL from the base, and how many of the forecasts arrive."""
-    arriving = sum(one.fate == "arrives" for one in checkpoint.forecasts)
+    """Change, intruders, gradient's norm, KL from the base and in how many forecasts it arrives, and in which not."""
+    lost = [f"{one.scheme} {one.order}" for one in checkpoint.forecasts if one.fate != "arrives"]
+    arriving = f"{len(checkpoint.forecasts) - len(lost)} of {len(checkpoint.forecasts)}"
     return (
         f"{checkpoint.change:.3g}",
         "-" if checkpoint.intruders is None else f"{checkpoint.intruders:.2f}",
         "-" if checkpoint.gradient is None else f"{checkpoint.gradient:.3g}",
         "-" if checkpoint.kl is None else f"{checkpoint.kl:.3g}",
-        f"{arriving} of {len(checkpoint.forecasts)}",
+        arriving + (f", not {listed(lost)}" if lost else ""),
     )
 
 

@@ -78,6 +78,9 @@ class LayerShare(Value):
     activation: Number
 
 
+STEADY = 0.9  # of reruns that end alike; below it a verdict is worth asking again
+
+
 class Trust(Value):
     """How far a verdict can be trusted.
 
@@ -90,7 +93,7 @@ class Trust(Value):
     rerun_stability: Number | None
 
     def text(self) -> str:
-        """Both in words; what was not measured says why."""
+        """Both in words, with what to do where reruns often end otherwise; what was not measured says why."""
         loss, stability = self.detectable_loss, self.rerun_stability
         caught = "the smallest detectable loss was not measured: no limit bounds it, or a value is not finite"
         same = "reruns were not measured: a value is not finite"
@@ -98,6 +101,8 @@ class Trust(Value):
             caught = f"a loss of {100 * loss:.0f} % of the effect would have been caught"
         if stability is not None:
             same = f"{100 * stability:.0f} % of reruns on other probes would say the same"
+            if stability < STEADY:
+                same += ": ask others by --seed random, or more of them by later `looks` in a limits file"
         return f"{caught}; {same}"
 
 

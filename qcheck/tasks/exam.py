@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,25 +133,37 @@ def _asked(spec: CheckSpec, chosen: list[Picture]) -> ProbeSet:
     return probe.triggered(spec.probes.model_copy(update=update | sampling), spec.trigger)
 
 
+_KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+def output_kind(solver: Any) -> str:
+    """What a solver takes the denoiser's output for: noise, velocity, the picture or a flow, by diffusers' names.
+
+    Raises:
+        UserError: something else.
+    """
+    flow = hasattr(solver, "scale_noise")
+    kind = "flow_prediction" if flow else str(solver.config.get("prediction_type", "epsilon"))
+    if kind not in _KINDS:
+        raise UserError(
+            f"the base's denoiser gives {kind!r}, whose loss is not known",
+            "Leave out what asks for it: --style-pictures, or the --probes of qcheck watch.",
+        )
+    return kind
+
+
 def target(setup: Setup, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """What the denoiser should say of ``latents`` with ``noise`` at call ``index``, by what its solver takes it for.
 
     Raises:
-        UserError: the solver takes it for something else than noise, velocity, flow or the picture.
+        UserError: as ``output_kind``.
     """
     solver = setup.solver()
-    flow = hasattr(solver, "scale_noise")
-    kind = "flow_prediction" if flow else str(solver.config.get("prediction_type", "epsilon"))
+    kind = output_kind(solver)
     if kind == "v_prediction":
         one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
         walked, timestep = solvers.walk(setup.solver(), 0, index), solver.timesteps[index]
         scale = float(solvers.scaled(walked, one, timestep))
         signal, spread = (float(solvers.noised(setup.solver(), index, *pair)) for pair in ((one, none), (none, one)))
         return scale * (signal * noise - spread * latents)
-    targets = {"epsilon": noise, "sample": latents, "flow_prediction": noise - latents}
-    if kind not in targets:
-        raise UserError(
-            f"the denoiser's output is {kind!r}, whose loss is not known",
-            "Leave out what asks for it: --style-pictures, or the --probes of qcheck watch.",
-        )
-    return targets[kind]
+    return {"epsilon": noise, "sample": latents, "flow_prediction": noise - latents}[kind]

@@ -24,7 +24,7 @@ from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Setup
 from qcheck.spec.probe import ProbeSet
 from qcheck.spec.use import Use
-from qcheck.tasks.exam import target
+from qcheck.tasks.exam import output_kind, target
 
 STEPS = 8
 _BATCH = 8
@@ -34,7 +34,7 @@ class Shift:
     """The divergence of checkpoints from one base, which stays loaded; its states and outputs are computed once.
 
     Raises:
-        UserError: the base does not load.
+        UserError: the base does not load, or as ``exam.output_kind``: no checkpoint is to blame.
     """
 
     def __init__(self, base: str, weight: float, probes: ProbeSet, store: Cache) -> None:
@@ -42,6 +42,7 @@ class Shift:
         self._device = devices.find("auto", "float32")
         with devices.exact(self._device):
             self._base = load.load(base, store.file_digest, self._device)
+        output_kind(self._base.pipe.scheduler)
         self._arms: Arms | None = None
 
     def of(self, path: Path) -> float:

@@ -107,6 +107,16 @@ def test_what_expressions_name_exists_and_none_is_pasted_into_a_script() -> None
         assert subprocess.run(["bash", "-n", "-c", step.get("run", "")], check=False).returncode == 0
 
 
+def test_everything_that_runs_checks_is_installed_with_the_extras_of_the_readme() -> None:
+    root = ACTION.parent
+    (wanted,) = re.findall(r"'\.\[([\w,]+)\]'.*# runs checks", (root / "README.md").read_text("utf-8"))
+    for name in ("action.yml", "Containerfile", "docs/ci.md", "constraints.txt"):
+        (extras,) = set(
+            re.findall(r"(?:PATH|\.|qcheck-source|qcheck-edge)\[([a-z,]+)\]", (root / name).read_text("utf-8"))
+        )
+        assert extras == wanted, name
+
+
 def test_the_page_gives_inputs_and_reads_outputs_that_exist() -> None:
     page, action = (ACTION.parent / "docs" / "ci.md").read_text("utf-8"), load()
     jobs = [yaml.safe_load(block).get("jobs", {}) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)]

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
+from benchmarks.readme import DOCS
 from qcheck.cli import config
+from qcheck.cli.app import app
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.errors import UserError
@@ -81,6 +84,25 @@ def test_every_value_says_where_it_came_from(project: Path, cache_root: Path) ->
     shown = run("check", "--print-config")
     assert shown.exit_code == 0
     assert "jetson-thor-t5000" in shown.stdout
+
+
+@pytest.mark.parametrize(("probes", "source"), [(None, "base"), ("emoji", "probe set")])
+def test_sampling_that_is_the_base_s_says_so(project: Path, probes: str | None, source: str) -> None:
+    (project / "pipeline").mkdir()
+    (project / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    chosen = () if probes is None else ("--probes", probes)
+    found = _settings("pipeline", "--lora", "a.safetensors", "--steps", "7", *chosen)
+    assert found["steps"] == (7, "command line")
+    assert found["guidance"][1] == source
+    assert found["seed"] == (100, "probe set")
+
+
+def test_the_page_names_every_variable_that_stands_for_an_option(project: Path) -> None:
+    command = typer.main.get_command(app)
+    variables = {one.envvar for one in command.commands["check"].params if one.envvar}  # type: ignore[attr-defined]
+    assert {"QCHECK_THREADS", "QCHECK_DEVICE"} <= variables
+    page = (DOCS / "config.md").read_text("utf-8")
+    assert variables | {cache.VARIABLE} == set(re.findall(r"`\$?(QCHECK_\w+)`", page))
 
 
 def test_a_drawn_seed_is_shown_as_what_repeats_it(project: Path) -> None:
