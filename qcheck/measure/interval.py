@@ -37,6 +37,7 @@ def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.where(finite, mean, 0.0), np.where(finite, error, 0.0), finite
 
 
+@BROKEN
 def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
     """p-value of "the mean of ``values`` [..., n] is inside ``limit``": small when it lies beyond either side.
 
@@ -46,8 +47,7 @@ def beyond(values: np.ndarray, limit: Limit) -> np.ndarray:
     mean, error, finite = _mean(values)
     sides = [] if limit.low is None else [limit.low - mean]
     sides += [] if limit.high is None else [mean - limit.high]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_values = [np.where(error > 0, _below(-side / error, values.shape[-1] - 1), side <= 0) for side in sides]
+    p_values = [np.where(error > 0, _below(-side / error, values.shape[-1] - 1), side <= 0) for side in sides]
     smallest: np.ndarray = np.where(finite, np.min(p_values, 0), 0.0)
     return smallest
 

@@ -352,6 +352,11 @@ def test_values_too_large_for_their_spread_are_broken() -> None:
     assert np.isnan(measure(sample, None, 0.05).value)
 
 
+def test_a_mean_too_far_from_its_limit_for_a_float_lies_beyond_it() -> None:
+    values = np.array([1.0, 1.0 + 1e-15])
+    assert measure(Sample("effect_survival", "adapted", values), Limit(low=1e308, high=None), 0.05).p == 0
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
 def test_bounds_enclose_the_mean_and_widen_with_confidence(values: list[float]) -> None:
