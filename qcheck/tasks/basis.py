@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qcheck.core.errors import listed
 from qcheck.measure.control import Control
 from qcheck.measure.effect import Energies
 from qcheck.measure.sample import Sample
 from qcheck.result.basis import Basis, ControlRun, Values
 from qcheck.spec.arm import Side
 from qcheck.tasks.decide import Instrument
+
+LEAST = 2  # probes of an interval
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,27 @@ def array(values: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def samples(values: Sequence[Values]) -> list[Sample]:
-    """The samples again."""
+    """The samples again.
+
+    Raises:
+        ValueError: one has numbers of fewer probes than an interval needs.
+    """
+    _require_several({f"{one.name} ({one.arm})": one.rows for one in values})
     return [Sample(one.name, one.arm, array(one.rows), tuple(one.places), one.worst) for one in values]
 
 
+def _require_several(rows: Mapping[str, Sequence[object]]) -> None:
+    if short := [name for name, several in rows.items() if len(several) < LEAST]:
+        raise ValueError(f"{listed(short)} of fewer than {LEAST} probes, of which no interval is made")
+
+
 def energies(basis: Basis) -> Energies:
-    """The energies again."""
+    """The energies again.
+
+    Raises:
+        ValueError: as ``samples``.
+    """
+    _require_several(basis.energies)
     return Energies(**{name: array(rows) for name, rows in basis.energies.items()})
 
 

@@ -79,6 +79,13 @@ def _changes() -> dict[str, tuple[Change, str]]:
     def unfit(content: dict[str, Any]) -> None:
         content["cases"][0]["basis"]["energies"]["f1"].pop()
 
+    def alone(content: dict[str, Any]) -> None:
+        del content["cases"][0]["basis"]["samples"][0]["rows"][1:]
+
+    def alone_in_energy(content: dict[str, Any]) -> None:
+        for rows in content["cases"][0]["basis"]["energies"].values():
+            del rows[1:]
+
     def looser(content: dict[str, Any]) -> None:
         content["spec"]["limits"]["alpha"] = 0.02
 
@@ -102,6 +109,8 @@ def _changes() -> dict[str, tuple[Change, str]]:
         "worst prompt": (at("worst_prompt", "value", 0.0), "worst_prompt (adapted): value is 0 in the report"),
         "a probe": (kept, "effect_survival (adapted): value is"),
         "fewer numbers": (unfit, "the numbers of its probes do not fit together"),
+        "one probe": (alone, "of fewer than 2 probes"),
+        "one probe's energies": (alone_in_energy, "of fewer than 2 probes"),
         "no numbers": (of_case("basis", None), "the report keeps no numbers of its probes"),
         "number of probes": (of_case("probes_used", 7), "probes_used is 7, and numbers of 8 probes are kept"),
         "what decided": (of_case("deciding", None), "and the report says None"),
