@@ -22,7 +22,7 @@ from benchmarks.zoo.pipelines import PIPELINES, ROOT, SCALARS
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.core.progress import Silent
-from qcheck.diagnose import features, ungated
+from qcheck.diagnose import features, flip_map, ungated
 from qcheck.measure import interval
 from qcheck.measure import style as measure
 from qcheck.measure.sample import Sample
@@ -123,7 +123,7 @@ def _measured(
 ) -> dict[str, tuple[float | None, ...]]:
     samples = [
         *measure.samples(told["f0"], told["f1"], {"adapted": told[name]}),
-        *ungated.pixels("adapted", seen[name], seen["f1"]),
+        *ungated.pixels("adapted", seen[name], seen["f1"], flip_map.maps(seen[name], seen["f1"])),
     ]
     found = [interval.measure(one, None, 0.05) for one in samples if isinstance(one, Sample)]
     return {one.name: (one.value, one.low, one.high) for one in found if one.name in NAMES}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,23 @@ def test_a_style_that_is_kept_passes_and_one_that_is_lost_does_not(stored: Path,
     told = {one.name: one for one in report.measurements}
     assert told["flip"].value is None or told["flip"].value > 0
     assert report.shown_pairs[0] == min(range(COUNT), key=lambda i: report.pairs[i].survival)
+
+
+@NETWORK
+def test_what_was_computed_of_a_picture_is_not_computed_again(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is opened for what it is, for features, for pixels, and to be drawn; FLIP is asked once a pair."""
+    opened, compared = Counter[Path](), list[int]()
+    opening, comparing = Image.open, flip_map.compare
+    monkeypatch.setattr(Image, "open", lambda path, *rest: (opened.update([path]), opening(path, *rest))[1])
+    monkeypatch.setattr(flip_map, "compare", lambda *pair: (compared.append(1), comparing(*pair))[1])
+    report = qcheck.pictures(stored / "f0", stored / "f1", stored / "kept", out=tmp_path / "out")
+    pictures = {path: count for path, count in opened.items() if stored in Path(path).parents}
+    assert len(pictures) == 3 * COUNT
+    assert max(pictures.values()) <= 4
+    assert len(compared) == (0 if flip_map.missing() else COUNT)
+    assert len(report.shown[1].flip) == (0 if flip_map.missing() else 8)
 
 
 @NETWORK
@@ -165,12 +183,12 @@ def test_exif_of_jpeg_and_webp_is_read(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
         picture.save(tmp_path / f"a.{suffix}", exif=exif)
-        assert picture_pairs._generation(tmp_path / f"a.{suffix}") == ("fox", 5)
+        assert picture_pairs._look(tmp_path / f"a.{suffix}").generation == ("fox", 5)
     exif = Image.Exif()
     for tag, value in graphs.items():
         exif[tag] = value
     picture.save(tmp_path / "comfy.webp", exif=exif)
-    assert picture_pairs._generation(tmp_path / "comfy.webp") == ("a red fox", 7)
+    assert picture_pairs._look(tmp_path / "comfy.webp").generation == ("a red fox", 7)
 
 
 def _corrupt(root: Path) -> None:

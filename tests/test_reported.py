@@ -11,7 +11,9 @@ PICTURES = np.random.default_rng(0).random((3, 16, 16, 3))
 
 
 def _pictures(quantized: np.ndarray, full: np.ndarray) -> list[Measurement]:
-    return [ungated._measured(one, 0.05) for one in ungated.pixels("base", quantized, full)]
+    return [
+        ungated._measured(one, 0.05) for one in ungated.pixels("base", quantized, full, flip_map.maps(quantized, full))
+    ]
 
 
 def test_equal_pictures_are_equal_and_noise_is_read_in_decibels() -> None:
@@ -55,11 +57,11 @@ def test_flip_of_a_large_picture_is_that_of_the_shrunk_one() -> None:
     pytest.importorskip("flip_evaluator")
     small = np.random.default_rng(0).random((2, 1, 48, 384, 3))
     large = small.repeat(2, 2).repeat(2, 3)
-    values = [ungated.flip("adapted", *pair).values for pair in (small, large)]  # type: ignore[union-attr]
+    values = [ungated.flip("adapted", flip_map.maps(*pair)).values for pair in (small, large)]  # type: ignore[union-attr]
     assert values[0] == pytest.approx(values[1], abs=1e-6)
     assert values[0] > 0.1
-    assert ungated.flip("adapted", small[0], small[0]).values == 0  # type: ignore[union-attr]
-    assert np.isnan(ungated.flip("adapted", small[0] * np.nan, small[0]).values)  # type: ignore[union-attr]
+    assert ungated.flip("adapted", flip_map.maps(small[0], small[0])).values == 0  # type: ignore[union-attr]
+    assert np.isnan(ungated.flip("adapted", flip_map.maps(small[0] * np.nan, small[0])).values)  # type: ignore[union-attr]
 
 
 def test_a_flip_error_map_goes_from_black_to_pale_yellow() -> None:
@@ -77,6 +79,6 @@ def test_a_flip_error_map_goes_from_black_to_pale_yellow() -> None:
 
 def test_without_its_package_there_is_no_flip_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flip_map.importlib.util, "find_spec", lambda _: None)
-    told = ungated.flip("base", PICTURES, PICTURES)
+    told = ungated.flip("base", flip_map.maps(PICTURES, PICTURES))
     assert isinstance(told, Measurement)
     assert told.where == "needs flip_evaluator: install qcheck[judge]"

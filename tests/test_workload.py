@@ -19,8 +19,8 @@ from tests.conftest import run
     ("seconds", "text"),
     [
         (None, "2 cases, 8 to 64 probes each, 100 to 4,000 denoiser calls, less what the cache holds"),
-        (0.1, "at 0.1 s each, as measured now, less than a minute to 7 min, and artifacts and builds"),
-        (6.0, "each, as measured now, 10 min to 6.7 h,"),
+        (0.1, "at 0.1 s each, as measured now, less than a minute to 7 min; artifacts and builds come on top"),
+        (6.0, "each, as measured now, 10 min to 6.7 h;"),
     ],
 )
 def test_the_words(seconds: float | None, text: str) -> None:
@@ -28,9 +28,18 @@ def test_the_words(seconds: float | None, text: str) -> None:
     assert Workload(1, (8, 8), (10, 10)).text(None).startswith("1 case, 8 probes each, 10 denoiser calls")
 
 
-@pytest.mark.parametrize(("calls", "seconds"), [((9, 0.25, 2.5, 0.5, 0.125), 0.25), ((9, 6, 1), 6)])
+@pytest.mark.parametrize(
+    ("probes", "calls", "seconds"),
+    [
+        (1, (9, 0.25, 2.5, 0.5, 0.125), 0.25),
+        (1, (9, 6, 1), 6),
+        (64, (0.5, 2, 1, 1.5), 0.125),  # in batches of 8, as a run
+        (4, (0.5, 2, 1, 1.5), 0.25),  # or of all probes
+        (64, (2, 3, 4, 1), 1.5),  # or of as many as the warm-up lets expect within five seconds
+    ],
+)
 def test_a_call_is_timed_apart_from_its_warm_up_and_from_what_else_runs(
-    calls: tuple[float, ...], seconds: float, monkeypatch: pytest.MonkeyPatch
+    probes: int, calls: tuple[float, ...], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least of three calls; where they are long, of fewer. Closing the runner is no part of a call."""
     clock, ahead = [0.0], iter(calls)
@@ -45,9 +54,9 @@ def test_a_call_is_timed_apart_from_its_warm_up_and_from_what_else_runs(
 
     monkeypatch.setattr(sampler, "_guided", spend)
     monkeypatch.setattr(sampler.time, "monotonic", lambda: clock[0])
-    setup, subject = MagicMock(), MagicMock()
+    setup, subject = MagicMock(batch=8), MagicMock()
     subject.open = opened
-    assert sampler.Sampler(setup, (MagicMock(),), MagicMock()).seconds(subject) == seconds
+    assert sampler.Sampler(setup, (MagicMock(),) * probes, MagicMock()).seconds(subject) == seconds
 
 
 @pytest.mark.usefixtures("graphs_alone")

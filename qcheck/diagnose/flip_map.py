@@ -27,6 +27,11 @@ def missing() -> str:
     return "needs flip_evaluator: install qcheck[judge]" if absent else ""
 
 
+def maps(quantized: np.ndarray, full: np.ndarray) -> list[ErrorMap]:
+    """FLIP of each of the pictures [n, H, W, 3] in [0, 1]; of none where the package is missing."""
+    return [] if missing() else [compare(q, f) for q, f in zip(quantized, full, strict=True)]
+
+
 def compare(quantized: np.ndarray, full: np.ndarray) -> ErrorMap:
     """FLIP of pictures [H, W, 3] in [0, 1]; a map of grey and NaN where one of them is not finite.
 

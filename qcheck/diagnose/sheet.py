@@ -1,7 +1,7 @@
 """Decoded pictures of the first probes, before and after quantization, for the contact sheet and the page."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from qcheck.diagnose.flip_map import ErrorMap
 from qcheck.model.family import Family
 from qcheck.result.pictures import Role
 from qcheck.sampling.store import Trace
@@ -21,12 +22,16 @@ _QUANTIZED: Mapping[Side, Role] = {"base": "q0", "adapted": "q1"}
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization; q0 may be missing."""
+    """Pictures [n, H, W, 3] in [0, 1] of both arms, before and after quantization; q0 may be missing.
+
+    ``flips`` are the error maps of the quantized pictures by FLIP, none where its package is missing.
+    """
 
     scheme: str
     prompts: tuple[str, ...]
     reference: Mapping[Literal["base", "adapted"], np.ndarray]
     quantized: Mapping[Literal["base", "adapted"], np.ndarray]
+    flips: Mapping[Literal["base", "adapted"], Sequence[ErrorMap]] = field(default_factory=dict)
 
     def arms(self, sides: Sequence[Side]) -> dict[Role, Callable[[], Iterable[np.ndarray]]]:
         """Readers of the pictures of f0, f1 and of the quantized arms of ``sides``."""

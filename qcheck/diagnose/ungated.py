@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcheck.diagnose import features, flip_map
+from qcheck.diagnose.flip_map import ErrorMap
 from qcheck.diagnose.lpips import not_measured
 from qcheck.diagnose.sheet import Sheet
 from qcheck.measure import classifier, effect, interval, picture, style
@@ -43,7 +44,7 @@ def measure(reference: Traces, quantized: Traces, sheet: Sheet, sides: Sequence[
         else:
             scores[side] = classifier.scores(quantized[side].finals(), reference[side].finals())
             measurements.append(classifier.of_scores(side, scores[side], alpha))
-        drawn = pixels(side, sheet.quantized[side], sheet.reference[side])
+        drawn = pixels(side, sheet.quantized[side], sheet.reference[side], sheet.flips.get(side, ()))
         samples += [one for one in drawn if isinstance(one, Sample)]
         measurements += [_measured(one, alpha) for one in drawn]
     told = looks(sheet, sides)
@@ -81,7 +82,9 @@ def looks(sheet: Sheet, sides: Sequence[Side]) -> list[Sample | Measurement]:
     return list[Sample | Measurement](style.samples(full["base"], full["adapted"], quantized))
 
 
-def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sample | Measurement]:
+def pixels(
+    side: Side, quantized: np.ndarray, reference: np.ndarray, flips: Sequence[ErrorMap]
+) -> list[Sample | Measurement]:
     """The samples of psnr, ssim and flip; what was not measured is a measurement that says why."""
     reason = ""
     if missing := _lacking("skimage"):
@@ -90,21 +93,20 @@ def pixels(side: Side, quantized: np.ndarray, reference: np.ndarray) -> list[Sam
         reason = f"pictures are smaller than the window of {picture.WINDOW} pixels"
     if reason:
         unmeasured = [not_measured(name, side, reason) for name in ("psnr", "ssim")]
-        return [*unmeasured, flip(side, quantized, reference)]
+        return [*unmeasured, flip(side, flips)]
     compared = [picture.psnr(side, quantized, reference), picture.ssim(side, quantized, reference)]
-    return [*compared, flip(side, quantized, reference)]
+    return [*compared, flip(side, flips)]
 
 
 @measures("flip", when="end")
-def flip(side: Side, quantized: np.ndarray, reference: np.ndarray) -> Sample | Measurement:
-    """Mean FLIP error (Andersson et al. 2020) of pictures [n, H, W, 3] in [0, 1], 67 pixels a degree; by NVIDIA's.
+def flip(side: Side, maps: Sequence[ErrorMap]) -> Sample | Measurement:
+    """Mean FLIP error (Andersson et al. 2020) of each picture, 67 pixels a degree; by NVIDIA's package.
 
     A large picture is shrunk, see ``flip_map.SIDE``.
     """
     if reason := flip_map.missing():
         return not_measured("flip", side, reason)
-    means = [flip_map.compare(q, f).mean for q, f in zip(quantized, reference, strict=True)]
-    return Sample("flip", side, np.array(means))
+    return Sample("flip", side, np.array([one.mean for one in maps]))
 
 
 def _lacking(*modules: str) -> str:

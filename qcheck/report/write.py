@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from qcheck.core.folder import rewrite
-from qcheck.diagnose import flip_map
 from qcheck.diagnose.curves import ARMS, frequencies
 from qcheck.diagnose.sheet import AMPLIFY, Sheet, difference, eight_bits
 from qcheck.report import contact, html, junit, markdown, seal
@@ -112,8 +111,8 @@ def draw(sheet: Sheet, side: Side, number: int, folder: Path) -> Pictures:
             _picture(difference(full[i], quantized[i]), folder, f"e{arm}-{i + 1}-case{number + 1}") for i in rows
         ],
         flip=[
-            _picture(flip_map.compare(quantized[i], full[i]).colours, folder, f"m{arm}-{i + 1}-case{number + 1}")
-            for i in (() if flip_map.missing() else rows)
+            _picture(one.colours, folder, f"m{arm}-{i + 1}-case{number + 1}")
+            for i, one in enumerate(sheet.flips.get(side, ()))
         ],
     )
 

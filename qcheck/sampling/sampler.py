@@ -213,15 +213,24 @@ class Sampler:
         return self.store.find(_KIND, self._run_key("reference", subject, self.probes[0])) is not None
 
     def seconds(self, subject: Subject) -> float:
-        """Seconds of one denoiser call of one probe, all branches of guidance: the least of a few, after a warm-up."""
-        start, solver = self.setup.inputs(subject.side, self.probes[:1]), self.setup.solver()
+        """Seconds of one denoiser call of one probe, all branches of guidance: the least of a few, after a warm-up.
+
+        Probes are called in batches, as they are in a run, or fewer of them where the warm-up, of one, is slow.
+        """
         calls: list[float] = []
         with subject.open() as runner:
-            while len(calls) <= _TIMED and sum(calls[1:]) < _LONGEST:
-                began = time.monotonic()
-                _guided(self.setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
-                calls.append(time.monotonic() - began)
-        return min(calls[1:])
+            warm_up = self._timed(runner, subject.side, 1)
+            rows = max(1, min(self.setup.batch, len(self.probes), int(_LONGEST / max(warm_up, 1e-6))))
+            while len(calls) < _TIMED and sum(calls) < _LONGEST:
+                calls.append(self._timed(runner, subject.side, rows))
+        return min(calls) / rows
+
+    def _timed(self, runner: Runner, side: Side, rows: int) -> float:
+        """Seconds of one call of a batch of the first probes."""
+        start, solver = self.setup.inputs(side, self.probes[:rows]), self.setup.solver()
+        began = time.monotonic()
+        _guided(self.setup, runner, solver, start.latents, solver.timesteps[0], start.conditions)
+        return time.monotonic() - began
 
     def _run_key(self, kind: str, subject: Subject, probe: Probe) -> str:
         return cache.key(__name__, kind, self.setup.digest, subject.content, digest_of_value(probe))

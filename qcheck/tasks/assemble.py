@@ -10,7 +10,7 @@ import numpy as np
 from qcheck.build import profile
 from qcheck.core.digest import digest_of, digest_of_value, file_digest, joined
 from qcheck.device.arithmetic import decibels
-from qcheck.diagnose import judges
+from qcheck.diagnose import flip_map, judges
 from qcheck.diagnose.scores import Scores, block, kind
 from qcheck.diagnose.sheet import ROWS, Sheet
 from qcheck.judge.next_step import among, next_step
@@ -212,11 +212,15 @@ def sheet(
 ) -> Sheet:
     """Decoded pictures of the first probes, before and after quantization."""
     rows = min(ROWS, len(reference["base"].paths))
+    before, after = (
+        {side: session.decoder.pictures(traces[side], rows) for side in SIDES} for traces in (reference, quantized)
+    )
     return Sheet(
         scheme=_caption(title, verdict),
         prompts=tuple(p.prompt for p in session.sampler.probes[:rows]),
-        reference={side: session.decoder.pictures(reference[side], rows) for side in SIDES},
-        quantized={side: session.decoder.pictures(quantized[side], rows) for side in SIDES},
+        reference=before,
+        quantized=after,
+        flips={side: flip_map.maps(after[side], before[side]) for side in SIDES},
     )
 
 

@@ -23,11 +23,24 @@ Key = str | Generation
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What one opening of a file tells: width and height, the digest of both and of the pixels, prompt and seed."""
+
+    size: tuple[int, int]
+    digest: str
+    generation: Generation | None
+
+
+@dataclass(frozen=True)
 class Paired:
-    """Pictures that every folder has: ``files`` of an arm in the order of ``keys``; ``unmatched`` are all others."""
+    """Pictures that every folder has: ``files`` of an arm in the order of ``keys``; ``unmatched`` are all others.
+
+    ``pictures`` are those of ``files``: two are the same to the last bit where their digests are.
+    """
 
     keys: tuple[Key, ...]
     files: Mapping[Role, tuple[Path, ...]]
+    pictures: Mapping[Role, tuple[Picture, ...]]
     unmatched: Mapping[Role, tuple[str, ...]]
     generations: tuple[Generation | None, ...] = field(default=())
 
@@ -44,21 +57,23 @@ def pair(folders: Mapping[Role, Path], match: Match) -> Paired:
             belong together; names match where prompts and seeds do not; or most of F1's are F0's.
     """
     files = {role: _pictures(role, folder) for role, folder in folders.items()}
-    known = {role: {path: _generation(path) for path in paths} for role, paths in files.items()}
+    known = {role: {path: _look(path) for path in paths} for role, paths in files.items()}
     keyed = {role: _keyed(role, folders[role], known[role], match) for role in folders}
     common = set.intersection(*(set(one) for one in keyed.values()))
     if len(common) < style.LEAST:
         raise UserError(*_unpaired(folders, keyed, match, len(common)))
     keys = sorted(common, key=lambda key: keyed["f1"][key].name)
     paired = {role: tuple(one[key] for key in keys) for role, one in keyed.items()}
-    everything = [{role: known[role][paths[row]] for role, paths in paired.items()} for row in range(len(keys))]
+    pictures = {role: tuple(known[role][path] for path in paths) for role, paths in paired.items()}
+    everything = [{role: ones[row].generation for role, ones in pictures.items()} for row in range(len(keys))]
     if match == "name":
         _require_alike([str(key) for key in keys], everything)
-    _require_distinct(folders["f1"], paired["f1"])
-    _require_effect(folders, paired)
+    _require_distinct(folders["f1"], dict(zip(paired["f1"], pictures["f1"], strict=True)))
+    _require_effect(folders, pictures)
     return Paired(
         keys=tuple(keys),
         files=paired,
+        pictures=pictures,
         unmatched={role: tuple(path.name for path in files[role] if path not in set(paired[role])) for role in folders},
         generations=tuple(next((one for one in row.values() if one is not None), None) for row in everything),
     )
@@ -70,7 +85,7 @@ def size(paired: Paired, folders: Mapping[Role, Path]) -> tuple[int, int]:
     Raises:
         UserError: they differ.
     """
-    sizes = {role: Counter(_size(path) for path in paths) for role, paths in paired.files.items()}
+    sizes = {role: Counter(one.size for one in ones) for role, ones in paired.pictures.items()}
     if len(set.union(*(set(counts) for counts in sizes.values()))) > 1:
         words = [
             f"{', '.join(f'{width}x{height} ({n})' for (width, height), n in counts.most_common(4))} in {folders[role]}"
@@ -90,7 +105,22 @@ def read(path: Path) -> np.ndarray:
         UserError: the file is no picture of 8 bits a channel, a broken or an animated one, or transparent somewhere.
     """
     with _opened(path) as image:
-        return np.asarray(image.convert("RGBA").convert("RGB"), np.float32) / 255  # by way of a palette's transparency
+        return np.asarray(_colours(image), np.float32) / 255
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").convert("RGB")  # by way of a palette's transparency
+
+
+def _look(path: Path) -> Picture:
+    """What a file holds.
+
+    Raises:
+        UserError: as ``read``.
+    """
+    with _opened(path) as image:
+        pixels = _colours(image).tobytes()
+        return Picture(image.size, digest_of(repr(image.size), pixels), _generation(image))
 
 
 @contextmanager
@@ -121,11 +151,6 @@ def _require_plain(image: Image.Image) -> None:
         raise ValueError("parts of it are transparent")
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.size
-
-
 def _pictures(role: Role, folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{role.upper()} {str(folder)!r} is no folder", "Give the folder that its pictures are in.")
@@ -137,13 +162,12 @@ def _pictures(role: Role, folder: Path) -> list[Path]:
     return paths
 
 
-def _generation(path: Path) -> Generation | None:
+def _generation(image: Image.Image) -> Generation | None:
     """The prompt and seed in a picture's PNG text or EXIF; None where it has none that is known."""
-    with _opened(path) as image:
-        fields = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
-        exif = image.getexif()
-        comment = exif.get_ifd(_EXIF).get(_USER_COMMENT)
-        tags = [exif.get(tag) for tag in (_MAKE, _MODEL)]  # where ComfyUI's WebP keeps its graph
+    fields = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+    exif = image.getexif()
+    comment = exif.get_ifd(_EXIF).get(_USER_COMMENT)
+    tags = [exif.get(tag) for tag in (_MAKE, _MODEL)]  # where ComfyUI's WebP keeps its graph
     for text in (_comment(comment), *(tag for tag in tags if isinstance(tag, str))):
         name, _, value = text.partition(":")
         fields |= {"prompt": value} if name == "prompt" else {"parameters": text} if text and name != "workflow" else {}
@@ -164,8 +188,8 @@ def _comment(content: object) -> str:
     return ""
 
 
-def _keyed(role: Role, folder: Path, known: Mapping[Path, Generation | None], match: Match) -> dict[Key, Path]:
-    nameless = [path.name for path, one in known.items() if one is None]
+def _keyed(role: Role, folder: Path, known: Mapping[Path, Picture], match: Match) -> dict[Key, Path]:
+    nameless = [path.name for path, one in known.items() if one.generation is None]
     if match == "metadata" and nameless:
         raise UserError(
             f"{len(nameless)} of {len(known)} pictures in {role.upper()} {str(folder)!r} have no prompt and seed in "
@@ -175,7 +199,7 @@ def _keyed(role: Role, folder: Path, known: Mapping[Path, Generation | None], ma
     keyed: dict[Key, Path] = {}
     twice: list[str] = []
     for path, one in known.items():
-        key: Key = path.stem if match == "name" or one is None else one
+        key: Key = path.stem if match == "name" or one.generation is None else one.generation
         if key in keyed:
             twice.append(f"{keyed[key].name} and {path.name} ({_shown(key)})")
         keyed[key] = path
@@ -219,15 +243,14 @@ def _require_alike(names: Sequence[str], rows: Sequence[Mapping[Role, Generation
         )
 
 
-def _require_distinct(folder: Path, paths: Sequence[Path]) -> None:
+def _require_distinct(folder: Path, pictures: Mapping[Path, Picture]) -> None:
     """Refuse a picture that is there twice: counted twice, it would narrow the intervals."""
     first: dict[str, Path] = {}
     twice = []
-    for path in paths:
-        digest = digest_of(read(path).tobytes())
-        if digest in first:
-            twice.append(f"{first[digest].name} and {path.name}")
-        first.setdefault(digest, path)
+    for path, one in pictures.items():
+        if one.digest in first:
+            twice.append(f"{first[one.digest].name} and {path.name}")
+        first.setdefault(one.digest, path)
     if twice:
         raise UserError(
             f"F1 {str(folder)!r} holds the same picture twice: {listed(twice)}",
@@ -235,12 +258,12 @@ def _require_distinct(folder: Path, paths: Sequence[Path]) -> None:
         )
 
 
-def _require_effect(folders: Mapping[Role, Path], files: Mapping[Role, tuple[Path, ...]]) -> None:
+def _require_effect(folders: Mapping[Role, Path], pictures: Mapping[Role, tuple[Picture, ...]]) -> None:
     """Refuse pictures that the LoRA leaves as they are at full precision: of nothing no share is kept or lost."""
-    count = sum(np.array_equal(read(f0), read(f1)) for f0, f1 in zip(files["f0"], files["f1"], strict=True))
-    if 2 * count > len(files["f1"]):
+    count = sum(f0.digest == f1.digest for f0, f1 in zip(pictures["f0"], pictures["f1"], strict=True))
+    if 2 * count > len(pictures["f1"]):
         raise UserError(
-            f"{count} of {len(files['f1'])} pictures in F1 {str(folders['f1'])!r} are those of F0 "
+            f"{count} of {len(pictures['f1'])} pictures in F1 {str(folders['f1'])!r} are those of F0 "
             f"{str(folders['f0'])!r} to the last bit: the LoRA does nothing there",
             "Give two folders, and make F1 again with the LoRA loaded at its weight; qcheck inspect LORA --base BASE "
             "says whether the file does anything on the base.",

@@ -19,7 +19,8 @@ from qcheck.core import versions
 from qcheck.core.digest import digest_of
 from qcheck.core.errors import listed
 from qcheck.core.progress import Advance, Progress, Stopwatch
-from qcheck.diagnose import features, judges, ungated
+from qcheck.diagnose import features, flip_map, judges, ungated
+from qcheck.diagnose.flip_map import ErrorMap
 from qcheck.diagnose.sheet import AMPLIFY, ROWS, Sheet
 from qcheck.measure import style
 from qcheck.measure.sample import Sample
@@ -64,7 +65,6 @@ def judge(request: Request, folder: Path, progress: Progress) -> PicturesReport:
     size = picture_pairs.size(paired, request.folders)
     measured = _measured(paired, request.judges, watch)
     decided = picture_verdict.decide(request.limits, measured.others, measured.samples, len(measured.survivals))
-    order = np.argsort(np.nan_to_num(measured.survivals, nan=-np.inf), kind="stable")[:ROWS].tolist()
     report = PicturesReport(
         folders=[_folder(role, path, paired) for role, path in request.folders.items()],
         match=request.match,
@@ -79,22 +79,27 @@ def judge(request: Request, folder: Path, progress: Progress) -> PicturesReport:
         measurements=list(decided.measurements),
         samples=[basis.as_values(sample) for sample in measured.samples],
         amplify=AMPLIFY,
-        shown_pairs=order,
+        shown_pairs=[*measured.shown],
         shown=[],
         limits=request.limits,
         not_measured=[_BLACK_BOX, *_absent(measured)],
         origin=_origin(time.monotonic() - start),
     )
-    return report_files.write(report, _sheet(report, paired), folder)
+    return report_files.write(report, _sheet(report, paired, measured.flips), folder)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples over n pairs, measurements that are no samples, and each pair's own style survival [n]."""
+    """Samples over n pairs, measurements that are no samples, and each pair's own style survival [n].
+
+    ``shown`` are the rows of the pairs that keep least, and ``flips`` their error maps by arm.
+    """
 
     samples: list[Sample]
     others: list[Measurement]
     survivals: np.ndarray
+    shown: Sequence[int]
+    flips: Mapping[Side, Sequence[ErrorMap]]
 
 
 def _measured(paired: Paired, given: Sequence[Judge], watch: Stopwatch) -> Measured:
@@ -103,9 +108,12 @@ def _measured(paired: Paired, given: Sequence[Judge], watch: Stopwatch) -> Measu
         for role in paired.files:
             looks[role] = features.of(paired.read(role))
             advance(1)
+    survivals = style.each(looks["f0"], looks["f1"], looks["q1"])
+    shown = np.argsort(np.nan_to_num(survivals, nan=-np.inf), kind="stable")[:ROWS].tolist()
     sides = [side for side in SIDES if _QUANTIZED[side] in paired.files]
+    kept: dict[Side, dict[int, ErrorMap]] = {side: {} for side in sides}
     with watch.stage("pixels of pictures", len(sides) * len(paired.keys)) as advance:
-        pixels = [one for side in sides for one in _pixels(side, paired, advance)]
+        pixels = [one for side in sides for one in _pixels(side, paired, shown, kept[side], advance)]
     measurements = list[Sample | Measurement](style.samples(looks["f0"], looks["f1"], _quantized(looks)))
     with watch.stage("judges of pictures", len(given)) as advance:
         for one in given:
@@ -115,7 +123,9 @@ def _measured(paired: Paired, given: Sequence[Judge], watch: Stopwatch) -> Measu
     return Measured(
         samples=[one for one in measurements if isinstance(one, Sample)],
         others=[_same(paired), *(one for one in measurements if isinstance(one, Measurement))],
-        survivals=style.each(looks["f0"], looks["f1"], looks["q1"]),
+        survivals=survivals,
+        shown=shown,
+        flips={side: [maps[row] for row in shown] for side, maps in kept.items() if maps},
     )
 
 
@@ -123,11 +133,19 @@ def _quantized(looks: Mapping[Role, Features]) -> dict[Side, Features]:
     return {side: looks[role] for side, role in _QUANTIZED.items() if role in looks}
 
 
-def _pixels(side: Side, paired: Paired, advance: Advance) -> list[Sample | Measurement]:
-    """What pixels say of a quantized arm, pair by pair: no more than a pair is in memory."""
+def _pixels(
+    side: Side, paired: Paired, shown: Sequence[int], kept: dict[int, ErrorMap], advance: Advance
+) -> list[Sample | Measurement]:
+    """What pixels say of a quantized arm, pair by pair: no more than a pair is in memory.
+
+    The error maps of the rows that are ``shown`` are ``kept``.
+    """
     rows = []
-    for q, f in zip(paired.read(_QUANTIZED[side]), paired.read(_FULL[side]), strict=True):
-        rows.append(ungated.pixels(side, q[None], f[None]))
+    for row, (q, f) in enumerate(zip(paired.read(_QUANTIZED[side]), paired.read(_FULL[side]), strict=True)):
+        maps = flip_map.maps(q[None], f[None])
+        rows.append(ungated.pixels(side, q[None], f[None], maps))
+        if maps and row in shown:
+            kept[row] = maps[0]
         advance(1)
     return [_joined(column) for column in zip(*rows, strict=True)]
 
@@ -140,8 +158,8 @@ def _joined(column: Sequence[Sample | Measurement]) -> Sample | Measurement:
 
 def _same(paired: Paired) -> Measurement:
     """The share of pairs whose quantized picture is the full-precision one to the last bit."""
-    pairs = zip(paired.read("q1"), paired.read("f1"), strict=True)
-    share = float(np.mean([np.array_equal(q, f) for q, f in pairs]))
+    pairs = zip(paired.pictures["q1"], paired.pictures["f1"], strict=True)
+    share = float(np.mean([q.digest == f.digest for q, f in pairs]))
     return Measurement(name="noop_control", arm="adapted", unit="ratio", value=share, low=share, high=share)
 
 
@@ -204,7 +222,7 @@ def _absent(measured: Measured) -> list[NotMeasured]:
     return [NotMeasured(name=name, reason=reason) for name, reason in absent.items()]
 
 
-def _sheet(report: PicturesReport, paired: Paired) -> Sheet:
+def _sheet(report: PicturesReport, paired: Paired, flips: Mapping[Side, Sequence[ErrorMap]]) -> Sheet:
     """The pictures that keep least."""
 
     def chosen(role: Role) -> np.ndarray:
@@ -215,6 +233,7 @@ def _sheet(report: PicturesReport, paired: Paired) -> Sheet:
         prompts=tuple(report.pairs[row].prompt or report.pairs[row].name for row in report.shown_pairs),
         reference={side: chosen(role) for side, role in _FULL.items()},
         quantized={side: chosen(role) for side, role in _QUANTIZED.items() if role in paired.files},
+        flips=flips,
     )
 
 

@@ -33,7 +33,7 @@ class Workload:
         if seconds is None:
             return f"{counts}, less what the cache holds"
         duration = " to ".join(dict.fromkeys(_duration(seconds * calls) for calls in self.calls))
-        return f"{counts}; at {seconds:.2g} s each, as measured now, {duration}, and artifacts and builds"
+        return f"{counts}; at {seconds:.2g} s each, as measured now, {duration}; artifacts and builds come on top"
 
 
 def _span(low: int, high: int) -> str:
