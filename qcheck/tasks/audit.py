@@ -1,5 +1,6 @@
 """An audit of report folders: verdicts from the numbers of the probes, files beside their digests, what lapsed."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from qcheck.spec.limits import Limits
 from qcheck.spec.picture_limits import PictureLimits
 from qcheck.tasks import again, audit_pictures
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _FORECAST = ("forecast", "NEEDS-QAT")  # of a row without a page: weights alone decide nothing else
 
 
@@ -133,7 +135,9 @@ def _artifact(folder: Path, case: Case, files: Files) -> Iterator[str]:
                 yield f"{name} was changed: its SHA-256 is {actual}, and the verdict is of {expected}"
         every = list(file.sha256.values())  # of an adapter beside it too, which ``digest`` is not of
         own = [file.sha256[name] for name in (file.path, f"{file.path}.data") if name in file.sha256]
-        if every and file.digest not in (joined(every), joined(own)):
+        if not all(map(_SHA256.fullmatch, every)):
+            yield f"{file.path}: what the report gives for its SHA-256 is none"
+        elif every and file.digest not in (joined(every), joined(own)):
             yield f"{file.path}: its digest in the report is {file.digest}, and its SHA-256 give {joined(every)}"
 
 

@@ -264,6 +264,15 @@ def test_the_digest_of_a_file_is_held_against_those_of_its_parts(
     assert "its digest in the report is 9999999999999999" in printed(str(resealed(sound, forged)))[1]
 
 
+def test_what_is_no_digest_is_named(sound: Path) -> None:
+    def odd(content: dict[str, Any]) -> None:
+        content["cases"][0]["artifact"][0]["sha256"]["elsewhere.bin"] = "x" * 64
+
+    code, text = printed(str(resealed(sound, odd)))
+    assert code == 1
+    assert "what the report gives for its SHA-256 is none" in text
+
+
 def test_rendering_again_vouches_for_what_was_rendered_alone(sound: Path) -> None:
     (sound / "contact.png").write_bytes(b"another picture")
     (sound / "pictures/f0-1.webp").write_bytes(b"another picture")
