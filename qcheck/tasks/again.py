@@ -13,6 +13,7 @@ from qcheck.core.errors import UserError
 from qcheck.judge import board
 from qcheck.measure import classifier, effect
 from qcheck.measure.interval import measure_all
+from qcheck.measure.sample import BROKEN
 from qcheck.result.audit import AuditedCase
 from qcheck.result.basis import Basis
 from qcheck.result.measurement import Judged, Measurement
@@ -48,6 +49,7 @@ def of_case(
         return audited.model_copy(update={"differences": [reason]})
 
 
+@BROKEN
 def _again(
     report: Report, case: Case, basis: Basis, limits: Limits | None, audited: AuditedCase, trusted: bool
 ) -> AuditedCase:

@@ -10,7 +10,7 @@ from qcheck.judge.verdict import judge
 from qcheck.measure import control, effect, groups
 from qcheck.measure.control import Control
 from qcheck.measure.interval import measure, measure_all
-from qcheck.measure.sample import Sample
+from qcheck.measure.sample import BROKEN, Sample
 from qcheck.result.build import Build
 from qcheck.result.measurement import Judged, Measurement, Status
 from qcheck.result.report import GroupSurvival
@@ -34,6 +34,7 @@ class Instrument:
     another_seed: Callable[[Side], float | None]
 
 
+@BROKEN
 def decide(
     limits: Limits,
     instrument: Instrument,

@@ -86,6 +86,10 @@ def _changes() -> dict[str, tuple[Change, str]]:
         for rows in content["cases"][0]["basis"]["energies"].values():
             del rows[1:]
 
+    def infinite(content: dict[str, Any]) -> None:
+        energies = content["cases"][0]["basis"]["energies"]
+        energies["kept"][0], energies["effect"][0] = ([value * 1e308 for value in energies["effect"][0]] for _ in "ab")
+
     def looser(content: dict[str, Any]) -> None:
         content["spec"]["limits"]["alpha"] = 0.02
 
@@ -109,6 +113,7 @@ def _changes() -> dict[str, tuple[Change, str]]:
         "worst prompt": (at("worst_prompt", "value", 0.0), "worst_prompt (adapted): value is 0 in the report"),
         "a probe": (kept, "effect_survival (adapted): value is"),
         "fewer numbers": (unfit, "the numbers of its probes do not fit together"),
+        "energies beyond floats": (infinite, ""),
         "one probe": (alone, "of fewer than 2 probes"),
         "one probe's energies": (alone_in_energy, "of fewer than 2 probes"),
         "no numbers": (of_case("basis", None), "the report keeps no numbers of its probes"),
