@@ -273,8 +273,8 @@ SMALL = reports.case("int4", artifact=_file(1_000_000))
 @pytest.mark.parametrize(
     ("before", "after", "row", "why"),
     [
-        pytest.param([PASSES], [PASSES], 1, "the only one that passes", id="as before"),
-        pytest.param([LOST], [PASSES], 1, "the only one that passes", id="better"),
+        pytest.param([PASSES], [PASSES], 1, "the only one that passes in the new report", id="as before"),
+        pytest.param([LOST], [PASSES], 1, "the only one that passes in the new report", id="better"),
         pytest.param([PASSES], [LOST], None, "the baseline, which passes: keep", id="lost"),
         pytest.param([LOST], [LOST], None, "nothing that quantizes passes", id="still lost"),
         pytest.param([SMALL | {"verdict": "NEEDS-QAT"}], [LOST], None, "nothing of the baseline passes", id="gone"),
@@ -299,7 +299,11 @@ def test_a_case_that_passes_and_got_worse_is_not_to_be_shipped() -> None:
     worse = reports.measurement("endpoint_error", value=0.45, low=0.42, high=0.48)
     as_before = [reports.measurement(name) for name in reports.PASSING if name != "endpoint_error"]
     pick = _held(reports.report(SMALL, PASSES), reports.report(SMALL | {"measurements": [worse, *as_before]}, PASSES))
-    assert (pick.row, pick.scheme, pick.why) == (1, "int8", "the only one that passes; 1 more got worse")
+    assert (pick.row, pick.scheme, pick.why) == (
+        1,
+        "int8",
+        "the only one that passes in the new report; 1 more got worse",
+    )
 
 
 def test_reports_that_contradict_each_other_recommend_nothing() -> None:

@@ -32,6 +32,7 @@ def test_the_end_that_no_encoder_reads_is_named_and_so_is_a_lost_trigger(family:
     assert prompts.cut(family, ["a cat", "a red fox"], "mystyle") == []
     said = prompts.cut(family, ["a cat", long], "mystyle")
     assert f"1 of 2 prompts are longer than the {max(limits.values())} tokens" in said[0]
+    assert said[0].endswith("or judge on others by --prompts")
     assert "the trigger 'mystyle' is in the part that is cut of 1 prompts" in said[1]
     assert len(prompts.cut(family, [f"mystyle, {long.removesuffix(' mystyle')}"], "mystyle")) == 1
     assert len(prompts.cut(family, [f"mystyle, {long}"], "mystyle")) == 1  # once in what is read

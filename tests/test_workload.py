@@ -11,6 +11,7 @@ import pytest
 from qcheck.demo import library
 from qcheck.sampling import sampler
 from qcheck.spec import recipe
+from qcheck.tasks import workload
 from qcheck.tasks.workload import Workload
 from tests.conftest import run
 
@@ -57,6 +58,21 @@ def test_a_call_is_timed_apart_from_its_warm_up_and_from_what_else_runs(
     setup, subject = MagicMock(batch=8), MagicMock()
     subject.open = opened
     assert sampler.Sampler(setup, (MagicMock(),) * probes, MagicMock()).seconds(subject) == seconds
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.4, False), (2.6, True), (40.0, True)])
+def test_a_time_that_was_taken_beside_other_work_says_so(
+    load: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(workload.psutil, "cpu_count", lambda: 2)
+    monkeypatch.setattr(workload, "plan", lambda *_: Workload(1, (8, 8), (100, 100)))
+    session = MagicMock()
+    session.sampler.known.return_value, session.sampler.seconds.return_value = False, 1.0
+    monkeypatch.setattr(workload, "sampling_origin", lambda _: None)
+    monkeypatch.setattr(workload.subject, "full", lambda *_: None)
+    workload.announce(session)
+    assert ("beside other work" in session.watch.note.call_args.args[0]) is said
 
 
 @pytest.mark.usefixtures("graphs_alone")

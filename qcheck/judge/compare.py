@@ -110,15 +110,15 @@ def _subject(report: Report, case: Case) -> tuple[object, ...]:
     return report.base.digest, *adapters, report.target, case.scheme, case.order
 
 
-def _picked(target: str, candidates: Sequence[tuple[int, Case]]) -> Pick:
-    """The best of cases that ship, each with the index of its report."""
+def _picked(target: str, candidates: Sequence[tuple[int, Case]], where: str = "") -> Pick:
+    """The best of cases that ship, each with the index of its report; ``where`` says in words what was looked at."""
     best = recommended([case for _, case in candidates])
     row, case = candidates[best or 0]
     sizes = [other.artifact[0].bytes for _, other in candidates]
     smallest = sum(size <= ALIKE * min(sizes) for size in sizes)
-    why = f"the smallest of the {len(sizes)} that pass" if len(sizes) > 1 else "the only one that passes"
+    why = f"the smallest of the {len(sizes)} that pass{where}" if len(sizes) > 1 else f"the only one that passes{where}"
     if smallest > 1:
-        why = f"of the {smallest} smallest that pass, the one with the most room to its limits"
+        why = f"of the {smallest} smallest that pass{where}, the one with the most room to its limits"
     return Pick(target=target, row=row, scheme=case.scheme, order=case.order, why=why)
 
 
@@ -222,7 +222,7 @@ def _pick_new(baseline: Report, new: Report, changes: Sequence[Change]) -> Pick:
     passing = [case for case in new.cases if ships(case)]
     kept = [case for case in passing if (case.scheme, case.order) not in worse]
     if kept:
-        pick = _picked(new.target, [(1, case) for case in kept])
+        pick = _picked(new.target, [(1, case) for case in kept], " in the new report")
         left_out = len(passing) - len(kept)
         return pick.model_copy(update={"why": f"{pick.why}; {left_out} more got worse"}) if left_out else pick
     before = [(case.scheme, case.order) for case in baseline.cases if ships(case)]

@@ -54,7 +54,8 @@ def cut(family: Family, prompts: Sequence[str], trigger: str | None) -> list[str
     most = max(limits.values())
     warnings = [
         f"{len(lost)} of {len(texts)} prompts are longer than the {most} tokens that the text encoders read, so their "
-        f"ends have no effect: of {first[:40]!r}... {rest[:60]!r} is cut"
+        f"ends have no effect: of {first[:40]!r}... {rest[:60]!r} is cut. "
+        "Shorten them, or judge on others by --prompts"
     ]
     if trigger and (without := [text for text, end in lost.items() if _only_in(trigger, text, end)]):
         warnings.append(

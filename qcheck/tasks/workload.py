@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from qcheck.calibration.inputs import origins_of
 from qcheck.diagnose import alignment, sensitivity
 from qcheck.quantize.artifact import TWIN
@@ -24,8 +26,11 @@ class Workload:
     probes: tuple[int, int]
     calls: tuple[int, int]
 
-    def text(self, seconds: float | None) -> str:
-        """The workload in words; ``seconds`` is the time of one call, None where the reference is in the cache."""
+    def text(self, seconds: float | None, busy: bool = False) -> str:
+        """The workload in words; ``seconds`` is the time of one call, None where the reference is in the cache.
+
+        ``busy`` is whether the machine did other work while it was taken.
+        """
         counts = (
             f"{self.cases} {'case' if self.cases == 1 else 'cases'}, {_span(*self.probes)} probes each, "
             f"{_span(*self.calls)} denoiser calls"
@@ -33,7 +38,10 @@ class Workload:
         if seconds is None:
             return f"{counts}, less what the cache holds"
         duration = " to ".join(dict.fromkeys(_duration(seconds * calls) for calls in self.calls))
-        return f"{counts}; at {seconds:.2g} s each, as measured now, {duration}; artifacts and builds come on top"
+        other = " beside other work, without which it may be far less" if busy else ""
+        return (
+            f"{counts}; at {seconds:.2g} s each, as measured now{other}, {duration}; artifacts and builds come on top"
+        )
 
 
 def _span(low: int, high: int) -> str:
@@ -101,4 +109,10 @@ def announce(session: Session) -> None:
     seconds = None if sampler.known(f1) else sampler.seconds(f1)
     if origin := sampling_origin(session.spec):
         session.watch.note(origin)
-    session.watch.note(plan(session.spec, sampler.setup).text(seconds))
+    session.watch.note(plan(session.spec, sampler.setup).text(seconds, _busy()))
+
+
+def _busy() -> bool:
+    """Whether more processes than the machine has cores wanted to run in the last minute."""
+    load: float = psutil.getloadavg()[0]
+    return load > (psutil.cpu_count() or 1) + 0.5
