@@ -139,6 +139,25 @@ def test_jobs_of_every_pipeline_go_to_other_processes(name: str) -> None:
     assert pickle.loads(pickle.dumps(job)).pipeline.name == name  # noqa: S301 -- made here
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_cases_of_other_code_are_left_alone_where_only_missing_ones_are_asked_for(
+    missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.zoo.pipelines.SCALARS", tmp_path)
+    monkeypatch.setattr(cases, "run", lambda *_: {"cases": [], "refused": "nothing"})
+    job = cases.Job(
+        PIPELINES["demo"],
+        {"name": "a"},
+        3.0,
+        argparse.Namespace(dry_run=False, missing=missing, pictures=None, device="cpu"),
+    )
+    path = job.pipeline.cases("a", 3.0)
+    path.parent.mkdir(parents=True)
+    stored.write({"code": "0" * 16}, path)
+    job.run()
+    assert (stored.read(path) == {"code": "0" * 16}) is missing
+
+
 def test_the_few_step_variant_has_its_adapter_in_every_arm() -> None:
     few = PIPELINES["few"]
     spec = cases.request(few, few.adapter("flat-slow"), *few.guidances)

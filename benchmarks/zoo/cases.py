@@ -255,13 +255,13 @@ class Job:
         title, why = f"{self.pipeline.name} {self.made['name']} at guidance {self.guidance:g}", stale(path)
         if why is not None:
             print(f"{title}: {why}", flush=True)
-        if why is None or self.asked.dry_run:
+        if why is None or self.asked.dry_run or (self.asked.missing and path.exists()):
             return
-        found = plain(run(self.pipeline, self.made, self.guidance, self.asked.pictures, self.asked.device))
-        stored.write(found, path)
-        said = [f"{one['scheme']} {one['order']} {one['verdict']}" for one in found["cases"]]
+        measured = plain(run(self.pipeline, self.made, self.guidance, self.asked.pictures, self.asked.device))
+        stored.write(measured, path)
+        verdicts = [f"{one['scheme']} {one['order']} {one['verdict']}" for one in measured["cases"]]
         spent = time.monotonic() - start
-        print(f"{title}: {spent:.0f} s; {found.get('refused') or ', '.join(said)}", flush=True)
+        print(f"{title}: {spent:.0f} s; {measured.get('refused') or ', '.join(verdicts)}", flush=True)
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -297,6 +297,7 @@ def main() -> None:
     """Make what is missing."""
     parser = options(__doc__)
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and why, and stop")
+    parser.add_argument("--missing", action="store_true", help="leave cases alone that other code has measured")
     share(Job, parser.parse_args())
 
 
