@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read
+from benchmarks.zoo.style import TOLD
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
 
@@ -192,6 +193,15 @@ def causes(replays: Sequence[Replay], chosen: Limits) -> str:
                 f"{_two(one.case.own_utility)}{seen}, survival {_two(one.case.survival)}: {_why(one.case)}"
             )
     return "\n".join(lines)
+
+
+def unjudged(cases: Sequence[Case]) -> str:
+    """Of how many cases, and where, the style judge does not know the base's own samples."""
+    unknown = [case for case in cases if case.style is not None and case.style.base > TOLD]
+    where = Counter(f"{case.adapter['pipeline']} {case.adapter['guidance']:g}" for case in unknown)
+    each = ", ".join(f"{name} {count}" for name, count in where.most_common())
+    share = Share(len(unknown), len(cases)).text()
+    return f"not judged by style, where the base's own samples are not known as the base's: {share}; {each}"
 
 
 def _where(one: Replay) -> str:
@@ -385,6 +395,7 @@ def main() -> None:
     parts = [
         by_pipeline(replays, chosen),
         causes(replays, chosen),
+        unjudged(cases),
         left_out(cases, chosen),
         quiet,
         f"{half}\n{again}",

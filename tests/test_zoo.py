@@ -82,6 +82,7 @@ def test_the_style_judge_follows_its_rule():
     assert style.judge(f0, f1, f0 + 0.8 * (f1 - f0)).fate == "intact"
     assert style.judge(f0, f1, f0 + 0.7 * (f1 - f0)).fate == "damaged"
     assert style.judge(f0, f0 + draws.normal(0, 0.5, 16), f1).fate == "undefined"  # f1 does not show the style
+    assert style.judge(f0 + 4, f1 + 4, f1 + 4).fate == "undefined"  # f0 is taken for the adapter's style
     assert style.judge(f0, f1, np.full(16, np.nan)).fate == "damaged"
     lost, left = f0 + draws.normal(0, 0.5, 16), f0 + 3 * (f1 - f0) / 4
     assert style.judge(f0, f1, lost).fate == "damaged"

@@ -3,17 +3,19 @@
 The rule knows no metric of qcheck. The margin of a sample is the log odds of the adapter's own style against the style
 of the base; the gain is the mean of f1's margins less f0's (same prompts and seeds).
 
-- *undefined*: the classifier does not tell f1 from f0 (gain above 0 by a one-sided paired t-test at 5 %), or the
-  samples are too few to say which of the following holds.
+- *undefined*: the classifier does not know f0 as the base's style (margins below 0 by a one-sided t-test at 5 %), it does
+  not tell f1 from f0 (gain above 0 by a paired one), or the samples are too few to say which of the following holds.
 - *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means, and less than all of it at 1 %.
 - *intact*: q1 keeps 75 % or more, and more than half of it at 1 %.
 
 Tests are paired t-tests over probes on q1 - f1 and on q1 - f0 - (f1 - f0) / 2. The rule was written before any case was
-run, and changed twice. First for what f0 and f1 of six adapters looked like: the odds were against all other styles and
-the level 1 %, and it told hardly any adapter from the base. Then because 16 samples leave a standard error of .2 on
-what is kept of a weak style: it had asked for a gain of 1 nat instead of the tests, and called chance damage and damage
-undefined (seen on six adapters under the rough schemes). It never sees a latent, an output of the denoiser or a weight,
-and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
+run, and changed three times. First for what f0 and f1 of six adapters looked like: the odds were against all other
+styles and the level 1 %, and it told hardly any adapter from the base. Then because 16 samples leave a standard error
+of .2 on what is kept of a weak style: it had asked for a gain of 1 nat instead of the tests, and called chance damage
+and damage undefined (seen on six adapters under the rough schemes). Then f0 had to be known, by what f0 alone looked
+like: of ``flow`` at guidance 7.5 the classifier gave 94 % of the base's own samples to one adapter's style and 77 % to
+the other's, of ``velocity`` at 3 52 %, and a share of what it saw beyond that was no share of a style. It never sees a
+latent, an output of the denoiser or a weight, and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
 
 ``python -m benchmarks.zoo.style --pictures DIR PIPELINE`` trains one into the folder of that pipeline's adapters.
 """
@@ -148,12 +150,14 @@ def margins(logits: np.ndarray, style: int) -> np.ndarray:
 class Judgement:
     """The gain in nat, the share that q1 keeps with its standard error over probes, and p-values.
 
-    ``told`` is that of no gain, ``less`` that of all of it being kept, ``more`` that of no more than half.
+    ``base`` is that of f0 not being of the base's style, ``told`` that of no gain, ``less`` that of all of it being
+    kept, ``more`` that of no more than half.
     """
 
     gain: float
     kept: float
     error: float
+    base: float
     told: float
     less: float
     more: float
@@ -161,7 +165,7 @@ class Judgement:
     @property
     def fate(self) -> Fate:
         """By the rule above."""
-        if self.gain <= 0 or self.told > TOLD:
+        if self.base > TOLD or self.gain <= 0 or self.told > TOLD:
             return "undefined"
         if self.kept < KEPT:
             return "damaged" if self.less <= SURE else "undefined"
@@ -175,7 +179,8 @@ def judge(f0: np.ndarray, f1: np.ndarray, q1: np.ndarray) -> Judgement:
     kept = float(left.mean()) / gain
     residual = (left - kept * gains) / gain
     error = float(residual.std(ddof=1)) / float(np.sqrt(len(gains)))
-    return Judgement(gain, kept, error, _above(gains), _above(gains - left), _above(left - LEAST * gains))
+    told, less, more = _above(gains), _above(gains - left), _above(left - LEAST * gains)
+    return Judgement(gain, kept, error, _above(-f0), told, less, more)
 
 
 def _above(values: np.ndarray) -> float:

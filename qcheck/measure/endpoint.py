@@ -29,11 +29,20 @@ def reference_deviation(view: View) -> list[Sample]:
     return reference_health(view.f0.finals, view.f1.finals)
 
 
-def reference_health(f0: Rows, f1: Rows) -> list[Sample]:
-    """Variance of f1's final latents over f0's in dB: strongly negative = collapsed, positive = saturated.
+_NATURAL = 1.0  # variance that latents are scaled to before a model learns from them (Rombach et al. 2022, appendix G)
 
-    It is that of all probes together, as pseudo-values [n]: one flat picture of the base is no saturated adapter.
+
+def reference_health(f0: Rows, f1: Rows) -> list[Sample]:
+    """How far the variance of f1's final latents lies beyond both the base's and that of real pictures, in dB.
+
+    0 between the two, positive above both = saturated, negative below both = collapsed: a base without guidance may be
+    paler than any picture, one with much of it louder. It is that of all probes together, as pseudo-values [n]: one
+    flat picture of the base is no saturated adapter.
     """
     adapted, base = (np.asarray([np.float64(x).var() for x in finals]) for finals in (f1, f0))
-    values = pseudo_values(lambda i: decibels(adapted[i].sum(), base[i].sum()), len(base))
-    return [Sample("reference_deviation", "adapted", values)]
+
+    def beyond(i: np.ndarray) -> np.ndarray:
+        spread, known = adapted[i].mean(), base[i].mean()
+        return decibels(spread, np.clip(spread, min(known, _NATURAL), max(known, _NATURAL)))
+
+    return [Sample("reference_deviation", "adapted", pseudo_values(beyond, len(base)))]

@@ -77,10 +77,11 @@ def test_identity_is_perfect(drawn: Drawn) -> None:
 
 @laws
 @given(draws, st.floats(0.1, 10))
-def test_the_unit_of_the_latents_does_not_matter(drawn: Drawn, scale: float) -> None:
+def test_the_unit_of_the_latents_matters_only_beside_real_pictures(drawn: Drawn, scale: float) -> None:
     louder = _values(drawn.changed(lambda x: scale * x))
     for key, found in _values(drawn).items():
-        assert louder[key].value == pytest.approx(found.value, rel=1e-6, abs=1e-7), key
+        if key[0] != "reference_deviation":
+            assert louder[key].value == pytest.approx(found.value, rel=1e-6, abs=1e-7), key
 
 
 @laws

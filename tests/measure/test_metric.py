@@ -230,15 +230,28 @@ def test_endpoint_errors_below_the_floor_are_not_told_apart() -> None:
     assert [found[arm].unit for arm in ("base", "both")] == ["ratio", "dB over base"]
 
 
-def test_a_collapsed_reference_is_seen() -> None:
+@pytest.mark.parametrize(
+    ("base", "adapted", "expected"),
+    [
+        pytest.param(0.5, 0.05, -20, id="collapsed"),
+        pytest.param(2, 20, 20, id="saturated"),
+        pytest.param(0.3, 2, 20 * np.log10(2), id="pale-base"),
+        pytest.param(2, 0.5, 20 * np.log10(0.5), id="loud-base"),
+        pytest.param(0.5, 0.9, 0, id="between"),
+    ],
+)
+def test_the_size_of_the_reference_is_beyond_both_the_base_and_real_pictures(
+    base: float, adapted: float, expected: float
+) -> None:
     finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
-    (found,) = _measured(endpoint.reference_deviation(views.only("finals", [finals, 0.1 * finals, (), ()])))
-    assert found.value == pytest.approx(-20)
+    finals /= finals.std((1, 2, 3), keepdims=True)
+    (found,) = _measured(endpoint.reference_deviation(views.only("finals", [base * finals, adapted * finals, (), ()])))
+    assert found.value == pytest.approx(expected, abs=1e-9)
 
 
 def test_one_flat_picture_of_the_base_is_no_saturated_adapter() -> None:
     """Of all probes together: eight pictures over seven. Decibels of each alone would have a mean of 7.5."""
-    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    finals = 2 * np.random.default_rng(0).standard_normal((8, 4, 16, 16))
     flat = np.where(np.arange(8) == 3, 1e-3, 1.0)[:, None, None, None] * finals
     (found,) = _measured(endpoint.reference_deviation(views.only("finals", [flat, finals, (), ()])))
     assert found.value == pytest.approx(10 * np.log10(8 / 7), abs=0.2)
