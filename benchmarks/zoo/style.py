@@ -3,7 +3,7 @@
 The rule knows no metric of qcheck. The margin of a sample is the log odds of the adapter's own style against the style
 of the base; the gain is the mean of f1's margins less f0's (same prompts and seeds).
 
-- *undefined*: the classifier does not know f0 as the base's style (margins below 0 by a one-sided t-test at 5 %), it does
+- *undefined*: the classifier does not know f0 as the base's style (margins below 0 by a one-sided t-test at 5 %), does
   not tell f1 from f0 (gain above 0 by a paired one), or the samples are too few to say which of the following holds.
 - *damaged*: q1 keeps less than 75 % of the gain, (q1 - f0) / (f1 - f0) in means, and less than all of it at 1 %.
 - *intact*: q1 keeps 75 % or more, and more than half of it at 1 %.
@@ -14,8 +14,10 @@ styles and the level 1 %, and it told hardly any adapter from the base. Then bec
 of .2 on what is kept of a weak style: it had asked for a gain of 1 nat instead of the tests, and called chance damage
 and damage undefined (seen on six adapters under the rough schemes). Then f0 had to be known, by what f0 alone looked
 like: of ``flow`` at guidance 7.5 the classifier gave 94 % of the base's own samples to one adapter's style and 77 % to
-the other's, of ``velocity`` at 3 52 %, and a share of what it saw beyond that was no share of a style. It never sees a
-latent, an output of the denoiser or a weight, and knows nothing of what is drawn: an adapter whose style stays while its subjects fall apart is intact to it.
+the other's, of ``velocity`` at 3 52 %, and a share of what it saw beyond that was no share of a style.
+
+It never sees a latent, an output of the denoiser or a weight, and knows nothing of what is drawn: an adapter whose
+style stays while its subjects fall apart is intact to it.
 
 ``python -m benchmarks.zoo.style --pictures DIR PIPELINE`` trains one into the folder of that pipeline's adapters.
 """
