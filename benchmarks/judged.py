@@ -11,12 +11,13 @@ from scipy import stats
 
 from benchmarks.zoo import stored, style
 from benchmarks.zoo.utility import Utility
+from qcheck.judge.looks import until_decided
 from qcheck.measure import effect
 from qcheck.measure.control import Control, judged_error
 from qcheck.measure.effect import Energies
 from qcheck.measure.interval import measure_all
 from qcheck.measure.sample import Sample
-from qcheck.result.verdict import Verdict
+from qcheck.result.verdict import Outcome, Verdict
 from qcheck.sampling import subject
 from qcheck.spec.arm import Side
 from qcheck.spec.limits import Gate, Limits, find
@@ -135,6 +136,16 @@ class Case:
     def _energies(self) -> dict[str, np.ndarray]:
         return {name: np.array(value) for name, value in self.stored["energies"].items()}
 
+    @property
+    def probes(self) -> int:
+        """How many were looked at."""
+        return len(self._energies["f1"])
+
+    @property
+    def looked_further(self) -> bool:
+        """Whether it was looked at up to the last look of a check where 16 probes left it open."""
+        return "probes" not in self.adapter  # older files say that all had 16
+
     def another_seed(self, side: Side) -> float | None:
         """How far another seed moves an arm's final latents, as a share of their size; None where nobody looked."""
         moved = self.adapter.get("yardsticks", {}).get(subject.name(side), {}).get("seed")
@@ -160,13 +171,14 @@ class Case:
     def replayed(self, gates: Limits, looks: Sequence[int], rows: np.ndarray | None = None) -> tuple[str, int]:
         """The verdict of a check that looks at more and more probes, by what is stored, and how many it took.
 
-        The probes are ``rows``, by default those that were stored.
+        The probes are ``rows``, by default those that were stored; it ends where there are no more.
         """
-        outcome, count, every = "INVALID", 0, np.arange(self.adapter["probes"]) if rows is None else rows
-        for count in looks:
-            outcome = self.verdict(gates, every[:count]).outcome
-            if outcome != "INCONCLUSIVE":
-                break
+        every = np.arange(self.probes) if rows is None else rows
+
+        def judged(count: int) -> tuple[Outcome, None]:
+            return self.verdict(gates, every[:count]).outcome, None
+
+        count, outcome, _ = until_decided([count for count in looks if count <= len(every)], judged)
         return outcome, count
 
     def cause(self, gates: Limits) -> str:

@@ -32,7 +32,9 @@ from qcheck.core.digest import digest_of
 from qcheck.core.errors import UserError
 from qcheck.core.progress import Silent
 from qcheck.device import arithmetic
+from qcheck.judge.looks import until_decided
 from qcheck.measure import effect
+from qcheck.result.verdict import Outcome
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject, forwards
@@ -52,6 +54,7 @@ _ROUGH = Path(__file__).parent / "schemes"  # so rough that cases break
 SCHEMES = ("int8", "fp8", "int4-g128", *(str(_ROUGH / f"{name}.toml") for name in ("int4-tensor", "int4-tensor-all")))
 ORDERS: tuple[Order, ...] = ("merge-quantize", "quantize-merge")
 PROBES = 16
+LOOKS = (PROBES, 32, 64)  # a case that the limits of today leave open is looked at further
 SHOWN, STEPS, SEED = 64, 10, 90_000  # samples for the style judge: prompts and seeds that no probe has together
 TARGET = "jetson-thor-t5000"  # runs them all
 _OTHER_SEED, _LESS = 50_000, 0.95
@@ -138,8 +141,8 @@ def ends(reference: Mapping[Side, Trace], quantized: Mapping[Side, Trace]) -> di
 
 
 def request(pipeline: Pipeline, adapter: Path, guidance: float | None = None, **other: Unpack[Request]) -> CheckSpec:
-    """The check of one adapter of a pipeline: a single look, nothing built, and whatever ``other`` says."""
-    chosen = limits.find("default").model_copy(update={"looks": (PROBES,)})
+    """The check of one adapter of a pipeline: nothing built, and whatever ``other`` says."""
+    chosen = limits.find("default").model_copy(update={"looks": LOOKS})
     usual = Request(
         scheme=SCHEMES,
         order=ORDERS,
@@ -160,7 +163,7 @@ def run(pipeline: Pipeline, made: dict[str, Any], guidance: float, pictures: Pat
     """All cases of one adapter at one guidance; one that qcheck refuses to judge says why instead."""
     known: dict[str, Any] = {key: made[key] for key in ("kind", "half", "style") if key in made}
     known |= {"pipeline": pipeline.name, "adapter": made["name"], "guidance": guidance, "styles": pipeline.styles}
-    known |= {"code": reading_code(), "probes": PROBES}
+    known["code"] = reading_code()
     exam = utility.exam(pipeline, pictures, made["style"])
     judges = Judges(made["style"], exam, style.stored(pipeline))
     with (
@@ -199,14 +202,19 @@ def cases_of(
     loss_q0 = judges.losses(session, base.q0)
     for order in session.spec.orders:
         made = check.make(session, order, base, folder)
-        seen, losses = check.look(made, PROBES), judges.losses(session, made.q1)
-        verdict = decide(asked, base.instrument, seen.samples, seen.energies, made.builds)
+        losses = judges.losses(session, made.q1)
+
+        def judged(count: int, made: check.Quantization = made) -> tuple[Outcome, check.Look]:
+            seen = check.look(made, count)
+            return decide(asked, base.instrument, seen.samples, seen.energies, made.builds).outcome, seen
+
+        _, outcome, seen = until_decided(LOOKS, judged)
         yield {
             "scheme": scheme.name,
             "order": order,
             "compute": scheme.compute,
             "ran_as": "artifact" if session.runs_files else "simulation",
-            "verdict": verdict.outcome,
+            "verdict": outcome,
             "controls": [vars(one) for one in base.instrument.controls],
             "samples": [vars(sample) for sample in seen.samples],
             "energies": dataclasses.asdict(seen.energies),
