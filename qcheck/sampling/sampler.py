@@ -264,15 +264,17 @@ class Sampler:
         return Trace(subject.name, paths)
 
     def _missing(self, plan: "_Plan") -> list[int]:
-        return [index for index, key in enumerate(plan.keys) if not self._whole(key)]
+        """The probes that are not in the cache, or without one that was computed beside them."""
+        found = functools.cache(lambda key: self.store.find(_KIND, key))  # the others of a batch ask for the same ones
 
-    def _whole(self, key: str) -> bool:
-        """Whether a probe is in the cache, and all that were computed beside it."""
-        if (folder := self.store.find(_KIND, key)) is None:
-            return False
-        with safe_open(folder / _FILE, "np") as stream:
-            beside = stream.metadata()["beside"].split()
-        return all(self.store.find(_KIND, other) is not None for other in beside)
+        def whole(key: str) -> bool:
+            if (folder := found(key)) is None:
+                return False
+            with safe_open(folder / _FILE, "np") as stream:
+                beside = stream.metadata()["beside"].split()
+            return all(found(other) is not None for other in beside)
+
+        return [index for index, key in enumerate(plan.keys) if not whole(key)]
 
     def _store_batch(self, subject: Subject, plan: "_Plan", rows: slice, computed: Iterator[Tensors]) -> None:
         beside = " ".join(plan.keys[rows])
