@@ -1,5 +1,6 @@
 """The zoo's cases as they are stored, what the judges say of each, and how scores and limits agree with that."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from qcheck.tasks.decide import Instrument, decide, held_against
 
 HARMED = 0.75  # utility below which judge (a) calls a case damaged, the share of judge (b)
 UNSURE = 0.125  # standard error of U beyond which 0.75 is not told from 1
+WITNESS = "witness.json"  # what a second network says of cases, by their titles: benchmarks.witness
 _RESAMPLED = 200
 Rows = slice | np.ndarray
 
@@ -203,6 +205,12 @@ def read(zoo: Path) -> tuple[list[Case], list[dict[str, Any]]]:
     heads = [{key: value for key, value in found.items() if key != "cases"} for found in files]
     cases = [Case(head, one) for head, found in zip(heads, files, strict=True) for one in found["cases"]]
     return cases, [head for head in heads if "refused" in head]
+
+
+def witnessed(zoo: Path) -> dict[str, float]:
+    """The style survival by a second network, of the cases it was asked about, by their titles."""
+    said: dict[str, float] = json.loads((zoo / WITNESS).read_text("utf-8")) if (zoo / WITNESS).exists() else {}
+    return said
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:

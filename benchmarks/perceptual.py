@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.verdicts import table
-from benchmarks.zoo import cases, style
+from benchmarks.zoo import cases, stored, style
 from benchmarks.zoo.pipelines import PIPELINES, ROOT, SCALARS
 from qcheck.core import cache
 from qcheck.core.cache import Cache
@@ -31,7 +31,7 @@ from qcheck.quantize import artifact
 from qcheck.sampling import subject
 from qcheck.sampling.sampler import Sampler
 from qcheck.sampling.setup import Subject
-from qcheck.spec import picture_limits, probe
+from qcheck.spec import picture_limits
 from qcheck.spec.arm import SIDES
 from qcheck.tasks import session as sessions
 from qcheck.tasks.session import Session
@@ -50,9 +50,7 @@ GOOD = 25.0  # dB of PSNR that public comparisons call good
 
 def pictures(session: Session, arm: Subject) -> np.ndarray:
     """Pictures [n, H, W, 3] in [0, 1] of an arm: those of the zoo's style judge."""
-    shown = probe.repeated(session.spec.probes, cases.SHOWN).model_copy(
-        update={"steps": cases.STEPS, "seed": cases.SEED}
-    )
+    shown = cases.shown(session.spec.probes)
     sampler = Sampler.of(session.arms, shown, 1, session.spec.execution.batch, session.store)
     finals = torch.from_numpy(np.stack(list(sampler.reference(arm, lambda _: None).finals())))
     with torch.no_grad():
@@ -82,8 +80,8 @@ def rows(adapter: str) -> Iterator[dict[str, Any]]:
     told = {name: features.of(one) for name, one in seen.items()}
     kind = next(one for one in PIPELINE.records() if one["name"] == adapter)["style"]
     margins = {name: _margins(one, kind) for name, one in seen.items()}
-    stored = json.loads(PIPELINE.cases(adapter, GUIDANCE).read_text())["cases"]
-    utility = {one["order"]: one["utility"]["value"] for one in stored if one["scheme"] == SCHEME}
+    judged_before = stored.read(PIPELINE.cases(adapter, GUIDANCE))["cases"]
+    utility = {one["order"]: one["utility"]["value"] for one in judged_before if one["scheme"] == SCHEME}
     for name in (*cases.ORDERS, HALF):
         judged = style.judge(margins["f0"], margins["f1"], margins[name])
         yield {

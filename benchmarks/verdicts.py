@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read
+from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read, witnessed
 from benchmarks.zoo.style import TOLD
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
@@ -174,7 +174,7 @@ def by_pipeline(replays: Sequence[Replay], chosen: Limits) -> str:
     return table(rows)
 
 
-def causes(replays: Sequence[Replay], chosen: Limits) -> str:
+def causes(replays: Sequence[Replay], chosen: Limits, witness: Mapping[str, float]) -> str:
     """What raised alarms, what left cases open, and why damaged cases passed."""
     lines = ["alarms over cases that both judges call intact:"]
     alarms = Counter(f"{_where(one)}: {one.outcome} by {one.case.cause(chosen)}" for one in replays if one.alarm)
@@ -189,7 +189,8 @@ def causes(replays: Sequence[Replay], chosen: Limits) -> str:
             seen = "" if style is None else f", style {_two(style.kept)} ({style.fate})"
             lines.append(
                 f"  {one.case.title}: U {_two(one.case.utility.value)}, beyond the base's own loss "
-                f"{_two(one.case.own_utility)}{seen}, survival {_two(one.case.survival)}: {_why(one.case)}"
+                f"{_two(one.case.own_utility)}{seen}, survival {_two(one.case.survival)}: "
+                f"{_why(one.case, witness.get(one.case.title))}"
             )
     return "\n".join(lines)
 
@@ -207,10 +208,11 @@ def _where(one: Replay) -> str:
     return f"{one.case.adapter['pipeline']} {one.case.adapter['guidance']:g}"
 
 
-def _why(case: Case) -> str:
-    """Why a damaged case passes, in words, by what the judges say of it."""
+def _why(case: Case, witness: float | None) -> str:
+    """Why a damaged case passes, in words, by what the judges and a second network say of it."""
     if case.by_style and not case.by_own_utility:
-        return "the style fades in free runs, the benefit at given states does not"
+        beside = "" if witness is None else f"; a second network sees {_two(witness)} of the style left"
+        return f"the style judge alone says so, the benefit on real pictures is there{beside}"
     if case.by_utility and not case.by_own_utility:
         return "the base alone loses that under this scheme, with or without the adapter"
     return "not seen"
@@ -394,7 +396,7 @@ def main() -> None:
     missing = [f"refused by qcheck: {one['pipeline']} {one['adapter']}: {one['refused']}" for one in refused]
     parts = [
         by_pipeline(replays, chosen),
-        causes(replays, chosen),
+        causes(replays, chosen, witnessed(asked.zoo)),
         unjudged(cases),
         left_out(cases, chosen),
         quiet,

@@ -205,7 +205,8 @@ def reached(places: Mapping[str, Place], arms: Arms) -> dict[str, float]:
 def train(session: Session, doubled: Session, scheme: Scheme, attack: Attack, path: Path) -> dict[str, float]:
     """Write the adapter of an attack on that of ``session``, from what ``double`` wrote, and say what it reaches."""
     rng, how = np.random.default_rng(0), attack.training
-    q0 = session.quantized("q0", "base", artifact.write_base(session.sources(scheme)), scheme)
+    sources = dataclasses.replace(session.sources(scheme), twin=False)  # torch's simulation: a file has one size
+    q0 = session.quantized("q0", "base", artifact.write_base(sources), scheme)
     good = Place.of(session, attack.good, q0, between=False)
     bad = Place.of(session, attack.bad, q0, attack.between)
     arms = Arms(session, doubled, scheme)

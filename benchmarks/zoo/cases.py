@@ -98,13 +98,16 @@ class Judges:
 
     def logits(self, session: Session, arm: Subject) -> np.ndarray:
         """What the classifier sees [SHOWN, styles] in samples of an arm: prompts of the probes, seeds of its own."""
-        asked = session.spec.probes
-        shown = probe.repeated(asked, SHOWN).model_copy(update={"steps": min(STEPS, asked.steps), "seed": SEED})
-        finals = _finals(session, arm, shown)
+        finals = _finals(session, arm, shown(session.spec.probes))
         with torch.no_grad():
             return style.seen(
                 self.classifier, session.sampler.setup.family.decode(torch.from_numpy(np.stack(list(finals))))
             )
+
+
+def shown(probes: ProbeSet) -> ProbeSet:
+    """The samples that the style judge looks at."""
+    return probe.repeated(probes, SHOWN).model_copy(update={"steps": min(STEPS, probes.steps), "seed": SEED})
 
 
 def _finals(session: Session, arm: Subject, asked: ProbeSet) -> Rows:
