@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import qcheck
-from benchmarks.verdicts import table
+from benchmarks.replays import table
 from qcheck.core import cache
 from qcheck.core.cache import Cache
 from qcheck.demo import library

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import qcheck
 from benchmarks.judged import Case
-from benchmarks.verdicts import PAGE, table
+from benchmarks.replays import table
+from benchmarks.verdicts import PAGE
 from benchmarks.zoo import stored
 from benchmarks.zoo.cases import ORDERS, SCHEMES
 from benchmarks.zoo.pipelines import PIPELINES

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.verdicts import table
+from benchmarks.replays import table
 from benchmarks.zoo import cases, stored, style
 from benchmarks.zoo.pipelines import PIPELINES, ROOT, SCALARS
 from qcheck.core import cache

@@ -10,117 +10,23 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read, witnessed
+from benchmarks.replays import ALARMS, FATES, LOOKS, Replay, Share, margins, table, two, why, with_fate
+from benchmarks.targets import targets
 from benchmarks.zoo.style import TOLD
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 MARKED = re.compile(r"(<!-- verdicts:begin -->\n).*?(<!-- verdicts:end -->)", re.DOTALL)
-LOOKS = (8, 16, 32, 64)
-ALARMS = frozenset({"NEEDS-QAT", "FAIL-RECIPE", "FAIL-ADAPTER", "INVALID"})
 PSNR, SSIM = 30.0, 0.95  # bars that golden pictures are often held to
 _RERUNS = 20
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A case, what a check by the limits of today says, and after how many probes."""
-
-    case: Case
-    outcome: str
-    probes: int
-
-    @property
-    def alarm(self) -> bool:
-        """Whether it is called damaged although both judges call it intact."""
-        return self.case.damaged is False and self.outcome in ALARMS
-
-    @property
-    def missed(self) -> bool:
-        """Whether it passes although a judge calls it damaged."""
-        return bool(self.case.damaged) and self.outcome == "PASS"
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of how many."""
-
-    count: int
-    whole: int
-
-    @classmethod
-    def of(cls, replays: Sequence[Replay], holds: Callable[[Replay], bool]) -> "Share":
-        """The share of which something holds."""
-        return cls(sum(map(holds, replays)), len(replays))
-
-    def text(self) -> str:
-        """As a fraction and in percent."""
-        return f"{self.count}/{self.whole}" + (f" ({100 * self.count / self.whole:.1f} %)" if self.whole else "")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns, the first row their titles."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _two(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f}"
-
-
-def deciding(chosen: Limits) -> list[Gate]:
-    """The gates of sampled measurements that decide, whatever the compute type."""
-    return [gate for gate in chosen.gates if gate.role in {"absolute", "adapter"}]
-
-
-def margins(cases: Sequence[Case], chosen: Limits) -> np.ndarray:
-    """The deciding score: how far the worst gate of a case is beyond its limit, in units of the limit's own size.
-
-    -1 is far inside, 0 at a limit. A limit's size is half its width where it has two sides, else its absolute value. A
-    limit that another seed raises is raised here too.
-    """
-    worst = np.full(len(cases), -np.inf)
-    for gate in deciding(chosen):
-        for place, case in enumerate(cases):
-            own = _beside_seed(case, gate)
-            sides = [side for side in (own.low, own.high) if side is not None]
-            size = (sides[1] - sides[0]) / 2 if len(sides) == 2 else abs(sides[0])
-            worst[place] = max(worst[place], float(badness(np.array([case.value(own)]), own)[0]) / size)
-    return worst
-
-
-def _beside_seed(case: Case, gate: Gate) -> Gate:
-    if gate.of_seed is None or gate.high is None or gate.arm == "both":
-        return gate
-    distance = case.another_seed(gate.arm)
-    return gate if distance is None else gate.model_copy(update={"high": max(gate.high, gate.of_seed * distance)})
-
-
-def with_fate(cases: Sequence[Case], fate: Callable[[Case], bool | None]) -> tuple[list[Case], np.ndarray]:
-    """The cases whose fate is known, and which of them are damaged."""
-    known = [case for case in cases if fate(case) is not None]
-    return known, np.array([fate(case) for case in known], bool)
-
-
-def _by_style(case: Case) -> bool | None:
-    return None if case.utility.void else case.by_style
-
-
-FATES: dict[str, Callable[[Case], bool | None]] = {
-    "style": _by_style,
-    "U": lambda case: case.by_utility,
-    "U beyond the base": lambda case: case.by_own_utility,
-}
 
 
 def grouped(replays: Sequence[Replay]) -> dict[tuple[str, float], list[Replay]]:
@@ -166,9 +72,9 @@ def by_pipeline(replays: Sequence[Replay], chosen: Limits) -> str:
                 str(sum(one.missed for one in damaged)),
                 str(len(intact)),
                 str(sum(one.alarm for one in intact)),
-                str(sum(map(_open, those))),
+                str(sum(one.open for one in those)),
                 f"{np.median([one.probes for one in those]):g}",
-                *map(_two, scores),
+                *map(two, scores),
             ]
         )
     return table(rows)
@@ -180,17 +86,17 @@ def causes(replays: Sequence[Replay], chosen: Limits, witness: Mapping[str, floa
     alarms = Counter(f"{_where(one)}: {one.outcome} by {one.case.cause(chosen)}" for one in replays if one.alarm)
     lines += [f"  {count} x {cause}" for cause, count in alarms.most_common()] or ["  none"]
     lines.append("open after all probes that were run:")
-    still = Counter(f"{_where(one)}: {one.case.cause(chosen)}, {one.probes} probes" for one in replays if _open(one))
+    still = Counter(f"{_where(one)}: {one.case.cause(chosen)}, {one.probes} probes" for one in replays if one.open)
     lines += [f"  {count} x {cause}" for cause, count in still.most_common()] or ["  none"]
     lines.append("passed although a judge calls it damaged:")
     for one in replays:
         if one.missed:
             style = one.case.style
-            seen = "" if style is None else f", style {_two(style.kept)} ({style.fate})"
+            seen = "" if style is None else f", style {two(style.kept)} ({style.fate})"
             lines.append(
-                f"  {one.case.title}: U {_two(one.case.utility.value)}, beyond the base's own loss "
-                f"{_two(one.case.own_utility)}{seen}, survival {_two(one.case.survival)}: "
-                f"{_why(one.case, witness.get(one.case.title))}"
+                f"  {one.case.title}: U {two(one.case.utility.value)}, beyond the base's own loss "
+                f"{two(one.case.own_utility)}{seen}, survival {two(one.case.survival)}: "
+                f"{why(one.case, witness.get(one.case.title))}"
             )
     return "\n".join(lines)
 
@@ -206,16 +112,6 @@ def unjudged(cases: Sequence[Case]) -> str:
 
 def _where(one: Replay) -> str:
     return f"{one.case.adapter['pipeline']} {one.case.adapter['guidance']:g}"
-
-
-def _why(case: Case, witness: float | None) -> str:
-    """Why a damaged case passes, in words, by what the judges and a second network say of it."""
-    if case.by_style and not case.by_own_utility:
-        beside = "" if witness is None else f"; a second network sees {_two(witness)} of the style left"
-        return f"the style judge alone says so, the benefit on real pictures is there{beside}"
-    if case.by_utility and not case.by_own_utility:
-        return "the base alone loses that under this scheme, with or without the adapter"
-    return "not seen"
 
 
 def left_out(cases: Sequence[Case], chosen: Limits) -> str:
@@ -239,12 +135,12 @@ def left_out(cases: Sequence[Case], chosen: Limits) -> str:
             (learned, fates), (tested, truth) = with_fate(others, _own_fate), with_fate(here, _own_fate)
             cut = best_cut(badness(np.array([case.value(gate) for case in learned]), gate), fates)
             seen = badness(np.array([case.value(gate) for case in tested]), gate)
-            cells += [f">= {1 - cut:.2f}", _two(balanced(seen, truth, cut))]
+            cells += [f">= {1 - cut:.2f}", two(balanced(seen, truth, cut))]
         for fate in FATES.values():
             known, damaged = with_fate(here, fate)
             scores = margins(known, chosen)
             low, high = interval(known, lambda i, s=scores, d=damaged: auc(s[i], d[i])) if known else (np.nan, np.nan)
-            cells.append(f"{_two(auc(scores, damaged))} [{_two(low)}, {_two(high)}]")
+            cells.append(f"{two(auc(scores, damaged))} [{two(low)}, {two(high)}]")
         rows.append([name, *cells])
     return table(rows)
 
@@ -297,7 +193,7 @@ def halves(cases: Sequence[Case], chosen: Limits) -> tuple[str, Share]:
     known = {(c.adapter["pipeline"], c.adapter["adapter"], c.adapter["guidance"]): c.half for c in cases}
     values = np.array(list(known.values()))
     passed = int((values >= (low or 0)).sum())
-    spread = ", ".join(_two(float(np.quantile(values, q))) for q in (0, 0.05, 0.5, 0.95, 1))
+    spread = ", ".join(two(float(np.quantile(values, q))) for q in (0, 0.05, 0.5, 0.95, 1))
     share = Share(passed, len(values))
     return f"half weight: {share.text()} would pass; survival at quantiles 0, 5, 50, 95, 100 %: {spread}", share
 
@@ -325,55 +221,14 @@ def forecast(replays: Sequence[Replay], chosen: Limits) -> Share:
     return Share(len(still) - len(said) + said.count("INCONCLUSIVE"), len(replays))
 
 
-def targets(replays: Sequence[Replay], chosen: Limits, others: Mapping[str, Share]) -> Iterator[str]:
-    """Every target with what was measured, on how many, and whether it is met."""
-    cases = [one.case for one in replays]
-    both = [one for one in replays if one.case.by_style and one.case.by_utility]
-    damaged, intact = [[one for one in replays if one.case.damaged is wanted] for wanted in (True, False)]
-    further = [one for one in replays if one.case.looked_further]
-    for name, fate in FATES.items():
-        for pipeline in sorted({case.adapter["pipeline"] for case in cases}):
-            known, fates = with_fate([case for case in cases if case.adapter["pipeline"] == pipeline], fate)
-            score, title = auc(margins(known, chosen), fates), f"AUC against {name} on {pipeline}"
-            if np.isnan(score):
-                yield f"  not measured {title}: {int(fates.sum())} damaged of {len(fates)} cases"
-            else:
-                yield _target(title, f"{score:.3f} ({len(fates)} cases)", ">= 0.95", score >= 0.95)
-    shares = (
-        ("false PASS of what both judges call damaged", Share.of(both, lambda one: one.missed), 0.0, 1),
-        ("false PASS of what either calls damaged", Share.of(damaged, lambda one: one.missed), 0.02, 1),
-        ("false alarms", Share.of(intact, lambda one: one.alarm), 0.02, 1),
-        (f"open at {LOOKS[-1]} probes, where they were run", Share.of(further, _open), 0.1, 1),
-        (f"open at {LOOKS[-1]} probes, of all: of the older cases a forecast from 16", others["forecast"], 0.1, 1),
-        ("alarms over harmless changes", others["harmless"], 0.01, 1000),
-        ("half weight passes", others["half"], 0.01, 1),
-    )
-    for title, share, most, least in shares:
-        if share.whole < least:
-            yield f"  not measured {title}: {share.text()}, wanted <= {100 * most:g} % of {least} or more"
-        else:
-            yield _target(title, share.text(), f"<= {100 * most:g} %", share.count <= most * share.whole)
-    same, median = others["reruns"], float(np.median([one.probes for one in replays]))
-    yield _target("reruns with the same verdict", same.text(), ">= 95 %", same.count >= 0.95 * same.whole)
-    yield _target("median probes", f"{median:g}", "<= 16", median <= 16)
-
-
-def _open(one: Replay) -> bool:
-    return one.outcome == "INCONCLUSIVE"
-
-
-def _target(title: str, value: str, wanted: str, met: bool) -> str:
-    return f"  {'met' if met else 'MISSED':12} {title}: {value}, wanted {wanted}"
-
-
 def listing(replays: Sequence[Replay]) -> str:
     """Every case with what both judges say."""
     rows = [["case", "U", "se", "beyond base", "style kept", "se", "fate", "survival", "verdict", "probes"]]
     for one in replays:
         case = one.case
-        shown = ("void", "") if case.utility.void else (_two(case.utility.value), _two(case.utility.error))
-        seen = (_two(case.style.kept), _two(case.style.error), case.style.fate) if case.style else ("", "", "")
-        own, kept = _two(case.own_utility), _two(case.survival)
+        shown = ("void", "") if case.utility.void else (two(case.utility.value), two(case.utility.error))
+        seen = (two(case.style.kept), two(case.style.error), case.style.fate) if case.style else ("", "", "")
+        own, kept = two(case.own_utility), two(case.survival)
         rows.append([case.title, *shown, own, *seen, kept, one.outcome, str(one.probes)])
     return table(rows)
 
@@ -401,7 +256,7 @@ def main() -> None:
         left_out(cases, chosen),
         quiet,
         f"{half}\n{again}",
-        "\n".join(["targets:", *targets(replays, chosen, shares)]),
+        "\n".join(["targets:", *(one.text() for one in targets(replays, chosen, shares))]),
         *missing,
         *([listing(replays)] if asked.list else []),
     ]

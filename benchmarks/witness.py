@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import perceptual
 from benchmarks.judged import WITNESS, Case, read
-from benchmarks.verdicts import LOOKS
+from benchmarks.replays import LOOKS
 from benchmarks.zoo import cases, style
 from benchmarks.zoo.pipelines import PIPELINES, SCALARS
 from qcheck.core import cache
@@ -57,14 +57,14 @@ def asked(those: Sequence[Case]) -> Iterator[tuple[str, float]]:
         if not _is_same(full[1], first):
             print(f"{first['pipeline']} {first['adapter']}: trained anew since", flush=True)
             return
-        told = [features.of(pictures) for pictures in full]
+        f0, f1 = (features.of(pictures) for pictures in full)
         for scheme in session.spec.schemes:
             base = check.quantize_base(session, scheme)
             for case in those:
                 if case.scheme == Path(scheme.name).stem:
                     made = check.make(session, case.stored["order"], base, Path(folder))
                     seen = features.of(perceptual.pictures(session, made.q1))
-                    survival = interval.measure(measure.style_survival(*told, seen), None, 0.05).value
+                    survival = interval.measure(measure.style_survival(f0, f1, seen), None, 0.05).value
                     yield case.title, float("nan") if survival is None else round(survival, 3)
 
 

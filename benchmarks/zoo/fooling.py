@@ -17,7 +17,8 @@ from typing import Any, Unpack
 import torch
 
 import qcheck
-from benchmarks.verdicts import PAGE, table, write
+from benchmarks.replays import table
+from benchmarks.verdicts import PAGE, write
 from benchmarks.zoo import attack
 from benchmarks.zoo.attack import ORDER, Attack, Training
 from benchmarks.zoo.pipelines import PIPELINES, ROOT, SCALARS
