@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import judged, perceptual
+from benchmarks import judged, perceptual, replays, targets, verdicts
 from benchmarks.zoo import cases, fooling, stored, style, utility
 from benchmarks.zoo.pipelines import PIPELINES
 from qcheck.spec import limits
@@ -19,6 +19,7 @@ from tools.train_demo.adapter import grainy
 from tools.train_demo.pictures import PACKAGES, Pictures
 
 ROOT = Path(__file__).parent.parent
+LIMITS = limits.find("default")
 
 
 def test_the_recipes_span_the_axes():
@@ -122,6 +123,45 @@ def test_every_trained_adapter_is_stored_with_its_losses():
     recipes = halves["setting"] | halves["testing"]
     assert {half: {one["name"] for one in made if one["half"] == half} for half in halves} == halves
     assert {path.stem for path in (ROOT / "zoo" / "demo" / "adapters").glob("*.safetensors")} == recipes
+
+
+@pytest.fixture(scope="module")
+def few() -> list[judged.Case]:
+    """The cases of the few-step variant: those that 16 probes leave open have more."""
+    return [case for case in judged.read(ROOT / "zoo")[0] if case.adapter["pipeline"] == "few"]
+
+
+def test_a_case_is_replayed_as_far_as_its_probes_go(few: list[judged.Case]) -> None:
+    case = next(case for case in few if case.replayed(LIMITS, (8,))[0] == "INCONCLUSIVE")
+    assert case.replayed(LIMITS, (8, 1000)) == ("INCONCLUSIVE", 8)
+    nobody = LIMITS.model_copy(update={"alpha": 1e-12})  # so sure that no number of probes decides
+    assert case.replayed(nobody, replays.LOOKS, np.arange(16)) == ("INCONCLUSIVE", 16)
+    assert case.replayed(nobody, replays.LOOKS, np.arange(64) % case.probes) == ("INCONCLUSIVE", 64)
+
+
+def test_what_passes_though_a_judge_calls_it_damaged_is_counted_by_its_cause(few: list[judged.Case]) -> None:
+    alone = next(case for case in few if case.by_style and not case.by_utility)
+    replayed = [replays.Replay(alone, "PASS", 8), replays.Replay(alone, "NEEDS-QAT", 8)]
+    shares = dict.fromkeys(("forecast", "harmless", "half", "reruns"), replays.Share(0, 2000))
+    found = {one.title: one for one in targets.targets(replayed, LIMITS, shares)}
+    missed = found["false PASS of what either calls damaged"]
+    assert (missed.met, missed.value) == (False, "1/2 (50.0 %)")
+    assert missed.text().splitlines()[1].strip().startswith("because: 1 x the style judge alone says so")
+    assert found["false PASS of what both judges call damaged"].met is None
+    assert found["false alarms"].text() == "  not measured false alarms: 0/0, wanted <= 2 % of 1 or more"
+
+
+def test_what_a_second_network_sees_stands_beside_the_style_judge(few: list[judged.Case]) -> None:
+    alone = next(case for case in few if case.by_style and not case.by_utility)
+    said = verdicts.causes([replays.Replay(alone, "PASS", 8)], LIMITS, {alone.title: 0.94})
+    assert "a second network sees 0.94 of the style left" in said
+
+
+def test_the_page_counts_all_stored_cases() -> None:
+    held = [stored.read(path) for path in (ROOT / "zoo").glob("*/cases/*.json.gz")]
+    counted = sum(len(one["cases"]) for one in held if "weakened" in one)
+    (row,) = [line for line in verdicts.PAGE.read_text("utf-8").splitlines() if line.startswith("all   ")][:1]
+    assert int(row.split()[2]) == counted
 
 
 def test_the_request_of_an_adapter_is_what_the_stored_cases_hold():
