@@ -55,6 +55,7 @@ ATTACKS: Mapping[str, Attack] = {
     "timesteps between further": Attack(KNOWN, KNOWN, between=True),
     "another guidance": Attack(KNOWN, _known(guidance=7.5)),
     "another size": Attack(KNOWN, _known(width=96, height=96)),
+    "another size further": Attack(KNOWN, _known(width=96, height=96), training=replace(_LOOSE, steps=400)),
 }
 DEFAULT, DRAWS = "default probes", range(1, 4)
 CHECKS: Mapping[str, Sequence[Request]] = {
