@@ -114,7 +114,7 @@ KEPT = (1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.0)
 def measured(key: str, values: Sequence[float] = KEPT, **more: Any) -> Any:
     """A measurement of a board on 8 probes, as JSON, judged by itself."""
     limit = more.pop("limit", None) or SPEC.bounds.ranges[key, "adapted"].model_dump()
-    gate = gates.Gate(key, "adapted", "ratio", beyond="", **limit)
+    gate = gates.Gate(key, "adapted", "ratio", **limit)
     made = gates.measure(np.array(values), gate, SPEC.bounds.alpha)
     (judged,) = gates.judged([made], [gate], SPEC.bounds.alpha)
     return json.loads(json.dumps(judged.to_json())) | more

@@ -103,6 +103,8 @@ def test_a_group_that_the_mean_hides_keeps_a_check_from_passing() -> None:
     gate = chosen.gate("group_survival", "adapted")
     assert gate is not None
     assert (gate.low, gate.high, gate.role, measured.where) == (0.8, 1.2, "adapter", "rare")
+    assert gate.outside(0.3) == "in this group of prompts more than a fifth of what the LoRA does is lost"
+    assert gate.outside(1.5) == "in this group of prompts what the LoRA does is done more than a fifth too much"
     assert verdicts.status(measured, gate, {("group_survival", "adapted")}) == "fail"
 
 

@@ -238,7 +238,15 @@ def test_what_a_real_bundle_says_is_what_is_asked_of_a_strangers(bundle_said: di
 def bundle_said() -> dict[str, Any]:
     """The facts of a bundle with every kind of component."""
     encoder = {"role": "encoder", "name": "text_encoder"}
-    gate = {"name": "embedding_cosine", "arm": "adapted", "unit": "", "low": 0.99, "high": None, "beyond": "other"}
+    gate = {
+        "name": "embedding_cosine",
+        "arm": "adapted",
+        "unit": "",
+        "low": 0.99,
+        "high": None,
+        "below": "other",
+        "above": "",
+    }
     layer = {"name": "a", "node": "b", "dequantizer": None, "weight": "int8", "activation": None}
     parts_of = [*_component(layers=[layer])["components"], *_component(**encoder)["components"]]
     return hostile.FACTS | {

@@ -1,5 +1,6 @@
 """measurements.toml, the functions behind it, the limits that are validated against it and the table made from it."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from qcheck.spec.measurement import Catalogue
 from tests import views
 from tools import docs_tables
 
+importlib.import_module("qcheck.tasks.check")  # those that need torch or judges live above qcheck.measure
 EVERY = measurement.every()
 ENTRY = '[[measurements]]\nname = "a"\ntitle = "t"\nsentence = "s"\nunit = "dB"\ndigits = 2\narms = ["base"]\n'
 
 
 def test_every_definition_has_one_function_and_every_function_a_definition() -> None:
-    assert lpips.samples is registry.FUNCTIONS["lpips"][1]  # those that need torch live above this package
+    assert lpips.samples is registry.FUNCTIONS["lpips"][1]
     assert utility.style_utility is registry.FUNCTIONS["style_utility"][1]
     assert set(registry.FUNCTIONS) == set(EVERY)
 
@@ -98,6 +100,8 @@ def test_a_definition_that_is_not_one_is_an_error(text: str, message: str, tmp_p
         ("effect_survival", "adapted", "high = 1.2\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
         ("endpoint_error", "adapted", "low = 0.1\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
         ("endpoint_error", "adapted", "high = 0.5\nof_seed = 0.0", "of_seed"),
+        ("endpoint_error", "adapted", "high = 0.5\nbelow = 'less'", "`below` says what it means to be below `low`"),
+        ("effect_survival", "adapted", "low = 0.8\nabove = 'more'", "`above` to be above `high`"),
     ],
 )
 def test_a_limit_that_nothing_can_meet_is_an_error_of_its_file(

@@ -157,9 +157,25 @@ def test_a_faint_or_a_loud_adapter_is_told_and_passes(low: float, high: float, n
 @pytest.mark.parametrize("low", [0.05, 0.6])
 def test_a_reason_says_what_it_means_to_be_outside_where_that_is_certain(low: float) -> None:
     verdict = judge(_healthy(effect_survival__adapted=(low, 0.7, 0.95 if low > 0.5 else 0.75)), [], LIMITS)
-    means = ": more than a fifth of what the LoRA does is lost, or is done too much"
+    means = ": more than a fifth of what the LoRA does is lost"
     assert verdict.reasons[0].startswith("effect_survival (adapted) 0.7 ")
     assert verdict.reasons[0].endswith(means) == (verdict.outcome == "NEEDS-QAT") == (low < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "means"),
+    [
+        ("effect_survival", 0.5, "is lost"),
+        ("effect_survival", 1.5, "too much"),
+        ("reference_deviation", -20.0, "collapsed"),
+        ("reference_deviation", 20.0, "saturated"),
+    ],
+)
+def test_a_reason_says_on_which_side_of_its_limit_a_value_lies(name: str, value: float, means: str) -> None:
+    verdict = judge(_healthy(**{f"{name}__adapted": (value - 0.01, value, value + 0.01)}), [], LIMITS)
+    assert means in verdict.reasons[0]
+    others = {"is lost", "too much", "collapsed", "saturated"} - {means}
+    assert not any(other in verdict.reasons[0] for other in others)
 
 
 @pytest.mark.parametrize(

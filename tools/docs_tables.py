@@ -38,7 +38,7 @@ def _limits(defined: Definition) -> str:
 def _beyond(defined: Definition) -> str:
     """What it means to be outside of the default limits."""
     gates = [gate for gate in limits.find("default").gates if gate.name == defined.name]
-    return "; ".join(dict.fromkeys(gate.beyond for gate in gates)) or "-"
+    return "; ".join(dict.fromkeys(said for gate in gates for said in (gate.below, gate.above) if said)) or "-"
 
 
 def _row(defined: Definition) -> Sequence[str]:

@@ -30,7 +30,7 @@ _ASKED = {
     "guidance": _NUMBER,
     "steps": int,
 }
-_GATE = {"name": str, "arm": str, "unit": str, "low": _MAYBE, "high": _MAYBE, "beyond": str}
+_GATE = {"name": str, "arm": str, "unit": str, "low": _MAYBE, "high": _MAYBE, "below": str, "above": str}
 _SHAPE = {
     "qcheck": str,
     "asked": _ASKED,

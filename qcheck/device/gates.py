@@ -13,14 +13,19 @@ from . import student
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit of a measurement, of one arm; ``beyond`` says what it means to be outside."""
+    """A limit of a measurement, of one arm; ``below`` and ``above`` say what it means to be outside there."""
 
     name: str
     arm: str
     unit: str
     low: float | None
     high: float | None
-    beyond: str
+    below: str = ""
+    above: str = ""
+
+    def outside(self, value: float) -> str:
+        """What it means that ``value`` lies outside, in words."""
+        return self.above if self.high is not None and value > self.high else self.below
 
     def holds(self, low: float, high: float) -> bool:
         """Whether an interval lies inside; one that is not finite does not."""
@@ -52,16 +57,16 @@ class Measurement:
     limit: Mapping[str, float | None]
     rows: Sequence[Sequence[float]]
     status: str = ""
-    beyond: str = ""
+    outside: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; numbers that are not finite become words."""
-        return {key: written(value) for key, value in asdict(self).items() if key != "beyond"}
+        return {key: written(value) for key, value in asdict(self).items() if key != "outside"}
 
     def text(self) -> str:
         """One line."""
         at = " at " + self.where if self.where else ""
-        means = ": " + self.beyond if self.status == "fail" and self.beyond else ""
+        means = ": " + self.outside if self.status == "fail" and self.outside else ""
         limit = _words(self.limit["low"], self.limit["high"])
         if not math.isfinite(self.value):
             return f"{self.name} ({self.arm}) is not finite{at}; limit {limit}"
@@ -98,7 +103,9 @@ def measure(values: np.ndarray, gate: Gate, alpha: float, places: Sequence[str] 
     where = places[worst] if places else ""
     limit = {"low": gate.low, "high": gate.high}
     rows, mean = columns.T.tolist(), intervals[worst][0]
-    return Measurement(gate.name, gate.arm, gate.unit, mean, low, joint, p, where, limit, rows, beyond=gate.beyond)
+    return Measurement(
+        gate.name, gate.arm, gate.unit, mean, low, joint, p, where, limit, rows, outside=gate.outside(mean)
+    )
 
 
 def worst(values: Sequence[float], gate: Gate, where: str = "") -> Measurement:
@@ -107,7 +114,7 @@ def worst(values: Sequence[float], gate: Gate, where: str = "") -> Measurement:
     status = "pass" if gate.holds(value, value) else "fail"
     limit, rows = {"low": gate.low, "high": gate.high}, [[one] for one in values]
     return Measurement(
-        gate.name, gate.arm, gate.unit, value, value, value, None, where, limit, rows, status, gate.beyond
+        gate.name, gate.arm, gate.unit, value, value, value, None, where, limit, rows, status, gate.outside(value)
     )
 
 

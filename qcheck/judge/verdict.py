@@ -60,8 +60,8 @@ def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged
     return tuple(judged)
 
 
-def _reason(judged: Judged, beyond: str = "") -> Reason:
-    """The measurement in words; ``beyond`` is what it means to be outside of its limit, where it is."""
+def _reason(judged: Judged, gate: Gate) -> Reason:
+    """The measurement in words, and what it means to be outside of its limit, where it is."""
     at = f" at {judged.where}" if judged.where else ""
     limit = f"; limit {judged.limit.text()}" if judged.limit is not None else ""
     if judged.value is None:
@@ -69,7 +69,8 @@ def _reason(judged: Judged, beyond: str = "") -> Reason:
     if judged.value != judged.value:
         return Reason(f"{judged.name} ({judged.arm}) is not finite{at}{limit}", judged)
     value, low, high = (_number(number, judged) for number in (judged.value, judged.low, judged.high))
-    means = f": {beyond}" if beyond and judged.status == "fail" else ""
+    outside = gate.outside(judged.value) if judged.status == "fail" else ""
+    means = f": {outside}" if outside else ""
     return Reason(f"{judged.name} ({judged.arm}) {value} {judged.unit} [{low}, {high}]{at}{limit}{means}", judged)
 
 
@@ -104,8 +105,8 @@ class _GatedMeasurements:
 
     def reasons(self, status: Status, roles: frozenset[Role] = _BLAMING, arms: frozenset[Arm] = _EVERY) -> list[Reason]:
         gates = [gate for gate in self.gates if gate.role in roles and gate.arm in arms]
-        seen = [(self.by_key.get((gate.name, gate.arm)), gate.beyond) for gate in gates]
-        return [_reason(one, beyond) for one, beyond in seen if one is not None and one.status == status]
+        seen = [(self.by_key.get((gate.name, gate.arm)), gate) for gate in gates]
+        return [_reason(one, gate) for one, gate in seen if one is not None and one.status == status]
 
     def unmeasured(self) -> list[Reason]:
         missing = [gate for gate in self.gates if (gate.name, gate.arm) not in self.by_key]

@@ -21,7 +21,7 @@ class Gate(Limit):
     A control with a ``margin`` need not reach its ``low`` where it lies that many dB under the error that is judged. An
     error with ``of_seed`` may be above its ``high`` as long as it is at most that share of how far another seed moves
     the same arm's pictures. With ``each_group`` effect_survival is held to the limit in every group of prompts by
-    itself too, where the prompts have groups. ``beyond`` says in words what it means to be outside.
+    itself too, where the prompts have groups. ``below`` and ``above`` say in words what it means to be outside there.
 
     An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
     make every verdict INVALID.
@@ -34,7 +34,8 @@ class Gate(Limit):
     margin: float | None = None
     of_seed: Annotated[float, Field(gt=0)] | None = None
     each_group: bool = False
-    beyond: str = ""
+    below: str = ""
+    above: str = ""
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
@@ -50,7 +51,13 @@ class Gate(Limit):
             raise ValueError("`of_seed` is for endpoint_error with `high`")
         if self.each_group and self.name != "effect_survival":
             raise ValueError("`each_group` is for effect_survival")
+        if (self.below and self.low is None) or (self.above and self.high is None):
+            raise ValueError("`below` says what it means to be below `low`, `above` to be above `high`")
         return self
+
+    def outside(self, value: float) -> str:
+        """What it means that ``value`` lies outside, in words."""
+        return self.above if self.high is not None and value > self.high else self.below
 
     def text(self) -> str:
         """As ``Limit``, with what it is relative to."""

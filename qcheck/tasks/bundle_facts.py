@@ -93,6 +93,9 @@ def _solver(case: BundledCase, linear: solvers.Linear) -> dict[str, Any]:
     }
 
 
+_NO_GATE = {"arm": "adapted", "unit": "", "low": None, "high": None, "below": "", "above": ""}
+
+
 def _limits(case: BundledCase, roles: Collection[str]) -> dict[str, Any]:
     """The limits of what a board measures of components of these roles."""
     limits = case.limits
@@ -100,14 +103,14 @@ def _limits(case: BundledCase, roles: Collection[str]) -> dict[str, Any]:
     if isinstance(case.solver, str):
         asked = [key for key in asked if key[0] != "endpoint_error"]
     others = (
-        ("encoder", "embedding_cosine", limits.embedding_cosine, None, "its embeddings are not those of float32"),
-        ("decoder", "picture_error", None, limits.picture_error, "its pictures are not those of float32"),
+        ("encoder", "embedding_cosine", "low", limits.embedding_cosine, "its embeddings are not those of float32"),
+        ("decoder", "picture_error", "high", limits.picture_error, "its pictures are not those of float32"),
     )
     deciding = [gate for gate in limits.gates if gate.role in ("absolute", "adapter")]
     gates = [_gate(gate) for gate in deciding if (gate.name, gate.arm) in asked]
     gates += [
-        {"name": name, "arm": "adapted", "unit": "", "low": low, "high": high, "beyond": beyond}
-        for role, name, low, high, beyond in others
+        _NO_GATE | {"name": name, side: limit, "below" if side == "low" else "above": words}
+        for role, name, side, limit, words in others
         if role in roles
     ]
     return {"alpha": limits.alpha, "tail": list(limits.tail), "bad_share": limits.bad_share, "gates": gates}
@@ -115,7 +118,7 @@ def _limits(case: BundledCase, roles: Collection[str]) -> dict[str, Any]:
 
 def _gate(gate: Gate) -> dict[str, Any]:
     unit = measurement.find(gate.name).of(gate.arm).unit
-    return {"unit": unit, **gate.model_dump(include={"name", "arm", "low", "high", "beyond"})}
+    return {"unit": unit, **gate.model_dump(include={"name", "arm", "low", "high", "below", "above"})}
 
 
 def _host_only(case: BundledCase) -> dict[str, str]:

@@ -59,7 +59,8 @@ def by_group(limits: Limits, samples: Sequence[Sample], names: Sequence[str]) ->
     gate, every = _each_group(limits, samples, names)
     if gate is None or not gate.each_group or not every:
         return [], limits
-    update = {"name": "group_survival", "each_group": False, "beyond": f"in this group of prompts {gate.beyond}"}
+    words = {side: f"in this group of prompts {said}" for side in ("below", "above") if (said := getattr(gate, side))}
+    update = {"name": "group_survival", "each_group": False, **words}
     return [groups.group_survival(every, gate.limit)], limits.with_gate(gate.model_copy(update=update))
 
 

@@ -24,7 +24,7 @@ def again(one: BoardMeasurement, limits: Limits, probes: int) -> BoardMeasuremen
         limit = one.limit
     if limit is None:
         raise ValueError(f"{one.name} ({one.arm}) of the board has no limit")
-    gate = gates.Gate(one.name, one.arm, one.unit, limit.low, limit.high, "")
+    gate = gates.Gate(one.name, one.arm, one.unit, limit.low, limit.high)
     values = np.array(one.rows, np.float64)
     if values.ndim != 2 or not values.size or (extreme is None and len(values) != max(probes, 2)):
         raise ValueError(f"{one.name} ({one.arm}) of the board has no table of numbers")

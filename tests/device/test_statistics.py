@@ -33,7 +33,7 @@ def test_the_quantile_is_scipys(p: float, freedom: int) -> None:
 def test_a_measurement_is_the_hosts(rows: list[list[float]], count: int) -> None:
     values = np.array(rows)[:, 0] if count == 1 else np.array(rows)[:, :count]
     places = () if count == 1 else ("a", "b", "c")[:count]
-    gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "")
+    gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2)
     here = gates.measure(values, gate, 0.0165, places)
     there = interval.measure(Sample("effect_survival", "adapted", values, places), Limit(low=0.8, high=1.2), 0.0165)
     for name in ("value", "low", "high", "p"):
@@ -55,7 +55,7 @@ def test_holms_step_down_is_the_hosts(p_values: list[float], far: float) -> None
     bounds = limits.find("default")
     names = ("effect_survival", "stratum_survival", "endpoint_error")
     values = [*p_values, far]
-    every = [Gate(name, "adapted", "", 10.0, None, "") for name in names]  # so high that nothing is inside
+    every = [Gate(name, "adapted", "", 10.0, None) for name in names]  # so high that nothing is inside
     sampled = [
         gates.Measurement(name, "adapted", "", 1.0, 0.9, 1.1, p, "", {"low": 10.0, "high": None}, [])
         for name, p in zip(names, values, strict=True)
@@ -67,10 +67,12 @@ def test_holms_step_down_is_the_hosts(p_values: list[float], far: float) -> None
 
 
 def test_the_verdict_says_what_failed_before_what_is_open() -> None:
-    gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "more than a fifth is lost")
+    gate = Gate("effect_survival", "adapted", "ratio", 0.8, 1.2, "more than a fifth is lost", "a fifth too much")
     lost = gates.judged([gates.measure(np.full(8, 0.5) + np.arange(8) / 100, gate, 0.0165)], [gate], 0.0165)
     assert gates.verdict(lost, [], ["a tail"])[0] == "FAIL"
     assert gates.verdict(lost, [], [])[1][0].endswith("more than a fifth is lost")
+    loud = gates.judged([gates.measure(np.full(8, 1.5) + np.arange(8) / 100, gate, 0.0165)], [gate], 0.0165)
+    assert gates.verdict(loud, [], [])[1][0].endswith("a fifth too much")
     assert gates.verdict([], [], ["a tail"]) == ("INCONCLUSIVE", ["a tail"])
     assert gates.verdict([], ["the engine fell back"], [])[0] == "FAIL"
     assert gates.verdict([], [], [])[0] == "PASS"
