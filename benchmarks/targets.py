@@ -46,7 +46,7 @@ def targets(replays: Sequence[Replay], chosen: Limits, others: Mapping[str, Shar
     yield _share(f"open at {last} probes, where they were run", Share.of(further, lambda one: one.open), 0.1, still)
     yield _share(f"open at {last} probes, of all, older cases by a forecast", others["forecast"], 0.1, still)
     yield _share("alarms over harmless changes", others["harmless"], 0.01, least=1000)
-    yield _share("half weight passes", others["half"], 0.01, _saturated(cases, chosen))
+    yield _share("half weight passes", others["half"], 0.01, _saturated(replays, chosen))
     same, median = others["reruns"], float(np.median([one.probes for one in replays]))
     yield Target("reruns with the same verdict", same.text(), ">= 95 %", same.count >= 0.95 * same.whole)
     yield Target("median probes", f"{median:g}", "<= 16", median <= 16)
@@ -95,10 +95,10 @@ def _open(still: Sequence[Replay], chosen: Limits) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
 
 
-def _saturated(cases: Sequence[Case], chosen: Limits) -> str:
+def _saturated(replays: Sequence[Replay], chosen: Limits) -> str:
     (low,) = [gate.low for gate in chosen.gates if gate.name == "effect_survival"]
-    halves = {
-        f"{one.adapter['pipeline']} {one.adapter['adapter']}": one.half for one in cases if one.half >= (low or 0)
-    }
+    sound = [one.case for one in replays if one.outcome != "FAIL-ADAPTER"]
+    passing = [case for case in sound if case.half >= (low or 0)]
+    halves = {f"{case.adapter['pipeline']} {case.adapter['adapter']}": case.half for case in passing}
     each = ", ".join(f"{name} {two(half)}" for name, half in halves.items())
     return f"half of the weight does nearly all of what these do, and a check weakens them further: {each}"

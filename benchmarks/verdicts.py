@@ -187,9 +187,13 @@ def harmless(zoo: Path) -> tuple[str, Share]:
     return "\n".join(lines), share
 
 
-def halves(cases: Sequence[Case], chosen: Limits) -> tuple[str, Share]:
-    """Survival at half of the weight, of every adapter and guidance, and the share that would pass for the whole."""
+def halves(replays: Sequence[Replay], chosen: Limits) -> tuple[str, Share]:
+    """Survival at half of the weight, of every adapter and guidance, and the share that would pass for the whole.
+
+    An adapter that fails at full precision passes at no weight.
+    """
     (low,) = [gate.low for gate in chosen.gates if gate.name == "effect_survival"]
+    cases = [one.case for one in replays if one.outcome != "FAIL-ADAPTER"]
     known = {(c.adapter["pipeline"], c.adapter["adapter"], c.adapter["guidance"]): c.half for c in cases}
     values = np.array(list(known.values()))
     passed = int((values >= (low or 0)).sum())
@@ -245,7 +249,7 @@ def main() -> None:
     cases, refused = read(asked.zoo)
     replays = [Replay(case, *case.replayed(chosen, LOOKS)) for case in cases]
     quiet, alarms = harmless(asked.zoo)
-    half, passing = halves(cases, chosen)
+    half, passing = halves(replays, chosen)
     again, same = reruns(replays, chosen)
     shares = {"harmless": alarms, "half": passing, "reruns": same, "forecast": forecast(replays, chosen)}
     missing = [f"refused by qcheck: {one['pipeline']} {one['adapter']}: {one['refused']}" for one in refused]

@@ -154,6 +154,31 @@ def test_a_faint_or_a_loud_adapter_is_told_and_passes(low: float, high: float, n
     assert [warning.split()[0] for warning in verdict.warnings] == [name]
 
 
+@pytest.mark.parametrize(
+    ("changed", "outcome", "warns"),
+    [
+        ({}, "PASS", True),
+        ({"effect_survival__adapted": (0.7, 0.85, 1.0)}, "INCONCLUSIVE", True),
+        ({"stratum_survival__adapted": (0.3, 0.4, 0.5)}, "INCONCLUSIVE", False),  # it is the reason itself
+        ({"endpoint_error__base": (0.7, 0.8, 0.9)}, "FAIL-RECIPE", False),
+    ],
+)
+def test_an_adapter_whose_own_soundness_is_open_is_not_blamed_and_may_pass(
+    changed: dict[str, tuple[float, float, float]], outcome: str, warns: bool
+) -> None:
+    verdict = judge(_healthy(reference_deviation__adapted=(6.0, 7.5, 9.0), **changed), [], LIMITS)
+    assert verdict.outcome == outcome
+    warned = [text for text in verdict.warnings if text.startswith("reference_deviation")]
+    assert bool(warned) == warns
+    assert verdict.reasons[0].startswith("reference_deviation") == ("stratum_survival__adapted" in changed)
+    (seen,) = [one for one in verdict.measurements if one.name == "reference_deviation"]
+    assert (seen.status, seen.decides) == ("undecided", not warns)
+    if outcome == "PASS":
+        assert "of what quantization does" in verdict.reasons[0]
+        assert warned[0].endswith("open whether the LoRA is sound at full precision")
+        assert verdict.deciding is None or verdict.deciding.name != "reference_deviation"
+
+
 @pytest.mark.parametrize("low", [0.05, 0.6])
 def test_a_reason_says_what_it_means_to_be_outside_where_that_is_certain(low: float) -> None:
     verdict = judge(_healthy(effect_survival__adapted=(low, 0.7, 0.95 if low > 0.5 else 0.75)), [], LIMITS)

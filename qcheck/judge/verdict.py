@@ -13,6 +13,7 @@ from qcheck.spec.measurement import Limit, beside
 
 _EVERY: frozenset[Arm] = frozenset({"base", "adapted", "both"})
 _BLAMING: frozenset[Role] = frozenset({"control", "reference", "absolute", "adapter"})
+_REFERENCE: frozenset[Role] = frozenset({"reference"})
 
 
 class Compiled(Protocol):
@@ -58,6 +59,11 @@ def _judged(measurements: Sequence[Measurement], limits: Limits) -> tuple[Judged
             Judged(**measurement.model_dump(), limit=limit, status=status(measurement, gate, beyond), warns=warns)
         )
     return tuple(judged)
+
+
+def _warning(judged: Judged) -> Judged:
+    """The same, deciding nothing."""
+    return judged.model_copy(update={"warns": True})
 
 
 def _reason(judged: Judged, gate: Gate) -> Reason:
@@ -121,8 +127,9 @@ def judge(
     A build that was refused, or whose engine computes in other types than the scheme asks, fails the scheme on this
     target. A build that crashed says nothing about the scheme: the verdict is INVALID, as it is where a gate has no
     measurement (not measured is never passed). While a gate of the full-precision adapter is undecided, the quantized
-    adapter is not blamed. While an absolute gate of the base is undecided, the adapter is blamed only by gates with the
-    role "adapter", which measure what it has beyond the base. ``bad_probes`` [n] says which probes are in the tail.
+    adapter is not blamed; where there is nothing to blame it for, that is a warning. While an absolute gate of the base
+    is undecided, the adapter is blamed only by gates with the role "adapter", which measure what it has beyond the
+    base. ``bad_probes`` [n] says which probes are in the tail.
     """
     judged = _judged(measurements, limits)
     gated = _GatedMeasurements(
@@ -135,20 +142,25 @@ def judge(
     )
     failed_builds = _build_reasons(builds, {"refused": "the build was refused", "fell back": "the build fell back"})
     base_open = gated.reasons("undecided", absolute, base)
-    adapter_failures = gated.reasons("fail", adapter)
+    blamed = gated.reasons("fail", adapter if base_open else absolute | adapter)
+    unsettled = gated.reasons("undecided", _REFERENCE)
     ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
-        ("FAIL-ADAPTER", gated.reasons("fail", frozenset({"reference"}))),
+        ("FAIL-ADAPTER", gated.reasons("fail", _REFERENCE)),
         ("INVALID", invalid + gated.reasons("fail", frozenset({"control"}))),
         ("FAIL-RECIPE", failed_builds + gated.reasons("fail", absolute, base)),
-        ("INCONCLUSIVE", gated.reasons("undecided", frozenset({"reference"}))),
-        ("NEEDS-QAT", adapter_failures if base_open else gated.reasons("fail", absolute | adapter)),
+        ("INCONCLUSIVE", unsettled if blamed else []),
+        ("NEEDS-QAT", blamed),
         ("INCONCLUSIVE", base_open),
-        ("INCONCLUSIVE", gated.reasons("undecided") + _tail_reasons(bad_probes, limits)),
+        ("INCONCLUSIVE", gated.reasons("undecided", _BLAMING - _REFERENCE) + _tail_reasons(bad_probes, limits)),
     )
     warnings = tuple(reason.text for reason in gated.reasons("fail", frozenset({"warning"})))
+    if unsettled and not blamed:
+        warnings += tuple(f"{one.text}: open whether the LoRA is sound at full precision" for one in unsettled)
+        judged = tuple(_warning(one) if any(one is reason.seen for reason in unsettled) else one for one in judged)
     for outcome, reasons in ladder:
         if reasons:
             first = deciding.named(reasons[0].seen)
             return Verdict(outcome, tuple(reason.text for reason in reasons), judged, warnings, first)
-    inside = "every gated measurement is inside its limit with 95 % confidence over all looks"
+    which = "gated measurement of what quantization does" if unsettled else "gated measurement"
+    inside = f"every {which} is inside its limit with 95 % confidence over all looks"
     return Verdict("PASS", (inside,), judged, warnings, deciding.named(deciding.closest(judged)))
