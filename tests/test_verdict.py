@@ -160,13 +160,13 @@ def test_a_faint_or_a_loud_adapter_is_told_and_passes(low: float, high: float, n
         ({}, "PASS", True),
         ({"effect_survival__adapted": (0.7, 0.85, 1.0)}, "INCONCLUSIVE", True),
         ({"stratum_survival__adapted": (0.3, 0.4, 0.5)}, "INCONCLUSIVE", False),  # it is the reason itself
-        ({"endpoint_error__base": (0.7, 0.8, 0.9)}, "FAIL-RECIPE", False),
+        ({"endpoint_error__base": (0.7, 0.8, 0.9)}, "FAIL-RECIPE", True),
     ],
 )
 def test_an_adapter_whose_own_soundness_is_open_is_not_blamed_and_may_pass(
     changed: dict[str, tuple[float, float, float]], outcome: str, warns: bool
 ) -> None:
-    verdict = judge(_healthy(reference_deviation__adapted=(6.0, 7.5, 9.0), **changed), [], LIMITS)
+    verdict = judge(_healthy(reference_deviation__adapted=(6.0, 7.5, 9.0), **changed), [], LIMITS, last=True)
     assert verdict.outcome == outcome
     warned = [text for text in verdict.warnings if text.startswith("reference_deviation")]
     assert bool(warned) == warns
@@ -177,6 +177,20 @@ def test_an_adapter_whose_own_soundness_is_open_is_not_blamed_and_may_pass(
         assert "of what quantization does" in verdict.reasons[0]
         assert warned[0].endswith("open whether the LoRA is sound at full precision")
         assert verdict.deciding is None or verdict.deciding.name != "reference_deviation"
+
+
+def test_an_open_reference_asks_for_more_probes_until_the_last_look() -> None:
+    """What 64 probes would call broken is not passed at eight; nor is it where nothing else is asked."""
+    found = _healthy(reference_deviation__adapted=(6.0, 7.5, 9.0))
+    assert judge(found, [], LIMITS).outcome == "INCONCLUSIVE"
+    alone = LIMITS.model_copy(update={"gates": [gate for gate in LIMITS.gates if gate.role == "reference"]})
+    assert judge(found, [], alone, last=True).outcome == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("value", [0.9, float("nan")])
+def test_what_is_not_outside_has_no_words_for_it(value: float) -> None:
+    gate = next(gate for gate in LIMITS.gates if gate.name == "effect_survival")
+    assert gate.outside(value) == ""
 
 
 @pytest.mark.parametrize("low", [0.05, 0.6])

@@ -24,8 +24,10 @@ class Gate:
     above: str = ""
 
     def outside(self, value: float) -> str:
-        """What it means that ``value`` lies outside, in words."""
-        return self.above if self.high is not None and value > self.high else self.below
+        """What it means that ``value`` lies outside, in words; nothing where it does not."""
+        if self.high is not None and value > self.high:
+            return self.above
+        return self.below if self.low is not None and value < self.low else ""
 
     def holds(self, low: float, high: float) -> bool:
         """Whether an interval lies inside; one that is not finite does not."""

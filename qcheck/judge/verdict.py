@@ -120,16 +120,20 @@ class _GatedMeasurements:
 
 
 def judge(
-    measurements: Sequence[Measurement], bad_probes: Sequence[bool], limits: Limits, builds: Sequence[Compiled] = ()
+    measurements: Sequence[Measurement],
+    bad_probes: Sequence[bool],
+    limits: Limits,
+    builds: Sequence[Compiled] = (),
+    last: bool = False,
 ) -> Verdict:
     """Apply the limits in the order of blame: adapter at full precision, instrument, scheme on the base, adapter.
 
     A build that was refused, or whose engine computes in other types than the scheme asks, fails the scheme on this
     target. A build that crashed says nothing about the scheme: the verdict is INVALID, as it is where a gate has no
     measurement (not measured is never passed). While a gate of the full-precision adapter is undecided, the quantized
-    adapter is not blamed; where there is nothing to blame it for, that is a warning. While an absolute gate of the base
-    is undecided, the adapter is blamed only by gates with the role "adapter", which measure what it has beyond the
-    base. ``bad_probes`` [n] says which probes are in the tail.
+    adapter is not blamed; at the ``last`` look, where there is nothing to blame it for, that is a warning. While an
+    absolute gate of the base is undecided, the adapter is blamed only by gates with the role "adapter", which measure
+    what it has beyond the base. ``bad_probes`` [n] says which probes are in the tail.
     """
     judged = _judged(measurements, limits)
     gated = _GatedMeasurements(
@@ -144,23 +148,24 @@ def judge(
     base_open = gated.reasons("undecided", absolute, base)
     blamed = gated.reasons("fail", adapter if base_open else absolute | adapter)
     unsettled = gated.reasons("undecided", _REFERENCE)
+    waits = blamed or not last or not any(gate.role in absolute | adapter for gate in limits.gates)
     ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
         ("FAIL-ADAPTER", gated.reasons("fail", _REFERENCE)),
         ("INVALID", invalid + gated.reasons("fail", frozenset({"control"}))),
         ("FAIL-RECIPE", failed_builds + gated.reasons("fail", absolute, base)),
-        ("INCONCLUSIVE", unsettled if blamed else []),
+        ("INCONCLUSIVE", unsettled if waits else []),
         ("NEEDS-QAT", blamed),
         ("INCONCLUSIVE", base_open),
         ("INCONCLUSIVE", gated.reasons("undecided", _BLAMING - _REFERENCE) + _tail_reasons(bad_probes, limits)),
     )
+    outcome, reasons = next((step for step in ladder if step[1]), ("PASS", []))
     warnings = tuple(reason.text for reason in gated.reasons("fail", frozenset({"warning"})))
-    if unsettled and not blamed:
+    if reasons is not unsettled:
         warnings += tuple(f"{one.text}: open whether the LoRA is sound at full precision" for one in unsettled)
         judged = tuple(_warning(one) if any(one is reason.seen for reason in unsettled) else one for one in judged)
-    for outcome, reasons in ladder:
-        if reasons:
-            first = deciding.named(reasons[0].seen)
-            return Verdict(outcome, tuple(reason.text for reason in reasons), judged, warnings, first)
+    if reasons:
+        first = deciding.named(reasons[0].seen)
+        return Verdict(outcome, tuple(reason.text for reason in reasons), judged, warnings, first)
     which = "gated measurement of what quantization does" if unsettled else "gated measurement"
     inside = f"every {which} is inside its limit with 95 % confidence over all looks"
     return Verdict("PASS", (inside,), judged, warnings, deciding.named(deciding.closest(judged)))

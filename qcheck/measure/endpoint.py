@@ -37,12 +37,11 @@ def reference_health(f0: Rows, f1: Rows) -> list[Sample]:
 
     0 between the two, positive above both = saturated, negative below both = collapsed: a base without guidance may be
     paler than any picture, one with much of it louder. It is that of all probes together, as pseudo-values [n]: one
-    flat picture of the base is no saturated adapter.
+    flat picture of the base is no saturated adapter. All probes say which of the three it is beside.
     """
     adapted, base = (np.asarray([np.float64(x).var() for x in finals]) for finals in (f1, f0))
-
-    def beyond(i: np.ndarray) -> np.ndarray:
-        spread, known = adapted[i].mean(), base[i].mean()
-        return decibels(spread, np.clip(spread, min(known, _NATURAL), max(known, _NATURAL)))
-
-    return [Sample("reference_deviation", "adapted", pseudo_values(beyond, len(base)))]
+    natural = np.full(len(base), _NATURAL)
+    between = sorted((base, natural, adapted), key=lambda spreads: float(spreads.mean()))[1]
+    against = between if np.isfinite(base).all() else base
+    values = pseudo_values(lambda i: decibels(adapted[i].mean(), against[i].mean()), len(base))
+    return [Sample("reference_deviation", "adapted", values)]

@@ -56,8 +56,10 @@ class Gate(Limit):
         return self
 
     def outside(self, value: float) -> str:
-        """What it means that ``value`` lies outside, in words."""
-        return self.above if self.high is not None and value > self.high else self.below
+        """What it means that ``value`` lies outside, in words; nothing where it does not."""
+        if self.high is not None and value > self.high:
+            return self.above
+        return self.below if self.low is not None and value < self.low else ""
 
     def text(self) -> str:
         """As ``Limit``, with what it is relative to."""

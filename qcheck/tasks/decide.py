@@ -43,7 +43,10 @@ def decide(
     builds: list[Build],
     group_of: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on the probes so far; ``group_of`` has the name of each probe's group of prompts, if any."""
+    """The verdict on the probes so far; ``group_of`` has the name of each probe's group of prompts, if any.
+
+    It is the last one where there are as many probes as the last look of the limits has.
+    """
     in_groups, limits = by_group(limits, samples, group_of)
     limits, distances = beside_seeds(limits, samples, instrument.another_seed)
     measurements = measure_all(samples, limits.ranges, limits.alpha)
@@ -51,7 +54,8 @@ def decide(
     noop = [m for m in control.noop(energies) if (m.name, m.arm) in limits.ranges]
     weakened = positive_control(limits, instrument.weakened)
     bad_probes = effect.bad_probes(energies, *limits.tail)
-    return judge([*controlled, *noop, *weakened, *measurements, *in_groups, *distances], bad_probes, limits, builds)
+    every = [*controlled, *noop, *weakened, *measurements, *in_groups, *distances]
+    return judge(every, bad_probes, limits, builds, last=len(energies.f1) >= limits.looks[-1])
 
 
 def by_group(limits: Limits, samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[Measurement], Limits]:

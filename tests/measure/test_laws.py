@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcheck.judge.verdict import judge
-from qcheck.measure import classifier, effect, picture, registry
+from qcheck.measure import classifier, effect, endpoint, picture, registry
 from qcheck.measure.interval import measure, measure_all
 from qcheck.measure.registry import View
 from qcheck.measure.sample import Sample
@@ -82,6 +82,11 @@ def test_the_unit_of_the_latents_matters_only_beside_real_pictures(drawn: Drawn,
     for key, found in _values(drawn).items():
         if key[0] != "reference_deviation":
             assert louder[key].value == pytest.approx(found.value, rel=1e-6, abs=1e-7), key
+    f0, f1 = (scale * arm[:, -1] for arm in (drawn.f0, drawn.f1))
+    (sample,), (same,) = endpoint.reference_health(f0, f1), endpoint.reference_health(f0, f0)
+    alone = 10 * np.log10(f1.var((1, 2, 3)).mean() / f0.var((1, 2, 3)).mean())
+    assert min(alone, 0) - 0.1 <= sample.values.mean() <= max(alone, 0) + 0.1  # but for its bias of order 1/n
+    assert np.abs(same.values).max() < 1e-9
 
 
 @laws

@@ -249,6 +249,24 @@ def test_the_size_of_the_reference_is_beyond_both_the_base_and_real_pictures(
     assert found.value == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_the_size_of_a_reference_beside_a_broken_base_is_no_number(broken: float) -> None:
+    finals = np.random.default_rng(0).standard_normal((8, 4, 16, 16))
+    with np.errstate(invalid="ignore"):
+        (found,) = _measured(endpoint.reference_deviation(views.only("finals", [broken * finals, finals, (), ()])))
+    assert found.value is not None
+    assert np.isnan(found.value)
+
+
+def test_a_reference_a_little_louder_than_a_loud_base_reads_a_little_above_it() -> None:
+    """Probes that lie on either side of the limit of what it is beside do not turn the sign."""
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(0.4, 2, (8, 1, 1, 1))
+    finals = sizes * rng.standard_normal((8, 4, 16, 16))
+    (found,) = _measured(endpoint.reference_deviation(views.only("finals", [finals, 1.01 * finals, (), ()])))
+    assert found.value == pytest.approx(20 * np.log10(1.01), abs=1e-6)
+
+
 def test_one_flat_picture_of_the_base_is_no_saturated_adapter() -> None:
     """Of all probes together: eight pictures over seven. Decibels of each alone would have a mean of 7.5."""
     finals = 2 * np.random.default_rng(0).standard_normal((8, 4, 16, 16))
