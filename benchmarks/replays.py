@@ -50,7 +50,7 @@ class Share:
 
     def text(self) -> str:
         """As a fraction and in percent."""
-        return f"{self.count}/{self.whole}" + (f" ({100 * self.count / self.whole:.1f} %)" if self.whole else "")
+        return f"{self.count}/{self.whole}" + (f" ({100 * self.count / self.whole:.3g} %)" if self.whole else "")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -113,6 +113,8 @@ FATES: dict[str, Callable[[Case], bool | None]] = {
 
 def why(case: Case, witness: float | None) -> str:
     """Why a damaged case passes, in words, by what the judges and a second network say of it."""
+    if case.by_style and case.by_utility and not case.by_own_utility:
+        return "the base alone loses the benefit, and the style judge alone says that the style is gone too"
     if case.by_style and not case.by_own_utility:
         beside = "" if witness is None else f"; a second network sees {two(witness)} of the style left"
         return f"the style judge alone says so, the benefit on real pictures is there{beside}"

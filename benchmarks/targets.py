@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.judged import Case, auc
+from benchmarks.judged import HARMED, Case, auc
 from benchmarks.replays import FATES, LOOKS, Replay, Share, margins, two, why, with_fate
 from qcheck.spec.limits import Limits
 
@@ -42,7 +42,7 @@ def targets(replays: Sequence[Replay], chosen: Limits, others: Mapping[str, Shar
         "false PASS of what both judges call damaged", Share.of(both, lambda one: one.missed), 0, _missed(both)
     )
     yield _share("false PASS of what either calls damaged", Share.of(damaged, lambda one: one.missed), 0.02, missed)
-    yield _share("false alarms", Share.of(intact, lambda one: one.alarm), 0.02)
+    yield _share("false alarms", Share.of(intact, lambda one: one.alarm), 0.02, _alarms(intact, chosen))
     yield _share(f"open at {last} probes, where they were run", Share.of(further, lambda one: one.open), 0.1, still)
     yield _share(f"open at {last} probes, of all, older cases by a forecast", others["forecast"], 0.1, still)
     yield _share("alarms over harmless changes", others["harmless"], 0.01, least=1000)
@@ -88,6 +88,16 @@ def _share(title: str, share: Share, most: float, cause: str = "", least: int = 
 def _missed(damaged: Sequence[Replay]) -> str:
     reasons = Counter(why(one.case, None) for one in damaged if one.missed)
     return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+
+
+def _alarms(intact: Sequence[Replay], chosen: Limits) -> str:
+    alarms = [one for one in intact if one.alarm]
+    reasons = Counter(f"{one.outcome} by {one.case.cause(chosen)}" for one in alarms)
+    each = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    left = [one.case.utility.value for one in alarms]
+    return (
+        f"{each}; they keep {two(min(left, default=1))} to {two(max(left, default=1))} of U, where {HARMED:g} is damage"
+    )
 
 
 def _open(still: Sequence[Replay], chosen: Limits) -> str:

@@ -145,7 +145,7 @@ def test_what_passes_though_a_judge_calls_it_damaged_is_counted_by_its_cause(few
     shares = dict.fromkeys(("forecast", "harmless", "half", "reruns"), replays.Share(0, 2000))
     found = {one.title: one for one in targets.targets(replayed, LIMITS, shares)}
     missed = found["false PASS of what either calls damaged"]
-    assert (missed.met, missed.value) == (False, "1/2 (50.0 %)")
+    assert (missed.met, missed.value) == (False, "1/2 (50 %)")
     assert missed.text().splitlines()[1].strip().startswith("because: 1 x the style judge alone says so")
     assert found["false PASS of what both judges call damaged"].met is None
     assert found["false alarms"].text() == "  not measured false alarms: 0/0, wanted <= 2 % of 1 or more"
