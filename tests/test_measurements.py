@@ -40,6 +40,12 @@ def test_samples_come_in_the_order_of_the_definitions_and_of_their_arms() -> Non
     assert found == [(name, arm) for name in looked for arm in EVERY[name].arms]
 
 
+def test_the_definitions_say_which_of_several_places_counts() -> None:
+    for sample in registry.samples(views.view(*_drawn())):
+        if len(sample.places) > 1:
+            assert EVERY[sample.name].worst_place == sample.worst, sample.name
+
+
 def test_what_several_measurements_share_is_computed_once_a_view() -> None:
     asked = []
     first, second = (views.view(*_drawn()) for _ in range(2))
@@ -100,6 +106,8 @@ def test_a_definition_that_is_not_one_is_an_error(text: str, message: str, tmp_p
         ("effect_survival", "adapted", "high = 1.2\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
         ("endpoint_error", "adapted", "low = 0.1\nof_seed = 0.5", "`of_seed` is for endpoint_error with `high`"),
         ("endpoint_error", "adapted", "high = 0.5\nof_seed = 0.0", "of_seed"),
+        ("stratum_survival", "adapted", "low = 0.6\nhigh = 1.4", "is that of its lowest place: it takes `low` alone"),
+        ("lattice_amplitude", "base", "low = 0.1", "is that of its highest place: it takes `high` alone"),
         ("endpoint_error", "adapted", "high = 0.5\nbelow = 'less'", "`below` says what it means to be below `low`"),
         ("effect_survival", "adapted", "low = 0.8\nabove = 'more'", "`above` to be above `high`"),
     ],

@@ -24,7 +24,7 @@ class Gate(Limit):
     itself too, where the prompts have groups. ``below`` and ``above`` say in words what it means to be outside there.
 
     An unknown measurement, or an arm that the measurement does not have, is an error: a gate without a number would
-    make every verdict INVALID.
+    make every verdict INVALID. So is a limit on the side that a measurement of the worst place does not see.
     """
 
     name: str
@@ -40,11 +40,16 @@ class Gate(Limit):
     @model_validator(mode="after")
     def _measurable(self) -> Self:
         try:
-            arms = measurement.find(self.name).arms
+            defined = measurement.find(self.name)
         except UserError as error:
             raise ValueError(f"{error.what}. {error.fix}") from error
-        if self.arm not in arms:
-            raise ValueError(f"{self.name} is measured of {', '.join(arms)}, not of {self.arm}")
+        if self.arm not in defined.arms:
+            raise ValueError(f"{self.name} is measured of {', '.join(defined.arms)}, not of {self.arm}")
+        if (defined.worst_place == "lowest" and self.high is not None) or (
+            defined.worst_place == "highest" and self.low is not None
+        ):
+            only = "low" if defined.worst_place == "lowest" else "high"
+            raise ValueError(f"{self.name} is that of its {defined.worst_place} place: it takes `{only}` alone")
         if self.margin is not None and (self.role != "control" or self.low is None):
             raise ValueError("`margin` is for a control with `low`")
         if self.of_seed is not None and (self.name != "endpoint_error" or self.high is None):

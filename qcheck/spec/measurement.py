@@ -71,10 +71,10 @@ class Definition(Value):
 
     ``perfect`` is the number of an artifact that equals its reference, None where it is no constant. ``unit`` is the
     name in report.json, ``symbol`` the text behind a number where it differs, and ``beside`` is the unit of arm "both"
-    where it has another. ``digits`` are decimals in a table. ``needs_base``: the adapted arm's number needs the
-    quantized base too, as the numbers of the other arms always do. ``column`` is its heading in tables of many cases;
-    ``context`` lists it among the gated measurements although it has no limit. ``faults`` are the faults of
-    tests/faults.py that it must detect.
+    where it has another. ``worst_place`` says which of several places counts. ``digits`` are decimals in a table.
+    ``needs_base``: the adapted arm's number needs the quantized base too, as the numbers of the other arms always do.
+    ``column`` is its heading in tables of many cases; ``context`` lists it among the gated measurements although it has
+    no limit. ``faults`` are the faults of tests/faults.py that it must detect.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Definition(Value):
     beside: Unit | None = None
     digits: Annotated[int, Field(ge=0, le=9)]
     better: Literal["high", "low", "middle"] | None = None
+    worst_place: Literal["lowest", "highest"] | None = None
     perfect: float | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1), BeforeValidator(as_tuple)]
     needs_base: bool = False
