@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.judged import Case, auc, badness, balanced, best_cut, interval, read, witnessed
 from benchmarks.replays import ALARMS, FATES, LOOKS, Replay, Share, margins, table, two, why, with_fate
 from benchmarks.targets import targets
+from benchmarks.zoo.pipelines import PIPELINES
 from benchmarks.zoo.style import TOLD
 from qcheck.spec import limits
 from qcheck.spec.limits import Gate, Limits
@@ -64,7 +65,7 @@ def by_pipeline(replays: Sequence[Replay], chosen: Limits) -> str:
         rows.append(
             [
                 pipeline if pipeline == "all" else f"{pipeline} {guidance:g}",
-                str(len({case.adapter["adapter"] for case in cases})),
+                str(len({PIPELINES[case.adapter["pipeline"]].adapter(case.adapter["adapter"]) for case in cases})),
                 str(len(those)),
                 str(len(both)),
                 str(sum(one.missed for one in both)),

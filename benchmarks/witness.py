@@ -43,7 +43,7 @@ def doubtful(every: Sequence[Case]) -> list[Case]:
 
 
 def asked(those: Sequence[Case]) -> Iterator[tuple[str, float]]:
-    """The title and style survival of cases of one adapter at one guidance."""
+    """The title and style survival of cases of one adapter at one guidance; not of those where it has no number."""
     first = those[0].adapter
     pipeline = PIPELINES[first["pipeline"]]
     schemes = tuple(dict.fromkeys(case.stored["scheme"] for case in those))
@@ -63,9 +63,10 @@ def asked(those: Sequence[Case]) -> Iterator[tuple[str, float]]:
             for case in those:
                 if case.scheme == Path(scheme.name).stem:
                     made = check.make(session, case.stored["order"], base, Path(folder))
-                    seen = features.of(perceptual.pictures(session, made.q1))
-                    survival = interval.measure(measure.style_survival(f0, f1, seen), None, 0.05).value
-                    yield case.title, float("nan") if survival is None else round(survival, 3)
+                    q1 = features.of(perceptual.pictures(session, made.q1))
+                    survival = interval.measure(measure.style_survival(f0, f1, q1), None, 0.05).value
+                    if survival is not None and np.isfinite(survival):
+                        yield case.title, round(survival, 3)
 
 
 def _is_same(pictures: np.ndarray, stored: dict[str, object]) -> bool:

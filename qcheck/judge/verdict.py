@@ -148,12 +148,12 @@ def judge(
     base_open = gated.reasons("undecided", absolute, base)
     blamed = gated.reasons("fail", adapter if base_open else absolute | adapter)
     unsettled = gated.reasons("undecided", _REFERENCE)
-    waits = blamed or not last or not any(gate.role in absolute | adapter for gate in limits.gates)
+    reference_first = blamed or not last or not any(gate.role in absolute | adapter for gate in limits.gates)
     ladder: tuple[tuple[Outcome, list[Reason]], ...] = (
         ("FAIL-ADAPTER", gated.reasons("fail", _REFERENCE)),
         ("INVALID", invalid + gated.reasons("fail", frozenset({"control"}))),
         ("FAIL-RECIPE", failed_builds + gated.reasons("fail", absolute, base)),
-        ("INCONCLUSIVE", unsettled if waits else []),
+        ("INCONCLUSIVE", unsettled if reference_first else []),
         ("NEEDS-QAT", blamed),
         ("INCONCLUSIVE", base_open),
         ("INCONCLUSIVE", gated.reasons("undecided", _BLAMING - _REFERENCE) + _tail_reasons(bad_probes, limits)),
